@@ -1,0 +1,373 @@
+"""Generated text -> Answer: boxes, quads, polygons, labels, scores.
+
+The model writes an answer as text with location tokens, such as
+`</s><s>car<loc_52><loc_332><loc_932><loc_774></s>`. Parsing follows the reference in what it accepts; where the
+reference also damages the result (non-ASCII letters dropped, leftovers of tags in labels, scores of the wrong
+tokens), the damage is confined to `to_florence()`, at the end of this file.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from florence2.coordinates import LOCATION, dequantize
+from florence2.drawing import Shape, draw_shapes
+from florence2.image import ImageInput, open_image
+from florence2.tasks import AnswerKind
+from florence2.tokenizer import ADDED_TOKENS
+
+
+@dataclass(frozen=True)
+class Box:
+    """A labelled box: left, top, right, bottom in pixels of the picture given, in the order the model wrote them.
+
+    `score` is the geometric mean of the probabilities the model gave its location tokens, 0..1 and uncalibrated;
+    None when the answer was parsed from text without probabilities.
+    """
+
+    xyxy: tuple[float, float, float, float]
+    label: str = ""
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Quad:
+    """A labelled quadrilateral, as of a line of text: x1, y1, ..., x4, y4 in pixels, clockwise from top left."""
+
+    xyxyxyxy: tuple[float, ...]
+    label: str = ""
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """One labelled object as one or more closed outlines, each x1, y1, x2, y2, ... in pixels."""
+
+    rings: tuple[tuple[float, ...], ...]
+    label: str = ""
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said about one picture.
+
+    `task` is the task's token, or the prompt itself where it had none. `text` is the answer without special tokens,
+    `raw_text` with all of them. `token_ids` begin with the decoder's start id, so there is one more of them than of
+    `token_logprobs`; both are empty for an answer parsed from text. `score` is the geometric mean probability of
+    the tokens of `text`. `finish_reason` is "stop", or "length" for an answer cut short.
+    """
+
+    task: str
+    kind: AnswerKind
+    text: str
+    raw_text: str
+    image_size: tuple[int, int]
+    boxes: tuple[Box, ...] = ()
+    quads: tuple[Quad, ...] = ()
+    polygons: tuple[Polygon, ...] = ()
+    score: float | None = None
+    sequence_score: float | None = None
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] = ()
+    token_logprobs: tuple[float, ...] = ()
+    token_texts: tuple[str, ...] = field(default=(), repr=False)
+    alternatives: tuple["Answer", ...] = ()
+    """The other hypotheses, best first, when more than one sequence was asked for."""
+
+    def __str__(self) -> str:
+        """The answer as a person reads it: the text, or a line for each thing found."""
+        if self.kind == "text":
+            return self.text.strip()
+        rows: list[tuple[str, float | None, Sequence[float]]]
+        rows = [(box.label, box.score, box.xyxy) for box in self.boxes]
+        rows += [(quad.label, quad.score, quad.xyxyxyxy) for quad in self.quads]
+        rows += [(polygon.label, polygon.score, ring) for polygon in self.polygons for ring in polygon.rings]
+        return "\n".join(_line(*row) for row in rows) or "(nothing found)"
+
+    def to_dict(self, tokens: bool = False) -> dict[str, Any]:
+        """Plain JSON values of the fields that hold something; ids, log-probabilities and pieces only on request."""
+        hidden = ("alternatives",) if tokens else ("alternatives", "token_ids", "token_logprobs", "token_texts")
+        values = {key: value for key, value in asdict(self).items() if key not in hidden}
+        values["alternatives"] = [other.to_dict(tokens) for other in self.alternatives]
+        return {key: value for key, value in values.items() if value not in (None, (), [])}
+
+    def to_json(self, tokens: bool = False) -> str:
+        """`to_dict` as one line of JSON, Unicode kept."""
+        return json.dumps(self.to_dict(tokens), ensure_ascii=False)
+
+    def to_florence(self) -> dict[str, Any]:
+        """The dict that the reference's `post_process_generation` returns for this text, quirks included.
+
+        `<OD>` and `<DENSE_REGION_CAPTION>` get "scores" when the answer has token log-probabilities, as there.
+        """
+        return {self.task: _to_florence(self)}
+
+    def draw(self, image: ImageInput) -> Image.Image:
+        """The picture with boxes, quads and filled polygons drawn and labelled."""
+        shapes = [Shape(_corners(box.xyxy), box.label) for box in self.boxes]
+        shapes += [Shape(_pairs(quad.xyxyxyxy), quad.label) for quad in self.quads]
+        for polygon in self.polygons:
+            for i, ring in enumerate(polygon.rings):  # one title per object, and none where a box has it
+                titled = i == 0 and not self.boxes
+                shapes.append(Shape(_pairs(ring), polygon.label, filled=True, titled=titled))
+        return draw_shapes(open_image(image), shapes)
+
+
+def parse_answer(
+    task: str,
+    kind: AnswerKind,
+    raw_text: str,
+    image_size: tuple[int, int],
+    *,
+    token_ids: Sequence[int] = (),
+    token_logprobs: Sequence[float] = (),
+    token_texts: Sequence[str] = (),
+    sequence_score: float | None = None,
+    finish_reason: str | None = None,
+) -> Answer:
+    """Read a generated text as an answer of the given kind.
+
+    `image_size` is (width, height) in pixels. Scores need the next three: the ids with the start id first, and for
+    each of the other ids its log-probability and its own text.
+    """
+    regions = _find_regions(kind, raw_text)
+    scores: list[float | None] = [None] * len(regions)
+    if token_logprobs:
+        # The same text put together from its tokens. Letters spread over several tokens look different there, but
+        # location tokens, and so the regions found, are the same; and it is known which token each is.
+        owners = [i for i, piece in enumerate(token_texts) for _ in piece]
+        for i, region in enumerate(_find_regions(kind, "".join(token_texts))):
+            tokens = {owners[position] for position in region.positions}
+            scores[i] = _mean_probability([token_logprobs[token] for token in tokens])
+    shapes = [_to_shape(region, image_size, score) for region, score in zip(regions, scores, strict=True)]
+    words = [lp for lp, piece in zip(token_logprobs, token_texts, strict=True) if piece not in _MARKERS]
+    return Answer(
+        task=task,
+        kind=kind,
+        text=_remove(raw_text, _MARKERS)[0],
+        raw_text=raw_text,
+        image_size=image_size,
+        boxes=tuple(shape for shape in shapes if isinstance(shape, Box)),
+        quads=tuple(shape for shape in shapes if isinstance(shape, Quad)),
+        polygons=tuple(shape for shape in shapes if isinstance(shape, Polygon)),
+        score=_mean_probability(words),
+        sequence_score=sequence_score,
+        finish_reason=finish_reason,
+        token_ids=tuple(token_ids),
+        token_logprobs=tuple(token_logprobs),
+        token_texts=tuple(token_texts),
+    )
+
+
+# ---- what the text says -------------------------------------------------------------------------------------------
+
+_MARKERS = ("<s>", "</s>", "<pad>")
+_LOC = r"<loc_\d+>"
+_OUTLINE = rf"(?:{_LOC}|<sep>|<poly>|</poly>)"
+_BOX = re.compile(rf"(?:{_LOC}){{4}}")
+_BOXES = re.compile(rf"(?:{_LOC}){{4,}}")
+_LABELLED_BOXES = re.compile(rf"[^<]+(?:{_LOC}){{4,}}")
+_QUAD = re.compile(rf"(.+?)((?:{_LOC}){{8}})")
+_OUTLINES = re.compile(rf"{_OUTLINE}{{4,}}")
+_LABELLED_OUTLINES = re.compile(rf"[^<]+{_OUTLINE}{{4,}}")
+_INSTANCE = re.compile(r"<poly>(.*?)</poly>")
+_RING = re.compile(rf"((?:{_LOC})+)(?:<sep>|$)")
+# A label stands before the first tag of its phrase; one with a line break inside is no label, and spoils the phrase.
+_LABEL = re.compile(r"\s*(.*?)(?=<loc_|<poly>)")
+_STRAY_LOCATION = re.compile(r"loc_\d+>")
+
+# Words that ground nothing. A phrase that is exactly one of them is dropped.
+_UNGROUNDED = frozenset(
+    """
+    I me mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her
+    hers herself it its itself they them their theirs themselves one oneself this that these those who whom whose
+    which what all another any anybody anyone anything each everybody everyone everything few many nobody none
+    several some somebody someone something image images the a an lots
+    """.split()
+) | {"each other", "one another", "the image", "a group", "other objects", "a set"}
+
+
+@dataclass(frozen=True)
+class _Region:
+    """One box, quad or set of outlines as the text has it."""
+
+    shape: type[Box] | type[Quad] | type[Polygon]
+    label: str
+    bins: tuple[tuple[int, ...], ...]  # one row for a box or quad, one per outline for a polygon
+    positions: tuple[int, ...]  # of its location tokens' characters in the text
+    phrase: int = 0  # how many characters of phrases come before its own: see _reference_scores
+    inside: tuple[int, int] = (0, 0)  # of its location tokens, counted from where its phrase begins
+
+
+def _find_regions(kind: AnswerKind, text: str) -> list[_Region]:
+    """Everything of the given kind in a generated text, in order."""
+    if kind == "quads":
+        return list(_find_quads(*_remove(text, ("<s>",))))
+    cleaned = _remove(text, _MARKERS)
+    if kind == "boxes_or_polygons":
+        kind = "polygons" if "<poly>" in text else "boxes"
+        return list(_find_outlines(_LABELLED_OUTLINES, *cleaned) if kind == "polygons" else _find_boxes(kind, *cleaned))
+    if kind in ("boxes", "phrases", "proposals"):
+        return list(_find_boxes(kind, *cleaned))
+    return list(_find_outlines(_OUTLINES, *cleaned)) if kind == "polygons" else []
+
+
+def _find_boxes(kind: AnswerKind, text: str, origin: Sequence[int]) -> Iterator[_Region]:
+    """Phrases of a label and at least four locations; every four are a box of that label, a rest is dropped."""
+    before = 0
+    for phrase in (_BOXES if kind == "proposals" else _LABELLED_BOXES).finditer(text):
+        label = _read_label(phrase.group())
+        if label is not None and not (kind == "phrases" and label in _UNGROUNDED):
+            for box in _BOX.finditer(phrase.group()):
+                yield _region(Box, label, [box.group()], origin, phrase.start(), [box.span()], before)
+        before += len(phrase.group())
+
+
+def _find_quads(text: str, origin: Sequence[int]) -> Iterator[_Region]:
+    """Eight locations after a line of text, of which there must be at least one character."""
+    for quad in _QUAD.finditer(text):
+        yield _region(Quad, quad.group(1), [quad.group(2)], origin, 0, [quad.span(2)])
+
+
+def _find_outlines(pattern: re.Pattern[str], text: str, origin: Sequence[int]) -> Iterator[_Region]:
+    """Phrases of outlines: `<poly>` ... `</poly>` around each object where both occur, `<sep>` between its rings."""
+    for phrase in pattern.finditer(text):
+        words = phrase.group()
+        stray = _STRAY_LOCATION.match(words)  # what is left of a location token whose "<" ended the phrase before
+        label = _read_label(words[stray.end() :] if stray else words)
+        if label is None:
+            continue
+        wrapped = "<poly>" in words and "</poly>" in words
+        parts = [(part.group(1), part.start(1)) for part in _INSTANCE.finditer(words)] if wrapped else [(words, 0)]
+        for part, offset in parts:
+            rings = list(_RING.finditer(part))
+            if rings:
+                spans = [(offset + ring.start(1), offset + ring.end(1)) for ring in rings]
+                yield _region(Polygon, label, [ring.group(1) for ring in rings], origin, phrase.start(), spans)
+
+
+def _region(
+    shape: type[Box] | type[Quad] | type[Polygon],
+    label: str,
+    rows: Sequence[str],
+    origin: Sequence[int],
+    start: int,
+    spans: Sequence[tuple[int, int]],
+    phrase: int = 0,
+) -> _Region:
+    bins = [[int(bin) for bin in LOCATION.findall(row)] for row in rows]
+    positions = [origin[start + i] for first, last in spans for i in range(first, last)]
+    # a coordinate without its partner is dropped
+    pairs = tuple(tuple(row[: len(row) // 2 * 2]) for row in bins)
+    return _Region(shape, label, pairs, tuple(positions), phrase, spans[0])
+
+
+def _read_label(phrase: str) -> str | None:
+    found = _LABEL.match(phrase)
+    return found.group().strip() if found else None
+
+
+def _remove(text: str, markers: Sequence[str]) -> tuple[str, Sequence[int]]:
+    """`text` without the markers, one after another, and for every character left its position before."""
+    origin: Sequence[int] = range(len(text))
+    for marker in markers:
+        if marker in text:
+            parts = text.split(marker)
+            starts = [sum(map(len, parts[:i])) + i * len(marker) for i in range(len(parts))]
+            origin = [origin[s + k] for s, part in zip(starts, parts, strict=True) for k in range(len(part))]
+            text = "".join(parts)
+    return text, origin
+
+
+def _to_shape(region: _Region, image_size: tuple[int, int], score: float | None) -> Box | Quad | Polygon:
+    label = _clean_label(region.label)
+    rows = [tuple(dequantize(bins, image_size)) for bins in region.bins]
+    if region.shape is Polygon:
+        return Polygon(tuple(row for row in rows if row), label, score)
+    if region.shape is Quad:
+        return Quad(rows[0], label, score)
+    x1, y1, x2, y2 = rows[0]
+    return Box((x1, y1, x2, y2), label, score)
+
+
+_TAGS = re.compile("|".join(map(re.escape, (*_MARKERS, *ADDED_TOKENS))))
+# what parsing leaves of a tag before a label: its "<" cannot be part of one
+_STRAY_TAG = re.compile("|".join([r"loc_\d+>"] + [re.escape(t[1:]) for t in ADDED_TOKENS if not t.startswith("<loc_")]))
+
+
+def _clean_label(label: str) -> str:
+    """A label without the remains of tags."""
+    label = _TAGS.sub("", label)
+    while stray := _STRAY_TAG.match(label):
+        label = label[stray.end() :]
+    return label.strip()
+
+
+def _mean_probability(logprobs: Sequence[float]) -> float | None:
+    """The geometric mean of probabilities, 0..1; None of none."""
+    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
+
+
+def _line(label: str, score: float | None, coordinates: Sequence[float]) -> str:
+    numbers = " ".join(f"{value:.1f}" for value in coordinates)
+    return "  ".join(part for part in (label, "" if score is None else f"{score:.2f}", numbers) if part)
+
+
+def _pairs(row: Sequence[float]) -> list[tuple[float, float]]:
+    return list(zip(row[0::2], row[1::2], strict=True))
+
+
+def _corners(xyxy: tuple[float, float, float, float]) -> list[tuple[float, float]]:
+    x1, y1, x2, y2 = xyxy
+    return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+
+
+# ---- what the reference makes of it -------------------------------------------------------------------------------
+
+
+def _to_florence(answer: Answer) -> Any:
+    if answer.kind == "text":  # padding stays
+        return _remove(answer.raw_text, ("<s>", "</s>"))[0]
+    regions = _find_regions(answer.kind, answer.raw_text)
+    rows = [[dequantize(bins, answer.image_size) for bins in region.bins] for region in regions]
+    # Labels of boxes lose what is not ASCII, after stripping; those of quads and polygons keep it, and quads are not
+    # even stripped of "</s>".
+    ascii_labels = [region.label.encode("ascii", errors="ignore").decode("ascii") for region in regions]
+    labels = [region.label for region in regions]
+    if answer.kind == "quads":
+        return {"quad_boxes": [row[0] for row in rows], "labels": labels}
+    if answer.kind == "polygons":
+        return {"polygons": rows, "labels": labels}
+    if answer.kind == "boxes_or_polygons":
+        polygons = "<poly>" in answer.raw_text
+        return {
+            "bboxes": [] if polygons else [row[0] for row in rows],
+            "bboxes_labels": [] if polygons else ascii_labels,
+            "polygons": rows if polygons else [],
+            "polygons_labels": labels if polygons else [],
+        }
+    result = {"bboxes": [row[0] for row in rows], "labels": ascii_labels}
+    if answer.kind == "boxes" and answer.token_logprobs and regions:
+        result["scores"] = _reference_scores(answer)
+    return result
+
+
+def _reference_scores(answer: Answer) -> list[float]:
+    """The scores of the reference, which looks for a box's tokens in the wrong place when there is text between
+    phrases: it takes the lengths of the phrases before, not their positions, after an initial `<s>`."""
+    text = "".join(answer.token_texts)
+    first = len("<s>") if text.startswith("<s>") else 0
+    ends = list(itertools.accumulate(len(piece) for piece in answer.token_texts))
+    scores = []
+    for region in _find_regions(answer.kind, text):
+        start, stop = (first + region.phrase + i for i in region.inside)
+        tokens = [i for i, end in enumerate(ends) if end > start and end - len(answer.token_texts[i]) < stop]
+        scores.append(math.exp(sum(answer.token_logprobs[i] for i in tokens) / len(tokens)))
+    return scores

@@ -1,0 +1,335 @@
+"""A folder or file <-> a model: verified loading, saving, conversion between layouts, random initialisation.
+
+The one place that knows that two layouts of tensor names exist.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from florence2.attention import AttentionKind
+from florence2.config import Florence2Config, Layout, config_to_json, read_config
+from florence2.errors import CheckpointError
+from florence2.layouts import SHARED, TIED_TO_SHARED, TRANSPOSED, detect_layout, from_ours, to_ours
+from florence2.model import Florence2Model
+from florence2.tensors import SAFETENSORS, WeightFiles, find_weights, temporary_beside, write_safetensors
+
+_OPTIONAL = frozenset(("final_logits_bias",))  # the native layout has none; it is zero then
+_COMPANIONS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "LICENSE",
+)
+PUBLISHED_PREPROCESSOR: dict[str, Any] = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"height": 768, "width": 768},
+    "resample": 3,
+    "do_rescale": True,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "do_center_crop": False,
+    "image_seq_length": 577,
+}
+"""`preprocessor_config.json` of every published checkpoint."""
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The folder in which the configuration and tokenizer of `path` (a folder or a weight file) are."""
+    return path if path.is_dir() else path.parent
+
+
+def load_model(
+    path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: AttentionKind = "sdpa",
+    allow_pickle: bool = False,
+) -> Florence2Model:
+    """Read a checkpoint of either layout into a model in eval mode.
+
+    `path` is a folder, a weight file with `config.json` beside it, or a shard index. Weights are converted to
+    `dtype` one by one, so that the peak is the model's own size and little more. Raises ConfigError, or
+    CheckpointError listing everything that is missing, unexpected, misshapen or not finite; then nothing is loaded.
+    """
+    files = find_weights(path, allow_pickle)
+    config = read_config(checkpoint_folder(path))
+    with torch.device("meta"):
+        model = Florence2Model(config, attention)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = read_weights(files, shapes, device, dtype)
+    if "final_logits_bias" not in weights:
+        weights["final_logits_bias"] = torch.zeros(shapes["final_logits_bias"], dtype=dtype, device=device)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()
+
+
+def read_weights(
+    files: WeightFiles, expected: Mapping[str, tuple[int, ...]], device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Tensors by our names, checked against the `expected` shapes. Raises CheckpointError listing all problems."""
+    shapes = {name: info.shape for name, info in files.read_headers().items()}
+    layout = weights_layout(files, shapes)
+    targets = {name: to_ours(name, layout) for name in shapes}
+    problems = _compare(shapes, targets, expected, layout)
+    weights: dict[str, Tensor] = {}
+    for name, stored in files.read():
+        ours = targets[name]
+        if ours is None:
+            continue
+        ours = SHARED if ours in TIED_TO_SHARED else ours
+        if ours in weights:
+            if not _equals(weights[ours], stored):
+                problems.append(f"{name} differs from the token embedding that it is tied to")
+            continue
+        tensor = stored.T if ours in TRANSPOSED[layout] else stored
+        tensor = tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+        if not _is_finite(tensor):
+            problems.append(f"{name} holds values that are not finite (as {dtype})")
+        weights[ours] = tensor
+    if problems:
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise CheckpointError(f"{files.paths[0]} does not fit its config.json; nothing was loaded:\n{listing}")
+    return weights
+
+
+def _compare(
+    shapes: Mapping[str, tuple[int, ...]],
+    targets: Mapping[str, str | None],
+    expected: Mapping[str, tuple[int, ...]],
+    layout: Layout,
+) -> list[str]:
+    """What is unexpected, misshapen or missing, a sentence each."""
+    problems = []
+    for name, ours in targets.items():
+        wanted = expected.get(SHARED if ours in TIED_TO_SHARED else ours or "")
+        shape = shapes[name][::-1] if ours in TRANSPOSED[layout] else shapes[name]
+        if wanted is None:
+            problems.append(f"unexpected: {name} {list(shapes[name])}")
+        elif shape != wanted:
+            problems.append(f"misshapen: {name} is {list(shape)}, should be {list(wanted)}")
+    present = {SHARED if ours in TIED_TO_SHARED else ours for ours in targets.values()}
+    for ours, wanted in expected.items():
+        if ours not in present and ours not in _OPTIONAL:
+            problems.append(f"missing: {from_ours(ours, layout)} {list(wanted)}")
+    return problems
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """One pass without a temporary: NaN and infinities show in the extremes."""
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _equals(loaded: Tensor, stored: Tensor, rows: int = 4096) -> bool:
+    """Whether `stored`, converted, is `loaded`; by parts, because the token embedding is the largest tensor."""
+    return loaded.shape == stored.shape and all(
+        torch.equal(loaded[i : i + rows], stored[i : i + rows].to(loaded)) for i in range(0, len(stored), rows)
+    )
+
+
+def weights_layout(files: WeightFiles, names: Iterable[str]) -> Layout:
+    """The layout of the tensor `names` in `files`. Raises CheckpointError when it is neither of Florence-2's."""
+    layout = detect_layout(names)
+    if layout is None:
+        some = ", ".join(list(names)[:3]) or "none at all"
+        raise CheckpointError(
+            f"{files.paths[0]} is in neither layout of Florence-2: no image_projection among its tensors ({some}, ...)."
+        )
+    return layout
+
+
+def stored_dtype(files: WeightFiles) -> torch.dtype:
+    """The type in which most of the values are stored."""
+    counts: Counter[torch.dtype] = Counter()
+    for info in files.read_headers().values():
+        assert info.dtype is not None
+        counts[info.dtype] += math.prod(info.shape)
+    return counts.most_common(1)[0][0]
+
+
+def save_checkpoint(
+    model: Florence2Model, folder: Path, layout: Layout = "microsoft", dtype: torch.dtype | None = None
+) -> None:
+    """Write `model` to `folder`: weights, `config.json` and, in the native layout, `generation_config.json`.
+
+    The files load in the reference of that layout. `dtype` None keeps the model's. Tokenizer and preprocessor
+    settings are not the model's to write; `copy_companions` brings them. Raises CheckpointError when the layout or
+    the type has no place for a value; then nothing is written.
+    """
+    dtype = dtype or model.dtype
+    config = _with_vocabulary_of(layout, model.config)
+    weights: dict[str, Tensor] = {}
+    for ours, tensor in model.state_dict().items():
+        tensor = _fit_rows(ours, tensor, config.text.vocab_size).to("cpu", dtype)
+        if not _is_finite(tensor):
+            raise CheckpointError(
+                f"{ours} does not fit into {dtype}: some values become infinite; choose another type."
+            )
+        name = from_ours(ours, layout)
+        if name is not None:
+            weights[name] = tensor.T if ours in TRANSPOSED[layout] else tensor
+        elif tensor.any():
+            raise CheckpointError(f"{ours} is not zero everywhere, and the {layout} layout has no place for it.")
+    if layout == "microsoft":  # its code does not tie the two under the transformers releases that can still run it
+        weights["language_model.lm_head.weight"] = weights["language_model.model.shared.weight"].clone()
+    config_json, generation_json = config_to_json(config, layout, str(dtype).removeprefix("torch."))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / SAFETENSORS, weights)
+    write_json(folder / "config.json", config_json)
+    if generation_json:
+        write_json(folder / "generation_config.json", generation_json)
+
+
+def _with_vocabulary_of(layout: Layout, config: Florence2Config) -> Florence2Config:
+    """The configuration with the number of embedding rows that the layout has.
+
+    The native one needs a row for its `<image>` placeholder and is published padded to a multiple of 64; Microsoft's
+    ends with the tokenizer's last token.
+    """
+    rows, image = config.text.vocab_size, config.image_token_id
+    if layout == "native" and (image is None or image >= rows):
+        rows, image = _padded(rows), rows
+    elif layout == "microsoft" and image is not None:
+        rows, image = (image if image < rows <= _padded(image) else rows), None
+    return replace(config, text=replace(config.text, vocab_size=rows), image_token_id=image)
+
+
+def _padded(image_token_id: int) -> int:
+    return -(-(image_token_id + 1) // 64) * 64
+
+
+def _fit_rows(ours: str, tensor: Tensor, rows: int) -> Tensor:
+    """The token embedding or its bias with `rows` entries; other tensors as they are."""
+    if ours == SHARED and len(tensor) < rows:
+        # The mean of all rows: such a logit is the mean of the others, so it is never among the best.
+        extra = tensor.mean(dim=0, dtype=torch.float32).to(tensor.dtype).expand(rows - len(tensor), -1)
+        return torch.cat([tensor, extra])
+    if ours == SHARED:
+        return tensor[:rows]
+    return tensor[:, :rows] if ours == "final_logits_bias" else tensor
+
+
+def convert_checkpoint(
+    source: Path,
+    folder: Path,
+    layout: Layout = "microsoft",
+    dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
+) -> None:
+    """Read a checkpoint of any kind and write it to `folder` as safetensors in `layout`.
+
+    `dtype` None keeps the stored type. The tokenizer and preprocessor settings beside the source come along.
+    """
+    if folder.resolve() == checkpoint_folder(source).resolve():
+        raise CheckpointError(f"{folder} is the source itself; write the converted checkpoint to another folder.")
+    files = find_weights(source, allow_pickle)
+    model = load_model(source, dtype=dtype or stored_dtype(files), allow_pickle=allow_pickle)
+    save_checkpoint(model, folder, layout)
+    copy_companions(checkpoint_folder(source), folder)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what belongs beside the weights, as far as it is there: tokenizer, preprocessor settings, licence."""
+    for name in _COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def init_checkpoint(
+    folder: Path, config: Florence2Config, tokenizer: Path, seed: int = 0, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write an untrained checkpoint in Microsoft's layout, with the tokenizer files of the folder `tokenizer`.
+
+    Weights are normal with a standard deviation of 0.02 and equal for equal `seed`; norms are identities.
+    Raises CheckpointError when `folder` already holds weights or `tokenizer` holds no tokenizer.json.
+    """
+    if (folder / SAFETENSORS).exists():
+        raise CheckpointError(f"{folder / SAFETENSORS} exists already; choose another folder or delete it.")
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{tokenizer} holds no tokenizer.json; give a folder or Hub name of a Florence-2 checkpoint."
+        )
+    model = Florence2Model(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "bias":
+                    parameter.zero_()
+                elif isinstance(module, nn.LayerNorm):
+                    parameter.fill_(1.0)
+                else:
+                    parameter.normal_(std=0.02, generator=generator)
+    save_checkpoint(model, folder, "microsoft", dtype)
+    copy_companions(tokenizer, folder)
+    if not (folder / "preprocessor_config.json").is_file():
+        write_json(folder / "preprocessor_config.json", PUBLISHED_PREPROCESSOR)
+
+
+def describe_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Any]:
+    """What `path` holds, from its headers and configuration: layout, types, sizes, parameters, hashes."""
+    files = find_weights(path, allow_pickle)
+    headers = files.read_headers()
+    config = read_config(checkpoint_folder(path))
+    parameters: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
+    layout = weights_layout(files, headers)
+    for name, info in headers.items():
+        ours = to_ours(name, layout) or f"unknown: {name}"
+        if ours in TIED_TO_SHARED and any(to_ours(other, layout) == SHARED for other in headers):
+            continue  # the same tensor once more
+        parameters[_module_of(ours)] += math.prod(info.shape)
+        dtypes[str(info.dtype).removeprefix("torch.")] += math.prod(info.shape)
+    return {
+        "path": str(path),
+        "layout": layout,
+        "tensors": len(headers),
+        "dtypes": dict(dtypes.most_common()),
+        "parameters": {"total": sum(parameters.values()), **parameters},
+        "image_tokens_from": list(config.vision.image_feature_source),
+        "dim_embed": list(config.vision.dim_embed),
+        "depths": list(config.vision.depths),
+        "d_model": config.text.d_model,
+        "layers": [config.text.encoder_layers, config.text.decoder_layers],
+        "vocab_size": config.text.vocab_size,
+        "max_position_embeddings": config.text.max_position_embeddings,
+        "generation": dict(config.generation),
+        "files": [{"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files.paths],
+    }
+
+
+def _module_of(ours: str) -> str:
+    parts = ours.split(".")
+    if parts[0] == "language_model" and ours not in TIED_TO_SHARED:
+        return ".".join(parts[:2])
+    return SHARED.removesuffix(".weight") if ours in TIED_TO_SHARED else parts[0]
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal: what the Hub shows for its large files."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write one JSON object, whole or not at all."""
+    with temporary_beside(path) as draft:
+        draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,30 @@
+"""A model and its memory -> generated ids: where `model.py` and `decoding.py` meet."""
+
+import torch
+from torch import Tensor
+
+from florence2.decoding import Generation, GenerationOptions, SpecialIds, search
+from florence2.errors import OptionError
+from florence2.model import Florence2Model
+
+
+def generate(
+    model: Florence2Model, memory: Tensor, options: GenerationOptions, memory_mask: Tensor | None = None
+) -> Generation:
+    """Write the answers of B memories at once.
+
+    `memory` (B, S, D) from `model.encode`; `memory_mask` (B, S), 1 or True at real positions, where prompts were
+    padded. Returns `num_return_sequences` rows per input, best first. No gradients. A `max_new_tokens` beyond the
+    model's positions is lowered to them, so that such an answer ends with finish_reason "length".
+    Raises OptionError for forced ids outside the vocabulary.
+    """
+    text = model.config.text
+    for id in (options.forced_bos_token_id, options.forced_eos_token_id):
+        if id is not None and id >= text.vocab_size:
+            raise OptionError(f"The forced id {id} is outside this model's vocabulary of {text.vocab_size} ids.")
+    # the last id is generated, but never read: so as many can be generated as there are positions
+    options = options.changed(max_new_tokens=min(options.max_new_tokens, text.max_position_embeddings))
+    ids = SpecialIds(start=text.decoder_start_token_id, end=text.eos_token_id, pad=text.pad_token_id)
+    with torch.inference_mode():
+        cache = model.start_cache(memory, options.num_beams, options.max_new_tokens, memory_mask)
+        return search(lambda newest: model.step(newest, cache), cache.reorder, len(memory), options, ids, memory.device)

@@ -1,0 +1,129 @@
+"""Florence2Model: vision tower, projection and language model, joined.
+
+Florence-2 (Xiao et al., CVPR 2024, https://arxiv.org/abs/2311.06242). Parameters only: whatever a call computes
+belongs to that call, so one model serves many threads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from florence2.attention import AttentionKind
+from florence2.bart import DecoderCache, LanguageModel
+from florence2.config import Florence2Config
+from florence2.davit import DaViT
+from florence2.projection import Projection
+from florence2.trace import Trace, record, scope
+
+IGNORED_LABEL = -100
+
+
+class Florence2Model(nn.Module):
+    """The network, without anything that knows pictures, text or files.
+
+    Module paths are those of transformers' native layout without its leading "model.". The token embedding is one
+    tensor, `language_model.shared.weight`, used for prompt, answer and output projection.
+    """
+
+    final_logits_bias: Tensor
+
+    def __init__(self, config: Florence2Config, attention: AttentionKind = "sdpa"):
+        """Random weights; `checkpoint.load_model` fills in trained ones. `attention` is "sdpa" or "eager"."""
+        super().__init__()
+        self.config = config
+        self.vision_tower = DaViT(config.vision, attention)
+        self.multi_modal_projector = Projection(config.vision)
+        self.language_model = LanguageModel(config.text, attention)
+        self.register_buffer("final_logits_bias", torch.zeros(1, config.text.vocab_size))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return self.language_model.shared.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.language_model.shared.weight.device
+
+    def encode_image(self, pixel_values: Tensor, trace: Trace | None = None) -> Tensor:
+        """Pixels (B, 3, H, W), normalised -> image tokens (B, N, D).
+
+        Any H and W whose grid the position table covers, equal or not.
+        """
+        pixel_values = record(trace, "pixel_values", pixel_values.to(self.device, self.dtype))
+        grid = record(trace, "vision_tower", self.vision_tower(pixel_values, scope(trace, "vision_tower")))
+        return record(trace, "multi_modal_projector", self.multi_modal_projector(grid))
+
+    def encode(
+        self,
+        image_features: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """Image tokens (B, N, D) and prompt ids (B, T) -> memory (B, N + T, D).
+
+        `attention_mask` (B, T) is 1 or True at real ids and 0 at padding, which nothing then attends to; None when
+        there is no padding. Rows of a padded batch equal their singles. (The reference attends to the padding.)
+        """
+        # prompt embeddings are never scaled, whatever scale_embedding says: so the reference does it
+        embeddings = torch.cat([image_features, self.language_model.shared(input_ids)], dim=1)
+        mask = None if attention_mask is None else self.memory_mask(image_features, attention_mask)
+        memory: Tensor = self.language_model.encoder(embeddings, mask, scope(trace, "encoder"))
+        return memory
+
+    def memory_mask(self, image_features: Tensor, attention_mask: Tensor) -> Tensor:
+        """The mask of a memory: (B, N) image tokens, all real, then `attention_mask` (B, T) -> (B, N + T) bool."""
+        image = attention_mask.new_ones(image_features.shape[:2], dtype=torch.bool)
+        return torch.cat([image, attention_mask.bool()], dim=1)
+
+    def decode(
+        self,
+        decoder_input_ids: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """Answer ids so far (B, T) and memory (B, S, D) -> float32 logits (B, T, V) of the ids that follow each.
+
+        Nothing is cached: this is the executable specification of `start_cache` and `step`.
+        """
+        embeddings = self.language_model.shared(decoder_input_ids)
+        mask = None if memory_mask is None else memory_mask.bool()
+        hidden = self.language_model.decoder(embeddings, memory, mask, scope(trace, "decoder"))
+        return self._logits(hidden, trace)
+
+    def start_cache(
+        self, memory: Tensor, beams: int, max_length: int, memory_mask: Tensor | None = None
+    ) -> DecoderCache:
+        """The cache of one generation over `memory` (B, S, D): K beams per picture, up to `max_length` positions."""
+        mask = None if memory_mask is None else memory_mask.bool()
+        return DecoderCache(self.language_model.decoder, memory, beams, max_length, mask)
+
+    def step(self, ids: Tensor, cache: DecoderCache, trace: Trace | None = None) -> Tensor:
+        """The newest id of every beam (B·K,) -> float32 logits (B·K, V) of the next; the cache grows by one."""
+        embeddings = self.language_model.shared(ids[:, None])
+        hidden = self.language_model.decoder.step(embeddings, cache, scope(trace, "decoder"))
+        return self._logits(hidden[:, 0], trace)
+
+    def loss(
+        self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy of `labels` (B, T) under teacher forcing, a scalar.
+
+        Labels of -100 are not counted. The decoder reads the labels shifted right behind the start id, with padding
+        in place of -100.
+        """
+        text = self.config.text
+        features = self.encode_image(pixel_values)
+        memory = self.encode(features, input_ids, attention_mask)
+        mask = None if attention_mask is None else self.memory_mask(features, attention_mask)
+        shifted = F.pad(labels[:, :-1], (1, 0), value=text.decoder_start_token_id)
+        shifted = shifted.masked_fill(shifted == IGNORED_LABEL, text.pad_token_id)
+        logits = self.decode(shifted, memory, mask)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)
+
+    def _logits(self, hidden: Tensor, trace: Trace | None) -> Tensor:
+        logits = F.linear(hidden, self.language_model.shared.weight, self.final_logits_bias[0])
+        return record(trace, "logits", logits.float())

@@ -1,0 +1,56 @@
+"""Configurations of the published sizes, for checkpoints that are made rather than read."""
+
+from florence2.config import FEATURE_SOURCES, Florence2Config, TextConfig, VisionConfig
+from florence2.errors import ConfigError
+
+
+def preset(name: str) -> Florence2Config:
+    """The configuration of a published size, "base" or "large" (its 4,096-position revision), or of a "tiny" one
+    of 4.3 M parameters for tests."""
+    shapes = {
+        "tiny": (16, (1, 1, 2, 1), 2, 64, 2, 4, 128, 1024),
+        "base": (128, (1, 1, 9, 1), 4, 768, 6, 12, 3072, 1024),
+        "large": (256, (1, 1, 9, 1), 8, 1024, 12, 16, 4096, 4096),
+    }
+    if name not in shapes:
+        raise ConfigError(f"There is no preset {name!r}; choose one of {', '.join(shapes)}.")
+    width, depths, heads, d_model, layers, text_heads, ffn, positions = shapes[name]
+    doubling = (1, 2, 4, 8)
+    vision = VisionConfig(
+        dim_embed=tuple(width * k for k in doubling),
+        depths=depths,
+        num_heads=tuple(heads * k for k in doubling),
+        num_groups=tuple(heads * k for k in doubling),
+        patch_size=(7, 3, 3, 3),
+        patch_stride=(4, 2, 2, 2),
+        patch_padding=(3, 1, 1, 1),
+        patch_prenorm=(False, True, True, True),
+        window_size=12,
+        projection_dim=d_model,
+        max_position_embeddings=50,
+        max_temporal_embeddings=100,
+        image_feature_source=FEATURE_SOURCES[:2],
+        drop_path_rate=0.1,
+    )
+    text = TextConfig(
+        vocab_size=51289,
+        d_model=d_model,
+        encoder_layers=layers,
+        encoder_attention_heads=text_heads,
+        encoder_ffn_dim=ffn,
+        decoder_layers=layers,
+        decoder_attention_heads=text_heads,
+        decoder_ffn_dim=ffn,
+        max_position_embeddings=positions,
+        dropout=0.1,
+        attention_dropout=0.1,
+        activation_dropout=0.1,
+    )
+    generation = {
+        "num_beams": 3,
+        "early_stopping": True,
+        "no_repeat_ngram_size": 3,
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": 2,
+    }
+    return Florence2Config(vision, text, generation)

@@ -1,0 +1,74 @@
+"""Text <-> ids: BART's byte-level BPE from `tokenizer.json`, plus the 1,024 tokens that Florence-2 adds.
+
+The merging itself is the `tokenizers` library's. What is Florence-2's own is the list of added tokens and its
+order, which decides their ids: with BART's 50,265 tokens below them, `<loc_0>` is 50269 and `<loc_999>` 51268.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from florence2.errors import CheckpointError
+
+# The misspelt region_to_desciption is the published vocabulary's.
+ADDED_TOKENS: tuple[str, ...] = (
+    "<od>",
+    "</od>",
+    "<ocr>",
+    "</ocr>",
+    *(f"<loc_{bin}>" for bin in range(1000)),
+    *(f"<{slash}{name}>" for name in ("cap", "ncap", "dcap", "grounding", "seg") for slash in ("", "/")),
+    "<sep>",
+    *(f"<{slash}{name}>" for name in ("region_cap", "region_to_desciption", "proposal", "poly") for slash in ("", "/")),
+    "<and>",
+)
+MAX_FILE_BYTES = 256 << 20
+
+
+class FlorenceTokenizer:
+    """A checkpoint's tokenizer. Immutable after construction; may be shared between threads."""
+
+    def __init__(self, file: Path):
+        """Read `tokenizer.json`. Raises CheckpointError when it is absent, too large, or not a tokenizer."""
+        try:
+            if file.stat().st_size > MAX_FILE_BYTES:
+                raise CheckpointError(f"{file} is larger than {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer.")
+            self._backend = Tokenizer.from_file(str(file))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{file} does not exist; copy tokenizer.json from any Florence-2 checkpoint (they all share one)."
+            ) from None
+        except CheckpointError:
+            raise
+        except Exception as error:  # noqa: BLE001  the library raises a bare Exception for malformed files
+            raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}.") from None
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED_TOKENS])
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, the added ones included: every id is below it in a checkpoint as published."""
+        return max(self._backend.get_vocab().values()) + 1
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token by its exact name, such as "<loc_0>"; None when there is no such token."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids with `<s>` before and `</s>` behind. Added tokens in the text become their own ids."""
+        return list(self._backend.encode(text).ids)
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Ids -> text; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves out `<s>`, `<loc_5>` and such."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each id on its own.
+
+        Where one character is spread over several tokens, each of them gives U+FFFD, as in the reference.
+        """
+        return [self.decode([token]) for token in ids]
