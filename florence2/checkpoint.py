@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from florence2.attention import AttentionKind
 from florence2.config import Florence2Config, Layout, config_to_json, read_config
@@ -22,6 +23,7 @@ from florence2.errors import CheckpointError
 from florence2.layouts import SHARED, TIED_TO_SHARED, TRANSPOSED, detect_layout, from_ours, to_ours
 from florence2.model import Florence2Model
 from florence2.tensors import SAFETENSORS, WeightFiles, find_weights, temporary_beside, write_safetensors
+from florence2.tokenizer import FlorenceTokenizer
 
 _OPTIONAL = frozenset(("final_logits_bias",))  # the native layout has none; it is zero then
 _COMPANIONS = (
@@ -68,7 +70,7 @@ def load_model(
     """
     files = find_weights(path, allow_pickle)
     config = read_config(checkpoint_folder(path))
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = Florence2Model(config, attention)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = read_weights(files, shapes, device, dtype)
@@ -76,6 +78,18 @@ def load_model(
         weights["final_logits_bias"] = torch.zeros(shapes["final_logits_bias"], dtype=dtype, device=device)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the random values of new parameters. On the meta device there are none to draw, and `normal_` makes
+    torch import its compiler for it, which takes as long as reading the base checkpoint."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            return None  # the modules do not look at what these return
+        return func(*args, **(kwargs or {}))
 
 
 def read_weights(
@@ -241,6 +255,9 @@ def convert_checkpoint(
     model = load_model(source, dtype=dtype or stored_dtype(files), allow_pickle=allow_pickle)
     save_checkpoint(model, folder, layout)
     copy_companions(checkpoint_folder(source), folder)
+    if layout != model.config.layout and (folder / "tokenizer.json").is_file():
+        tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
+        tokenizer.save_native(folder) if layout == "native" else tokenizer.save_microsoft(folder)
 
 
 def copy_companions(source: Path, folder: Path) -> None:

@@ -126,4 +126,4 @@ class Florence2Model(nn.Module):
 
     def _logits(self, hidden: Tensor, trace: Trace | None) -> Tensor:
         logits = F.linear(hidden, self.language_model.shared.weight, self.final_logits_bias[0])
-        return record(trace, "logits", logits.float())
+        return record(trace, "logits", logits.to(torch.promote_types(logits.dtype, torch.float32)))

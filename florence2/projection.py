@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ class CosineTable(nn.Module):
 
     def __init__(self, length: int, channels: int):
         super().__init__()
-        step = torch.exp(-math.log(10000.0) * torch.arange(0, channels, 2) / channels)
-        angles = torch.arange(length)[:, None] * step
-        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]  # sin, cos, sin, cos, ...
-        self.register_buffer("pos_idx_to_embed", table)
+        step = np.exp(-math.log(10000.0) * np.arange(0, channels, 2, dtype=np.float32) / channels)
+        angles = np.arange(length, dtype=np.float32)[:, None] * step
+        table = np.stack([np.sin(angles), np.cos(angles)], axis=-1)  # sin, cos, sin, cos, ...
+        self.register_buffer("pos_idx_to_embed", torch.from_numpy(table.reshape(length, channels)))

@@ -4,6 +4,7 @@ The merging itself is the `tokenizers` library's. What is Florence-2's own is th
 order, which decides their ids: with BART's 50,265 tokens below them, `<loc_0>` is 50269 and `<loc_999>` 51268.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ ADDED_TOKENS: tuple[str, ...] = (
     *(f"<{slash}{name}>" for name in ("region_cap", "region_to_desciption", "proposal", "poly") for slash in ("", "/")),
     "<and>",
 )
+IMAGE_TOKEN = "<image>"
+"""The native layout's placeholder for image tokens, the one token more that its tokenizers have."""
 MAX_FILE_BYTES = 256 << 20
 
 
@@ -72,3 +75,24 @@ class FlorenceTokenizer:
         Where one character is spread over several tokens, each of them gives U+FFFD, as in the reference.
         """
         return [self.decode([token]) for token in ids]
+
+    def save_native(self, folder: Path) -> None:
+        """Write the tokenizer as transformers' own Florence-2 processor expects it: all tokens in `tokenizer.json`,
+        the image placeholder among them."""
+        native = Tokenizer.from_str(self._backend.to_str())
+        native.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
+        native.save(str(folder / "tokenizer.json"))
+        settings = {
+            "tokenizer_class": "BartTokenizer",
+            "model_max_length": 1024,
+            "extra_special_tokens": {"image_token": IMAGE_TOKEN},
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def save_microsoft(self, folder: Path) -> None:
+        """Write the tokenizer without the image placeholder, for which Microsoft's layout has no embedding."""
+        values = json.loads(self._backend.to_str())
+        values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != IMAGE_TOKEN]
+        (folder / "tokenizer.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+        settings = {"model_max_length": 1024}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")

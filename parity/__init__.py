@@ -1,0 +1,1 @@
+"""This project against its references, stage by stage: `python -m parity`. Not part of the installed package."""

@@ -1,0 +1,131 @@
+"""`python -m parity`: this project against its references, as one table."""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from florence2.checkpoint import checkpoint_folder, load_model
+from florence2.errors import Florence2Error
+from florence2.hub import NAMES, resolve
+from florence2.model import Florence2Model
+from florence2.tasks import TASKS
+from parity.cases import PICTURES, base_shape, shapes
+from parity.compare import Work, compare_checkpoint, compare_shape, compare_text
+from parity.recipe import make_checkpoint
+from parity.records import compare_records
+from parity.references import Native, Reference, Remote
+from parity.report import Row, describe_machine, format_table, load_tolerances, record_tolerances
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def main() -> int:
+    """Compare, print the table, write it; 1 when anything differs."""
+    options = _parser().parse_args()
+    code = _find_code(options)
+    rows: list[Row] = []
+    began = time.monotonic()
+    for row in _compare(options, code):
+        rows.append(row)
+        print(f"{time.monotonic() - began:6.1f} s  {row.subject}: {row.stage}", file=sys.stderr)
+    if options.record:
+        record_tolerances(rows)
+    tolerances = load_tolerances()
+    table = format_table(rows, tolerances)
+    failed = [row for row in rows if not row.passes(tolerances)]
+    verdict = f"{len(rows) - len(failed)} of {len(rows)} comparisons agree."
+    print(table, verdict, sep="\n\n")
+    output = options.output or (RESULTS if options.model is None and options.reference == "native" else None)
+    if output:
+        output.write_text(_document(table, verdict, options))
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m parity", description=__doc__)
+    parser.add_argument("--reference", choices=("native", "remote"), default="native")
+    parser.add_argument("--code", type=Path, metavar="DIR", help="the .py files of the remote code; they will run here")
+    parser.add_argument("--model", help="a real checkpoint (base, OWNER/NAME, folder), not made-up ones")
+    parser.add_argument("--full", action="store_true", help="also the whole base architecture, with made-up weights")
+    parser.add_argument("--record", action="store_true", help="set the tolerances by what is measured now")
+    parser.add_argument("--output", type=Path, help="where to write the table (parity/RESULTS.md for the default run)")
+    return parser
+
+
+def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Row]:
+    group = options.reference
+
+    def make_reference(folder: Path, ours: Florence2Model, dtype: torch.dtype) -> Reference:
+        return Native(folder, ours, dtype) if code is None else Remote(folder, code, dtype)
+
+    if options.model is not None:
+        folder = checkpoint_folder(resolve(options.model))
+        yield from compare_text(group, folder, make_reference(folder, load_model(folder), torch.float32))
+        work = Work(prompts=_all_prompts(), settings=[{"max_new_tokens": 100}, {"num_beams": 1, "max_new_tokens": 100}])
+        yield from compare_checkpoint(group, options.model, folder, make_reference, work)
+        return
+    yield from compare_records()
+    with tempfile.TemporaryDirectory() as name:
+        shape = shapes()[0]
+        make_checkpoint(Path(name), shape.config, shape.seed, shape.end_bonus, shape.size)
+        yield from compare_text(group, Path(name), make_reference(Path(name), load_model(Path(name)), torch.float32))
+    for shape in shapes():
+        if group in shape.references:
+            yield from compare_shape(group, shape, make_reference, Work())
+    if options.full:
+        few = Work(pictures=PICTURES[:1], settings=[{"max_new_tokens": 30}, {"num_beams": 1, "max_new_tokens": 30}])
+        yield from compare_shape(group, base_shape(), make_reference, few)
+
+
+def _all_prompts() -> list[str]:
+    inputs = {"nothing": "", "text": "a green car", "region": "<loc_52><loc_332><loc_932><loc_774>"}
+    return [task.token + inputs[task.takes] for task in TASKS.values()]
+
+
+def _find_code(options: argparse.Namespace) -> Path | None:
+    """The folder of the remote code, if that is the reference: given, or beside the checkpoint on the Hub."""
+    if options.reference == "native":
+        return None
+    if options.code is not None:
+        if not (options.code / "modeling_florence2.py").is_file():
+            raise Florence2Error(f"{options.code} holds no modeling_florence2.py.")
+        code: Path = options.code
+        return code
+    if options.model is None or Path(options.model).exists():
+        raise Florence2Error("--reference remote needs --code DIR, or --model with a Hub name whose code is there.")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(NAMES.get(options.model, options.model), allow_patterns="*.py"))
+
+
+def _document(table: str, verdict: str, options: argparse.Namespace) -> str:
+    words = [word for word in ("--full",) if options.full]
+    if options.reference == "remote":
+        words.append("--reference remote")
+    if options.model:
+        words.append(f"--model {options.model}")
+    command = " ".join(["python -m parity", *words])
+    return f"""# Parity
+
+Generated by `{command}`.
+{describe_machine()}.
+
+{verdict} "equal" counts the items that are exactly equal, or for stages with numbers those that were compared.
+Numbers in float64 show whether the formulas are the same; tokens and log-probabilities are compared in float32, as
+people use them. A tolerance is five times the error that was measured when it was recorded.
+
+{table}
+"""
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Florence2Error as error:
+        print(f"parity: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,153 @@
+"""The recorded outputs of the remote code, compared: needs nothing but this repository."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from florence2.answers import parse_answer
+from florence2.checkpoint import load_model
+from florence2.config import read_config
+from florence2.decoding import GenerationOptions
+from florence2.generation import generate
+from florence2.image import image_to_tensor, open_image, read_image_config
+from florence2.tasks import TASKS, build_sentence, split_prompt
+from florence2.tokenizer import FlorenceTokenizer
+from parity.recipe import GOLDEN, make_checkpoint, make_picture
+from parity.report import Row
+
+_GROUP = "records"
+_SUBJECT = "records of the remote code"
+
+
+def compare_records() -> Iterator[Row]:
+    """All recorded stages, in the order in which a picture passes them."""
+    yield from _compare_tokenizer()
+    yield _compare_pixels()
+    yield from _compare_answers()
+    yield from _compare_model()
+
+
+def read_record(name: str) -> Any:
+    """One JSON file of `golden/`."""
+    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+
+
+def make_recorded_checkpoint(folder: Path) -> None:
+    """Write the checkpoint that the outputs in `golden/tiny` were recorded from."""
+    golden = read_record("tiny/golden.json")
+    make_checkpoint(folder, read_config(GOLDEN / "tiny"), golden["seed"], golden["eos_bonus"])
+
+
+def _compare_tokenizer() -> Iterator[Row]:
+    tokenizer, records = FlorenceTokenizer(GOLDEN / "tokenizer.json"), read_record("tokens.json")
+    strings = records["strings"]
+    equal = sum(
+        tokenizer.encode(r["text"]) == r["ids"]
+        and tokenizer.decode(r["ids"]) == r["decoded"]
+        and tokenizer.decode(r["ids"], skip_special=True) == r["decoded_skip"]
+        for r in strings
+    )
+    yield Row(_GROUP, _SUBJECT, "tokenizer, both ways", equal, len(strings))
+    prompts = records["prompts"]
+    sentences = [build_sentence(*split_prompt(r["text"])) for r in prompts]
+    equal = sum(s == r["prompt"] and tokenizer.encode(s) == r["ids"] for s, r in zip(sentences, prompts, strict=True))
+    yield Row(_GROUP, _SUBJECT, "prompts", equal, len(prompts))
+
+
+def _compare_pixels() -> Row:
+    config, records, equal = read_image_config(GOLDEN / "tiny"), read_record("pixels.json"), 0
+    for record in records:
+        picture = open_image(make_picture(record["seed"], *record["size"], record["mode"]))
+        values = image_to_tensor(picture, config).flatten()
+        sampled = values[record["index"]].numpy()
+        expected = np.array(record["value"], np.float32)
+        equal += bool((sampled == expected).all() and abs(float(values.double().sum()) - record["sum"]) < 1e-6)
+    return Row(_GROUP, _SUBJECT, "pixels, bit for bit", equal, len(records))
+
+
+def _compare_answers() -> Iterator[Row]:
+    tokenizer, records = FlorenceTokenizer(GOLDEN / "tokenizer.json"), read_record("post.json")
+    equal = 0
+    for record in records["post"]:
+        kind = TASKS[record["task"]].answer if record["task"] in TASKS else "text"
+        answer = parse_answer(record["task"], kind, record["text"], tuple(record["image_size"]))
+        equal += answer.to_florence() == record["answer"]
+    yield Row(_GROUP, _SUBJECT, "answers", equal, len(records["post"]))
+    equal, worst = 0, 0.0
+    for record in records["scored"]:
+        ids, task = record["sequence"], record["task"]
+        answer = parse_answer(
+            task,
+            TASKS[task].answer,
+            tokenizer.decode(ids),
+            tuple(record["image_size"]),
+            token_ids=ids,
+            token_logprobs=record["transition_scores"],
+            token_texts=tokenizer.pieces(ids[1:]),
+        )
+        ours, theirs = answer.to_florence()[task], record["answer"][task]
+        scores = np.subtract(ours.pop("scores"), theirs.pop("scores"))
+        equal, worst = equal + (ours == theirs), max(worst, float(np.abs(scores).max()))
+    yield Row(_GROUP, _SUBJECT, "answers with scores", equal, len(records["scored"]), worst)
+
+
+def _compare_model() -> Iterator[Row]:
+    golden, arrays = read_record("tiny/golden.json"), np.load(GOLDEN / "tiny" / "golden.npz")
+    with tempfile.TemporaryDirectory() as folder:
+        make_recorded_checkpoint(Path(folder))
+        model = load_model(Path(folder))
+        tokenizer, images = FlorenceTokenizer(Path(folder) / "tokenizer.json"), read_image_config(Path(folder))
+    worst = dict.fromkeys(("features", "encoder", "logits", "loss", "scores"), 0.0)
+    counts = dict.fromkeys(worst, 0)
+    equal = total = choices = 0
+
+    def note(stage: str, ours: Any, theirs: Any) -> None:
+        difference = float(np.abs(np.subtract(ours, theirs)).max())
+        worst[stage], counts[stage] = max(worst[stage], difference), counts[stage] + 1
+
+    for run in golden["runs"]:
+        key = f"p{run['picture']}q{run['prompt']}"
+        picture = open_image(make_picture(*golden["pictures"][run["picture"]]))
+        ids = tokenizer.encode(build_sentence(*split_prompt(golden["prompts"][run["prompt"]])))
+        with torch.no_grad():
+            pixel_values, prompt = image_to_tensor(picture, images), torch.tensor([ids])
+            features = model.encode_image(pixel_values)
+            memory = model.encode(features, prompt)
+            logits = model.decode(torch.tensor([run["decoder_input_ids"]]), memory)
+            note("loss", float(model.loss(pixel_values, prompt, torch.tensor([run["labels"]]))), run["loss"])
+        for stage, tensor in (("features", features), ("encoder", memory), ("logits", logits)):
+            if f"{key}.{stage}.index" in arrays:
+                note(stage, tensor.flatten().numpy()[arrays[f"{key}.{stage}.index"]], arrays[f"{key}.{stage}.value"])
+        choices += logits[0].argmax(dim=-1).tolist() == run["logits_argmax"]
+        for recorded in run["generations"]:
+            options = GenerationOptions.from_checkpoint(model.config.generation).changed(**recorded["options"])
+            found = generate(model, memory, options)
+            same = found.sequences.tolist() == recorded["sequences"]
+            equal, total = equal + same, total + 1
+            if same and "sequences_scores" in recorded:
+                note("scores", found.token_logprobs, recorded["transition_scores"])
+    for stage in ("features", "encoder", "logits", "loss"):
+        yield Row(_GROUP, _SUBJECT, stage, counts[stage], counts[stage], worst[stage])
+    yield Row(_GROUP, _SUBJECT, "likeliest next tokens", choices, len(golden["runs"]))
+    yield Row(_GROUP, _SUBJECT, "tokens, all settings", equal, total)
+    yield Row(_GROUP, _SUBJECT, "token log-probabilities", counts["scores"], counts["scores"], worst["scores"])
+    yield _compare_batch(golden, model, images)
+
+
+def _compare_batch(golden: dict[str, Any], model: Any, images: Any) -> Row:
+    """Four pictures at once, one prompt: no padding, so here the reference's batch is right too."""
+    batch = golden["batch"]
+    pictures = [open_image(make_picture(*picture)) for picture in golden["pictures"]]
+    ids = FlorenceTokenizer(GOLDEN / "tokenizer.json").encode(build_sentence(*split_prompt(batch["prompt"])))
+    options = GenerationOptions.from_checkpoint(model.config.generation).changed(**batch["options"])
+    with torch.no_grad():
+        features = model.encode_image(torch.cat([image_to_tensor(picture, images) for picture in pictures]))
+        memory = model.encode(features, torch.tensor([ids] * len(pictures)))
+    found = generate(model, memory, options).sequences.tolist()
+    equal = sum(a == b for a, b in zip(found, batch["sequences"], strict=True))
+    return Row(_GROUP, _SUBJECT, "tokens of a batch", equal, len(pictures))

@@ -1,0 +1,297 @@
+"""The references, behind one interface: transformers' native model, and Microsoft's remote code."""
+
+import importlib.metadata
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from florence2.config import read_config
+from florence2.decoding import GenerationOptions
+from florence2.model import Florence2Model
+
+_NEVER_CHOSEN = -1e9
+
+
+class Reference(Protocol):
+    """What every reference can be asked. `ids` are a prompt's, a list of int; pixel_values (1, 3, H, W)."""
+
+    name: str
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """An RGB picture -> pixel_values."""
+        ...
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """-> projected image tokens (1, N, D)"""
+        ...
+
+    def encode(self, pixel_values: Tensor, ids: Sequence[int]) -> Tensor:
+        """-> encoder output (1, N + T, D)"""
+        ...
+
+    def logits(self, pixel_values: Tensor, ids: Sequence[int], decoder_ids: Sequence[int]) -> Tensor:
+        """-> (1, T, V)"""
+        ...
+
+    def loss(self, pixel_values: Tensor, ids: Sequence[int], labels: Sequence[int]) -> float:
+        """The training loss."""
+        ...
+
+    def generate(
+        self, pixel_values: Tensor, ids: Sequence[int], options: GenerationOptions
+    ) -> tuple[list[list[int]], list[list[float]], list[float] | None]:
+        """-> sequences, token log-probabilities, and the beams' scores where there are any"""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Text -> ids with the special ones around them."""
+        ...
+
+    def detokenize(self, ids: Sequence[int], skip_special: bool) -> str:
+        """Ids -> text."""
+        ...
+
+    def sentence(self, prompt: str) -> str:
+        """A prompt with a task token -> what the model reads."""
+        ...
+
+
+class Native:
+    """transformers.models.florence2 on a checkpoint, which is converted when it is in Microsoft's layout.
+
+    The native layout has no final_logits_bias; it is put into the output projection here. The rows that a converted
+    embedding has more are made impossible.
+    """
+
+    def __init__(self, folder: Path, ours: Florence2Model, dtype: torch.dtype):
+        from transformers import Florence2ForConditionalGeneration
+
+        self.name = f"native, transformers {importlib.metadata.version('transformers')}"
+        self.dtype = dtype
+        self._scratch = tempfile.TemporaryDirectory()
+        if read_config(folder).layout == "microsoft":
+            folder = _convert(folder, Path(self._scratch.name))
+        self.model = Florence2ForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        self.folder = folder
+        head = self.model.lm_head
+        known = ours.final_logits_bias.shape[1]
+        bias = torch.full((head.weight.shape[0],), _NEVER_CHOSEN, dtype=dtype)
+        bias[:known] = ours.final_logits_bias[0].to(dtype)
+        head.bias = nn.Parameter(bias)
+        self.known = known
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(self.folder)
+        values: Tensor = processor(images=image, return_tensors="pt")["pixel_values"]
+        return values
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        inner = self.model.model
+        tokens: Tensor = inner.multi_modal_projector(inner.vision_tower(pixel_values.to(self.dtype)).last_hidden_state)
+        return tokens
+
+    def encode(self, pixel_values: Tensor, ids: Sequence[int]) -> Tensor:
+        output = self._forward(pixel_values, ids, decoder_input_ids=torch.tensor([[2]]))
+        encoded: Tensor = output.encoder_last_hidden_state
+        return encoded
+
+    def logits(self, pixel_values: Tensor, ids: Sequence[int], decoder_ids: Sequence[int]) -> Tensor:
+        logits: Tensor = self._forward(pixel_values, ids, decoder_input_ids=torch.tensor([decoder_ids])).logits
+        return logits[:, :, : self.known]
+
+    def loss(self, pixel_values: Tensor, ids: Sequence[int], labels: Sequence[int]) -> float:
+        return float(self._forward(pixel_values, ids, labels=torch.tensor([labels])).loss)
+
+    def generate(
+        self, pixel_values: Tensor, ids: Sequence[int], options: GenerationOptions
+    ) -> tuple[list[list[int]], list[list[float]], list[float] | None]:
+        self.model.generation_config = _generation_config(options)
+        inputs = {"input_ids": self._with_image(pixel_values, ids), "pixel_values": pixel_values.to(self.dtype)}
+        output = self.model.generate(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
+        return _unpack(self.model, output)
+
+    def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer()(text)["input_ids"]
+        return ids
+
+    def detokenize(self, ids: Sequence[int], skip_special: bool) -> str:
+        text: str = self._tokenizer().decode(ids, skip_special_tokens=skip_special)
+        return text
+
+    def sentence(self, prompt: str) -> str:
+        from transformers import AutoProcessor
+
+        if not hasattr(self, "_processor"):
+            self._processor = AutoProcessor.from_pretrained(self.folder)
+        sentence: str = self._processor._construct_prompts([prompt])[0]
+        return sentence
+
+    def _tokenizer(self) -> Any:
+        from transformers import BartTokenizerFast
+
+        if not hasattr(self, "_fast"):
+            self._fast = BartTokenizerFast.from_pretrained(self.folder)
+        return self._fast
+
+    def _with_image(self, pixel_values: Tensor, ids: Sequence[int]) -> Tensor:
+        tokens = self.features(pixel_values).shape[1]
+        return torch.tensor([[self.model.config.image_token_id] * tokens + list(ids)])
+
+    def _forward(self, pixel_values: Tensor, ids: Sequence[int], **others: Any) -> Any:
+        input_ids = self._with_image(pixel_values, ids)
+        return self.model(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            pixel_values=pixel_values.to(self.dtype),
+            **others,
+        )
+
+
+class Remote:
+    """Microsoft's own code, from a folder of its .py files, on a checkpoint in its layout.
+
+    That code runs on this machine; it is the caller who says where it is. It needs transformers 4.41 to 4.49, timm
+    and einops.
+    """
+
+    def __init__(self, folder: Path, code: Path, dtype: torch.dtype):
+        from transformers import AutoModelForCausalLM, AutoProcessor
+
+        self.name = f"remote code, transformers {importlib.metadata.version('transformers')}"
+        self.dtype = dtype
+        self._scratch = tempfile.TemporaryDirectory()
+        joined = Path(self._scratch.name) / f"remote_{random.randrange(1 << 30)}"  # its modules are cached by name
+        joined.mkdir()
+        for file in [*folder.iterdir(), *code.glob("*.py")]:
+            (joined / file.name).symlink_to(file.resolve())
+        _add_code_references(joined)
+        self.model = AutoModelForCausalLM.from_pretrained(joined, trust_remote_code=True, torch_dtype=dtype).eval()
+        self.processor = AutoProcessor.from_pretrained(joined, trust_remote_code=True)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        values: Tensor = self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        return values
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        features: Tensor = self.model._encode_image(pixel_values.to(self.dtype))
+        return features
+
+    def encode(self, pixel_values: Tensor, ids: Sequence[int]) -> Tensor:
+        output = self._forward(pixel_values, ids, decoder_input_ids=torch.tensor([[2]]))
+        encoded: Tensor = output.encoder_last_hidden_state
+        return encoded
+
+    def logits(self, pixel_values: Tensor, ids: Sequence[int], decoder_ids: Sequence[int]) -> Tensor:
+        logits: Tensor = self._forward(pixel_values, ids, decoder_input_ids=torch.tensor([decoder_ids])).logits
+        return logits
+
+    def loss(self, pixel_values: Tensor, ids: Sequence[int], labels: Sequence[int]) -> float:
+        return float(self._forward(pixel_values, ids, labels=torch.tensor([labels])).loss)
+
+    def generate(
+        self, pixel_values: Tensor, ids: Sequence[int], options: GenerationOptions
+    ) -> tuple[list[list[int]], list[list[float]], list[float] | None]:
+        self.model.language_model.generation_config = _generation_config(options)
+        output = self.model.generate(input_ids=torch.tensor([ids]), pixel_values=pixel_values.to(self.dtype))
+        return _unpack(self.model.language_model, output)
+
+    def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(text)["input_ids"]
+        return ids
+
+    def detokenize(self, ids: Sequence[int], skip_special: bool) -> str:
+        text: str = self.processor.tokenizer.decode(ids, skip_special_tokens=skip_special)
+        return text
+
+    def sentence(self, prompt: str) -> str:
+        sentence: str = self.processor._construct_prompts([prompt])[0]
+        return sentence
+
+    def answer(self, task: str, text: str, size: tuple[int, int]) -> dict[str, Any]:
+        """Its reading of a generated text."""
+        answer: dict[str, Any] = self.processor.post_process_generation(text=text, task=task, image_size=size)
+        return answer
+
+    def scored_answer(
+        self, task: str, ids: Sequence[int], logprobs: Sequence[float], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Its reading of generated ids and their log-probabilities."""
+        answer: dict[str, Any] = self.processor.post_process_generation(
+            sequence=torch.tensor(ids), transition_beam_score=torch.tensor(logprobs), task=task, image_size=size
+        )
+        return answer
+
+    def quantize(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes (N, 4) in pixels -> bins."""
+        bins: Tensor = self.processor.post_processor.box_quantizer.quantize(boxes, size)
+        return bins
+
+    def _forward(self, pixel_values: Tensor, ids: Sequence[int], **others: Any) -> Any:
+        return self.model(input_ids=torch.tensor([ids]), pixel_values=pixel_values.to(self.dtype), **others)
+
+
+def _convert(folder: Path, scratch: Path) -> Path:
+    """The checkpoint in the native layout, its final_logits_bias left out."""
+    from florence2.checkpoint import copy_companions, load_model, save_checkpoint, stored_dtype
+    from florence2.tensors import find_weights
+    from florence2.tokenizer import FlorenceTokenizer
+
+    model = load_model(folder, dtype=stored_dtype(find_weights(folder)))
+    model.final_logits_bias.zero_()
+    save_checkpoint(model, scratch / "native", "native")
+    copy_companions(folder, scratch / "native")
+    FlorenceTokenizer(folder / "tokenizer.json").save_native(scratch / "native")
+    return scratch / "native"
+
+
+def _add_code_references(folder: Path) -> None:
+    """Name the code in config.json and preprocessor_config.json, as the published checkpoints do."""
+    import json
+
+    references = {
+        "config.json": {
+            "AutoConfig": "configuration_florence2.Florence2Config",
+            "AutoModelForCausalLM": "modeling_florence2.Florence2ForConditionalGeneration",
+        },
+        "preprocessor_config.json": {"AutoProcessor": "processing_florence2.Florence2Processor"},
+    }
+    for name, auto_map in references.items():
+        values = json.loads((folder / name).read_text()) | {"auto_map": auto_map}
+        if name == "preprocessor_config.json":
+            values.setdefault("image_seq_length", 577)
+        (folder / name).unlink()
+        (folder / name).write_text(json.dumps(values))
+
+
+def _generation_config(options: GenerationOptions) -> Any:
+    """Every setting said aloud, so that no default of either side takes part."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        **asdict(options),
+        do_sample=False,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+
+
+def _unpack(model: Any, output: Any) -> tuple[list[list[int]], list[list[float]], list[float] | None]:
+    beams = getattr(output, "beam_indices", None)
+    transitions = model.compute_transition_scores(
+        output.sequences, output.scores, beams, normalize_logits=beams is None
+    )
+    scores = getattr(output, "sequences_scores", None)
+    return output.sequences.tolist(), transitions.tolist(), None if scores is None else scores.tolist()

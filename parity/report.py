@@ -1,0 +1,84 @@
+"""Rows of results: printed as one table, written as one file, judged by tolerances that were measured before."""
+
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+HEADROOM = 5.0
+"""A tolerance is this many times the error that was measured when it was recorded."""
+TOLERANCES = Path(__file__).parent / "tolerances.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage of one comparison: how many items were equal, and the largest difference where numbers differ.
+
+    `group` is under which name the tolerance is kept; `difference` is None where only equality counts.
+    """
+
+    group: str
+    subject: str
+    stage: str
+    equal: int
+    total: int
+    difference: float | None = None
+    note: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of this row's tolerance."""
+        return f"{self.group}: {self.stage}"
+
+    def passes(self, tolerances: dict[str, float]) -> bool:
+        """Whether everything was equal, or within its tolerance."""
+        close = self.difference is None or self.difference <= tolerances.get(self.key, 0.0)
+        return close and self.equal == self.total
+
+
+def load_tolerances() -> dict[str, float]:
+    """The recorded tolerances; empty when there are none yet."""
+    if not TOLERANCES.exists():
+        return {}
+    recorded: dict[str, float] = json.loads(TOLERANCES.read_text())
+    return recorded
+
+
+def record_tolerances(rows: Iterable[Row]) -> None:
+    """Write `HEADROOM` times the largest difference of every key, keeping those that were not measured now."""
+    largest: dict[str, float] = {}
+    for row in rows:
+        if row.difference is not None:
+            largest[row.key] = max(largest.get(row.key, 0.0), HEADROOM * row.difference)
+    merged = load_tolerances() | {key: float(f"{value:.2g}") for key, value in largest.items()}
+    TOLERANCES.write_text(json.dumps(dict(sorted(merged.items())), indent=1) + "\n")
+
+
+def format_table(rows: Iterable[Row], tolerances: dict[str, float]) -> str:
+    """The table, in Markdown."""
+    head = ["comparison", "stage", "equal", "largest difference", "tolerance", ""]
+    body = []
+    for row in rows:
+        numbers = ["", ""]
+        if row.difference is not None:
+            numbers = [f"{row.difference:.1e}", f"{tolerances.get(row.key, 0.0):.1e}"]
+        equal = f"{row.equal} of {row.total}" if row.total else ""
+        verdict = "ok" if row.passes(tolerances) else "**DIFFERS**"
+        body.append([row.subject, row.stage, equal, *numbers, " ".join(filter(None, (verdict, row.note)))])
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *body]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def describe_machine() -> str:
+    """The versions and the processor behind the figures."""
+    import transformers
+
+    return (
+        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}, "
+        f"{torch.get_num_threads()} threads, {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    )
