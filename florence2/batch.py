@@ -15,7 +15,7 @@ from florence2.answers import Answer
 from florence2.decoding import GenerationOptions
 from florence2.errors import Florence2Error, ImageError
 from florence2.image import ImageInput, picture_suffixes
-from florence2.pipeline import Cascade, Detail, EncodedImage, Florence2
+from florence2.pipeline import Cascade, Detail, EncodedImage, Florence2, Request
 from florence2.processor import TaskText
 from florence2.tasks import find_task
 from florence2.tensors import temporary_beside
@@ -126,40 +126,55 @@ def answer_pictures(
     for start in range(0, len(sources), batch_size):
         work = []
         for source in sources[start : start + batch_size]:
-            open_questions = [q for q in questions if row_key(Row(source, q).to_dict()) not in done]
-            if not open_questions:
-                continue
-            try:
-                encoded = model.encode_image(source.image)
-            except Florence2Error as error:
-                yield from (Row(source, question, error=str(error)) for question in open_questions)
-                continue
-            work += [(source, question, encoded) for question in open_questions]
+            left = [question for question in questions if row_key(Row(source, question).to_dict()) not in done]
+            encoded = _encode(model, source) if left else None
+            work += [_Work(source, question, encoded) for question in left]
         yield from _answer_together(model, work, options)
 
 
-def _answer_together(
-    model: Florence2, work: Sequence[tuple[Source, Question, EncodedImage]], options: GenerationOptions
-) -> Iterator[Row]:
-    """One batch of all plain tasks; when it is refused, one by one, so that only the culprit fails."""
-    plain = [(source, question, encoded) for source, question, encoded in work if question.task != CASCADE]
-    answers: list[Answer | None]
+@dataclass(frozen=True)
+class _Work:
+    """One row to come; `encoded` is the picture, or the sentence that says why there is none."""
+
+    source: Source
+    question: Question
+    encoded: EncodedImage | str | None
+
+
+def _encode(model: Florence2, source: Source) -> EncodedImage | str:
     try:
-        requests = [(question.task, encoded, question.text) for _, question, encoded in plain]
-        answers = list(model.run_batch(requests, options=options, batch_size=max(1, len(requests))))
+        return model.encode_image(source.image)
+    except Florence2Error as error:
+        return str(error)
+
+
+def _answer_together(model: Florence2, work: Sequence[_Work], options: GenerationOptions) -> Iterator[Row]:
+    """All plain tasks as one batch; when that is refused, one by one, so that only the culprit fails."""
+    plain = [w for w in work if isinstance(w.encoded, EncodedImage) and w.question.task != CASCADE]
+    requests: list[Request] = [(w.question.task, w.encoded, w.question.text) for w in plain]  # type: ignore[misc]
+    answers: dict[int, Answer] = {}
+    try:
+        found = model.run_batch(requests, options=options, batch_size=max(1, len(requests)))
+        answers = {id(w): answer for w, answer in zip(plain, found, strict=True)}
     except Florence2Error:
-        answers = [None] * len(plain)
-    known = {(id(s), id(q)): answer for (s, q, _), answer in zip(plain, answers, strict=True)}
-    for source, question, encoded in work:
-        answer: Answer | Cascade | None = known.get((id(source), id(question)))
-        try:
-            if question.task == CASCADE:
-                answer = model.cascade(encoded, question.detail, options=options)
-            elif answer is None:
-                answer = model.run(question.task, encoded, question.text, options=options)
-            yield Row(source, question, answer)
-        except Florence2Error as error:
-            yield Row(source, question, error=str(error))
+        pass  # found out below whose fault it was
+    for w in work:
+        if isinstance(w.encoded, EncodedImage):
+            yield _answer_one(model, w, w.encoded, options, answers.get(id(w)))
+        else:
+            yield Row(w.source, w.question, error=w.encoded)
+
+
+def _answer_one(
+    model: Florence2, work: _Work, encoded: EncodedImage, options: GenerationOptions, answer: Answer | None
+) -> Row:
+    question = work.question
+    try:
+        if question.task == CASCADE:
+            return Row(work.source, question, model.cascade(encoded, question.detail, options=options))
+        return Row(work.source, question, answer or model.run(question.task, encoded, question.text, options=options))
+    except Florence2Error as error:
+        return Row(work.source, question, error=str(error))
 
 
 def row_key(row: dict[str, Any]) -> RowKey:
@@ -177,6 +192,12 @@ class Folder:
         results = self.path / "results.jsonl"
         self.done = _keep_finished(results) if results.exists() else frozenset()
         self.file = results.open("a", encoding="utf-8", errors="backslashreplace")
+
+    def __enter__(self) -> "Folder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
 
     def __call__(self, row: Row) -> None:
         if self.draw and row.answer is not None and _has_regions(row.answer):
@@ -198,7 +219,8 @@ class Console:
         if self.as_json:
             print(json.dumps(row.to_dict(), ensure_ascii=False), flush=True)
         elif row.error is not None:
-            print(f"florence2: {row.source.name}: {row.error}", file=sys.stderr)
+            name = "" if row.source.name in row.error else f"{row.source.name}: "
+            print(f"florence2: {name}{row.error}", file=sys.stderr)
         else:
             if self.headings:
                 print(f"== {row.source.name}  {row.question.name}")

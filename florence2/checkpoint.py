@@ -108,7 +108,9 @@ def read_weights(
         ours = SHARED if ours in TIED_TO_SHARED else ours
         if ours in weights:
             if not _equals(weights[ours], stored):
-                problems.append(f"{name} differs from the token embedding that it is tied to")
+                problems.append(
+                    f"the token embedding is stored under several names, but {name} differs from the others"
+                )
             continue
         tensor = stored.T if ours in TRANSPOSED[layout] else stored
         tensor = tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)

@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from florence2.batch import (
     Folder,
     Progress,
     Question,
-    RowKey,
+    Row,
     Sink,
     answer_pictures,
     find_pictures,
@@ -194,24 +194,30 @@ def _work(options: argparse.Namespace, pictures: Sequence[str], questions: Seque
         attention=options.attention,
         allow_pickle=options.allow_pickle,
     )
-    folder = Folder(options.out, options.draw) if options.out else None
+    search = _search_options(model, options)
     console = Console(options.json, headings=len(sources) * len(questions) > 1)
-    sinks: list[Sink] = [console, folder] if folder else [console]
-    done: frozenset[RowKey] = folder.done if folder else frozenset()
-    if done:
-        print(f"florence2: {options.out}/results.jsonl already holds {len(done)} answers.", file=sys.stderr)
-    failed, progress = 0, Progress(len(sources))
-    finished: set[str] = set()
+    if options.out is None:
+        return _report(answer_pictures(model, sources, questions, search, options.batch), [console], len(sources))
+    with Folder(options.out, options.draw) as folder:
+        if folder.done:
+            print(f"florence2: {options.out}/results.jsonl already holds {len(folder.done)} answers.", file=sys.stderr)
+        rows = answer_pictures(model, sources, questions, search, options.batch, folder.done)
+        return _report(rows, [console, folder], len(sources), kept=f"; what is done is kept in {options.out}")
+
+
+def _report(rows: Iterable[Row], sinks: Sequence[Sink], total: int, kept: str = "") -> int:
+    """Hand every row to every sink as it comes, and show how far the work is."""
+    failed, progress = 0, Progress(total)
+    seen: set[str] = set()
     try:
-        for row in answer_pictures(model, sources, questions, _search_options(model, options), options.batch, done):
+        for row in rows:
             for sink in sinks:
                 sink(row)
             failed += row.error is not None
-            finished.add(row.source.name)
-            progress.show(len(finished))
+            seen.add(row.source.name)
+            progress.show(len(seen))
     except KeyboardInterrupt:
-        kept = f"; what is done is kept in {options.out}" if options.out else ""
-        print(f"\nflorence2: stopped after {len(finished)} of {len(sources)} pictures{kept}.", file=sys.stderr)
+        print(f"\nflorence2: stopped after {len(seen)} of {total} pictures{kept}.", file=sys.stderr)
         return EXIT_STOPPED
     finally:
         progress.close()

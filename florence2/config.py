@@ -216,7 +216,8 @@ def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple
     vision |= {"model_type": "florence_vision", "embed_dim": vision.pop("dim_embed"), "activation_function": "gelu"}
     generation |= {**ids, "decoder_start_token_id": text["decoder_start_token_id"]}
     text |= {"model_type": "bart", "tie_word_embeddings": True}
-    top |= {"image_token_id": config.image_token_id}
+    if config.image_token_id is not None:
+        top["image_token_id"] = config.image_token_id
     return {
         **top,
         "tie_word_embeddings": True,

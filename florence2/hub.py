@@ -49,7 +49,7 @@ def resolve(
     `download` is what refreshes it. Raises HubError for a name that is nothing of this.
     """
     text = os.fspath(name)
-    if text not in NAMES and Path(text).exists():
+    if text and text not in NAMES and Path(text).exists():
         return Path(text)
     if text not in NAMES and not _HUB_ID.fullmatch(text):
         raise HubError(

@@ -154,7 +154,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     upright = _apply_orientation(image)
     if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
         upright = _from_deep_grey(upright, name)
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+    try:
+        return upright if upright.mode == "RGB" else upright.convert("RGB")
+    except ValueError:
+        raise ImageError(f"{name} has the colour mode {upright.mode}, which Pillow cannot turn into RGB.") from None
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from florence2.tokenizer import FlorenceTokenizer
 from parity.cases import PICTURES, PIXEL_PICTURES, PROMPTS, SETTINGS, Shape, random_text
 from parity.recipe import make_checkpoint, make_picture
 from parity.references import Reference, Remote
-from parity.report import Row
+from parity.report import Row, largest_difference
 
 MakeReference = Callable[[Path, Florence2Model, torch.dtype], Reference]
 """(checkpoint folder, our model of it, type) -> the reference on it."""
@@ -140,7 +139,7 @@ def _compare_numbers(
     worst = dict.fromkeys(("features", "encoder", "logits", "loss"), 0.0)
 
     def note(stage: str, mine: Any, theirs: Any) -> None:
-        worst[stage] = max(worst[stage], float(np.abs(np.subtract(mine, theirs)).max()))
+        worst[stage] = max(worst[stage], largest_difference(mine, theirs))
 
     with torch.no_grad():
         for pixel_values in pixels:
@@ -169,7 +168,7 @@ def _compare_search(
     settings: Sequence[dict[str, Any]],
 ) -> Iterator[Row]:
     defaults = GenerationOptions.from_checkpoint(ours.config.generation)
-    equal = total = scored = 0
+    equal = total = scored = written = 0
     worst, notes = 0.0, []
     for pixel_values in pixels:
         with torch.no_grad():
@@ -182,23 +181,25 @@ def _compare_search(
                 found = generate(ours, memory, options)
                 sequences, logprobs, scores = reference.generate(pixel_values, ids, options)
                 same = found.sequences.tolist() == sequences
+                written += int(found.lengths.sum())
                 equal, total = equal + same, total + 1
                 if same:
                     scored += 1
                     worst = max(worst, _score_difference(found, logprobs, scores))
                 else:
                     notes.append(f"{changes}: {_first_difference(found.sequences.tolist(), sequences)}")
-    yield Row(group, subject, f"tokens, {len(settings)} settings", equal, total, note="; ".join(notes))
+    stage = f"tokens, {len(settings)} settings"
+    yield Row(group, subject, stage, equal, total, note="; ".join([f"({written:,} tokens)", *notes]))
     yield Row(group, subject, "log-probabilities and scores", scored, scored, worst)
 
 
 def _score_difference(found: Generation, logprobs: list[list[float]], scores: list[float] | None) -> float:
-    difference = float(np.abs(np.subtract(found.token_logprobs, logprobs)).max())
+    difference = largest_difference(found.token_logprobs, logprobs)
     if scores is None:
         return difference
-    # a sum divided by a power of its length: compare the sums' own precision, not the quotient's
-    relative = np.abs(np.subtract(found.sequence_scores, scores)) / np.maximum(1.0, np.abs(scores))
-    return max(difference, float(relative.max()))
+    # a small length penalty leaves large sums, of which float32 holds fewer digits behind the point
+    scale = max(1.0, *map(abs, scores))
+    return max(difference, largest_difference(found.sequence_scores, scores) / scale)
 
 
 def _first_difference(ours: list[list[int]], theirs: list[list[int]]) -> str:

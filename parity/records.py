@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from florence2.checkpoint import load_model
 from florence2.config import read_config
 from florence2.decoding import GenerationOptions
 from florence2.generation import generate
-from florence2.image import image_to_tensor, open_image, read_image_config
+from florence2.image import ImageConfig, image_to_tensor, open_image, read_image_config
+from florence2.model import Florence2Model
 from florence2.tasks import TASKS, build_sentence, split_prompt
 from florence2.tokenizer import FlorenceTokenizer
 from parity.recipe import GOLDEN, make_checkpoint, make_picture
-from parity.report import Row
+from parity.report import Row, largest_difference
 
 _GROUP = "records"
 _SUBJECT = "records of the remote code"
@@ -26,10 +27,10 @@ _SUBJECT = "records of the remote code"
 
 def compare_records() -> Iterator[Row]:
     """All recorded stages, in the order in which a picture passes them."""
-    yield from _compare_tokenizer()
-    yield _compare_pixels()
-    yield from _compare_answers()
-    yield from _compare_model()
+    yield from compare_tokenizer()
+    yield compare_pixels()
+    yield from compare_answers()
+    yield from compare_model()
 
 
 def read_record(name: str) -> Any:
@@ -43,7 +44,8 @@ def make_recorded_checkpoint(folder: Path) -> None:
     make_checkpoint(folder, read_config(GOLDEN / "tiny"), golden["seed"], golden["eos_bonus"])
 
 
-def _compare_tokenizer() -> Iterator[Row]:
+def compare_tokenizer() -> Iterator[Row]:
+    """Recorded strings and prompts, text to ids and back."""
     tokenizer, records = FlorenceTokenizer(GOLDEN / "tokenizer.json"), read_record("tokens.json")
     strings = records["strings"]
     equal = sum(
@@ -59,10 +61,12 @@ def _compare_tokenizer() -> Iterator[Row]:
     yield Row(_GROUP, _SUBJECT, "prompts", equal, len(prompts))
 
 
-def _compare_pixels() -> Row:
+def compare_pixels() -> Row:
+    """Recorded values of normalised pixels, for pictures of several modes."""
     config, records, equal = read_image_config(GOLDEN / "tiny"), read_record("pixels.json"), 0
     for record in records:
-        picture = open_image(make_picture(record["seed"], *record["size"], record["mode"]))
+        width, height = record["size"]
+        picture = open_image(make_picture(record["seed"], width, height, record["mode"]))
         values = image_to_tensor(picture, config).flatten()
         sampled = values[record["index"]].numpy()
         expected = np.array(record["value"], np.float32)
@@ -70,7 +74,8 @@ def _compare_pixels() -> Row:
     return Row(_GROUP, _SUBJECT, "pixels, bit for bit", equal, len(records))
 
 
-def _compare_answers() -> Iterator[Row]:
+def compare_answers() -> Iterator[Row]:
+    """Recorded readings of generated texts, and of generated ids with their scores."""
     tokenizer, records = FlorenceTokenizer(GOLDEN / "tokenizer.json"), read_record("post.json")
     equal = 0
     for record in records["post"]:
@@ -91,26 +96,31 @@ def _compare_answers() -> Iterator[Row]:
             token_texts=tokenizer.pieces(ids[1:]),
         )
         ours, theirs = answer.to_florence()[task], record["answer"][task]
-        scores = np.subtract(ours.pop("scores"), theirs.pop("scores"))
-        equal, worst = equal + (ours == theirs), max(worst, float(np.abs(scores).max()))
+        worst = max(worst, largest_difference(ours.pop("scores"), theirs.pop("scores")))
+        equal += ours == theirs
     yield Row(_GROUP, _SUBJECT, "answers with scores", equal, len(records["scored"]), worst)
 
 
-def _compare_model() -> Iterator[Row]:
+def compare_model(change: Callable[[Florence2Model], None] | None = None, runs: int | None = None) -> Iterator[Row]:
+    """The stages of the recorded checkpoint, on all recorded runs or the first few.
+
+    `change` may damage the model first: what a comparison is worth shows when it then fails.
+    """
     golden, arrays = read_record("tiny/golden.json"), np.load(GOLDEN / "tiny" / "golden.npz")
     with tempfile.TemporaryDirectory() as folder:
         make_recorded_checkpoint(Path(folder))
         model = load_model(Path(folder))
+        if change is not None:
+            change(model)
         tokenizer, images = FlorenceTokenizer(Path(folder) / "tokenizer.json"), read_image_config(Path(folder))
     worst = dict.fromkeys(("features", "encoder", "logits", "loss", "scores"), 0.0)
     counts = dict.fromkeys(worst, 0)
     equal = total = choices = 0
 
     def note(stage: str, ours: Any, theirs: Any) -> None:
-        difference = float(np.abs(np.subtract(ours, theirs)).max())
-        worst[stage], counts[stage] = max(worst[stage], difference), counts[stage] + 1
+        worst[stage], counts[stage] = max(worst[stage], largest_difference(ours, theirs)), counts[stage] + 1
 
-    for run in golden["runs"]:
+    for run in golden["runs"][:runs]:
         key = f"p{run['picture']}q{run['prompt']}"
         picture = open_image(make_picture(*golden["pictures"][run["picture"]]))
         ids = tokenizer.encode(build_sentence(*split_prompt(golden["prompts"][run["prompt"]])))
@@ -133,13 +143,14 @@ def _compare_model() -> Iterator[Row]:
                 note("scores", found.token_logprobs, recorded["transition_scores"])
     for stage in ("features", "encoder", "logits", "loss"):
         yield Row(_GROUP, _SUBJECT, stage, counts[stage], counts[stage], worst[stage])
-    yield Row(_GROUP, _SUBJECT, "likeliest next tokens", choices, len(golden["runs"]))
+    yield Row(_GROUP, _SUBJECT, "likeliest next tokens", choices, len(golden["runs"][:runs]))
     yield Row(_GROUP, _SUBJECT, "tokens, all settings", equal, total)
     yield Row(_GROUP, _SUBJECT, "token log-probabilities", counts["scores"], counts["scores"], worst["scores"])
-    yield _compare_batch(golden, model, images)
+    if runs is None:
+        yield _compare_batch(golden, model, images)
 
 
-def _compare_batch(golden: dict[str, Any], model: Any, images: Any) -> Row:
+def _compare_batch(golden: dict[str, Any], model: Florence2Model, images: ImageConfig) -> Row:
     """Four pictures at once, one prompt: no padding, so here the reference's batch is right too."""
     batch = golden["batch"]
     pictures = [open_image(make_picture(*picture)) for picture in golden["pictures"]]

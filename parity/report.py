@@ -5,7 +5,9 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 HEADROOM = 5.0
@@ -37,6 +39,12 @@ class Row:
         """Whether everything was equal, or within its tolerance."""
         close = self.difference is None or self.difference <= tolerances.get(self.key, 0.0)
         return close and self.equal == self.total
+
+
+def largest_difference(ours: Any, theirs: Any) -> float:
+    """Between two tensors, arrays, lists or numbers of one shape; NaN counts as infinitely far."""
+    difference = np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))
+    return float(np.nan_to_num(difference, nan=np.inf).max())
 
 
 def load_tolerances() -> dict[str, float]:

@@ -1,0 +1,95 @@
+"""Checkpoints that the tests share: made here, small, with every size different from the next."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import florence2
+from florence2.checkpoint import convert_checkpoint
+from parity.cases import shapes
+from parity.recipe import make_checkpoint, make_picture
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in Microsoft's layout: two stages, one text layer, 160 x 224 pixels. Do not write to it."""
+    folder = tmp_path_factory.mktemp("small")
+    shape = shapes()[3]
+    make_checkpoint(folder, shape.config, shape.seed, shape.end_bonus, shape.size)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def native_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in the native layout, except that it has no final_logits_bias."""
+    folder = tmp_path_factory.mktemp("native") / "checkpoint"
+    plain = tmp_path_factory.mktemp("plain") / "checkpoint"
+    copy_checkpoint(small_folder, plain, without_bias)
+    convert_checkpoint(plain, folder, "native")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(small_folder: Path) -> florence2.Florence2:
+    """The small checkpoint, loaded."""
+    return florence2.load(small_folder)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """A picture that is neither square nor of the model's size."""
+    return make_picture(5, 320, 200)
+
+
+@pytest.fixture
+def picture_file(picture: Image.Image, tmp_path: Path) -> Path:
+    """The same as a file."""
+    path = tmp_path / "photo.png"
+    picture.save(path)
+    return path
+
+
+def copy_checkpoint(
+    source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], object] | None = None
+) -> None:
+    """Copy a checkpoint folder, with its tensors changed."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, target)
+    if change is not None:
+        tensors = load_file(target / "model.safetensors")
+        change(tensors)
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_bias(tensors: dict[str, torch.Tensor]) -> None:
+    """Make final_logits_bias zero, which is what the native layout can say."""
+    tensors["language_model.final_logits_bias"].zero_()
+
+
+def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[float, float, float, float]:
+    """A box inside a picture."""
+    x1, x2 = sorted(rng.uniform(0, width, 2))
+    y1, y2 = sorted(rng.uniform(0, height, 2))
+    return (x1, y1, x2, y2)
+
+
+def count_encodings(model: florence2.Florence2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the batch size whenever the vision tower runs."""
+    calls: list[int] = []
+    original = model.model.encode_image
+
+    def encode_image(pixel_values: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pixel_values))
+        return original(pixel_values)
+
+    monkeypatch.setattr(model.model, "encode_image", encode_image)
+    return calls

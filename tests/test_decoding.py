@@ -1,0 +1,325 @@
+"""The search against exhaustive enumeration, against a slow second implementation, and rule by rule."""
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from florence2.decoding import (
+    ForcedId,
+    Generation,
+    GenerationOptions,
+    MinNewTokens,
+    NoRepeatNgram,
+    RepetitionPenalty,
+    SpecialIds,
+    logit_rules,
+    search,
+)
+from florence2.errors import OptionError
+from tests.slow_search import Table, beam_search, greedy, log_softmax
+
+START, END, PAD = 0, 1, 2
+IDS = SpecialIds(start=START, end=END, pad=PAD)
+PLAIN = GenerationOptions(
+    num_beams=1,
+    max_new_tokens=6,
+    no_repeat_ngram_size=0,
+    forced_bos_token_id=None,
+    forced_eos_token_id=None,
+    early_stopping=False,
+)
+
+# Logits after each id, for five ids: 0 start, 1 end, 2 padding (unlikely), 3 and 4 the words. Written by hand so that
+# the likeliest first word (3) leads into a dead end of unlikely words, and 4 into a sure short sentence.
+HAND = [
+    [-9.0, -3.0, -9.0, 1.0, 0.8],
+    [0.0, 0.0, 0.0, 0.0, 0.0],
+    [-9.0, 0.0, -9.0, 0.0, 0.0],
+    [-9.0, 0.1, -9.0, 0.2, 0.3],
+    [-9.0, 4.0, -9.0, -1.0, -1.0],
+]
+
+
+def markov(logits: Any) -> Table:
+    return lambda ids: list(logits[ids[-1]])
+
+
+def run(tables: list[Table], options: GenerationOptions, ids: SpecialIds = IDS) -> Generation:
+    """Search over tables, one per input, remembering what every beam has said, as a model's cache would."""
+    K = options.num_beams
+    past: list[list[list[int]]] = [[[] for _ in range(K)] for _ in tables]
+
+    def step(newest: Tensor) -> Tensor:
+        rows = []
+        for b, table in enumerate(tables):
+            for k in range(K):
+                past[b][k] = [*past[b][k], int(newest[b * K + k])]
+                rows.append(table(past[b][k]))
+        return torch.tensor(rows, dtype=torch.float32)
+
+    def reorder(parents: Tensor) -> None:
+        for b in range(len(tables)):
+            past[b] = [past[b][int(k)] for k in parents[b]]
+
+    return search(step, reorder, len(tables), options, ids)
+
+
+def strip(row: Tensor, length: int) -> list[int]:
+    return row[: 1 + length].tolist()
+
+
+def exhaustive(table: Table, limit: int, power: float) -> list[tuple[float, list[int]]]:
+    """Every finished sequence of up to `limit` ids, best first."""
+    found = []
+    words = [0, 2, 3, 4]
+    for length in range(1, limit + 1):
+        for middle in itertools.product(words, repeat=length - 1):
+            ids, total = [START], 0.0
+            for id in (*middle, END):
+                total += log_softmax(table(ids))[id]
+                ids.append(id)
+            found.append((total / length**power, ids))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.0, 2.0])
+def test_wide_beams_find_what_enumeration_finds(power: float) -> None:
+    """With as many beams as there are prefixes nothing is pruned, so the best is the best of all."""
+    limit = 5
+    options = replace(
+        PLAIN,
+        num_beams=256,
+        max_new_tokens=limit,
+        length_penalty=power,
+        early_stopping="never",
+        num_return_sequences=20,
+    )
+    found = run([markov(HAND)], options)
+    expected = exhaustive(markov(HAND), limit, power)[:20]
+    ended = [row for row, reason in enumerate(found.finish_reasons) if reason == "stop"]
+    assert len(ended) >= 5
+    got = [(float(found.sequence_scores[r]), strip(found.sequences[r], int(found.lengths[r]))) for r in ended]
+    for (score, ids), (best_score, best_ids) in zip(got, expected, strict=False):
+        assert score == pytest.approx(best_score, abs=1e-5)
+        assert ids == best_ids or score == pytest.approx(best_score, abs=1e-6)
+
+
+def test_the_hand_written_table() -> None:
+    """Greedy takes 3 first (logit 1.0 against 0.8); two beams see that 4 ends almost surely.
+
+    P(4 | start) = e^0.8 / (2 e^-9 + e^-3 + e^1 + e^0.8) = 2.22554 / 4.99386 = 0.44566
+    P(end | 4) = e^4 / (2 e^-9 + e^4 + 2 e^-1) = 54.59815 / 55.33416 = 0.98670
+    score of "4 end" = (ln 0.44566 + ln 0.98670) / 2 = (-0.80821 - 0.01339) / 2 = -0.41080
+    """
+    assert run([markov(HAND)], PLAIN).sequences[0, 1] == 3
+    best = run([markov(HAND)], replace(PLAIN, num_beams=2))
+    assert strip(best.sequences[0], 2) == [START, 4, END]
+    assert float(best.sequence_scores[0]) == pytest.approx(-0.41080, abs=1e-5)
+    assert best.token_logprobs[0, :2].tolist() == pytest.approx([-0.80821, -0.01339], abs=1e-5)
+    assert best.finish_reasons == ("stop",)
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"num_beams": 2},
+    {"num_beams": 3, "early_stopping": True},
+    {"num_beams": 3, "early_stopping": False, "length_penalty": 0.3},
+    {"num_beams": 4, "early_stopping": "never", "length_penalty": 1.7},
+    {"num_beams": 3, "early_stopping": "never", "length_penalty": -0.7},
+    {"num_beams": 3, "early_stopping": False, "length_penalty": 0.0},
+    {"num_beams": 5, "num_return_sequences": 5, "early_stopping": True},
+    {"num_beams": 3, "no_repeat_ngram_size": 3},
+    {"num_beams": 3, "no_repeat_ngram_size": 2, "early_stopping": True},
+    {"num_beams": 2, "no_repeat_ngram_size": 1},
+    {"num_beams": 3, "min_new_tokens": 5, "early_stopping": True},
+    {"num_beams": 3, "repetition_penalty": 1.4},
+    {"num_beams": 3, "repetition_penalty": 0.7, "early_stopping": True},
+    {"num_beams": 3, "forced_bos_token_id": 4, "forced_eos_token_id": END, "early_stopping": True},
+    {"num_beams": 3, "forced_bos_token_id": START, "forced_eos_token_id": END, "no_repeat_ngram_size": 3},
+    {"num_beams": 3, "max_new_tokens": 1, "forced_eos_token_id": END},
+    {"num_beams": 3, "max_new_tokens": 2},
+    {"no_repeat_ngram_size": 2},
+    {"repetition_penalty": 1.4, "min_new_tokens": 4},
+    {"forced_bos_token_id": 5, "forced_eos_token_id": END, "max_new_tokens": 4},
+]
+
+
+def random_table(seed: int, ids: int = 12) -> Table:
+    """Logits that depend on the last two ids and on the length, so that no two prefixes are alike."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 1.5, (ids, ids, ids))
+    by_length = rng.normal(0, 0.7, (40, ids))
+    by_length[:, END] += 0.8
+
+    def table(past: list[int]) -> list[float]:
+        before = past[-2] if len(past) > 1 else 0
+        row = logits[before, past[-1]] + by_length[len(past)]
+        return [float(value) for value in np.float32(row)]
+
+    return table
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_equals_the_slow_search(changes: dict[str, Any]) -> None:
+    options = replace(PLAIN, max_new_tokens=10).changed(**changes)
+    for seed in range(12):
+        table = random_table(seed)
+        found = run([table], options)
+        rows = [strip(found.sequences[r], int(found.lengths[r])) for r in range(len(found.sequences))]
+        if options.num_beams == 1:
+            assert rows == [greedy(table, options, START, END)]
+            continue
+        expected = beam_search(table, options, START, END)[: options.num_return_sequences]
+        assert rows == [ids for _, ids in expected], f"seed {seed}"
+        assert found.sequence_scores.tolist() == pytest.approx([score for score, _ in expected], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_beams": 3, "early_stopping": True}, {"num_beams": 4, "num_return_sequences": 2}]
+)
+def test_a_batch_gives_what_each_input_gives_alone(changes: dict[str, Any]) -> None:
+    options = replace(PLAIN, max_new_tokens=12).changed(**changes)
+    tables = [random_table(seed) for seed in range(7)]
+    together = run(tables, options)
+    rows = options.num_return_sequences
+    for i, table in enumerate(tables):
+        alone = run([table], options)
+        for r in range(rows):
+            length = int(alone.lengths[r])
+            assert int(together.lengths[i * rows + r]) == length
+            assert strip(together.sequences[i * rows + r], length) == strip(alone.sequences[r], length)
+            assert together.finish_reasons[i * rows + r] == alone.finish_reasons[r]
+            after = together.sequences[i * rows + r, 1 + length :]
+            assert (after == PAD).all() and (together.token_logprobs[i * rows + r, length:] == 0).all()
+
+
+def test_scores_are_the_sums_of_the_token_log_probabilities() -> None:
+    options = replace(PLAIN, num_beams=4, num_return_sequences=4, length_penalty=0.6)
+    found = run([random_table(3)], options)
+    for r in range(4):
+        total = float(found.token_logprobs[r].sum()) / int(found.lengths[r]) ** 0.6
+        assert float(found.sequence_scores[r]) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_forced_end_is_a_cut_not_a_stop() -> None:
+    never_ends = markov([[0.0, -99.0, -99.0, 5.0, 4.0]] * 5)
+    cut = run([never_ends], replace(PLAIN, num_beams=3, max_new_tokens=4, forced_eos_token_id=END))
+    assert cut.finish_reasons == ("length",) and cut.sequences[0, -1] == END
+    assert cut.token_logprobs[0, -1] == 0.0
+    open_end = run([never_ends], replace(PLAIN, num_beams=3, max_new_tokens=4))
+    assert open_end.finish_reasons == ("length",) and open_end.sequences[0, -1] != END
+    assert run([never_ends], replace(PLAIN, max_new_tokens=4)).finish_reasons == ("length",)
+
+
+def test_an_end_at_the_limit_that_nobody_forced_is_a_stop() -> None:
+    ends_third = [[-9.0, -9.0, -9.0, 5.0, -9.0]] * 3 + [[-9.0, -9.0, -9.0, -9.0, 5.0], [-9.0, 5.0, -9.0, -9.0, -9.0]]
+    for beams in (1, 2):
+        found = run([markov(ends_third)], replace(PLAIN, num_beams=beams, max_new_tokens=3))
+        assert strip(found.sequences[0], 3) == [START, 3, 4, END] and found.finish_reasons == ("stop",)
+
+
+def test_padding_ids_that_the_model_writes_are_no_padding() -> None:
+    """A model may generate the padding id in earnest; lengths do not come from looking for it."""
+    writes_pad = [[-9.0, -9.0, 5.0, -9.0, -9.0]] * 2 + [
+        [-9.0, -9.0, -9.0, 5.0, -9.0],
+        [-9.0, 5.0, -9.0, -9.0, -9.0],
+    ] * 2
+    found = run([markov(writes_pad)], PLAIN)
+    assert found.sequences.tolist() == [[START, PAD, 3, END]] and found.lengths.tolist() == [3]
+
+
+# ---- rules ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_repeat_ngram_bans_only_what_would_repeat() -> None:
+    sequences = torch.tensor([[5, 6, 7, 5, 6], [5, 6, 7, 6, 5], [6, 5, 6, 5, 6]])
+    banned = NoRepeatNgram(3)(torch.zeros(3, 9), sequences) == -math.inf
+    assert [row.nonzero().flatten().tolist() for row in banned] == [[7], [], [5]]
+    # a second window with the same beginning must not free what the first has banned
+    twice = torch.tensor([[5, 6, 7, 5, 6, 8, 5, 6]])
+    assert (NoRepeatNgram(3)(torch.zeros(1, 9), twice) == -math.inf).nonzero()[:, 1].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(("size", "length", "banned"), [(3, 2, []), (3, 3, [4]), (2, 1, []), (2, 2, [4]), (1, 1, [4])])
+def test_no_repeat_ngram_at_its_edges(size: int, length: int, banned: list[int]) -> None:
+    """The rule begins as soon as one whole n-gram is there, and not before."""
+    sequences = torch.full((1, length), 4)
+    scores = NoRepeatNgram(size)(torch.zeros(1, 6), sequences)
+    assert (scores == -math.inf).nonzero()[:, 1].tolist() == banned
+
+
+def test_repetition_penalty_divides_positive_and_multiplies_negative_scores_once() -> None:
+    scores = torch.tensor([[2.0, -2.0, 3.0, -3.0]])
+    penalised = RepetitionPenalty(2.0)(scores, torch.tensor([[0, 1, 0, 0]]))
+    assert penalised.tolist() == [[1.0, -4.0, 3.0, -3.0]]
+
+
+def test_min_new_tokens_counts_generated_ids_only() -> None:
+    rule = MinNewTokens(2, END)
+    assert [
+        bool(rule(torch.zeros(1, 4), torch.zeros(1, t, dtype=torch.long))[0, END] == -math.inf) for t in (1, 2, 3)
+    ] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_forced_ids_leave_nothing_else() -> None:
+    forced = ForcedId(3, generated=1)(torch.ones(1, 5), torch.zeros(1, 2, dtype=torch.long))
+    assert forced.tolist() == [[-math.inf, -math.inf, -math.inf, 0.0, -math.inf]]
+    assert ForcedId(3, generated=1)(torch.ones(1, 5), torch.zeros(1, 3, dtype=torch.long)).tolist() == [[1.0] * 5]
+
+
+def test_rules_stand_in_the_reference_order() -> None:
+    options = GenerationOptions(repetition_penalty=1.1, min_new_tokens=2)
+    kinds = [type(rule) for rule in logit_rules(options, SpecialIds())]
+    assert kinds == [RepetitionPenalty, NoRepeatNgram, MinNewTokens, ForcedId, ForcedId]
+    neutral = replace(PLAIN, num_beams=2)
+    assert logit_rules(neutral, IDS) == []
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_published_settings() -> None:
+    published = {
+        "num_beams": 3,
+        "early_stopping": True,
+        "no_repeat_ngram_size": 3,
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": 2,
+    }
+    assert GenerationOptions() == GenerationOptions.from_checkpoint(published)
+
+
+def test_what_a_checkpoint_leaves_out_is_off() -> None:
+    options = GenerationOptions.from_checkpoint({})
+    assert (options.num_beams, options.no_repeat_ngram_size, options.early_stopping) == (1, 0, False)
+    assert options.forced_bos_token_id is None and options.forced_eos_token_id is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_beams": 0}, "num_beams is 0"),
+        ({"num_beams": 2.0}, "num_beams is 2.0"),
+        ({"num_beams": True}, "num_beams is True"),
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"early_stopping": "maybe"}, "early_stopping"),
+        ({"length_penalty": "1"}, "length_penalty"),
+        ({"repetition_penalty": 0.0}, "above 0"),
+        ({"num_return_sequences": 4}, "more than num_beams 3"),
+        ({"forced_bos_token_id": -1}, "forced_bos_token_id"),
+        ({"beams": 3}, "Unknown generation settings: beams. Known ones: num_beams"),
+    ],
+)
+def test_wrong_options_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        GenerationOptions().changed(**changes)

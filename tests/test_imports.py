@@ -1,0 +1,72 @@
+"""`import florence2` starts nothing, needs nothing beyond the core packages, and leaves the process as it was."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import florence2
+
+FOREIGN = ["transformers", "timm", "einops", "torchvision", "cv2", "flash_attn", "scipy", "pandas", "matplotlib"]
+
+
+def python(code: str, *arguments: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=cwd
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_works_where_nothing_else_can_be_imported(small_folder: Path, picture_file: Path) -> None:
+    """With every foreign package blocked, a checkpoint is loaded and answers."""
+    code = f"""
+import sys
+for name in {FOREIGN}:
+    sys.modules[name] = None
+import florence2
+f = florence2.load(sys.argv[1])
+print(f.run("<OD>", sys.argv[2], options=f.options(max_new_tokens=4)).finish_reason)
+"""
+    assert python(code, str(small_folder), str(picture_file)).strip() == "length"
+
+
+def test_importing_loads_neither_the_hub_nor_a_compiler_nor_anything_foreign(small_folder: Path) -> None:
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+import florence2
+florence2.load(sys.argv[1])
+new = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(sorted(new & set({[*FOREIGN, "huggingface_hub", "sympy", "requests", "httpx"]})))
+"""
+    assert python(code, str(small_folder)).strip() == "[]"
+
+
+def test_importing_changes_no_setting_and_writes_no_file(tmp_path: Path) -> None:
+    code = """
+import json, os, sys, threading, warnings, logging
+import numpy, torch, PIL.Image, PIL.ImageFile, tokenizers, safetensors
+def state():
+    return [
+        dict(os.environ), torch.get_num_threads(), torch.get_default_dtype().__repr__(), torch.is_grad_enabled(),
+        torch.backends.cuda.matmul.allow_tf32, PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES,
+        len(warnings.filters), logging.getLogger().level, threading.active_count(), os.getcwd(), torch.initial_seed(),
+    ]
+before = state()
+import florence2, florence2.cli
+print(json.dumps([before == state(), os.listdir(".")]))
+"""
+    assert json.loads(python(code, cwd=tmp_path)) == [True, []]
+
+
+def test_every_public_name_is_documented() -> None:
+    for name in florence2.__all__:
+        assert getattr(florence2, name) is not None
+        value = getattr(florence2, name)
+        assert name == "TASKS" or (value.__doc__ or "").strip(), name
+
+
+def test_the_version_is_the_packages() -> None:
+    text = (Path(florence2.__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'version = "{florence2.__version__}"' in text

@@ -1,0 +1,357 @@
+"""Florence2: every task, batches against singles, encode once, cascade, errors."""
+
+import json
+import shutil
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import florence2
+from florence2.errors import CheckpointError, Florence2Error, HubError, ImageError, OptionError, PromptError
+from florence2.pipeline import choose_device, choose_dtype
+from florence2.tasks import TASKS
+from parity.recipe import make_picture
+from tests.conftest import count_encodings, random_box
+
+SHORT = {"max_new_tokens": 24}
+INPUTS: dict[str, Any] = {"nothing": None, "text": "a green car", "region": (20.0, 30.0, 200.0, 150.0)}
+
+
+def requests_of_all_tasks() -> list[tuple[Any, ...]]:
+    """The fifteen tasks on pictures of different sizes, with prompts of every length."""
+    rng = np.random.default_rng(0)
+    requests = []
+    for i, task in enumerate(TASKS.values()):
+        size = (int(rng.integers(40, 400)), int(rng.integers(40, 400)))
+        given: Any = INPUTS[task.takes]
+        if task.takes == "region":
+            given = random_box(rng, *size)
+        if task.token == "<OPEN_VOCABULARY_DETECTION>":
+            given = ["a green car", "two dogs under a tree"]
+        requests.append((task.token, make_picture(50 + i, *size), given))
+    return [*requests, ("What is in the picture, exactly?", make_picture(80, 99, 60), None)]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_batches_equal_singles_over_all_tasks(small: florence2.Florence2, beams: int) -> None:
+    options = small.options(**SHORT, num_beams=beams)
+    requests = requests_of_all_tasks()
+    together = small.run_batch(requests, options=options, batch_size=16)
+    lengths = {len(small.processor.prompt(r[0], r[2], r[1].size)) for r in requests}
+    assert len(lengths) > 5  # there was something to pad
+    for request, answer in zip(requests, together, strict=True):
+        alone = small.run(*request, options=options)
+        assert answer.token_ids == alone.token_ids, request[0]
+        assert answer.token_logprobs == pytest.approx(alone.token_logprobs, abs=2e-4)
+        assert answer.finish_reason == alone.finish_reason and answer.image_size == request[1].size
+
+
+def test_without_the_mask_a_batch_would_differ(small: florence2.Florence2) -> None:
+    """What the test above guards against does change tokens here: attend to the padding, as the reference does."""
+    requests = requests_of_all_tasks()[-9:]
+    options = small.options(**SHORT, num_beams=1)
+    ids = [small.processor.prompt(r[0], r[2], r[1].size) for r in requests]
+    longest = max(map(len, ids))
+    padded = torch.tensor([row + [1] * (longest - len(row)) for row in ids])
+    with torch.no_grad():
+        features = torch.cat([small.encode_image(r[1]).features for r in requests])
+        unmasked = florence2.generate(small.model, small.model.encode(features, padded), options)
+    singles = [small.run(*r, options=options).token_ids for r in requests]
+    rows = [tuple(row[: 1 + n].tolist()) for row, n in zip(unmasked.sequences, unmasked.lengths, strict=True)]
+    assert rows != singles
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_batch_size_does_not_matter(small: florence2.Florence2, batch_size: int) -> None:
+    options = small.options(**SHORT)
+    requests = requests_of_all_tasks()[:7]
+    whole = small.run_batch(requests, options=options, batch_size=7)
+    assert [a.token_ids for a in small.run_batch(requests, options=options, batch_size=batch_size)] == [
+        a.token_ids for a in whole
+    ]
+
+
+def test_encoded_pictures_serve_every_task(
+    small: florence2.Florence2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = small.options(**SHORT)
+    direct = [small.run(task, picture, options=options) for task in ("<OD>", "<CAPTION>")]
+    encoded = small.encode_image(picture)
+    monkeypatch.setattr(small.model, "encode_image", lambda *_: pytest.fail("encoded again"))
+    assert encoded.size == picture.size
+    assert [small.run(task, encoded, options=options) for task in ("<OD>", "<CAPTION>")] == direct
+
+
+def test_a_picture_in_a_batch_several_times_is_encoded_once(
+    small: florence2.Florence2, picture: Image.Image, picture_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count_encodings(small, monkeypatch)
+    options = small.options(max_new_tokens=2)
+    small.run_batch(
+        [("<OD>", picture), ("<CAPTION>", picture), ("<OCR>", picture_file), ("<OD>", str(picture_file))],
+        options=options,
+    )
+    assert sum(calls) == 2
+
+
+def test_every_form_of_picture(small: florence2.Florence2, picture: Image.Image, picture_file: Path) -> None:
+    options = small.options(max_new_tokens=8)
+    sources = [
+        picture,
+        picture_file,
+        str(picture_file),
+        picture_file.read_bytes(),
+        np.asarray(picture),
+        small.encode_image(picture),
+    ]
+    assert len({small.run("<CAPTION>", source, options=options).token_ids for source in sources}) == 1
+
+
+def test_inputs_in_pixels_and_as_tokens(small: florence2.Florence2, picture: Image.Image) -> None:
+    options = small.options(max_new_tokens=8)
+    box = (20.0, 30.0, 200.0, 150.0)
+    tokens = "".join(f"<loc_{b}>" for b in florence2.quantize(box, picture.size))
+    answers = [
+        small.run("<REGION_TO_OCR>", picture, box, options=options),
+        small.run("<REGION_TO_OCR>", picture, box=box, options=options),
+        small.run("<REGION_TO_OCR>", picture, tokens, options=options),
+        small.run(f"<REGION_TO_OCR>{tokens}", picture, options=options),
+        small.run("region_to_ocr", picture, np.array(box), options=options),
+    ]
+    assert len({answer.token_ids for answer in answers}) == 1 and {a.task for a in answers} == {"<REGION_TO_OCR>"}
+
+
+def test_answers_carry_everything(small: florence2.Florence2, picture: Image.Image) -> None:
+    options = small.options(max_new_tokens=30)
+    answer = small.run("<OD>", picture, options=options)
+    ids = torch.tensor([small.processor.prompt("<OD>")])
+    with torch.no_grad():
+        memory = small.model.encode(small.encode_image(picture).features, ids)
+    found = florence2.generate(small.model, memory, options)
+    assert list(answer.token_ids) == found.sequences[0].tolist()
+    assert answer.token_logprobs == pytest.approx(found.token_logprobs[0].tolist())
+    assert answer.sequence_score == pytest.approx(float(found.sequence_scores[0]))
+    assert answer.raw_text == small.processor.decode(found.sequences[0].tolist())
+    assert answer.to_florence()["<OD>"].keys() >= {"bboxes", "labels"}
+    assert json.loads(answer.to_json())["image_size"] == list(picture.size)
+    assert answer.draw(picture).size == picture.size
+
+
+def test_alternatives(small: florence2.Florence2, picture: Image.Image) -> None:
+    answer = small.run("<CAPTION>", picture, options=small.options(num_return_sequences=3, max_new_tokens=12))
+    scores = [answer.sequence_score, *(other.sequence_score for other in answer.alternatives)]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+    assert len({answer.token_ids, *(other.token_ids for other in answer.alternatives)}) == 3
+
+
+def test_an_answer_cut_short_says_so(small: florence2.Florence2, picture: Image.Image) -> None:
+    assert small.run("<CAPTION>", picture, options=small.options(max_new_tokens=3)).finish_reason == "length"
+    long = small.run("<CAPTION>", picture, options=small.options(max_new_tokens=10_000, min_new_tokens=690))
+    assert (
+        long.finish_reason == "length" and len(long.token_logprobs) == small.model.config.text.max_position_embeddings
+    )
+
+
+def test_shorthands_name_the_right_tasks(
+    small: florence2.Florence2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    answer = small.run("<CAPTION>", picture, options=small.options(max_new_tokens=2))
+
+    def run(_: Any, task: str, image: Any, text: Any = None, *, box: Any = None) -> florence2.Answer:
+        asked.append((task, text, box))
+        return answer
+
+    monkeypatch.setattr(type(small), "run", run)
+    box = (1, 2, 3, 4)
+    small.caption(picture)
+    small.caption(picture, "more_detailed")
+    small.detect(picture)
+    small.detect(picture, ["a", "b"])
+    small.ground(picture, "a car")
+    small.segment(picture, "a car")
+    small.segment(picture, box=box)
+    small.ocr(picture)
+    small.ocr(picture, regions=True)
+    small.ocr(picture, box=box)
+    small.describe(picture, box)
+    assert asked == [
+        ("<CAPTION>", None, None),
+        ("<MORE_DETAILED_CAPTION>", None, None),
+        ("<OD>", None, None),
+        ("<OPEN_VOCABULARY_DETECTION>", ["a", "b"], None),
+        ("<CAPTION_TO_PHRASE_GROUNDING>", "a car", None),
+        ("<REFERRING_EXPRESSION_SEGMENTATION>", "a car", None),
+        ("<REGION_TO_SEGMENTATION>", None, box),
+        ("<OCR>", None, None),
+        ("<OCR_WITH_REGION>", None, None),
+        ("<REGION_TO_OCR>", None, box),
+        ("<REGION_TO_DESCRIPTION>", None, box),
+    ]
+    with pytest.raises(PromptError, match="detail is 'long'"):
+        small.caption(picture, "long")  # type: ignore[arg-type]
+
+
+def test_cascade(small: florence2.Florence2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chain by hand: the caption's text is grounded, and every box found is outlined under its phrase."""
+    found = "".join(f"<loc_{bin}>" for bin in (100, 200, 300, 400))
+    size = picture.size
+    grounding = small.processor.answer(
+        "<CAPTION_TO_PHRASE_GROUNDING>", f"a car{found}a dog{found}{found}", image_size=size
+    )
+    outline = small.processor.answer("<REGION_TO_SEGMENTATION>", found + found, image_size=size)
+    described = small.processor.answer("<CAPTION>", "</s><s>a car and two dogs</s>", image_size=size)
+    canned = {answer.task: answer for answer in (described, grounding, outline)}
+    asked: list[tuple[Any, ...]] = []
+
+    def run_batch(requests: Any, **_: Any) -> list[florence2.Answer]:
+        asked.extend((request[0], request[2]) for request in requests)
+        return [canned[request[0]] for request in requests]
+
+    monkeypatch.setattr(small, "run_batch", run_batch)
+    cascade = small.cascade(picture)
+    assert (
+        asked
+        == [("<CAPTION>", None), ("<CAPTION_TO_PHRASE_GROUNDING>", "a car and two dogs")]
+        + [("<REGION_TO_SEGMENTATION>", found)] * 3
+    )
+    assert [segment.polygons[0].label for segment in cascade.segments] == ["a car", "a dog", "a dog"]
+    assert cascade.to_dict()["segments"][2]["polygons"][0]["label"] == "a dog"
+    assert cascade.draw(picture).size == size and "a car" in str(cascade)
+
+
+def test_a_cascade_of_nothing(small: florence2.Florence2, picture: Image.Image) -> None:
+    empty = small.cascade(picture, options=small.options(max_new_tokens=1))
+    assert empty.caption.text == "" and empty.grounding.boxes == () and empty.segments == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("<VQA>how many?",), "<VQA> is no task"),
+        (("<OD>", "cars"), "takes no input"),
+        (("<REGION_TO_OCR>", "the sign"), "needs a region"),
+        (("<REGION_TO_OCR>", (9, 9, 1, 1)), "x1 <= x2"),
+        (("<REGION_TO_OCR>", (5000, 1, 6000, 2)), "outside the picture"),
+        (("<OPEN_VOCABULARY_DETECTION>",), "needs a text"),
+        (("<CAPTION_TO_PHRASE_GROUNDING>", "word " * 900), "more than the 700 of this checkpoint"),
+    ],
+)
+def test_wrong_requests_get_a_sentence(
+    small: florence2.Florence2, picture: Image.Image, arguments: tuple[Any, ...], words: str
+) -> None:
+    with pytest.raises(PromptError, match=words):
+        small.run(arguments[0], picture, *arguments[1:])
+
+
+def test_a_bad_prompt_stops_a_batch_before_it_costs_anything(
+    small: florence2.Florence2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small.model, "encode_image", lambda *_: pytest.fail("computed"))
+    with pytest.raises(PromptError):
+        small.run_batch([("<OD>", picture), ("<VQA>", picture)])
+    with pytest.raises(ImageError):
+        small.run_batch([("<OD>", picture), ("<OD>", b"junk")])
+
+
+def test_two_inputs_and_wrong_sizes(small: florence2.Florence2, picture: Image.Image) -> None:
+    with pytest.raises(PromptError, match="two inputs"):
+        small.run("<REGION_TO_OCR>", picture, "x", box=(1, 2, 3, 4))
+    with pytest.raises(OptionError, match="at least 1"):
+        small.run_batch([("<OD>", picture)], batch_size=0)
+    foreign = florence2.EncodedImage(torch.zeros(1, 5, 32), (10, 10))
+    with pytest.raises(PromptError, match="come from different models"):
+        small.run("<OD>", foreign)
+    assert small.run_batch([]) == []
+
+
+def test_threads_share_one_model(small: florence2.Florence2) -> None:
+    pictures = [make_picture(seed, 100, 80) for seed in range(4)]
+    options = small.options(max_new_tokens=12)
+    alone = [small.run("<OD>", picture, options=options) for picture in pictures]
+    results: dict[int, florence2.Answer] = {}
+    threads = [
+        threading.Thread(
+            target=lambda i: results.__setitem__(i, small.run("<OD>", pictures[i], options=options)), args=(i,)
+        )
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[i].token_ids for i in range(4)] == [answer.token_ids for answer in alone]
+
+
+# ---- load ----------------------------------------------------------------------------------------------------------
+
+
+def test_loading_a_path_opens_no_socket(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("network"))
+    for path in (small_folder, str(small_folder), small_folder / "model.safetensors"):
+        assert florence2.load(path).model.dtype == torch.float32
+
+
+def test_types_and_attention(small_folder: Path, picture: Image.Image) -> None:
+    eager = florence2.load(small_folder, attention="eager")
+    fused = florence2.load(small_folder, dtype="float32")
+    options = fused.options(**SHORT)
+    assert (
+        eager.run("<OD>", picture, options=options).token_ids == fused.run("<OD>", picture, options=options).token_ids
+    )
+    half = florence2.load(small_folder, dtype=torch.bfloat16, device="cpu")
+    assert half.model.dtype == torch.bfloat16 and half.run("<OD>", picture, options=options).token_ids[0] == 2
+
+
+def test_generation_settings_come_from_the_checkpoint(small_folder: Path, native_folder: Path, tmp_path: Path) -> None:
+    expected = florence2.GenerationOptions()
+    assert florence2.load(small_folder).options() == expected == florence2.load(native_folder).options()
+    for source, name in ((small_folder, "config.json"), (native_folder, "generation_config.json")):
+        copy = tmp_path / name
+        shutil.copytree(source, copy)
+        values = json.loads((copy / name).read_text())
+        values.get("text_config", values)["num_beams"] = 5
+        (copy / name).write_text(json.dumps(values))
+        assert florence2.load(copy).options().num_beams == 5
+        values.get("text_config", values)["num_beams"] = "many"
+        (copy / name).write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match="own generation settings"):
+            florence2.load(copy)
+
+
+def test_a_tokenizer_of_another_model_is_refused(small_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "c"
+    shutil.copytree(small_folder, copy)
+    values = json.loads((copy / "tokenizer.json").read_text())
+    values["added_tokens"].append({**values["added_tokens"][0], "id": 50265, "content": "<mine>"})
+    (copy / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="51290 tokens, the model only 51289"):
+        florence2.load(copy)
+
+
+@pytest.mark.parametrize("name", ["no/such/path", "missing.safetensors", "/absent", "", "owner/"])
+def test_names_that_are_nothing(name: str) -> None:
+    with pytest.raises(HubError, match="no existing path"):
+        florence2.load(name)
+
+
+def test_devices_and_types() -> None:
+    assert choose_device("cpu").type == "cpu" and choose_device("auto").type in ("cpu", "cuda", "mps")
+    for wrong in ("tpu9", "cuda:99", "gpu"):
+        with pytest.raises(OptionError, match="cannot be used here"):
+            choose_device(wrong)
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) == torch.float16
+    assert choose_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
+    with pytest.raises(OptionError, match="int8 is not supported"):
+        choose_dtype("int8", torch.device("cpu"))
+
+
+def test_all_errors_are_one_family() -> None:
+    assert issubclass(HubError, Florence2Error) and issubclass(Florence2Error, ValueError)

@@ -1,0 +1,144 @@
+"""The recorded outputs of the remote code, and proof that comparing with them notices what it should."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from florence2 import bart, decoding
+from florence2.decoding import ForcedId, NoRepeatNgram, SpecialIds
+from florence2.model import Florence2Model
+from florence2.projection import PositionTable
+from parity.records import compare_model, compare_pixels, compare_records
+from parity.report import Row, load_tolerances
+
+
+def test_everything_recorded() -> None:
+    rows, tolerances = list(compare_records()), load_tolerances()
+    assert len(rows) == 13
+    assert [row for row in rows if not row.passes(tolerances)] == []
+
+
+def test_tolerances_are_measured_not_round() -> None:
+    """Float32 against float32 of another machine: none may be so wide that a wrong formula fits in."""
+    tolerances = load_tolerances()
+    limits = {"features": 2e-4, "encoder": 2e-4, "logits": 5e-4, "loss": 1e-4, "token log-probabilities": 1e-4}
+    for stage, limit in limits.items():
+        assert 0 < tolerances[f"records: {stage}"] < limit
+
+
+# ---- mutations: every one must be noticed --------------------------------------------------------------------------
+
+
+def differs(change: Callable[[Florence2Model], None] | None = None) -> bool:
+    """Whether the comparison on the first recorded run fails."""
+    tolerances = load_tolerances()
+    rows: list[Row] = list(compare_model(change, runs=1))
+    return any(not row.passes(tolerances) for row in rows)
+
+
+def other_epsilon(model: Florence2Model) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-6
+
+
+def no_depthwise(model: Florence2Model) -> None:
+    block: Any = model.vision_tower.blocks[2][1]  # type: ignore[index]
+    nn.init.zeros_(block.channel_block.conv2.weight)
+    nn.init.zeros_(block.channel_block.conv2.bias)
+
+
+def swapped_pooling(model: Florence2Model) -> None:
+    model.multi_modal_projector.sources = model.multi_modal_projector.sources[::-1]
+
+
+def no_frame_embedding(model: Florence2Model) -> None:
+    model.multi_modal_projector.visual_temporal_embed.pos_idx_to_embed.zero_()
+
+
+def no_final_bias(model: Florence2Model) -> None:
+    model.final_logits_bias.zero_()
+
+
+def untransposed_projection(model: Florence2Model) -> None:
+    square = model.multi_modal_projector.image_projection.weight[:, :64]
+    square.data.copy_(square.data.T.clone())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [other_epsilon, no_depthwise, swapped_pooling, no_frame_embedding, no_final_bias, untransposed_projection],
+)
+def test_damaged_models_are_noticed(change: Callable[[Florence2Model], None]) -> None:
+    assert differs(change)
+
+
+def test_an_undamaged_model_is_not() -> None:
+    assert not differs()
+
+
+_gelu, _logit_rules = F.gelu, decoding.logit_rules
+
+
+def row_first(self: PositionTable, h: int, w: int) -> Tensor:
+    rows, columns = self.row_embeddings.weight, self.column_embeddings.weight
+    return torch.cat([rows[:h, None].expand(-1, w, -1), columns[:w].expand(h, -1, -1)], dim=-1)
+
+
+def no_forced_ids(options: Any, ids: SpecialIds) -> list[Any]:
+    return [rule for rule in _logit_rules(options, ids) if not isinstance(rule, ForcedId)]
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "replacement"),
+    [
+        (F, "gelu", lambda x: _gelu(x, approximate="tanh")),
+        (bart, "POSITION_OFFSET", 1),
+        (PositionTable, "forward", row_first),
+        (decoding, "logit_rules", no_forced_ids),
+        (decoding, "_UNBORN", 0.0),
+    ],
+    ids=["gelu-tanh", "position-offset", "rows-before-columns", "no-forced-ids", "beams-alike-at-start"],
+)
+def test_changed_formulas_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, target: Any, name: str, replacement: Any
+) -> None:
+    monkeypatch.setattr(target, name, replacement)
+    assert differs()
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_an_ngram_rule_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
+    original = NoRepeatNgram.__call__
+    monkeypatch.setattr(
+        NoRepeatNgram,
+        "__call__",
+        lambda self, scores, ids: original(SimpleNamespace(size=self.size + shift), scores, ids),  # type: ignore[arg-type]
+    )
+    assert differs()
+
+
+def test_another_length_penalty_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting the start id as well."""
+    original = decoding._Finished.add
+    monkeypatch.setattr(
+        decoding._Finished,
+        "add",
+        lambda self, beams, length, *rest, **others: original(self, beams, length + 1, *rest, **others),
+    )
+    assert differs()
+
+
+def test_another_filter_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, _filter: original(self, size, Image.Resampling.BILINEAR)
+    )
+    row = compare_pixels()
+    assert row.equal == 0
