@@ -8,8 +8,8 @@ import pytest
 
 from florence2.answers import Answer, parse_answer
 from florence2.tasks import TASKS, AnswerKind
-from parity.records import compare_answers, read_record
 from parity.recipe import make_picture
+from parity.records import compare_answers, read_record
 
 SIZE = (1000, 500)
 BOX = "<loc_100><loc_200><loc_300><loc_400>"

@@ -160,7 +160,7 @@ def random_table(seed: int, ids: int = 12) -> Table:
     def table(past: list[int]) -> list[float]:
         before = past[-2] if len(past) > 1 else 0
         row = logits[before, past[-1]] + by_length[len(past)]
-        return [float(value) for value in np.float32(row)]
+        return [float(value) for value in row.astype(np.float32)]
 
     return table
 
