@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from florence2.attention import AttentionKind, attend
 from florence2.config import TextConfig
 from florence2.errors import PromptError
+from florence2.linear import Linear
 from florence2.trace import Trace, record, scope
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position tables are unused, a leftover of fairseq's padding index
@@ -70,7 +71,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """`embeddings` (B, T, D), `memory` (B, S, D), `memory_mask` (B, S) bool -> (B, T, D)."""
         mask = None if memory_mask is None else memory_mask[:, None, None, :]
-        x = self._embed(embeddings, 0)
+        x = self.embed(embeddings, 0)
         for i, layer in enumerate(self.layers):
             inner = scope(trace, f"layers.{i}")
             x = layer(x, _attend_causally(scope(inner, "self_attn")), _attend_to(memory, mask, inner), inner)
@@ -79,15 +80,16 @@ class Decoder(nn.Module):
 
     def step(self, embeddings: Tensor, cache: "DecoderCache", trace: Trace | None = None) -> Tensor:
         """One token for each of K beams: `embeddings` (B·K, 1, D) -> (B·K, 1, D). The cache grows by one position."""
-        x = self._embed(embeddings, cache.length)
+        x = self.embed(embeddings, cache.length)
         cache.advance()
         for i, layer in enumerate(self.layers):
             inner = scope(trace, f"layers.{i}")
-            x = layer(x, cache.attend_self(i, scope(inner, "self_attn")), cache.attend_memory(i, inner), inner)
+            x = layer(x, _attend_past(cache, i, inner), _attend_memory(cache, i, inner), inner)
             x = record(trace, f"layers.{i}", x)
         return x
 
-    def _embed(self, embeddings: Tensor, start: int) -> Tensor:
+    def embed(self, embeddings: Tensor, start: int) -> Tensor:
+        """Token embeddings (B, T, D) that begin at position `start` -> input of the first layer."""
         x = embeddings * self.scale + self.embed_positions(start, embeddings.shape[1])
         return F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
 
@@ -115,10 +117,10 @@ class Attention(nn.Module):
     def __init__(self, config: TextConfig, heads: int, attention: AttentionKind):
         super().__init__()
         self.heads, self.kind, self.dropout = heads, attention, config.attention_dropout
-        self.k_proj = nn.Linear(config.d_model, config.d_model)
-        self.v_proj = nn.Linear(config.d_model, config.d_model)
-        self.q_proj = nn.Linear(config.d_model, config.d_model)
-        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = Linear(config.d_model, config.d_model)
+        self.v_proj = Linear(config.d_model, config.d_model)
+        self.q_proj = Linear(config.d_model, config.d_model)
+        self.out_proj = Linear(config.d_model, config.d_model)
 
     def queries(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, heads, T, D / heads)"""
@@ -154,8 +156,8 @@ class EncoderLayer(nn.Module):
         self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
         self.self_attn = Attention(config, config.encoder_attention_heads, attention)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
+        self.fc1 = Linear(config.d_model, config.encoder_ffn_dim)
+        self.fc2 = Linear(config.encoder_ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor, mask: Tensor | None, trace: Trace | None = None) -> Tensor:
@@ -180,8 +182,8 @@ class DecoderLayer(nn.Module):
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.encoder_attn = Attention(config, config.decoder_attention_heads, attention)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.fc1 = nn.Linear(config.d_model, config.decoder_ffn_dim)
-        self.fc2 = nn.Linear(config.decoder_ffn_dim, config.d_model)
+        self.fc1 = Linear(config.d_model, config.decoder_ffn_dim)
+        self.fc2 = Linear(config.decoder_ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor, mix_self: Mix, mix_memory: Mix, trace: Trace | None = None) -> Tensor:
@@ -204,6 +206,27 @@ def _attend_causally(trace: Trace | None) -> Mix:
 def _attend_to(memory: Tensor, mask: Tensor | None, trace: Trace | None) -> Mix:
     trace = scope(trace, "encoder_attn")
     return lambda attn, x: attn.mix(attn.queries(x), *attn.keys_values(memory), mask, trace=trace)
+
+
+def _attend_past(cache: "DecoderCache", layer: int, trace: Trace | None) -> Mix:
+    trace = scope(trace, "self_attn")
+
+    def mix(attn: Attention, x: Tensor) -> Tensor:
+        rows = cache.beams_as_queries(x)
+        keys, values, mask = cache.extend(layer, *attn.keys_values(rows))
+        return attn.mix(attn.queries(rows), keys, values, mask, trace=trace).view_as(x)
+
+    return mix
+
+
+def _attend_memory(cache: "DecoderCache", layer: int, trace: Trace | None) -> Mix:
+    trace = scope(trace, "encoder_attn")
+
+    def mix(attn: Attention, x: Tensor) -> Tensor:
+        queries = attn.queries(cache.beams_as_queries(x))
+        return attn.mix(queries, *cache.memory[layer], cache.memory_mask, trace=trace).view_as(x)
+
+    return mix
 
 
 class DecoderCache:
@@ -242,32 +265,19 @@ class DecoderCache:
         )
         self.length += 1
 
-    def attend_self(self, layer: int, trace: Trace | None = None) -> Mix:
-        """Write the newest position's keys and values of `layer`; attend to everything on each beam's past."""
-        keys, values = self.own[layer]
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Write the newest position of `layer`; return what its queries may look at.
+
+        `keys` and `values` (B, heads, K, d) -> all so far, (B, heads, slots, d) each, and the mask (B, 1, K, slots),
+        None for a single beam.
+        """
+        all_keys, all_values = self.own[layer]
         end = self.length * self.beams
-        mask = None if self.beams == 1 else self.ancestry[:, None, :, :end]  # (B, 1, K, slots)
+        all_keys[:, :, end - self.beams : end] = keys
+        all_values[:, :, end - self.beams : end] = values
+        mask = None if self.beams == 1 else self.ancestry[:, None, :, :end]
+        return all_keys[:, :, :end], all_values[:, :, :end], mask
 
-        def mix(attn: Attention, x: Tensor) -> Tensor:
-            rows = self._beams_as_queries(x)  # (B, K, D)
-            new_keys, new_values = attn.keys_values(rows)
-            keys[:, :, end - self.beams : end] = new_keys
-            values[:, :, end - self.beams : end] = new_values
-            out = attn.mix(attn.queries(rows), keys[:, :, :end], values[:, :, :end], mask, trace=trace)
-            return out.view_as(x)
-
-        return mix
-
-    def attend_memory(self, layer: int, trace: Trace | None = None) -> Mix:
-        """Attend to the memory, K beams of one picture together."""
-        keys, values = self.memory[layer]
-        inner = scope(trace, "encoder_attn")
-
-        def mix(attn: Attention, x: Tensor) -> Tensor:
-            queries = attn.queries(self._beams_as_queries(x))
-            return attn.mix(queries, keys, values, self.memory_mask, trace=inner).view_as(x)
-
-        return mix
-
-    def _beams_as_queries(self, x: Tensor) -> Tensor:
-        return x.view(-1, self.beams, x.shape[-1])  # (B·K, 1, D) -> (B, K, D)
+    def beams_as_queries(self, x: Tensor) -> Tensor:
+        """One row per beam -> the K beams of a picture side by side: (B·K, 1, D) -> (B, K, D)."""
+        return x.view(-1, self.beams, x.shape[-1])

@@ -6,6 +6,7 @@ from torch import Tensor
 from florence2.decoding import Generation, GenerationOptions, SpecialIds, search
 from florence2.errors import OptionError
 from florence2.model import Florence2Model
+from florence2.packed import packed_decoder
 
 
 def generate(
@@ -27,4 +28,5 @@ def generate(
     ids = SpecialIds(start=text.decoder_start_token_id, end=text.eos_token_id, pad=text.pad_token_id)
     with torch.inference_mode():
         cache = model.start_cache(memory, options.num_beams, options.max_new_tokens, memory_mask)
-        return search(lambda newest: model.step(newest, cache), cache.reorder, len(memory), options, ids, memory.device)
+        step = (packed_decoder(model) or model).step
+        return search(lambda newest: step(newest, cache), cache.reorder, len(memory), options, ids, memory.device)

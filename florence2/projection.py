@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from florence2.config import VisionConfig
 from florence2.errors import ImageError
+from florence2.linear import Linear
 
 
 class Projection(nn.Module):
@@ -25,7 +26,7 @@ class Projection(nn.Module):
         self.sources = config.image_feature_source
         self.image_position_embed = PositionTable(channels, config.max_position_embeddings)
         self.visual_temporal_embed = CosineTable(config.max_temporal_embeddings, channels)
-        self.image_projection = nn.Linear(channels, config.projection_dim, bias=False)
+        self.image_projection = Linear(channels, config.projection_dim, bias=False)
         self.image_proj_norm = nn.LayerNorm(config.projection_dim)
 
     def forward(self, grid: Tensor) -> Tensor:

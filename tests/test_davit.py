@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from florence2 import davit
 from florence2.config import VisionConfig
 from florence2.davit import ChannelAttention, DaViT, DepthwiseConv, WindowAttention, join_windows, split_windows
 from parity.cases import shapes
@@ -79,14 +80,41 @@ def test_shapes(config: VisionConfig, size: tuple[int, int], grid: tuple[int, in
 
 
 def test_eager_is_the_same(config: VisionConfig) -> None:
-    fused, eager = DaViT(config), DaViT(config, attention="eager")
+    fused, eager = DaViT(config).eval(), DaViT(config, attention="eager").eval()
     eager.load_state_dict(fused.state_dict())
     x = torch.randn(1, 3, 96, 64)
     assert torch.allclose(fused(x), eager(x), atol=1e-4)
 
 
+@pytest.mark.parametrize("positions", [1, 40, 200, 100_000])
+@pytest.mark.parametrize("size", [(64, 96), (160, 128), (70, 66)])
+def test_bands_are_the_plain_formula(
+    config: VisionConfig, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], positions: int
+) -> None:
+    """The path of inference on a CPU, whatever the size of its bands, against the one that gradients take."""
+    monkeypatch.setattr(davit, "BAND_POSITIONS", positions)
+    torch.manual_seed(3)
+    tower = DaViT(config).double().eval()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    before = x.clone()
+    plain = tower(x).detach()
+    with torch.no_grad():
+        assert torch.allclose(tower(x), plain, atol=1e-11)
+    assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_hooks_are_called(config: VisionConfig) -> None:
+    tower, seen = DaViT(config).eval(), []
+    block: Any = tower.blocks[0][0].channel_block  # type: ignore[index]
+    tower(torch.randn(1, 3, 64, 64))
+    block.channel_attn.register_forward_hook(lambda *_: seen.append(1))
+    tower(torch.randn(1, 3, 64, 64))
+    assert seen == [1]
+
+
 def test_pictures_of_a_batch_do_not_see_each_other(config: VisionConfig) -> None:
-    tower = DaViT(config).double()
+    tower = DaViT(config).double().eval()
     x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
     assert torch.allclose(tower(x)[1], tower(x[1:2])[0], atol=1e-12)
 

@@ -37,7 +37,7 @@ def test_names_are_module_paths_and_values_unchanged() -> None:
     model = Florence2Model(shapes()[3].config).eval()
     keep = Keep()
     with torch.no_grad():
-        assert torch.equal(run(model, keep), run(model, None))
+        assert torch.allclose(run(model, keep), run(model, None), rtol=1e-5, atol=1e-4)
     for name in (
         "pixel_values",
         "vision_tower.convs.0",

@@ -1,0 +1,115 @@
+"""The packed step against the model's own, and when it may stand for it."""
+
+import gc
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from florence2 import packed
+from florence2.decoding import GenerationOptions
+from florence2.generation import generate
+from florence2.model import Florence2Model
+from florence2.packed import packed_decoder
+from parity.cases import shapes
+from parity.recipe import make_model
+
+pytestmark = pytest.mark.skipif(not packed._is_available(), reason="this torch has no packed products")
+
+
+@pytest.fixture
+def model() -> Florence2Model:
+    shape = shapes()[1]
+    return make_model(shape.config, shape.seed, shape.end_bonus)
+
+
+@pytest.fixture
+def memory(model: Florence2Model) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(2, 7, model.config.text.d_model)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.inference_mode()
+def test_same_logits(model: Florence2Model, memory: Tensor, beams: int) -> None:
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+    fast = packed_decoder(model)
+    assert fast is not None
+    caches = [model.start_cache(memory, beams, 20, mask) for _ in range(2)]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(12):
+        ids = torch.randint(0, 51289, (2 * beams,), generator=generator)
+        assert torch.allclose(fast.step(ids, caches[0]), model.step(ids, caches[1]), atol=5e-5)
+        parents = torch.randint(0, beams, (2, beams), generator=generator)
+        for cache in caches:
+            cache.reorder(parents)
+
+
+@torch.inference_mode()
+def test_made_once_and_again_when_a_weight_changes(model: Florence2Model) -> None:
+    first = packed_decoder(model)
+    assert packed_decoder(model) is first
+    model.language_model.decoder.layers[0].fc1.weight.mul_(2.0)
+    second = packed_decoder(model)
+    assert second is not first and packed_decoder(model) is second
+    model.language_model.decoder.layers[0].fc2.weight.data = torch.zeros_like(
+        model.language_model.decoder.layers[0].fc2.weight
+    )
+    assert packed_decoder(model) is not second
+
+
+def test_a_trained_step_is_seen(model: Florence2Model, memory: Tensor) -> None:
+    options = GenerationOptions(max_new_tokens=6, min_new_tokens=6, num_beams=1)
+    before = generate(model, memory, options).token_logprobs
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    model.decode(torch.tensor([[2, 0]] * 2), memory).logsumexp(-1).sum().backward()
+    optimizer.step()
+    assert not torch.allclose(before, generate(model, memory, options).token_logprobs, atol=1e-4)
+
+
+@torch.no_grad()
+def test_hooks_and_eager_attention_get_the_plain_step(model: Florence2Model, memory: Tensor) -> None:
+    assert packed_decoder(Florence2Model(model.config, attention="eager").eval()) is None
+    assert packed_decoder(model.double()) is None
+    assert packed_decoder(model.float()) is not None
+    seen = []
+    handle = model.language_model.decoder.layers[0].fc1.register_forward_hook(lambda *_: seen.append(1))
+    generate(model, memory, GenerationOptions(max_new_tokens=4, min_new_tokens=4))
+    assert len(seen) == 4
+    handle.remove()
+    assert packed_decoder(model) is not None
+
+
+def test_weights_that_do_not_count_their_changes_are_not_packed(model: Florence2Model) -> None:
+    with torch.inference_mode():
+        assert packed_decoder(Florence2Model(model.config).eval()) is None
+
+
+@torch.no_grad()
+def test_gone_with_its_model(model: Florence2Model) -> None:
+    packed_decoder(model)
+    count = len(packed._made)
+    other = Florence2Model(model.config).eval()
+    packed_decoder(other)
+    assert len(packed._made) == count + 1
+    del other
+    gc.collect()
+    assert len(packed._made) == count
+
+
+def test_threads_share_one(model: Florence2Model, memory: Tensor) -> None:
+    options = GenerationOptions(max_new_tokens=10)
+    alone = [generate(model, memory * scale, options).sequences.tolist() for scale in (1.0, 2.0, 3.0)]
+    packed._made.pop(model)
+    found: dict[int, object] = {}
+
+    def work(i: int) -> None:
+        found[i] = generate(model, memory * (i + 1.0), options).sequences.tolist()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(3)] == alone
