@@ -1,14 +1,12 @@
 """Rows of results: printed as one table, written as one file, judged by tolerances that were measured before."""
 
 import json
-import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 HEADROOM = 5.0
 """A tolerance is this many times the error that was measured when it was recorded."""
@@ -76,17 +74,12 @@ def format_table(rows: Iterable[Row], tolerances: dict[str, float]) -> str:
         equal = f"{row.equal} of {row.total}" if row.total else ""
         verdict = "ok" if row.passes(tolerances) else "**DIFFERS**"
         body.append([row.subject, row.stage, equal, *numbers, " ".join(filter(None, (verdict, row.note)))])
+    return format_rows(head, body)
+
+
+def format_rows(head: list[str], body: list[list[str]]) -> str:
+    """Cells as a table in Markdown."""
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *body]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
-def describe_machine() -> str:
-    """The versions and the processor behind the figures."""
-    import transformers
-
-    return (
-        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} threads, {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
-    )

@@ -1,0 +1,47 @@
+"""The README's commands and examples, run as they stand there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import florence2
+from florence2.cli import _question, _split_arguments, build_parser
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+SHELL = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+COMMANDS = [line.split("#")[0].strip() for line in SHELL if line.startswith("florence2 ")]
+
+
+@pytest.mark.parametrize("block", range(len(PYTHON)))
+def test_python(
+    block: int, small: florence2.Florence2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block by itself, with the small checkpoint in the place of base."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(florence2, "load", lambda name: small if name == "base" else pytest.fail(name))
+    exec(compile(PYTHON[block], f"README.md, block {block}", "exec"), {})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_line(command: str) -> None:
+    """Every command parses, and its tasks take what they are given."""
+    options = build_parser().parse_args(shlex.split(command.split("<photo")[0].split(" < ")[0])[1:])
+    if options.command.__name__ == "_run":
+        tasks, pictures = _split_arguments(options.arguments)
+        text = options.text[0] if options.text and len(options.text) == 1 else options.text
+        assert pictures and [_question(task, text, options.box) for task in tasks]
+
+
+def test_ci_runs_the_test_command() -> None:
+    (command,) = [line for line in SHELL if line.endswith("-m pytest")]
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
