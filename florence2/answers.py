@@ -58,9 +58,10 @@ class Polygon:
 class Answer:
     """What the model said about one picture.
 
-    `task` is the task's token, or the prompt itself where it had none. `text` is the answer without special tokens,
-    `raw_text` with all of them. `token_ids` begin with the decoder's start id, so there is one more of them than of
-    `token_logprobs`; both are empty for an answer parsed from text. `score` is the geometric mean probability of
+    `task` is the task's token, or the prompt itself where it had none. `text` is the answer without `<s>`, `</s>` and
+    `<pad>`, `raw_text` with all of them; both keep location tokens. `token_ids` begin with the decoder's start id, so
+    there is one more of them than of `token_logprobs`; both are empty for an answer parsed from text. `token_texts`
+    are the texts of all ids, where there are log-probabilities. `score` is the geometric mean probability of
     the tokens of `text`. `finish_reason` is "stop", or "length" for an answer cut short.
     """
 
@@ -92,11 +93,16 @@ class Answer:
         return "\n".join(_line(*row) for row in rows) or "(nothing found)"
 
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
-        """Plain JSON values of the fields that hold something; ids, log-probabilities and pieces only on request."""
+        """Plain JSON values of the fields that hold something; ids, log-probabilities and pieces only on request.
+
+        The lists that this kind of answer fills are there even when they are empty.
+        """
         hidden = ("alternatives",) if tokens else ("alternatives", "token_ids", "token_logprobs", "token_texts")
         values = {key: value for key, value in asdict(self).items() if key not in hidden}
         values["alternatives"] = [other.to_dict(tokens) for other in self.alternatives]
-        return {key: value for key, value in values.items() if value not in (None, (), [])}
+        kept = {key: value for key, value in values.items() if value not in (None, (), []) or key in _FILLS[self.kind]}
+        plain: dict[str, Any] = json.loads(json.dumps(kept))
+        return plain
 
     def to_json(self, tokens: bool = False) -> str:
         """`to_dict` as one line of JSON, Unicode kept."""
@@ -120,6 +126,17 @@ class Answer:
         return draw_shapes(open_image(image), shapes)
 
 
+_FILLS: dict[AnswerKind, tuple[str, ...]] = {
+    "text": (),
+    "boxes": ("boxes",),
+    "proposals": ("boxes",),
+    "phrases": ("boxes",),
+    "quads": ("quads",),
+    "polygons": ("polygons",),
+    "boxes_or_polygons": ("boxes", "polygons"),
+}
+
+
 def parse_answer(
     task: str,
     kind: AnswerKind,
@@ -134,8 +151,8 @@ def parse_answer(
 ) -> Answer:
     """Read a generated text as an answer of the given kind.
 
-    `image_size` is (width, height) in pixels. Scores need the next three: the ids with the start id first, and for
-    each of the other ids its log-probability and its own text.
+    `image_size` is (width, height) in pixels. Scores need the next three: the ids with the start id first, the
+    log-probability of each but that, and the text of each.
     """
     regions = _find_regions(kind, raw_text)
     scores: list[float | None] = [None] * len(regions)
@@ -144,10 +161,10 @@ def parse_answer(
         # location tokens, and so the regions found, are the same; and it is known which token each is.
         owners = [i for i, piece in enumerate(token_texts) for _ in piece]
         for i, region in enumerate(_find_regions(kind, "".join(token_texts))):
-            tokens = {owners[position] for position in region.positions}
+            tokens = {owners[position] - 1 for position in region.positions}  # the start id has no log-probability
             scores[i] = _mean_probability([token_logprobs[token] for token in tokens])
     shapes = [_to_shape(region, image_size, score) for region, score in zip(regions, scores, strict=True)]
-    words = [lp for lp, piece in zip(token_logprobs, token_texts, strict=True) if piece not in _MARKERS]
+    words = [lp for lp, piece in zip(token_logprobs, token_texts[1:], strict=False) if piece not in _MARKERS]
     return Answer(
         task=task,
         kind=kind,
@@ -173,10 +190,12 @@ _LOC = r"<loc_\d+>"
 _OUTLINE = rf"(?:{_LOC}|<sep>|<poly>|</poly>)"
 _BOX = re.compile(rf"(?:{_LOC}){{4}}")
 _BOXES = re.compile(rf"(?:{_LOC}){{4,}}")
-_LABELLED_BOXES = re.compile(rf"[^<]+(?:{_LOC}){{4,}}")
+# The look behind keeps a long text without locations from being tried again from each of its letters.
+_LABELLED_BOXES = re.compile(rf"(?<![^<>])[^<]+(?:{_LOC}){{4,}}")
 _QUAD = re.compile(rf"(.+?)((?:{_LOC}){{8}})")
+_QUADS = re.compile(rf"(?:{_LOC}){{8,}}")
 _OUTLINES = re.compile(rf"{_OUTLINE}{{4,}}")
-_LABELLED_OUTLINES = re.compile(rf"[^<]+{_OUTLINE}{{4,}}")
+_LABELLED_OUTLINES = re.compile(rf"(?<![^<>])[^<]+{_OUTLINE}{{4,}}")
 _INSTANCE = re.compile(r"<poly>(.*?)</poly>")
 _RING = re.compile(rf"((?:{_LOC})+)(?:<sep>|$)")
 # A label stands before the first tag of its phrase; one with a line break inside is no label, and spoils the phrase.
@@ -232,7 +251,8 @@ def _find_boxes(kind: AnswerKind, text: str, origin: Sequence[int]) -> Iterator[
 
 def _find_quads(text: str, origin: Sequence[int]) -> Iterator[_Region]:
     """Eight locations after a line of text, of which there must be at least one character."""
-    for quad in _QUAD.finditer(text):
+    last = max((run.end() for run in _QUADS.finditer(text)), default=0)
+    for quad in _QUAD.finditer(text, 0, last):  # behind it there is none, and looking from every letter takes long
         yield _region(Quad, quad.group(1), [quad.group(2)], origin, 0, [quad.span(2)])
 
 
@@ -362,12 +382,13 @@ def _to_florence(answer: Answer) -> Any:
 def _reference_scores(answer: Answer) -> list[float]:
     """The scores of the reference, which looks for a box's tokens in the wrong place when there is text between
     phrases: it takes the lengths of the phrases before, not their positions, after an initial `<s>`."""
-    text = "".join(answer.token_texts)
+    pieces = answer.token_texts[1:]
+    text = "".join(pieces)
     first = len("<s>") if text.startswith("<s>") else 0
-    ends = list(itertools.accumulate(len(piece) for piece in answer.token_texts))
+    ends = list(itertools.accumulate(len(piece) for piece in pieces))
     scores = []
     for region in _find_regions(answer.kind, text):
         start, stop = (first + region.phrase + i for i in region.inside)
-        tokens = [i for i, end in enumerate(ends) if end > start and end - len(answer.token_texts[i]) < stop]
+        tokens = [i for i, end in enumerate(ends) if end > start and end - len(pieces[i]) < stop]
         scores.append(math.exp(sum(answer.token_logprobs[i] for i in tokens) / len(tokens)))
     return scores

@@ -19,7 +19,7 @@ def attend(
     *,
     causal: bool = False,
     dropout: float = 0.0,
-    kind: AttentionKind = "sdpa",
+    attention: AttentionKind = "sdpa",
     trace: Trace | None = None,
 ) -> Tensor:
     """softmax(q kᵀ / sqrt(d)) v, over heads.
@@ -29,7 +29,7 @@ def attend(
     rate on the weights, 0 outside training. "sdpa" is torch's fused kernel; "eager" is the specification, and what
     runs when a trace wants the weights, recorded as "weights" (B, heads, T, S). Returns (B, heads, T, d).
     """
-    if kind == "sdpa" and not (trace is not None and trace.wants("weights")):
+    if attention == "sdpa" and not (trace is not None and trace.wants("weights")):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, T, S)
     if causal:

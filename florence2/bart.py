@@ -4,7 +4,8 @@ BART (Lewis et al., ACL 2020, https://arxiv.org/abs/1910.13461): post-norm Trans
 an offset of 2, exact GELU. Dimensions: B pictures, K beams, T target and S source positions, D model, V vocabulary.
 
 The decoder runs in two ways that share every line but the attention: `forward`, over whole sequences without a cache,
-is the specification; `step`, one token per beam over a `DecoderCache`, is what generation uses.
+is the specification; `step`, one token per beam over a `DecoderCache`, is what generation uses. (On a CPU `packed.py`
+takes the step's place, with the same mathematics over rearranged weights.)
 """
 
 from collections.abc import Callable
@@ -116,7 +117,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: TextConfig, heads: int, attention: AttentionKind):
         super().__init__()
-        self.heads, self.kind, self.dropout = heads, attention, config.attention_dropout
+        self.heads, self.attention, self.dropout = heads, attention, config.attention_dropout
         self.k_proj = Linear(config.d_model, config.d_model)
         self.v_proj = Linear(config.d_model, config.d_model)
         self.q_proj = Linear(config.d_model, config.d_model)
@@ -141,7 +142,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention over split heads (see `attend`), heads joined again: (B, T, D)."""
         rate = self.dropout if self.training else 0.0
-        out = attend(query, key, value, mask, causal=causal, dropout=rate, kind=self.kind, trace=trace)
+        out = attend(query, key, value, mask, causal=causal, dropout=rate, attention=self.attention, trace=trace)
         return out.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """A folder or file <-> a model: verified loading, saving, conversion between layouts, random initialisation.
 
-The one place that knows that two layouts of tensor names exist.
+The one place of the package that renames tensors between the two layouts, by the rules of `layouts`.
 """
 
 import hashlib
-import json
 import math
 import shutil
 from collections import Counter
@@ -19,14 +18,15 @@ from torch.overrides import TorchFunctionMode
 
 from florence2.attention import AttentionKind
 from florence2.config import Florence2Config, Layout, config_to_json, read_config
-from florence2.errors import CheckpointError
+from florence2.errors import CheckpointError, ConfigError, Florence2Error
+from florence2.files import write_json
 from florence2.layouts import SHARED, TIED_TO_SHARED, TRANSPOSED, detect_layout, from_ours, to_ours
 from florence2.model import Florence2Model
-from florence2.tensors import SAFETENSORS, WeightFiles, find_weights, temporary_beside, write_safetensors
+from florence2.tensors import SAFETENSORS, WeightFiles, find_weights, write_safetensors
 from florence2.tokenizer import FlorenceTokenizer
 
 _OPTIONAL = frozenset(("final_logits_bias",))  # the native layout has none; it is zero then
-_COMPANIONS = (
+COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -34,6 +34,7 @@ _COMPANIONS = (
     "vocab.json",
     "LICENSE",
 )
+"""What belongs beside configuration and weights."""
 PUBLISHED_PREPROCESSOR: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
     "do_resize": True,
@@ -68,8 +69,18 @@ def load_model(
     `dtype` one by one, so that the peak is the model's own size and little more. Raises ConfigError, or
     CheckpointError listing everything that is missing, unexpected, misshapen or not finite; then nothing is loaded.
     """
-    files = find_weights(path, allow_pickle)
-    config = read_config(checkpoint_folder(path))
+    problems: list[Florence2Error] = []
+    try:
+        config = read_config(checkpoint_folder(path))
+    except ConfigError as error:
+        problems.append(error)
+    try:
+        files = find_weights(path, allow_pickle)
+        files.read_headers()
+    except CheckpointError as error:
+        problems.append(error)
+    if problems:
+        raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
     with torch.device("meta"), _Unfilled():
         model = Florence2Model(config, attention)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -103,9 +114,9 @@ def read_weights(
     weights: dict[str, Tensor] = {}
     for name, stored in files.read():
         ours = targets[name]
-        if ours is None:
-            continue
         ours = SHARED if ours in TIED_TO_SHARED else ours
+        if ours is None or _stored_shape(shapes[name], ours, layout) != expected.get(ours):
+            continue  # a problem already, and perhaps of a size that nobody foresaw
         if ours in weights:
             if not _equals(weights[ours], stored):
                 problems.append(
@@ -133,7 +144,7 @@ def _compare(
     problems = []
     for name, ours in targets.items():
         wanted = expected.get(SHARED if ours in TIED_TO_SHARED else ours or "")
-        shape = shapes[name][::-1] if ours in TRANSPOSED[layout] else shapes[name]
+        shape = _stored_shape(shapes[name], ours, layout)
         if wanted is None:
             problems.append(f"unexpected: {name} {list(shapes[name])}")
         elif shape != wanted:
@@ -143,6 +154,11 @@ def _compare(
         if ours not in present and ours not in _OPTIONAL:
             problems.append(f"missing: {from_ours(ours, layout)} {list(wanted)}")
     return problems
+
+
+def _stored_shape(shape: tuple[int, ...], ours: str | None, layout: Layout) -> tuple[int, ...]:
+    """The shape that a stored tensor has under our name."""
+    return shape[::-1] if ours in TRANSPOSED[layout] else shape
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -232,7 +248,7 @@ def _padded(image_token_id: int) -> int:
 def _fit_rows(ours: str, tensor: Tensor, rows: int) -> Tensor:
     """The token embedding or its bias with `rows` entries; other tensors as they are."""
     if ours == SHARED and len(tensor) < rows:
-        # The mean of all rows: such a logit is the mean of the others, so it is never among the best.
+        # The mean of all rows: such a logit is the mean of all others, far below a trained model's likely ones.
         extra = tensor.mean(dim=0, dtype=torch.float32).to(tensor.dtype).expand(rows - len(tensor), -1)
         return torch.cat([tensor, extra])
     if ours == SHARED:
@@ -251,8 +267,7 @@ def convert_checkpoint(
 
     `dtype` None keeps the stored type. The tokenizer and preprocessor settings beside the source come along.
     """
-    if folder.resolve() == checkpoint_folder(source).resolve():
-        raise CheckpointError(f"{folder} is the source itself; write the converted checkpoint to another folder.")
+    _refuse_existing(folder)
     files = find_weights(source, allow_pickle)
     model = load_model(source, dtype=dtype or stored_dtype(files), allow_pickle=allow_pickle)
     save_checkpoint(model, folder, layout)
@@ -264,7 +279,7 @@ def convert_checkpoint(
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy what belongs beside the weights, as far as it is there: tokenizer, preprocessor settings, licence."""
-    for name in _COMPANIONS:
+    for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
@@ -277,8 +292,7 @@ def init_checkpoint(
     Weights are normal with a standard deviation of 0.02 and equal for equal `seed`; norms are identities.
     Raises CheckpointError when `folder` already holds weights or `tokenizer` holds no tokenizer.json.
     """
-    if (folder / SAFETENSORS).exists():
-        raise CheckpointError(f"{folder / SAFETENSORS} exists already; choose another folder or delete it.")
+    _refuse_existing(folder)
     if not (tokenizer / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{tokenizer} holds no tokenizer.json; give a folder or Hub name of a Florence-2 checkpoint."
@@ -298,6 +312,13 @@ def init_checkpoint(
     copy_companions(tokenizer, folder)
     if not (folder / "preprocessor_config.json").is_file():
         write_json(folder / "preprocessor_config.json", PUBLISHED_PREPROCESSOR)
+
+
+def _refuse_existing(folder: Path) -> None:
+    """A folder is not to hold the files of two checkpoints."""
+    present = [name for name in ("config.json", SAFETENSORS, f"{SAFETENSORS}.index.json") if (folder / name).exists()]
+    if present:
+        raise CheckpointError(f"{folder} holds a checkpoint already ({', '.join(present)}); choose another folder.")
 
 
 def describe_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Any]:
@@ -346,9 +367,3 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write one JSON object, whole or not at all."""
-    with temporary_beside(path) as draft:
-        draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -5,25 +5,18 @@ that cannot be answered at all, 130 after Ctrl-C.
 """
 
 import argparse
+import contextlib
+import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from florence2 import __version__
-from florence2.batch import (
-    CASCADE,
-    Console,
-    Folder,
-    Progress,
-    Question,
-    Row,
-    Sink,
-    answer_pictures,
-    find_pictures,
-)
+from florence2.batch import CASCADE, Question, Row, Source, answer_pictures, find_pictures
 from florence2.checkpoint import (
     checkpoint_folder,
     convert_checkpoint,
@@ -36,6 +29,7 @@ from florence2.hub import DEFAULT_MODEL, NAMES, download, resolve
 from florence2.pipeline import DTYPES, Florence2, load
 from florence2.presets import preset
 from florence2.processor import TaskText, input_to_text
+from florence2.sinks import Console, Folder, Progress, Sink
 from florence2.tasks import TASKS, check_prompt, find_task
 
 EXIT_SOME_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
@@ -44,13 +38,13 @@ _ANY_REGION = "<loc_0>" * 4  # stands for a box until the size of its picture is
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # None where the shell closed them
         if hasattr(stream, "reconfigure"):  # a label the terminal cannot show must not end the run
             stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
         code: int = options.command(options)
-        sys.stdout.flush()
+        print(end="", flush=True)
         return code
     except (Florence2Error, OSError) as error:
         if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
@@ -89,7 +83,12 @@ def _add_run(commands: Any) -> None:
         "arguments", nargs="+", metavar="TASK... PICTURE...", help="tasks first, then files, folders, or -"
     )
     command.add_argument("--text", action="append", help="the task's input; several times for several classes")
-    command.add_argument("--box", metavar="X1,Y1,X2,Y2", type=_parse_box, help="the task's region, in pixels")
+    command.add_argument(
+        "--box",
+        metavar="X1,Y1,X2,Y2",
+        type=_parse_box,
+        help="the task's region, in pixels (--box=-5,... if negative)",
+    )
     _add_work_options(command)
     command.set_defaults(command=_run)
 
@@ -170,8 +169,9 @@ def _run(options: argparse.Namespace) -> int:
     tasks, pictures = _split_arguments(options.arguments)
     text: TaskText = options.text[0] if options.text and len(options.text) == 1 else options.text
     questions = [_question(task, text, options.box) for task in tasks]
-    if (text or options.box) and all(question.text is None for question in questions):
-        raise PromptError(f"None of the tasks {', '.join(tasks)} takes an input; leave out --text and --box.")
+    for option, given in (("--text", text), ("--box", options.box)):
+        if given and all(question.text != given for question in questions):
+            raise PromptError(f"None of the tasks {', '.join(tasks)} takes {option}; leave it out.")
     return _work(options, pictures, questions)
 
 
@@ -186,6 +186,27 @@ def _work(options: argparse.Namespace, pictures: Sequence[str], questions: Seque
     if options.batch < 1:
         raise Florence2Error(f"--batch is {options.batch}; it must be at least 1.")
     sources = find_pictures(pictures)
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if options.out is not None:
+            folder = stack.enter_context(Folder(options.out, options.draw, _settings(options)))
+        return _answer(options, sources, questions, folder)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What every answer of a run depends on beside picture and question."""
+    model = (
+        options.model
+        if options.model in NAMES or not Path(options.model).exists()
+        else str(Path(options.model).absolute())
+    )
+    names = ("revision", "dtype", "attention", "beams", "max_new_tokens")
+    return {"model": model} | {name: getattr(options, name) for name in names}
+
+
+def _answer(
+    options: argparse.Namespace, sources: Sequence[Source], questions: Sequence[Question], folder: Folder | None
+) -> int:
     model = load(
         options.model,
         device=options.device,
@@ -196,13 +217,12 @@ def _work(options: argparse.Namespace, pictures: Sequence[str], questions: Seque
     )
     search = _search_options(model, options)
     console = Console(options.json, headings=len(sources) * len(questions) > 1)
-    if options.out is None:
+    if folder is None:
         return _report(answer_pictures(model, sources, questions, search, options.batch), [console], len(sources))
-    with Folder(options.out, options.draw) as folder:
-        if folder.done:
-            print(f"florence2: {options.out}/results.jsonl already holds {len(folder.done)} answers.", file=sys.stderr)
-        rows = answer_pictures(model, sources, questions, search, options.batch, folder.done)
-        return _report(rows, [console, folder], len(sources), kept=f"; what is done is kept in {options.out}")
+    if folder.done:
+        print(f"florence2: {options.out}/results.jsonl already holds {len(folder.done)} answers.", file=sys.stderr)
+    rows = answer_pictures(model, sources, questions, search, options.batch, folder.done)
+    return _report(rows, [console, folder], len(sources), kept=f"; what is done is kept in {options.out}")
 
 
 def _report(rows: Iterable[Row], sinks: Sequence[Sink], total: int, kept: str = "") -> int:
@@ -247,6 +267,8 @@ def _is_task(argument: str) -> bool:
 def _question(task: str, text: TaskText, box: tuple[float, ...] | None) -> Question:
     """The task with the input that it takes; raises PromptError before a model is loaded for it."""
     found = find_task(task)
+    if found is None and re.fullmatch(r"\w+", task) and (near := _near(task)):
+        raise PromptError(f"There is no task {task!r}; did you mean {near}? A free prompt is more than one word.")
     whole = found is None or task in (found.token, found.alias)  # otherwise the input is in the same string
     if found is None or found.takes == "nothing" or not whole:
         check_prompt(task)
@@ -256,6 +278,12 @@ def _question(task: str, text: TaskText, box: tuple[float, ...] | None) -> Quest
         return Question(task, box)
     check_prompt(task, input_to_text(text))
     return Question(task, text)
+
+
+def _near(word: str) -> str | None:
+    """The alias that `word` may be a misspelling of."""
+    found = difflib.get_close_matches(word.lower(), [task.alias for task in TASKS.values()], n=1, cutoff=0.75)
+    return found[0] if found else None
 
 
 def _parse_box(text: str) -> tuple[float, ...]:

@@ -4,8 +4,8 @@ Two layouts exist. Microsoft's (`microsoft/Florence-2-*`) names the stage widths
 generation settings in `text_config`; the native one of transformers (`florence-community/Florence-2-*`) says
 `embed_dim` and keeps them in `generation_config.json`. Both become the same `Florence2Config`.
 
-There are no architectural defaults: a size that the file does not state is an error, and so is a field that
-nobody here knows, because ignoring either would run another model than the one that was trained.
+A size that the file does not state is an error, and so is a field that nobody here knows, because ignoring either
+would run another model than the one that was trained. Only what the reference itself takes for granted has a default.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,11 @@ from florence2.strict_json import Fields, read_json, shown
 Layout = Literal["microsoft", "native"]
 FEATURE_SOURCES = ("spatial_avg_pool", "temporal_avg_pool", "last_frame")
 MAX_LAYERS = 512  # per stack; published models have 12. Keeps a hostile file from building millions of modules.
+MAX_SIZE = 1 << 20  # of any one dimension; the largest published is the vocabulary of 51,328
+# Lower ones for what pads the picture or the grid, and for the one table that is computed and not read.
+_MOST = {"window_size": 256, "patch_size": 256, "patch_stride": 256, "patch_padding": 256}
+_MOST |= {"dim_embed": 1 << 14, "max_temporal_embeddings": 1 << 12}
+_LEAST = {"patch_padding": 0}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,12 @@ class VisionConfig:
     drop_path_rate: float = 0.0
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (rows, columns) of positions that the last stage makes of `height` x `width` pixels."""
+        for size, stride, padding in zip(self.patch_size, self.patch_stride, self.patch_padding, strict=True):
+            height, width = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True,),
 }
 
-_GENERATION = (
+GENERATION_SETTINGS = (
     "num_beams",
     "max_new_tokens",
     "min_new_tokens",
@@ -166,7 +177,11 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
     text = _read_text(text_fields)
     stated = _take_generation(text_fields)
     if layout == "native":
-        stated = _take_generation(Fields("generation_config", generation or {}, problems))
+        own_file = Fields("generation_config", generation or {}, problems)
+        stated = _take_generation(own_file)
+        # its other settings matter only where they would change the search
+        own_file.values = {key: value for key, value in own_file.values.items() if key in _FIXED}
+        own_file.finish(_INERT, _FIXED)
     image_token_id = top.take("image_token_id", int, None) if layout == "native" else None
     for key in ("projection_dim", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
         top.values.pop(key, None)  # stated a second time; the nested objects decide, as in the reference
@@ -295,37 +310,36 @@ def _read_text(fields: Fields) -> TextConfig:
 
 def _take_generation(fields: Fields) -> dict[str, Any]:
     """The stated generation settings; `null` means unstated, as in transformers."""
-    found = {key: fields.values.pop(key) for key in _GENERATION if key in fields.values}
-    if fields.name == "generation_config":  # other settings there matter only where they would change the search
-        fields.values = {key: value for key, value in fields.values.items() if key in _FIXED}
-        fields.finish(_INERT, _FIXED)
+    found = {key: fields.values.pop(key) for key in GENERATION_SETTINGS if key in fields.values}
     return {key: value for key, value in found.items() if value is not None}
 
 
 def _check_vision(vision: VisionConfig) -> list[str]:
-    problems = []
+    """What is wrong with each value, or, when nothing is, with how they fit."""
     stages = len(vision.dim_embed)
-    for key in (*_ARRAYS, "patch_prenorm"):
-        values = getattr(vision, key)
-        if len(values) != stages or not stages:
-            problems.append(f"vision_config.{key} has {len(values)} entries for {stages} stages")
-        elif key not in ("patch_padding", "patch_prenorm") and min(values) < 1:
-            problems.append(f"vision_config.{key} must be positive, but is {list(values)}")
+    problems = [
+        f"vision_config.{key} has {len(getattr(vision, key))} entries for {stages} stages"
+        for key in (*_ARRAYS, "patch_prenorm")
+        if len(getattr(vision, key)) != stages or not stages
+    ]
+    for key in _ARRAYS:
+        problems += _out_of_range("vision_config", key, *getattr(vision, key))
+    for key in ("window_size", "projection_dim", "max_position_embeddings", "max_temporal_embeddings"):
+        problems += _out_of_range("vision_config", key, getattr(vision, key))
     if problems:
         return problems
     for key in ("num_heads", "num_groups"):
         parts = getattr(vision, key)
         if any(dim % part for dim, part in zip(vision.dim_embed, parts, strict=True)):
             problems.append(f"vision_config.dim_embed {list(vision.dim_embed)} is not divisible by {key} {list(parts)}")
-    for key in ("window_size", "projection_dim", "max_position_embeddings", "max_temporal_embeddings"):
-        if getattr(vision, key) < 1:
-            problems.append(f"vision_config.{key} must be positive")
     if sum(vision.depths) > MAX_LAYERS:
         problems.append(f"vision_config.depths ask for {sum(vision.depths)} blocks; the limit is {MAX_LAYERS}")
     if vision.dim_embed[-1] % 2:
-        problems.append("the last of vision_config.dim_embed must be even: half for columns, half for rows")
-    if vision.mlp_ratio <= 0 or not 0 <= vision.drop_path_rate < 1:
-        problems.append("vision_config.mlp_ratio must be positive and drop_path_rate in 0..1")
+        problems.append(f"vision_config.dim_embed ends in {vision.dim_embed[-1]}; that must be even: half for columns")
+    if not 0 < vision.mlp_ratio <= MAX_LAYERS:
+        problems.append(f"vision_config.mlp_ratio is {vision.mlp_ratio}; it must be above 0 and at most {MAX_LAYERS}")
+    if not 0 <= vision.drop_path_rate < 1:
+        problems.append(f"vision_config.drop_path_rate is {vision.drop_path_rate}; it must be 0 or more and below 1")
     unknown = [source for source in vision.image_feature_source if source not in FEATURE_SOURCES]
     if unknown or not vision.image_feature_source:
         problems.append(
@@ -338,8 +352,7 @@ def _check_vision(vision: VisionConfig) -> list[str]:
 def _check_text(text: TextConfig, vision: VisionConfig) -> list[str]:
     problems = []
     for key in ("vocab_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings"):
-        if getattr(text, key) < 1:
-            problems.append(f"text_config.{key} must be positive")
+        problems += _out_of_range("text_config", key, getattr(text, key))
     for side in ("encoder", "decoder"):
         heads, layers = getattr(text, f"{side}_attention_heads"), getattr(text, f"{side}_layers")
         if heads < 1 or text.d_model % heads:
@@ -354,6 +367,12 @@ def _check_text(text: TextConfig, vision: VisionConfig) -> list[str]:
         if getattr(text, key) >= text.vocab_size:
             problems.append(f"text_config.{key} {getattr(text, key)} is outside the vocabulary of {text.vocab_size}")
     return problems
+
+
+def _out_of_range(section: str, key: str, *sizes: int) -> list[str]:
+    least, most = _LEAST.get(key, 1), _MOST.get(key, MAX_SIZE)
+    wrong = [size for size in sizes if not least <= size <= most]
+    return [f"{section}.{key} is {shown(size)}; it must be {least} to {most}" for size in wrong]
 
 
 def _plain(section: VisionConfig | TextConfig) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def box_to_tokens(box: Any, image_size: tuple[int, int]) -> str:
         x1, y1, x2, y2 = (float(value) for value in box)
     except (TypeError, ValueError):
         raise PromptError(f"A box must be four numbers (x1, y1, x2, y2) in pixels, not {box!r}.") from None
+    if isinstance(box, str | bytes):
+        raise PromptError(f"A box must be four numbers (x1, y1, x2, y2) in pixels, not the text {box!r}.")
     if not (x1 <= x2 and y1 <= y2):
         raise PromptError(
             f"Box {(x1, y1, x2, y2)} must have x1 <= x2 and y1 <= y2: left, top, right, bottom in pixels."

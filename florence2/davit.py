@@ -99,7 +99,7 @@ class _Block(nn.Module):
         self.ffn = Mlp(channels, int(channels * config.mlp_ratio))
 
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
-        if trace is None and self.attention == "sdpa" and x.device.type == "cpu" and may_bypass(self):
+        if trace is None and self.attention == "sdpa" and x.device.type == "cpu" and may_bypass(self, _PARTS):
             return self._forward_by_bands(x)
         name = self.attention_name
         x = record(trace, "conv1", x + self.conv1(x))
@@ -188,7 +188,7 @@ class WindowAttention(nn.Module):
         windows = split_windows(x, self.window)  # (B·windows, window², C)
         qkv = self.qkv(windows).view(-1, self.window**2, 3, self.heads, C // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B·windows, heads, window², C / heads)
-        out = attend(query, key, value, kind=self.attention, trace=trace)
+        out = attend(query, key, value, attention=self.attention, trace=trace)
         out = self.proj(out.transpose(1, 2).flatten(2))  # (B·windows, window², C)
         return join_windows(out, self.window, x.shape[1], x.shape[2])[:, :H, :W]
 
@@ -215,7 +215,8 @@ class ChannelAttention(nn.Module):
         B, H, W, C = x.shape
         qkv = self.qkv(x).view(B, H, W, 3, self.groups, C // self.groups)
         query, key, value = qkv.permute(3, 0, 4, 1, 2, 5)  # each (B, G, H, W, C / G)
-        # One sum over all positions (36,864 in stage 0) costs float32 a digit; row by row, then over rows, does not.
+        # One sum over all positions (36,864 in the first stage) costs float32 a digit; row by row, then over rows,
+        # it does not.
         scores = ((query * (H * W) ** -0.5).transpose(-2, -1) @ key).sum(dim=2)  # (B, G, C / G, C / G)
         weights = record(trace, "weights", scores.softmax(dim=-1))
         out = value.flatten(2, 3) @ weights.transpose(-2, -1)  # (B, G, H·W, C / G)
@@ -227,21 +228,22 @@ class ChannelAttention(nn.Module):
         positions, channels = x.shape[1] * x.shape[2], x.shape[3]
         for row in range(len(x)):
             image = x[row : row + 1]
-            if positions < 2 * channels:  # stage 4: folding would cost more than it saves
+            if positions < 2 * channels:  # the last stage: folding would cost more than it saves
                 image += self(norm(image))
                 continue
-            scores = torch.stack([self._scores(norm(band)) for band in bands(image)]).sum(0)
-            weight, bias = self._fold((scores * positions**-0.5).softmax(dim=-1))
+            scores = torch.stack([self._scores(norm(band), positions) for band in bands(image)]).sum(0)
+            weight, bias = self._fold(scores.softmax(dim=-1))
             for band in bands(image):
                 band += linear(norm(band), weight, bias)
 
-    def _scores(self, x: Tensor) -> Tensor:
-        """The part of the unscaled scores that the positions x (1, h, W, C) contribute: (G, C / G, C / G)."""
+    def _scores(self, x: Tensor, positions: int) -> Tensor:
+        """What x (1, h, W, C), some of all `positions`, contributes to the scores: (G, C / G, C / G)."""
         _, h, W, C = x.shape
         bias = None if self.qkv.bias is None else self.qkv.bias[: 2 * C]
         query_key = linear(x, self.qkv.weight[: 2 * C], bias).view(h, W, 2, self.groups, C // self.groups)
         query, key = query_key.permute(2, 3, 0, 1, 4)  # each (G, h, W, C / G)
-        scores: Tensor = (query.transpose(-2, -1) @ key).sum(dim=1)
+        # scaled first, so that float16 can hold the sums
+        scores: Tensor = ((query * positions**-0.5).transpose(-2, -1) @ key).sum(dim=1)
         return scores
 
     def _fold(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,8 +258,12 @@ class ChannelAttention(nn.Module):
         return linear(mixing, self.qkv.weight[2 * C :].t()), bias
 
 
-# A band of 4,608 positions of stage 0 makes 9 MB in the MLP: larger tensors leave the cache, and every fresh one of
-# more than some 30 MB costs page faults. Base at 768 px: from 2.8 s to 1.6 s together with `linear`.
+_PARTS = frozenset(
+    (SpatialBlock, ChannelBlock, DepthwiseConv, Mlp, WindowAttention, ChannelAttention, Linear, nn.LayerNorm)
+)
+
+# A band of 4,608 positions of the first stage makes 9 MB in the MLP: larger tensors leave the cache, and every fresh
+# one of more than some 30 MB costs page faults. Base at 768 px: from 2.8 s to 1.6 s together with `linear`.
 BAND_POSITIONS = 4608
 
 

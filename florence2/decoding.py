@@ -60,12 +60,16 @@ class GenerationOptions:
             for name, least in _LEAST.items()
             if type(getattr(self, name)) is not int or getattr(self, name) < least
         ]
-        if self.early_stopping not in (True, False, "never"):
+        if type(self.early_stopping) is not bool and self.early_stopping != "never":
             problems.append(f'early_stopping is {self.early_stopping!r}; it must be True, False or "never"')
-        if type(self.length_penalty) not in (int, float):
-            problems.append(f"length_penalty is {self.length_penalty!r}; it must be a number")
-        if type(self.repetition_penalty) not in (int, float) or self.repetition_penalty <= 0:
-            problems.append(f"repetition_penalty is {self.repetition_penalty!r}; it must be a number above 0")
+        if type(self.length_penalty) not in (int, float) or not abs(self.length_penalty) <= _MOST_PENALTY:
+            problems.append(
+                f"length_penalty is {self.length_penalty!r}; it must be -{_MOST_PENALTY} to {_MOST_PENALTY}"
+            )
+        if type(self.repetition_penalty) not in (int, float) or not 0 < self.repetition_penalty <= _MOST_PENALTY:
+            problems.append(
+                f"repetition_penalty is {self.repetition_penalty!r}; it must be above 0 and at most {_MOST_PENALTY}"
+            )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 0):
@@ -77,7 +81,10 @@ class GenerationOptions:
 
     @classmethod
     def from_checkpoint(cls, settings: Mapping[str, Any]) -> "GenerationOptions":
-        """The settings that a checkpoint's files state; what they leave out is off, as in transformers."""
+        """The settings that a checkpoint's files state; what they leave out is off, as in transformers.
+
+        Only `max_new_tokens` is then this class' default. Raises OptionError as `changed`.
+        """
         off: dict[str, Any] = {
             "num_beams": 1,
             "early_stopping": False,
@@ -85,7 +92,7 @@ class GenerationOptions:
             "forced_bos_token_id": None,
             "forced_eos_token_id": None,
         }
-        return cls(**{**off, **settings})
+        return cls().changed(**{**off, **settings})
 
     def changed(self, **changes: Any) -> "GenerationOptions":
         """A copy with some settings changed. Raises OptionError for names and values that do not exist."""
@@ -96,6 +103,7 @@ class GenerationOptions:
         return replace(self, **changes)
 
 
+_MOST_PENALTY = 100  # keeps powers of lengths, and scores, finite
 _LEAST = {
     "num_beams": 1,
     "max_new_tokens": 1,
@@ -243,7 +251,7 @@ def _greedy(
         running = running & (tokens != ids.end)
         if not running.any():
             break
-    scores = logprobs.sum(dim=1) / lengths**options.length_penalty
+    scores = logprobs.sum(dim=1) / lengths.double() ** options.length_penalty
     return _finish(sequences, logprobs, scores, lengths, ~running, options)
 
 

@@ -1,6 +1,9 @@
 """Labelled shapes drawn on a picture, with Pillow alone."""
 
 import colorsys
+import contextlib
+import functools
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +11,26 @@ from PIL import Image, ImageDraw, ImageFont
 
 Points = Sequence[tuple[float, float]]
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _GOLDEN = 0.618033988749895  # steps of the golden ratio around the colour wheel keep neighbours far apart
 _FILL_ALPHA = 96  # of 255
+_SATURATION, _VALUE = 0.85, 0.95
+_LINES_PER_SIDE, _LETTERS_PER_SIDE = 250, 40  # of the shorter side: one line's thickness, one letter's height
+_BRIGHT = 140  # of 255: above it black letters read better than white ones
+# Looked for in the system's font folders, those with most scripts first.
+_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKsc-Regular.otf",
+    "Arial Unicode.ttf",
+    "msyh.ttc",
+    "PingFang.ttc",
+    "NotoSans-Regular.ttf",
+    "DejaVuSans.ttf",
+    "LiberationSans-Regular.ttf",
+    "arial.ttf",
+    "Arial.ttf",
+)
 
 
 @dataclass(frozen=True)
@@ -30,19 +50,21 @@ def draw_shapes(image: Image.Image, shapes: Sequence[Shape]) -> Image.Image:
     """A copy of `image` in RGB with every shape's outline, then every label on top.
 
     Line width and letters grow with the picture. A label stands above its shape's top left corner, moved down where
-    another label is in the way, and never leaves the picture.
+    another label is in the way, and never leaves the picture. Letters that no font here has are written without
+    their accents, or as "?".
     """
     canvas = image.convert("RGB").copy()
-    thickness = max(1, round(min(canvas.size) / 250))
+    thickness = max(1, round(min(canvas.size) / _LINES_PER_SIDE))
     colours = _colours([shape.label for shape in shapes])
     visible = [shape for shape in shapes if len(shape.points) > 1]
     for shape in visible:
         _draw_outline(canvas, shape, colours[shape.label], thickness)
-    font = ImageFont.load_default(max(11, round(min(canvas.size) / 40)))
+    fonts = _fonts(max(11, round(min(canvas.size) / _LETTERS_PER_SIDE)))
     taken: list[tuple[float, float, float, float]] = []
     for shape in visible:
         if shape.label and shape.titled:
-            taken.append(_draw_label(canvas, shape, colours[shape.label], font, taken))
+            text, font = _choose_font(" ".join(shape.label.split()), fonts)
+            taken.append(_draw_label(canvas, shape.points, text, colours[shape.label], font, taken))
     return canvas
 
 
@@ -51,7 +73,7 @@ def _colours(labels: Sequence[str]) -> dict[str, Colour]:
     colours: dict[str, Colour] = {}
     for label in labels:
         hue = (len(colours) * _GOLDEN) % 1.0
-        r, g, b = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
+        r, g, b = colorsys.hsv_to_rgb(hue, _SATURATION, _VALUE)
         colours.setdefault(label, (round(255 * r), round(255 * g), round(255 * b)))
     return colours
 
@@ -65,21 +87,50 @@ def _draw_outline(canvas: Image.Image, shape: Shape, colour: Colour, thickness: 
     ImageDraw.Draw(canvas).line([*points, points[0]], fill=colour, width=thickness, joint="curve")
 
 
+@functools.lru_cache(maxsize=8)
+def _fonts(size: int) -> tuple[Font, ...]:
+    """The fonts that exist here, Pillow's own (Latin letters without accents) last."""
+    found: list[Font] = []
+    for name in _FONTS:
+        with contextlib.suppress(OSError):
+            found.append(ImageFont.truetype(name, size))
+    return (*found, ImageFont.load_default(size))
+
+
+def _choose_font(text: str, fonts: Sequence[Font]) -> tuple[str, Font]:
+    """The first font that has every letter, or the last with what it can write of the text."""
+    for font in fonts:
+        if all(_has(font, letter) for letter in set(text)):
+            return text, font
+    return "".join(_written(letter, fonts[-1]) for letter in text), fonts[-1]
+
+
+def _written(letter: str, font: Font) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
+    return next((form for form in (letter, plain) if form and all(_has(font, c) for c in form)), "?")
+
+
+@functools.lru_cache(maxsize=4096)
+def _has(font: Font, letter: str) -> bool:
+    """Whether the font draws `letter` as something else than the box that stands for a letter it lacks."""
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe"))
+
+
 def _draw_label(
     canvas: Image.Image,
-    shape: Shape,
+    points: Points,
+    text: str,
     colour: Colour,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
     taken: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    """Write the label on a plate of the shape's colour; return the plate's rectangle."""
+    """Write `text` on a plate of the shape's colour; return the plate's rectangle."""
     draw = ImageDraw.Draw(canvas)
-    text = " ".join(shape.label.split())
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     pad = max(2, round((bottom - top) / 5))
     width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    x = min(point[0] for point in shape.points)
-    y = min(point[1] for point in shape.points) - height
+    x = min(point[0] for point in points)
+    y = min(point[1] for point in points) - height
     x = max(0.0, min(x, canvas.width - width))
     y = max(0.0, min(y, canvas.height - height))
     while any(x < b[2] and b[0] < x + width and y < b[3] and b[1] < y + height for b in taken):
@@ -89,6 +140,6 @@ def _draw_label(
     plate = (x, y, x + width, y + height)
     draw.rectangle(plate, fill=colour)
     brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    ink = (0, 0, 0) if brightness > 140 else (255, 255, 255)
+    ink = (0, 0, 0) if brightness > _BRIGHT else (255, 255, 255)
     draw.text((x + pad - left, y + pad - top), text, fill=ink, font=font)
     return plate

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from florence2.decoding import Generation, GenerationOptions, SpecialIds, search
-from florence2.errors import OptionError
+from florence2.errors import Florence2Error, OptionError
 from florence2.model import Florence2Model
 from florence2.packed import packed_decoder
 
@@ -17,8 +17,16 @@ def generate(
     `memory` (B, S, D) from `model.encode`; `memory_mask` (B, S), 1 or True at real positions, where prompts were
     padded. Returns `num_return_sequences` rows per input, best first. No gradients. A `max_new_tokens` beyond the
     model's positions is lowered to them, so that such an answer ends with finish_reason "length".
-    Raises OptionError for forced ids outside the vocabulary.
+    Raises OptionError for forced ids outside the vocabulary, and Florence2Error for a memory that is not finite.
+
+    On a CPU in float32 the decoder's weights are packed at the first call and kept beside the model's own (base:
+    0.36 GB), for a step three times as fast; a model loaded with `attention="eager"` goes without.
     """
+    if not memory.isfinite().all():
+        raise Florence2Error(
+            f"The encoded picture and prompt hold values that are not finite (in {memory.dtype}): the weights, or what "
+            "they compute, do not fit this type; load the model in float32 or bfloat16."
+        )
     text = model.config.text
     for id in (options.forced_bos_token_id, options.forced_eos_token_id):
         if id is not None and id >= text.vocab_size:

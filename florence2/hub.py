@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from florence2.checkpoint import COMPANIONS
 from florence2.errors import CheckpointError, HubError
 from florence2.tensors import SAFETENSORS, find_weights
 
@@ -21,19 +22,8 @@ NAMES = {
 }
 DEFAULT_MODEL = "base"
 
-_COMPANIONS = frozenset(
-    (
-        "config.json",
-        "generation_config.json",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.json",
-        "LICENSE",
-    )
-)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BESIDE_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
+_HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)
 
 
 def resolve(
@@ -49,13 +39,22 @@ def resolve(
     `download` is what refreshes it. Raises HubError for a name that is nothing of this.
     """
     text = os.fspath(name)
-    if text and text not in NAMES and Path(text).exists():
+    if text and text not in NAMES and _exists(text):
+        if revision is not None:
+            raise HubError(f"{text} is a local path, which has no revisions; leave out {revision!r}.")
         return Path(text)
     if text not in NAMES and not _HUB_ID.fullmatch(text):
         raise HubError(
             f"{text!r} is no existing path, none of the names {', '.join(NAMES)}, and not of the form OWNER/NAME."
         )
     return _find_in_cache(text, revision, allow_pickle) or download(text, revision, local_files_only, allow_pickle)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a path, or not one
+        return False
 
 
 def download(
@@ -81,8 +80,12 @@ def download(
         info = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         wanted = _choose_files(repository, sizes, allow_pickle)
-        total = sum(sizes[file] for file in wanted) / 1e6
-        print(f"{repository}: {len(wanted)} files, {total:,.0f} MB, to {constants.HF_HUB_CACHE}", file=sys.stderr)
+        new = [file for file in wanted if not _is_cached(repository, file, info.sha)]
+        total = sum(sizes[file] for file in new) / 1e6
+        print(
+            f"{repository}: {len(new)} of {len(wanted)} files to fetch, {total:,.0f} MB, to {constants.HF_HUB_CACHE}",
+            file=sys.stderr,
+        )
         return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except HubError:
         raise
@@ -105,7 +108,7 @@ def _choose_files(repository: str, names: Iterable[str], allow_pickle: bool) -> 
     weights = safetensors or pickles
     if not weights:
         raise HubError(f"{repository} holds no weights, neither safetensors nor a pytorch_model.bin.")
-    return weights + [name for name in top if name in _COMPANIONS]
+    return weights + [name for name in top if name in _BESIDE_WEIGHTS]
 
 
 def _find_in_cache(name: str, revision: str | None, allow_pickle: bool) -> Path | None:
@@ -120,7 +123,15 @@ def _find_in_cache(name: str, revision: str | None, allow_pickle: bool) -> Path 
         find_weights(folder, allow_pickle)
     except CheckpointError:
         return None
-    return folder if (folder / "tokenizer.json").is_file() else None
+    settings = ("preprocessor_config.json", "processor_config.json")
+    whole = (folder / "tokenizer.json").is_file() and any((folder / name).is_file() for name in settings)
+    return folder if whole else None
+
+
+def _is_cached(repository: str, file: str, commit: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, file, revision=commit), str)
 
 
 def _explain(error: Exception, name: str, revision: str | None) -> HubError:

@@ -6,6 +6,7 @@ computed as the reference computes each pixel; so the tensor is equal to the ref
 
 import io
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +55,9 @@ def open_image(source: ImageInput) -> Image.Image:
     if isinstance(source, bytes | bytearray | memoryview):
         return _read_file(io.BytesIO(source), "the picture's bytes")
     if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source), os.fspath(source))
+        return _read_file(_regular_file(Path(source)), os.fspath(source))
     if hasattr(source, "__array__"):
-        return _to_rgb(_from_array(np.asarray(source)), "the array")
+        return _to_rgb(_from_array(_to_array(source)), "the array")
     raise ImageError(f"A picture must be a path, bytes, a Pillow image or an array, not {type(source).__name__}.")
 
 
@@ -105,10 +106,14 @@ def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
         rescale_factor=fields.take("rescale_factor", float, 1 / 255),
         resample=fields.take("resample", int, int(Image.Resampling.BICUBIC)),
     )
+    if not 0 < config.rescale_factor <= 1:
+        problems.append(f"rescale_factor is {config.rescale_factor}; it must be above 0 and at most 1")
     if not all(1 <= side <= MAX_SIDE for side in (config.height, config.width)):
         problems.append(f"size is {config.height} x {config.width}; each side must be 1 to {MAX_SIDE} pixels")
     if len(config.mean) != 3 or len(config.std) != 3 or 0 in config.std:
-        problems.append("image_mean and image_std must be three numbers each, and no std 0")
+        problems.append(
+            f"image_mean is {config.mean} and image_std {config.std}; they must be three numbers each, and no std 0"
+        )
     if config.resample not in list(Image.Resampling):
         problems.append(f"resample is {config.resample}; it must be one of Pillow's filter numbers, 0 to 5")
     if problems:
@@ -123,12 +128,31 @@ def _normalised_values(config: ImageConfig) -> np.ndarray:
     return (scaled[None] - mean[:, None]) / std[:, None]
 
 
+def _regular_file(path: Path) -> Path:
+    """`path`, unless opening it could wait for ever: a pipe, a socket, a device."""
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError):
+        return path  # opening it will say what is wrong
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise ImageError(f"{path} is no regular file; a picture from a pipe is given as its bytes, or as - for stdin.")
+    return path
+
+
+def _to_array(source: Any) -> np.ndarray:
+    try:
+        return np.asarray(source)
+    except Exception as error:  # noqa: BLE001  a tensor that needs gradients, or of a type that NumPy does not have
+        reason = str(error).split("\n")[0]
+        raise ImageError(f"A {type(source).__name__} cannot be read as an array: {reason}") from None
+
+
 def _read_file(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             return _to_rgb(image, name)
     except FileNotFoundError:
-        raise ImageError(f"{name} does not exist.") from None
+        raise ImageError(f"{name} does not exist; check the path.") from None
     except IsADirectoryError:
         raise ImageError(f"{name} is a folder, not a picture.") from None
     except UnidentifiedImageError:
@@ -146,10 +170,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width < 1 or image.height < 1:
         raise ImageError(f"{name} is empty: {image.width} x {image.height} pixels.")
     if image.width * image.height > MAX_PIXELS:
-        raise ImageError(_too_large(name))
+        raise ImageError(f"{_too_large(name)} It has {image.width} x {image.height}.")
     try:
         image.load()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # truncated; closed
         raise ImageError(f"{name} cannot be read: {error}.") from None
     upright = _apply_orientation(image)
     if upright.mode in ("I", "F") or upright.mode.startswith("I;"):

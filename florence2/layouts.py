@@ -2,7 +2,7 @@
 
 Our names are the native ones without the leading "model.". A rule is a pair of templates; each key of a checkpoint
 matches exactly one rule, in either direction, and the rules serve whatever hangs below a module as well
-(`...qkv.weight`, `...qkv.lora_A.weight`). Only `checkpoint.py` uses this.
+(`...qkv.weight`, `...qkv.lora_A.weight`). In this package only `checkpoint.py` uses this.
 """
 
 import re
@@ -63,11 +63,11 @@ _FROM_OURS = {layout: [(_pattern(b), a) for a, b in rules] for layout, rules in 
 
 
 def detect_layout(names: Iterable[str]) -> Layout | None:
-    """The layout whose image projection is among `names`; None when neither is."""
-    names = set(names)
-    if "image_projection" in names:
-        return "microsoft"
-    return "native" if "model.multi_modal_projector.image_projection.weight" in names else None
+    """The layout whose rules know more of `names`; None when neither knows any."""
+    names = list(names)
+    known = {layout: sum(to_ours(name, layout) is not None for name in names) for layout in _TO_OURS}
+    best = max(known, key=known.__getitem__)
+    return best if known[best] else None
 
 
 def to_ours(name: str, layout: Layout) -> str | None:

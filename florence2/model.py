@@ -49,8 +49,9 @@ class Florence2Model(nn.Module):
     def encode_image(self, pixel_values: Tensor, trace: Trace | None = None) -> Tensor:
         """Pixels (B, 3, H, W), normalised -> image tokens (B, N, D).
 
-        Any H and W whose grid the position table covers, equal or not.
+        Any H and W whose grid the position table covers, equal or not; raises ImageError for others.
         """
+        self.multi_modal_projector.image_position_embed.check(*self.config.vision.grid_size(*pixel_values.shape[-2:]))
         pixel_values = record(trace, "pixel_values", pixel_values.to(self.device, self.dtype))
         grid = record(trace, "vision_tower", self.vision_tower(pixel_values, scope(trace, "vision_tower")))
         return record(trace, "multi_modal_projector", self.multi_modal_projector(grid))
@@ -66,6 +67,7 @@ class Florence2Model(nn.Module):
 
         `attention_mask` (B, T) is 1 or True at real ids and 0 at padding, which nothing then attends to; None when
         there is no padding. Rows of a padded batch equal their singles. (The reference attends to the padding.)
+        Raises PromptError when N + T is more than the checkpoint's positions.
         """
         # prompt embeddings are never scaled, whatever scale_embedding says: so the reference does it
         embeddings = torch.cat([image_features, self.language_model.shared(input_ids)], dim=1)
@@ -87,7 +89,8 @@ class Florence2Model(nn.Module):
     ) -> Tensor:
         """Answer ids so far (B, T) and memory (B, S, D) -> float32 logits (B, T, V) of the ids that follow each.
 
-        Nothing is cached: this is the executable specification of `start_cache` and `step`.
+        Nothing is cached: this is the executable specification of `start_cache` and `step`. Raises PromptError when
+        T is more than the checkpoint's positions.
         """
         embeddings = self.language_model.shared(decoder_input_ids)
         mask = None if memory_mask is None else memory_mask.bool()
@@ -112,8 +115,8 @@ class Florence2Model(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy of `labels` (B, T) under teacher forcing, a scalar.
 
-        Labels of -100 are not counted. The decoder reads the labels shifted right behind the start id, with padding
-        in place of -100.
+        `pixel_values` (B, 3, H, W); `input_ids` and `attention_mask` (B, S) as in `encode`. Labels of -100 are not
+        counted. The decoder reads the labels shifted right behind the start id, with padding in place of -100.
         """
         text = self.config.text
         features = self.encode_image(pixel_values)

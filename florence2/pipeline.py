@@ -1,6 +1,7 @@
 """Florence2: pictures and tasks in, answers out. `load` puts everything together."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -12,22 +13,23 @@ from torch import Tensor
 from florence2.answers import Answer, Box
 from florence2.attention import AttentionKind
 from florence2.checkpoint import checkpoint_folder, load_model
+from florence2.config import Florence2Config
 from florence2.coordinates import bins_to_tokens, quantize
 from florence2.decoding import Generation, GenerationOptions
-from florence2.errors import CheckpointError, OptionError, PromptError
+from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError
 from florence2.generation import generate
 from florence2.hub import DEFAULT_MODEL, resolve
 from florence2.image import ImageInput, image_to_tensor, open_image
 from florence2.model import Florence2Model
 from florence2.processor import Processor, TaskText, input_to_text
-from florence2.tasks import check_prompt
+from florence2.tasks import check_prompt, find_task
 
 Detail = Literal["short", "detailed", "more_detailed"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CAPTIONS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detailed": "<MORE_DETAILED_CAPTION>"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedImage:
     """A picture after the vision tower, the expensive part; every task on it may start from here.
 
@@ -73,12 +75,8 @@ class Florence2:
     """One checkpoint, ready to answer. Holds nothing that changes, so threads may share it."""
 
     def __init__(self, model: Florence2Model, processor: Processor):
-        """Join the two. Raises CheckpointError when the tokenizer knows ids that the model has no embedding for."""
-        if processor.tokenizer.vocab_size > model.config.text.vocab_size:
-            raise CheckpointError(
-                f"The tokenizer has {processor.tokenizer.vocab_size} tokens, the model only "
-                f"{model.config.text.vocab_size} embeddings; they belong to different checkpoints."
-            )
+        """Join the two. Raises CheckpointError when they cannot be of one checkpoint."""
+        _check_vocabulary(model.config, processor.tokenizer.vocab_size)
         self.model, self.processor = model, processor
         try:
             self._options = GenerationOptions.from_checkpoint(model.config.generation)
@@ -118,96 +116,113 @@ class Florence2:
         """Answer many requests, (task, picture) or (task, picture, input) each; tasks may be mixed.
 
         Every answer has the tokens that it has alone. `batch_size` is how many are computed at once; a picture that
-        occurs several times is encoded once. Raises like `run`, before anything is computed for a bad prompt.
+        occurs several times is encoded once. Raises like `run`: for any bad prompt before anything is computed, for a
+        bad picture when its turn comes.
         """
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
         options = options or self._options
+        for request in requests:
+            _check_request(request)
+        encoder = _EncodeOnce(self, [request[1] for request in requests])
         answers: list[Answer] = []
         for start in range(0, len(requests), batch_size):
-            answers += self._answer(requests[start : start + batch_size], options)
+            part = requests[start : start + batch_size]
+            answers += self._answer(part, encoder.take([request[1] for request in part]), options)
         return answers
 
-    def caption(self, image: Picture, detail: Detail = "short") -> Answer:
+    def caption(self, image: Picture, detail: Detail = "short", *, options: GenerationOptions | None = None) -> Answer:
         """Describe the picture in a sentence ("short"), in a few ("detailed"), or in a paragraph ("more_detailed")."""
         if detail not in _CAPTIONS:
             raise PromptError(f"detail is {detail!r}; it must be one of {', '.join(_CAPTIONS)}.")
-        return self.run(_CAPTIONS[detail], image)
+        return self.run(_CAPTIONS[detail], image, options=options)
 
-    def detect(self, image: Picture, classes: str | Sequence[str] | None = None) -> Answer:
+    def detect(
+        self,
+        image: Picture,
+        classes: str | Sequence[str] | None = None,
+        *,
+        options: GenerationOptions | None = None,
+    ) -> Answer:
         """Boxes of everything the model knows, or of the `classes` named (open vocabulary)."""
-        return self.run("<OD>", image) if classes is None else self.run("<OPEN_VOCABULARY_DETECTION>", image, classes)
+        task = "<OD>" if classes is None else "<OPEN_VOCABULARY_DETECTION>"
+        return self.run(task, image, classes, options=options)
 
-    def ground(self, image: Picture, caption: str) -> Answer:
+    def ground(self, image: Picture, caption: str, *, options: GenerationOptions | None = None) -> Answer:
         """Boxes of the phrases of `caption`."""
-        return self.run("<CAPTION_TO_PHRASE_GROUNDING>", image, caption)
+        return self.run("<CAPTION_TO_PHRASE_GROUNDING>", image, caption, options=options)
 
-    def segment(self, image: Picture, text: str | None = None, *, box: Sequence[float] | None = None) -> Answer:
+    def segment(
+        self,
+        image: Picture,
+        text: str | None = None,
+        *,
+        box: Sequence[float] | None = None,
+        options: GenerationOptions | None = None,
+    ) -> Answer:
         """The outline of what `text` refers to, or of what is in `box` (pixels)."""
         task = "<REFERRING_EXPRESSION_SEGMENTATION>" if box is None else "<REGION_TO_SEGMENTATION>"
-        return self.run(task, image, text, box=box)
+        return self.run(task, image, text, box=box, options=options)
 
-    def ocr(self, image: Picture, *, regions: bool = False, box: Sequence[float] | None = None) -> Answer:
+    def ocr(
+        self,
+        image: Picture,
+        *,
+        regions: bool = False,
+        box: Sequence[float] | None = None,
+        options: GenerationOptions | None = None,
+    ) -> Answer:
         """The text in the picture, as quads with their lines when `regions` is set, or only that inside `box`."""
-        if box is not None:
-            return self.run("<REGION_TO_OCR>", image, box=box)
-        return self.run("<OCR_WITH_REGION>" if regions else "<OCR>", image)
+        task = "<REGION_TO_OCR>" if box is not None else "<OCR_WITH_REGION>" if regions else "<OCR>"
+        return self.run(task, image, box=box, options=options)
 
-    def describe(self, image: Picture, box: Sequence[float]) -> Answer:
+    def describe(self, image: Picture, box: Sequence[float], *, options: GenerationOptions | None = None) -> Answer:
         """What is in `box` (pixels), in words."""
-        return self.run("<REGION_TO_DESCRIPTION>", image, box=box)
+        return self.run("<REGION_TO_DESCRIPTION>", image, box=box, options=options)
 
     def cascade(self, image: Picture, detail: Detail = "short", *, options: GenerationOptions | None = None) -> Cascade:
         """Caption the picture, find the caption's phrases in it, and outline each: one encoding, many answers."""
-        if detail not in _CAPTIONS:
-            raise PromptError(f"detail is {detail!r}; it must be one of {', '.join(_CAPTIONS)}.")
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
-        caption = self.run(_CAPTIONS[detail], encoded, options=options)
+        caption = self.caption(encoded, detail, options=options)
         phrases = caption.text.strip()
         if not phrases:
             nothing = self.processor.answer("<CAPTION_TO_PHRASE_GROUNDING>", "", image_size=encoded.size)
             return Cascade(caption, nothing, ())
-        grounding = self.run("<CAPTION_TO_PHRASE_GROUNDING>", encoded, phrases, options=options)
+        grounding = self.ground(encoded, phrases, options=options)
         regions = [bins_to_tokens(quantize(box.xyxy, encoded.size)) for box in grounding.boxes]
         requests: list[Request] = [("<REGION_TO_SEGMENTATION>", encoded, region) for region in regions]
         segments = self.run_batch(requests, options=options)
         labelled = zip(segments, grounding.boxes, strict=True)
         return Cascade(caption, grounding, tuple(_labelled(segment, box) for segment, box in labelled))
 
-    def _answer(self, requests: Sequence[Request], options: GenerationOptions) -> list[Answer]:
-        """One batch. All prompts are checked before the first picture is encoded."""
-        pictures = _open_once([request[1] for request in requests])
-        tasks = [request[0] for request in requests]
-        inputs = [
-            input_to_text(request[2] if len(request) == 3 else None, picture.size)
-            for request, picture in zip(requests, pictures, strict=True)
+    def _answer(
+        self, requests: Sequence[Request], pictures: Sequence[EncodedImage], options: GenerationOptions
+    ) -> list[Answer]:
+        """One batch."""
+        inputs = [request[2] if len(request) == 3 else None for request in requests]
+        prompts = [
+            self.processor.prompt(request[0], given, picture.size)
+            for request, given, picture in zip(requests, inputs, pictures, strict=True)
         ]
-        for task, text in zip(tasks, inputs, strict=True):
-            check_prompt(task, text)
-        prompts = [self.processor.prompt(task, text) for task, text in zip(tasks, inputs, strict=True)]
-        generation = self._generate(self._encode(pictures), prompts, options)
+        generation = self._generate(pictures, prompts, options)
         rows = options.num_return_sequences
         answers = []
-        for i, (task, picture) in enumerate(zip(tasks, pictures, strict=True)):
-            best, *others = (self._read(generation, row, task, picture.size) for row in range(i * rows, (i + 1) * rows))
-            answers.append(replace(best, alternatives=tuple(others)))
+        for i, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
+            found = [self._read(generation, row, request[0], picture.size) for row in range(i * rows, (i + 1) * rows)]
+            answers.append(replace(found[0], alternatives=tuple(found[1:])))
         return answers
 
-    def _encode(self, pictures: Sequence[Image.Image | EncodedImage]) -> list[EncodedImage]:
-        """Every picture encoded; the same object only once."""
-        encoded = {id(picture): picture for picture in pictures if isinstance(picture, EncodedImage)}
-        new = {id(picture): picture for picture in pictures if isinstance(picture, Image.Image)}
+    def _encode(self, pictures: Sequence[Image.Image]) -> list[EncodedImage]:
         # A batch through the vision tower saves time where launching work is what costs; on a CPU it only costs memory.
-        at_once = 1 if self.model.device.type == "cpu" else len(new)
-        keys = list(new)
-        for start in range(0, len(keys), at_once or 1):
-            part = keys[start : start + at_once]
-            pixel_values = torch.cat([image_to_tensor(new[key], self.processor.image_config) for key in part])
+        at_once = 1 if self.model.device.type == "cpu" else max(1, len(pictures))
+        encoded = []
+        for start in range(0, len(pictures), at_once):
+            part = pictures[start : start + at_once]
+            pixel_values = torch.cat([image_to_tensor(picture, self.processor.image_config) for picture in part])
             with torch.no_grad():
                 features = self.model.encode_image(pixel_values)
-            for i, key in enumerate(part):
-                encoded[key] = EncodedImage(features[i : i + 1], new[key].size)
-        return [encoded[id(picture)] for picture in pictures]
+            encoded += [EncodedImage(row[None], picture.size) for row, picture in zip(features, part, strict=True)]
+        return encoded
 
     def _generate(
         self, pictures: Sequence[EncodedImage], prompts: Sequence[list[int]], options: GenerationOptions
@@ -225,7 +240,7 @@ class Florence2:
         for row, ids in enumerate(prompts):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = True
-        features = torch.cat([picture.features for picture in pictures])
+        features = torch.cat([picture.features for picture in pictures]).to(self.model.device, self.model.dtype)
         padding = None if mask.all() else mask.to(self.model.device)
         with torch.no_grad():
             memory = self.model.encode(features, input_ids.to(self.model.device), padding)
@@ -261,16 +276,23 @@ def load(
     float32 on a CPU and float16, in which the published weights are stored, elsewhere. `allow_pickle` permits
     weights that exist only as a `.bin`. Raises a Florence2Error that says what is wrong and what to do.
     """
-    path = resolve(name, revision, local_files_only, allow_pickle)
     chosen_device = choose_device(device)
-    model = load_model(
-        path,
-        device=chosen_device,
-        dtype=choose_dtype(dtype, chosen_device),
-        attention=attention,
-        allow_pickle=allow_pickle,
-    )
-    return Florence2(model, Processor.from_folder(checkpoint_folder(path)))
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    path = resolve(name, revision, local_files_only, allow_pickle)
+    problems: list[Florence2Error] = []
+    try:
+        processor = Processor.from_folder(checkpoint_folder(path))
+    except Florence2Error as error:
+        problems.append(error)
+    try:
+        model = load_model(
+            path, device=chosen_device, dtype=chosen_dtype, attention=attention, allow_pickle=allow_pickle
+        )
+    except Florence2Error as error:
+        problems.append(error)
+    if problems:
+        raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
+    return Florence2(model, processor)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -281,8 +303,8 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=chosen).tolist()  # which a device without memory, such as "meta", refuses
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise OptionError(f"The device {str(device)!r} cannot be used here: {reason}") from None
     return chosen
@@ -298,14 +320,60 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return chosen
 
 
-def _open_once(pictures: Sequence[Picture]) -> list[Image.Image | EncodedImage]:
-    """Every picture opened; the same path or object only once."""
-    opened: dict[Any, Image.Image | EncodedImage] = {}
-    keys = [str(p) if isinstance(p, str | os.PathLike) else id(p) for p in pictures]
-    for key, picture in zip(keys, pictures, strict=True):
-        if key not in opened:
-            opened[key] = picture if isinstance(picture, EncodedImage) else open_image(picture)
-    return [opened[key] for key in keys]
+class _EncodeOnce:
+    """Encodes the pictures of many requests when their turn comes, and keeps each until its last use."""
+
+    def __init__(self, model: Florence2, pictures: Sequence[Picture]):
+        self.model = model
+        self.uses_left = Counter(_key(picture) for picture in pictures)
+        self.encoded: dict[str | int, EncodedImage] = {}
+
+    def take(self, pictures: Sequence[Picture]) -> list[EncodedImage]:
+        """The next requests' pictures, encoded."""
+        new = {_key(picture): picture for picture in pictures if _key(picture) not in self.encoded}
+        ready = {key: picture for key, picture in new.items() if isinstance(picture, EncodedImage)}
+        opened = {key: open_image(picture) for key, picture in new.items() if not isinstance(picture, EncodedImage)}
+        self.encoded |= ready | dict(zip(opened, self.model._encode(list(opened.values())), strict=True))
+        found = [self.encoded[_key(picture)] for picture in pictures]
+        for picture in pictures:
+            key = _key(picture)
+            self.uses_left[key] -= 1
+            if not self.uses_left[key]:
+                del self.encoded[key]
+        return found
+
+
+def _key(picture: Picture) -> str | int:
+    """What makes two pictures of one call the same: their path, or being one object."""
+    return str(picture) if isinstance(picture, str | os.PathLike) else id(picture)
+
+
+_SOME_SIZE = (1 << 30, 1 << 30)  # stands for a picture's until it is opened
+
+
+def _check_request(request: Request) -> None:
+    """Raises PromptError for what can be known to be wrong before the picture is opened."""
+    if not isinstance(request, tuple) or len(request) not in (2, 3):
+        raise PromptError(f"A request must be (task, picture) or (task, picture, input), not {str(request)[:80]}.")
+    task, given = request[0], request[2] if len(request) == 3 else None
+    is_box = given is not None and not isinstance(given, str) and not any(isinstance(item, str) for item in given)
+    found = find_task(task) if isinstance(task, str) else None
+    if is_box and found is not None and found.takes != "region":
+        raise PromptError(f"Task {found.token} takes no box, but got {given!r}.")
+    check_prompt(task, input_to_text(given, _SOME_SIZE))
+
+
+def _check_vocabulary(config: Florence2Config, known: int) -> None:
+    """The embedding has a row for every token, and no more but for the layouts' own reasons: an `<image>` token of
+    the native one, and padding to a multiple of 64. Anything else means that ids are shifted."""
+    rows, image = config.text.vocab_size, config.image_token_id
+    fits = known == rows or (known < rows == -(-known // 64) * 64) if image is None else image <= known <= rows
+    if not fits:
+        raise CheckpointError(
+            f"The tokenizer has {known} tokens, but the model {rows} embeddings"
+            + (f", of which {image} are for tokens" if image is not None else "")
+            + "; they belong to different checkpoints."
+        )
 
 
 def _labelled(segment: Answer, box: Box) -> Answer:

@@ -1,6 +1,6 @@
 """What a checkpoint does to pictures and text on the way in, and to generated ids on the way out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,7 +37,8 @@ class Processor:
         """A task token, alias or free prompt, and its input -> ids.
 
         The input may also follow the token in one string. A box in pixels needs `image_size`, (width, height).
-        Raises PromptError as `split_prompt` and `box_to_tokens` do.
+        Raises PromptError as `split_prompt` and `box_to_tokens` do; what only `check_prompt` refuses goes through, as
+        in the reference.
         """
         return self.encode(build_sentence(*split_prompt(task, input_to_text(text, image_size))))
 
@@ -84,7 +85,7 @@ class Processor:
             image_size,
             token_ids=ids,
             token_logprobs=logprobs,
-            token_texts=self.tokenizer.pieces(ids[1:]) if logprobs else (),
+            token_texts=self.tokenizer.pieces(ids) if logprobs else (),
             sequence_score=sequence_score,
             finish_reason=finish_reason,
         )
@@ -94,8 +95,10 @@ def input_to_text(given: TaskText, image_size: tuple[int, int] | None = None) ->
     """A task's input as the text that follows its token: a box becomes location tokens, classes are joined."""
     if given is None or isinstance(given, str):
         return given
-    items: list[Any] = list(given)
+    items: list[Any] = list(given) if isinstance(given, Iterable) else []
     if items and all(isinstance(item, str) for item in items):
+        if not all(item.strip() for item in items):
+            raise PromptError(f"A class is empty in {items!r}; leave it out.")
         return "<and>".join(items)
     if len(items) == 4 and all(isinstance(item, Real) for item in items):
         if image_size is None:

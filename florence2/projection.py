@@ -44,22 +44,27 @@ class Projection(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """A learned embedding of (column, row): column first, half of the channels each, the odd one to the column."""
+    """A learned embedding of (column, row): column first, half of the channels each."""
 
     def __init__(self, channels: int, size: int):
         super().__init__()
         self.row_embeddings = nn.Embedding(size, channels // 2)
-        self.column_embeddings = nn.Embedding(size, channels - channels // 2)
+        self.column_embeddings = nn.Embedding(size, channels // 2)
 
     def forward(self, h: int, w: int) -> Tensor:
-        """-> (h, w, C). Raises ImageError when the grid is larger than the table."""
+        """-> (h, w, C). Raises ImageError as `check`."""
+        self.check(h, w)
         rows, columns = self.row_embeddings.weight, self.column_embeddings.weight
-        if h > rows.shape[0] or w > columns.shape[0]:
-            raise ImageError(
-                f"The picture gives a grid of {h} x {w} positions, but this checkpoint knows {rows.shape[0]} x "
-                f"{columns.shape[0]}; use a smaller image size."
-            )
         return torch.cat([columns[:w].expand(h, -1, -1), rows[:h, None].expand(-1, w, -1)], dim=-1)
+
+    def check(self, h: int, w: int) -> None:
+        """Raises ImageError for a grid that is empty, or larger than the table."""
+        size = self.row_embeddings.num_embeddings
+        if not (1 <= h <= size and 1 <= w <= size):
+            raise ImageError(
+                f"The picture gives a grid of {h} x {w} positions, but this checkpoint knows 1 x 1 to {size} x {size}; "
+                "use another image size."
+            )
 
 
 class CosineTable(nn.Module):
@@ -69,6 +74,7 @@ class CosineTable(nn.Module):
 
     def __init__(self, length: int, channels: int):
         super().__init__()
+        # with NumPy, because on the meta device torch imports its compiler for these
         step = np.exp(-math.log(10000.0) * np.arange(0, channels, 2, dtype=np.float32) / channels)
         angles = np.arange(length, dtype=np.float32)[:, None] * step
         table = np.stack([np.sin(angles), np.cos(angles)], axis=-1)  # sin, cos, sin, cos, ...

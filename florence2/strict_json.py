@@ -15,11 +15,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """One JSON object from `path`, at most 64 MiB. Raises ConfigError when it is absent or anything else."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a configuration file.")
+            raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, the limit for a configuration file.")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a checkpoint folder needs it beside the weights.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object, not {shown(values)}.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from florence2.coordinates import NUM_BINS
 from florence2.errors import PromptError
 
 TaskInput = Literal["nothing", "text", "region"]
@@ -63,7 +64,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(_TASKS)
 """Every known task by its token: the fifteen published ones, then those of `register_task`."""
 
 _TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
-_REGION = re.compile(r"(?:<loc_\d+>){4}")
+_REGION = re.compile(r"\s*<loc_(\d+)><loc_(\d+)><loc_(\d+)><loc_(\d+)>\s*")
 
 
 def register_task(token: str, sentence: str, answer: AnswerKind = "text", takes: TaskInput | None = None) -> Task:
@@ -137,17 +138,27 @@ def build_sentence(task: Task | None, given: str) -> str:
 def check_prompt(prompt: str, text: str | None = None) -> None:
     """Refuse what the reference would pass on to the model, but no model was trained to read.
 
-    Raises PromptError for a prompt that starts with an unknown task token ("<VQA>how many?"), and for a region task
-    whose input holds no region; otherwise as `split_prompt`.
+    Raises PromptError for an empty prompt, one that starts with an unknown task token ("<VQA>how many?"), a region
+    task whose input is not one region; otherwise as `split_prompt`.
     """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise PromptError(f"A task must be a token, an alias or a prompt, not {prompt!r}.")
     task, given = split_prompt(prompt, text)
     if task is None and (unknown := _TOKEN.match(prompt)):
         raise unknown_task(unknown.group())
-    if task is not None and task.takes == "region" and not _REGION.search(given):
+    if task is not None and task.takes == "region" and not _is_region(given):
         raise PromptError(
-            f"Task {task.token} needs a region, a box in pixels or four location tokens such as "
-            f"<loc_52><loc_332><loc_932><loc_774>, but got {given!r}."
+            f"Task {task.token} needs a region, a box in pixels or four location tokens (left, top, right, bottom, 0 "
+            f"to {NUM_BINS - 1}) such as <loc_52><loc_332><loc_932><loc_774>, but got {given!r}."
         )
+
+
+def _is_region(given: str) -> bool:
+    found = _REGION.fullmatch(given)
+    if found is None:
+        return False
+    x1, y1, x2, y2 = (int(bin) for bin in found.groups())
+    return x1 <= x2 < NUM_BINS and y1 <= y2 < NUM_BINS
 
 
 def unknown_task(token: str) -> PromptError:

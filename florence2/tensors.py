@@ -4,8 +4,6 @@ Knows safetensors, sharded sets with an index, and pickles (`.bin`), which are o
 and then with `weights_only=True`, so that no code in them runs. Nothing here knows Florence-2.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from florence2.errors import CheckpointError, ConfigError
+from florence2.files import written_whole
 from florence2.strict_json import read_json
 
 SAFETENSORS = "model.safetensors"
@@ -48,7 +47,7 @@ class WeightFiles:
         """Every tensor by its name, without reading its values.
 
         Raises CheckpointError, listing everything, for files that are absent, truncated or malformed, tensors that
-        are not floating point, and names that occur in two files.
+        do not hold plain floating-point values, and names that occur in two files.
         """
         headers: dict[str, TensorInfo] = {}
         problems: list[str] = []
@@ -58,7 +57,11 @@ class WeightFiles:
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
-            problems += [f"{path.name}: {name} is not floating point" for name, info in found.items() if not info.dtype]
+            problems += [
+                f"{path.name}: {name} does not hold plain floating-point values"
+                for name, info in found.items()
+                if not info.dtype
+            ]
             problems += [f"{path.name}: {name} occurs in another file too" for name in found if name in headers]
             headers |= found
         if problems:
@@ -83,7 +86,7 @@ def find_weights(path: Path, allow_pickle: bool = False) -> WeightFiles:
             return _read_index(path)
         return WeightFiles((path,), pickled=path.suffix in (".bin", ".pt", ".pth"))
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist.")
+        raise CheckpointError(f"{path} does not exist; give a folder, a weight file, or an index of shards.")
     for name in (SAFETENSORS, f"{SAFETENSORS}.index.json"):
         if (path / name).is_file():
             return find_weights(path / name)
@@ -107,35 +110,9 @@ def find_weights(path: Path, allow_pickle: bool = False) -> WeightFiles:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write `tensors` as one file, whole or not at all."""
-    with temporary_beside(path) as draft:
+    with written_whole(path) as draft:
         # "format" is what transformers wants to see before it reads the file
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata={"format": "pt"})
-
-
-class temporary_beside:
-    """A file name in the same folder, renamed to `path` when the block ends well and removed otherwise."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        os.close(handle)
-        self.draft = Path(name)
-        return self.draft
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.draft.chmod(0o666 & ~_umask())
-            self.draft.replace(self.path)
-        else:
-            self.draft.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_index(path: Path) -> WeightFiles:
@@ -149,7 +126,7 @@ def _read_index(path: Path) -> WeightFiles:
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise CheckpointError(f"{path} points outside its folder: {', '.join(outside)}.")
-    missing = [shard for shard in shards if not (path.parent / shard).is_file()]
+    missing = [shard for shard in shards if len(shard) > 255 or not (path.parent / shard).is_file()]
     if missing:
         raise CheckpointError(f"{path} lists shards that are not there: {', '.join(missing)}.")
     return WeightFiles(tuple(path.parent / shard for shard in shards), pickled=not path.name.startswith(SAFETENSORS))
@@ -187,17 +164,26 @@ def _open_safetensors(path: Path) -> safe_open:
 
 def _pickle_headers(path: Path) -> dict[str, TensorInfo]:
     return {
-        name: TensorInfo(tuple(tensor.shape), tensor.dtype if tensor.dtype in _DTYPES.values() else None)
+        name: TensorInfo(tuple(tensor.shape), tensor.dtype if _is_plain(tensor) else None)
         for name, tensor in _load_pickle(path).items()
     }
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is floating point and holds each of its values, which an expanded or sparse one does not."""
+    if tensor.dtype not in _DTYPES.values() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     try:
         loaded = _unpickle(path)
     except Exception as error:  # noqa: BLE001  whatever a malformed or malicious pickle makes the restricted reader raise
-        first_line = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} cannot be read as a pickle of tensors: {first_line}") from None
+        raise CheckpointError(
+            f"{path} cannot be read as a pickle of tensors alone ({type(error).__name__}): it is damaged, or holds "
+            "other objects, which are never loaded here."
+        ) from None
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path} must be a flat dict of tensors, as torch.save writes a state_dict.")
     return {str(name): tensor for name, tensor in loaded.items()}

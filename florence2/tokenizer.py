@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from florence2.errors import CheckpointError
+from florence2.coordinates import NUM_BINS
+from florence2.errors import CheckpointError, PromptError
 
 # The misspelt region_to_desciption is the published vocabulary's.
 ADDED_TOKENS: tuple[str, ...] = (
@@ -18,7 +19,7 @@ ADDED_TOKENS: tuple[str, ...] = (
     "</od>",
     "<ocr>",
     "</ocr>",
-    *(f"<loc_{bin}>" for bin in range(1000)),
+    *(f"<loc_{bin}>" for bin in range(NUM_BINS)),
     *(f"<{slash}{name}>" for name in ("cap", "ncap", "dcap", "grounding", "seg") for slash in ("", "/")),
     "<sep>",
     *(f"<{slash}{name}>" for name in ("region_cap", "region_to_desciption", "proposal", "poly") for slash in ("", "/")),
@@ -61,7 +62,12 @@ class FlorenceTokenizer:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids with `<s>` before and `</s>` behind. Added tokens in the text become their own ids."""
+        """Text -> ids with `<s>` before and `</s>` behind. Added tokens in the text become their own ids.
+
+        Raises PromptError for text with surrogates, which is what Python makes of bytes that are no Unicode.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PromptError(f"The text {ascii(text)[:80]} holds bytes that are no Unicode; write it as UTF-8.")
         return list(self._backend.encode(text).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:

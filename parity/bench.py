@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from florence2.checkpoint import checkpoint_folder, convert_checkpoint, save_checkpoint, write_json
+from florence2.checkpoint import checkpoint_folder, convert_checkpoint, save_checkpoint
 from florence2.config import Florence2Config, Layout, read_config
 from florence2.errors import Florence2Error
+from florence2.files import write_json
 from florence2.hub import resolve
 from florence2.image import read_image_config
 from florence2.presets import preset

@@ -104,7 +104,7 @@ def _compare_answers(
         logprobs = [-2 * rng.random() for _ in ids[1:]]
         if len(ids) < 2:
             continue
-        pieces = tokenizer.pieces(ids[1:])
+        pieces = tokenizer.pieces(ids)
         ours = parse_answer(
             task.token,
             task.answer,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from florence2.checkpoint import PUBLISHED_PREPROCESSOR, save_checkpoint, write_json
+from florence2.checkpoint import PUBLISHED_PREPROCESSOR, save_checkpoint
 from florence2.config import Florence2Config
+from florence2.files import write_json
 from florence2.layouts import TRANSPOSED, from_ours
 from florence2.model import Florence2Model
 

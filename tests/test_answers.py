@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -30,7 +30,7 @@ def with_scores(kind: AnswerKind, pieces: list[tuple[str, float]], task: str = "
         SIZE,
         token_ids=range(len(texts) + 1),
         token_logprobs=[math.log(p) for _, p in pieces],
-        token_texts=texts,
+        token_texts=["</s>", *texts],
     )
 
 
@@ -163,9 +163,25 @@ def test_letters_spread_over_tokens_do_not_shift_scores() -> None:
         SIZE,
         token_ids=range(9),
         token_logprobs=[math.log(p) for _, p in pieces],
-        token_texts=texts,
+        token_texts=["</s>", *texts],
     )
     assert answer.boxes[0].label == "日" and answer.boxes[0].score == pytest.approx(0.5)
+
+
+def test_a_quad_without_a_label_has_its_score() -> None:
+    """The start id's `</s>` counts as its label, as in the reference."""
+    pieces = [("<s>", 1.0)]
+    for label, p in (("", 0.1), ("hello", 0.5), ("world", 0.9)):
+        pieces += [(label, 1.0)] * bool(label) + [(f"<loc_{i}>", p) for i in range(8)]
+    quads = with_scores("quads", [*pieces, ("</s>", 1.0)]).quads
+    assert [quad.label for quad in quads] == ["", "hello", "world"]
+    assert [quad.score for quad in quads] == pytest.approx([0.1, 0.5, 0.9])
+
+
+@pytest.mark.parametrize("kind", get_args(AnswerKind))
+def test_long_texts_take_no_long_time(kind: AnswerKind) -> None:
+    """Without care, a search from each of 100,000 letters to the end of the text: minutes."""
+    assert parse(kind, "word " * 20_000 + "<loc_1>" * 3).text.startswith("word")
 
 
 def test_json_keeps_what_is_there() -> None:
@@ -181,7 +197,8 @@ def test_json_keeps_what_is_there() -> None:
     }
     assert "\n" not in answer.to_json() and "été" in answer.to_json()
     scored = with_scores("text", [("<s>", 1.0), ("a", 0.5)])
-    assert "token_ids" not in scored.to_dict() and scored.to_dict(tokens=True)["token_texts"] == ("<s>", "a")
+    assert "token_ids" not in scored.to_dict() and scored.to_dict(tokens=True)["token_texts"] == ["</s>", "<s>", "a"]
+    assert parse("boxes_or_polygons", "nothing").to_dict()["polygons"] == []
 
 
 def test_printing_for_people() -> None:

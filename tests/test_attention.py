@@ -14,7 +14,7 @@ def test_both_kinds_agree(masking: str) -> None:
     if mask is not None:
         mask[..., 0] = True
     fused = attend(query, key, value, mask, causal=masking == "causal")
-    written = attend(query, key, value, mask, causal=masking == "causal", kind="eager")
+    written = attend(query, key, value, mask, causal=masking == "causal", attention="eager")
     assert torch.allclose(fused, written, atol=1e-12)
 
 
@@ -25,7 +25,7 @@ def test_by_hand() -> None:
     key = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
     value = torch.tensor([[[[10.0, 0.0], [20.0, 0.0]]]])
     for kind in ("sdpa", "eager"):
-        assert attend(query, key, value, kind=kind)[0, 0, 0, 0].item() == pytest.approx(13.3024, abs=1e-3)  # type: ignore[arg-type]
+        assert attend(query, key, value, attention=kind)[0, 0, 0, 0].item() == pytest.approx(13.3024, abs=1e-3)  # type: ignore[arg-type]
 
 
 def test_masked_keys_have_no_part() -> None:
@@ -33,8 +33,8 @@ def test_masked_keys_have_no_part() -> None:
     query, key, value = (torch.randn(1, 1, 4, 2) for _ in range(3))
     mask = torch.tensor([[[[True, True, False, False]]]])
     for kind in ("sdpa", "eager"):
-        full = attend(query, key, value, mask, kind=kind)  # type: ignore[arg-type]
-        short = attend(query, key[:, :, :2], value[:, :, :2], kind=kind)  # type: ignore[arg-type]
+        full = attend(query, key, value, mask, attention=kind)  # type: ignore[arg-type]
+        short = attend(query, key[:, :, :2], value[:, :, :2], attention=kind)  # type: ignore[arg-type]
         assert torch.allclose(full, short, atol=1e-6)
 
 

@@ -40,7 +40,7 @@ def test_json_lines_for_programs(
     assert run("run", task, picture_file, "--model", small_folder, "--json", "--beams", 2, *FEW) == 0
     row = json.loads(capsys.readouterr().out)
     expected = small.run("<OD>", picture_file, options=small.options(num_beams=2, max_new_tokens=8))
-    assert row == {"image": str(picture_file), **json.loads(expected.to_json())}
+    assert row == {"image": str(picture_file), "place": str(picture_file), **json.loads(expected.to_json())}
 
 
 def test_several_tasks_and_pictures(
@@ -121,7 +121,7 @@ def test_cascade(small_folder: Path, picture_file: Path, capsys: pytest.CaptureF
         (["run", "<VQA>how?", "x.png"], "is no task of this model"),
         (["run", "<OD>"], "Which picture?"),
         (["run", "<OD>", "<CAPTION>"], "Which picture?"),
-        (["run", "<OD>", "x.png", "--text", "cat"], "None of the tasks <OD> takes an input"),
+        (["run", "<OD>", "x.png", "--text", "cat"], "None of the tasks <OD> takes --text"),
         (["run", "<REGION_TO_OCR>", "x.png"], "needs a region"),
         (["run", "<REGION_TO_OCR>", "x.png", "--text", "there"], "needs a region"),
         (["run", "<OPEN_VOCABULARY_DETECTION>", "x.png"], "needs a text"),
@@ -164,7 +164,7 @@ def test_init_info_convert(small_folder: Path, tmp_path: Path, capsys: pytest.Ca
     described = json.loads(capsys.readouterr().out)
     assert described["layout"] == "native" and list(described["dtypes"]) == ["float32"]
     assert run("init", made, "--preset", "tiny", "--tokenizer", small_folder) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "holds a checkpoint already" in capsys.readouterr().err
 
 
 def test_convert_a_pickle(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,16 @@
 """config.json of both layouts -> Florence2Config, and back."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from florence2.config import Florence2Config, config_to_json, parse_config, read_config
+from florence2.config import GENERATION_SETTINGS, Florence2Config, config_to_json, parse_config, read_config
+from florence2.davit import DaViT
+from florence2.decoding import GenerationOptions
 from florence2.errors import ConfigError
 from florence2.presets import preset
 from parity.cases import shapes
@@ -84,8 +87,8 @@ def test_what_transformers_writes_beside_the_architecture_is_accepted() -> None:
         ("vision_config", {"num_heads": [3, 8, 16, 32]}, "not divisible by num_heads"),
         ("vision_config", {"num_groups": [4, 7, 16, 32]}, "not divisible by num_groups"),
         ("vision_config", {"dim_embed": [128, "256", 512, 1024]}, "list of int"),
-        ("vision_config", {"depths": [1, 1, 900_000_000, 1]}, "the limit is 512"),
-        ("vision_config", {"window_size": 0}, "window_size must be positive"),
+        ("vision_config", {"depths": [1, 1, 900, 1]}, "the limit is 512"),
+        ("vision_config", {"window_size": 0}, "window_size is 0"),
         ("vision_config", {"projection_dim": 700}, "projection_dim 700 is not text_config.d_model 768"),
         ("text_config", {"encoder_attention_heads": 7}, "not divisible by 7"),
         ("text_config", {"decoder_layers": 10_000}, "1 to 512"),
@@ -130,3 +133,35 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"config\.json: config lacks 'vision_config'"):
         read_config(tmp_path)
+
+
+def test_the_settings_are_those_of_the_search() -> None:
+    assert set(GENERATION_SETTINGS) == {field.name for field in fields(GenerationOptions)}
+
+
+def test_grid_size_is_what_the_tower_gives() -> None:
+    assert preset("base").vision.grid_size(768, 512) == (24, 16)
+    vision = replace(preset("tiny").vision, patch_size=(5, 3, 2, 3), patch_padding=(0, 1, 0, 1))
+    with torch.no_grad():
+        grid = DaViT(vision)(torch.zeros(1, 3, 161, 97))
+    assert vision.grid_size(161, 97) == tuple(grid.shape[1:3])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_temporal_embeddings", 10**13),
+        ("window_size", 10**9),
+        ("projection_dim", 0),
+        ("patch_padding", [3, -1, 1, 1]),
+        ("patch_padding", [10**9, 1, 1, 1]),
+        ("depths", [1, 10**20, 1, 1]),
+    ],
+)
+def test_hostile_sizes_are_refused_before_anything_is_built(key: str, value: Any) -> None:
+    values, _ = config_to_json(preset("tiny"), "microsoft", "float32")
+    section = values["vision_config"]
+    target = section["visual_temporal_embedding"] if key == "max_temporal_embeddings" else section
+    target[key] = value
+    with pytest.raises(ConfigError, match=f"{key} is"):
+        parse_config(values)

@@ -1,9 +1,9 @@
 """Shapes on a picture."""
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from florence2.drawing import Shape, draw_shapes
+from florence2.drawing import Shape, _choose_font, draw_shapes
 
 SQUARE = [(20.0, 30.0), (60.0, 30.0), (60.0, 70.0), (20.0, 70.0)]
 
@@ -63,3 +63,10 @@ def test_coordinates_outside_and_degenerate_shapes(white: Image.Image) -> None:
 
 def test_tiny_and_grey_pictures() -> None:
     assert draw_shapes(Image.new("L", (1, 1)), [Shape(SQUARE, "x")]).mode == "RGB"
+
+
+def test_letters_that_no_font_has() -> None:
+    """Pillow's own font lacks accents and other scripts: there the plain letter is written, or a question mark."""
+    own = ImageFont.load_default(14)
+    assert _choose_font("über 日", [own]) == ("uber ?", own)
+    assert _choose_font("cup", [own]) == ("cup", own)

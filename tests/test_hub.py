@@ -69,7 +69,7 @@ def test_download_says_the_size_and_where_it_went(user: User, hub: Hub) -> None:
     folder = Path(done.stdout.strip())
     assert folder.is_dir() and folder.is_relative_to(user.home) and COMMIT in str(folder)
     assert sorted(path.name for path in folder.iterdir()) == WANTED
-    assert "microsoft/Florence-2-base: 4 files, " in done.stderr and " MB, to " in done.stderr
+    assert "microsoft/Florence-2-base: 4 of 4 files to fetch, " in done.stderr and " MB, to " in done.stderr
     assert hub.fetched() == WANTED  # no code, no pickle, nothing from folders below
 
 

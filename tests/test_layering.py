@@ -10,9 +10,9 @@ import florence2
 
 PACKAGE = Path(florence2.__file__).parent
 READING_ORDER = """
-    errors strict_json config presets tasks coordinates image tokenizer trace attention linear shortcuts davit
+    errors files strict_json config presets coordinates tasks image tokenizer trace attention linear shortcuts davit
     projection bart model packed decoding generation drawing answers layouts tensors checkpoint processor hub pipeline
-    batch cli __main__
+    batch sinks cli __main__
 """.split()
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {

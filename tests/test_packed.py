@@ -81,13 +81,37 @@ def test_hooks_and_eager_attention_get_the_plain_step(model: Florence2Model, mem
     assert packed_decoder(model) is not None
 
 
-def test_weights_that_do_not_count_their_changes_are_not_packed(model: Florence2Model) -> None:
+def test_changes_that_nothing_counts_are_seen(model: Florence2Model) -> None:
+    """`weight.data +=` is how adapters are merged; weights made under inference_mode have no version at all."""
     with torch.inference_mode():
-        assert packed_decoder(Florence2Model(model.config).eval()) is None
+        for one in (model, Florence2Model(model.config).eval()):
+            first = packed_decoder(one)
+            one.language_model.decoder.layers[1].fc2.weight.data[3, 5] += 1e-3
+            assert first is not None and packed_decoder(one) is not first
+            one.final_logits_bias.data[0, 7] += 1.0
+            assert packed_decoder(one) is not None
+
+
+@torch.no_grad()
+def test_a_changed_embedding_or_model_gets_the_plain_step(model: Florence2Model) -> None:
+    class Soft(torch.nn.Embedding):
+        pass
+
+    class Other(Florence2Model):
+        pass
+
+    assert packed_decoder(Other(model.config).eval()) is None
+    handle = model.language_model.shared.register_forward_hook(lambda *_: None)
+    assert packed_decoder(model) is None
+    handle.remove()
+    assert packed_decoder(model) is not None
+    model.language_model.shared = Soft(51289, model.config.text.d_model)
+    assert packed_decoder(model.eval()) is None and model not in packed._made
 
 
 @torch.no_grad()
 def test_gone_with_its_model(model: Florence2Model) -> None:
+    gc.collect()
     packed_decoder(model)
     count = len(packed._made)
     other = Florence2Model(model.config).eval()

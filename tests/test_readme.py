@@ -17,9 +17,7 @@ COMMANDS = [line.split("#")[0].strip() for line in SHELL if line.startswith("flo
 
 
 @pytest.mark.parametrize("block", range(len(PYTHON)))
-def test_python(
-    block: int, small: florence2.Florence2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python(block: int, small: florence2.Florence2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block by itself, with the small checkpoint in the place of base."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)

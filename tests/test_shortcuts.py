@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from florence2.davit import Mlp
+from florence2.linear import Linear
 from florence2.shortcuts import may_bypass
+
+KNOWN = frozenset((Mlp, Linear))
 
 
 class Adapter(nn.Module):
@@ -24,11 +27,11 @@ class Adapter(nn.Module):
 
 def test_as_built() -> None:
     mlp = Mlp(4, 8).eval()
-    assert not may_bypass(mlp)  # gradients are wanted
+    assert not may_bypass(mlp, KNOWN)  # gradients are wanted
     with torch.no_grad():
-        assert may_bypass(mlp) and not may_bypass(mlp.train())
+        assert may_bypass(mlp, KNOWN) and not may_bypass(mlp.train(), KNOWN)
     with torch.inference_mode():
-        assert may_bypass(mlp.eval())
+        assert may_bypass(mlp.eval(), KNOWN)
 
 
 def replace_by_adapter(mlp: Mlp) -> None:
@@ -47,11 +50,36 @@ def parametrize(mlp: Mlp) -> None:
     torch.nn.utils.parametrizations.weight_norm(mlp.fc1)
 
 
+class Louder(Linear):
+    """A subclass that somebody wrote."""
+
+
+def subclass(mlp: Mlp) -> None:
+    mlp.fc1 = Louder(4, 8)
+
+
+def wrap(mlp: Mlp) -> None:
+    mlp.fc1 = nn.Sequential(mlp.fc1, nn.Tanh())  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def test_hooks_on_all_modules_and_autocast() -> None:
+    mlp = Mlp(4, 8).eval()
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not may_bypass(mlp, KNOWN)
+    handle.remove()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not may_bypass(mlp, KNOWN)
+    assert may_bypass(mlp, KNOWN)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         replace_by_adapter,
         replace_by_plain,
+        subclass,
+        wrap,
         patch,
         parametrize,
         lambda mlp: mlp.fc1.register_forward_hook(lambda *_: None),
@@ -62,4 +90,4 @@ def parametrize(mlp: Mlp) -> None:
 def test_changed(change: Callable[[Mlp], object]) -> None:
     mlp = Mlp(4, 8).eval()
     change(mlp)
-    assert not may_bypass(mlp)
+    assert not may_bypass(mlp, KNOWN)
