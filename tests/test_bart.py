@@ -1,15 +1,18 @@
 """Encoder and decoder; cached against uncached, beam by beam."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from florence2.bart import DecoderCache, LanguageModel
+from florence2.bart import DecoderCache, EncoderLayer, LanguageModel
 from florence2.config import TextConfig
 from florence2.errors import PromptError
+from florence2.presets import preset
 from parity.cases import shapes
+from tests import plain
 
 
 @pytest.fixture
@@ -101,6 +104,63 @@ def test_scaled_embeddings_in_the_decoder_only(config: TextConfig, language: Lan
     x, memory = torch.randn(1, 4, 48, dtype=torch.float64), torch.randn(1, 5, 48, dtype=torch.float64)
     assert torch.allclose(scaled.decoder(x, memory), language.decoder(x * 48**0.5, memory), atol=1e-12)
     assert torch.equal(scaled.encoder(x), language.encoder(x))
+
+
+@pytest.fixture
+def little() -> TextConfig:
+    return replace(
+        preset("tiny").text,
+        vocab_size=20,
+        d_model=12,
+        encoder_layers=0,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=20,
+        decoder_layers=0,
+        decoder_attention_heads=3,
+        decoder_ffn_dim=28,
+        max_position_embeddings=10,
+    )
+
+
+def embedded(x: Tensor, stack: Any, scale: float = 1.0, start: int = 0) -> Tensor:
+    return plain.norm(x * scale + stack.embed_positions.weight[2 + start :][: x.shape[1]], stack.layernorm_embedding)
+
+
+def attended(x: Tensor, attn: Any, seen: Tensor, heads: int, looks: Tensor) -> Tensor:
+    query, key, value = plain.linear(x, attn.q_proj), plain.linear(seen, attn.k_proj), plain.linear(seen, attn.v_proj)
+    return plain.linear(plain.attention(query, key, value, heads, looks), attn.out_proj)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_without_layers_a_stack_is_its_embedding(little: TextConfig, scaled: bool) -> None:
+    """LN(scale · x + positions); the encoder never scales."""
+    scale = 12**0.5 if scaled else 1.0
+    torch.manual_seed(2)
+    model = plain.randomised(LanguageModel(replace(little, scale_embedding=scaled)))
+    x, memory = torch.randn(2, 5, 12, dtype=torch.float64), torch.randn(2, 3, 12, dtype=torch.float64)
+    assert plain.equal(model.encoder(x), embedded(x, model.encoder))
+    assert plain.equal(model.decoder(x, memory), embedded(x, model.decoder, scale))
+    assert plain.equal(model.decoder.embed(x, 3), embedded(x, model.decoder, scale, start=3))
+
+
+def test_encoder_layer_from_its_weights(little: TextConfig) -> None:
+    torch.manual_seed(3)
+    layer = plain.randomised(EncoderLayer(little, "sdpa"))
+    x, real = torch.randn(2, 5, 12, dtype=torch.float64), torch.arange(5) < torch.tensor([[5], [2]])
+    y = plain.norm(x + attended(x, layer.self_attn, x, 2, real[:, None]), layer.self_attn_layer_norm)
+    assert plain.equal(layer(x, real[:, None, None]), plain.norm(y + plain.mlp(y, layer), layer.final_layer_norm))
+
+
+def test_decoder_layer_from_its_weights(little: TextConfig) -> None:
+    torch.manual_seed(4)
+    decoder = plain.randomised(LanguageModel(replace(little, decoder_layers=1))).decoder
+    x, memory = torch.randn(2, 4, 12, dtype=torch.float64), torch.randn(2, 5, 12, dtype=torch.float64)
+    past, real = torch.ones(4, 4).tril().bool(), torch.arange(5) < torch.tensor([[5], [2]])
+    layer: Any = decoder.layers[0]
+    y = embedded(x, decoder)
+    y = plain.norm(y + attended(y, layer.self_attn, y, 3, past), layer.self_attn_layer_norm)
+    y = plain.norm(y + attended(y, layer.encoder_attn, memory, 3, real[:, None]), layer.encoder_attn_layer_norm)
+    assert plain.equal(decoder(x, memory, real), plain.norm(y + plain.mlp(y, layer), layer.final_layer_norm))
 
 
 def test_eager_is_the_same(config: TextConfig, language: LanguageModel) -> None:

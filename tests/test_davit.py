@@ -1,5 +1,6 @@
 """The vision tower: its parts against plain formulas; the whole is compared with the reference in test_records."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,20 @@ from torch import Tensor, nn
 
 from florence2 import davit
 from florence2.config import VisionConfig
-from florence2.davit import ChannelAttention, DaViT, DepthwiseConv, WindowAttention, join_windows, split_windows
+from florence2.davit import (
+    ChannelAttention,
+    ChannelBlock,
+    ConvEmbed,
+    DaViT,
+    DepthwiseConv,
+    SpatialBlock,
+    WindowAttention,
+    join_windows,
+    split_windows,
+)
+from florence2.presets import preset
 from parity.cases import shapes
+from tests import plain
 
 
 @pytest.fixture
@@ -72,6 +85,92 @@ def test_depthwise_convolution_sees_rows_and_columns() -> None:
         conv.weight[0, 0, 0, 1] = 1.0  # the neighbour above
     x = torch.arange(6.0).view(1, 3, 2, 1)
     assert conv(x)[0, :, :, 0].tolist() == [[0.0, 0.0], [0.0, 1.0], [2.0, 3.0]]
+
+
+@pytest.fixture
+def little() -> VisionConfig:
+    return replace(
+        preset("tiny").vision,
+        dim_embed=(12, 24),
+        depths=(1, 2),
+        num_heads=(3, 6),
+        num_groups=(2, 4),
+        window_size=4,
+        mlp_ratio=2.5,
+    )
+
+
+def neighbours(x: Tensor, conv: DepthwiseConv) -> Tensor:
+    """Each channel's own weighted sum of its 3 x 3 neighbours, zeros outside."""
+    H, W = x.shape[1:3]
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    terms = [padded[:, i : i + H, j : j + W] * conv.weight[:, 0, i, j] for i in range(3) for j in range(3)]
+    return torch.stack(terms).sum(0) + conv.bias
+
+
+def by_windows(x: Tensor, attn: Any) -> Tensor:
+    """3 heads, windows of 4 x 4, zeros at the right and at the bottom."""
+    B, H, W, C = x.shape
+    out = F.pad(x, (0, 0, 0, -W % 4, 0, -H % 4))
+    for top in range(0, H, 4):
+        for left in range(0, W, 4):
+            window = out[:, top : top + 4, left : left + 4]
+            query, key, value = plain.linear(window.reshape(B, 16, C), attn.qkv).chunk(3, dim=-1)
+            window.copy_(plain.linear(plain.attention(query, key, value, heads=3), attn.proj).view(B, 4, 4, C))
+    return out[:, :H, :W]
+
+
+def by_groups(x: Tensor, attn: Any) -> Tensor:
+    """2 groups; channels are the tokens, positions their features."""
+    qkv = plain.linear(x.flatten(1, 2), attn.qkv).transpose(1, 2).chunk(3, dim=1)  # three of (B, C, N)
+    groups = zip(*(part.chunk(2, dim=1) for part in qkv), strict=True)
+    mixed = torch.cat([plain.attention(*group, heads=1) for group in groups], dim=1)
+    return plain.linear(mixed.transpose(1, 2), attn.proj).view_as(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "attended"),
+    [(SpatialBlock, "window_attn", by_windows), (ChannelBlock, "channel_attn", by_groups)],
+)
+def test_block_from_its_weights(
+    little: VisionConfig, kind: Any, name: str, attended: Callable[[Tensor, Any], Tensor]
+) -> None:
+    """x += conv(x); x += attention(LN(x)); x += conv(x); x += MLP(LN(x))"""
+    torch.manual_seed(4)
+    block = plain.randomised(kind(little, 0, 0.0, "sdpa"))
+    x = torch.randn(2, 5, 7, 12, dtype=torch.float64)
+    found = block(x)  # with gradients, so not by bands
+    with torch.no_grad():
+        x = x + neighbours(x, block.conv1)
+        x = x + attended(plain.norm(x, block.norm1), getattr(block, name))
+        x = x + neighbours(x, block.conv2)
+        assert plain.equal(found, x + plain.mlp(plain.norm(x, block.norm2), block.ffn))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_strided_convolution_with_its_norm_before_or_after(little: VisionConfig, before: bool) -> None:
+    """Where the norm comes first, the border is still of zeros, not of what the norm makes of zeros."""
+    torch.manual_seed(5)
+    embed = plain.randomised(ConvEmbed(replace(little, patch_prenorm=(False, before)), 1))
+    x = torch.randn(2, 5, 7, 12, dtype=torch.float64)
+    y = F.pad(plain.norm(x, embed.norm) if before else x, (0, 0, 1, 1, 1, 1))
+    patches = y.unfold(1, 3, 2).unfold(2, 3, 2)  # 3 x 3, every second: (B, h, w, C, 3, 3)
+    y = torch.einsum("bhwcij,dcij->bhwd", patches, embed.conv.weight) + embed.conv.bias
+    assert plain.equal(embed(x), y if before else plain.norm(y, embed.norm))
+
+
+def test_a_stage_is_its_convolution_then_pairs_of_a_spatial_and_a_channel_block(little: VisionConfig) -> None:
+    torch.manual_seed(6)
+    tower = plain.randomised(DaViT(little))
+    pixels = torch.randn(1, 3, 24, 40, dtype=torch.float64)
+    x = pixels.permute(0, 2, 3, 1)
+    blocks: Any = tower.blocks
+    for part in (tower.convs[0], blocks[0][0].spatial_block, blocks[0][0].channel_block):
+        x = part(x)
+    x = tower.convs[1](x)
+    for pair in blocks[1]:
+        x = pair.channel_block(pair.spatial_block(x))
+    assert x.shape == (1, 3, 5, 24) and plain.equal(tower(pixels), x)
 
 
 @pytest.mark.parametrize(("size", "grid"), [((64, 96), (4, 6)), ((70, 66), (4, 4)), ((32, 32), (2, 2))])

@@ -125,6 +125,40 @@ def test_the_hand_written_table() -> None:
     assert best.finish_reasons == ("stop",)
 
 
+# Probabilities after each id: two short answers early, then a fork, and behind it a long answer without any doubt.
+LATE = {
+    START: {END: 0.6, 3: 0.4},
+    PAD: {END: 1.0},
+    3: {4: 0.55, END: 0.45},
+    4: {5: 0.3, 3: 0.26, 4: 0.24, PAD: 0.2},
+    5: {6: 1.0},
+    6: {7: 1.0},
+    7: {END: 1.0},
+}
+
+
+def test_never_waits_for_what_only_the_longest_length_could_redeem() -> None:
+    """Two beams, at most eight ids.
+
+    "end": ln 0.6 = -0.511; "3 end": ln(0.4 · 0.45) / 2 = -1.715 / 2 = -0.857, the worst of two. The best candidate is
+    "3 4" then, ln(0.4 · 0.55) / 2 = -1.514 / 2 = -0.757, so all but True go on. After the fork it is "3 4 5",
+    ln(0.4 · 0.55 · 0.3) = -2.718: over its 3 ids -0.906, worse than -0.857, so False stops; over 8 ids -0.340, so
+    "never" goes on, and "3 4 5 6 7 end" has -2.718 / 6 = -0.453, the best of all.
+    """
+
+    def table(ids: list[int]) -> list[float]:
+        return [math.log(LATE[ids[-1]].get(id, 1e-9)) for id in range(8)]
+
+    options = replace(PLAIN, num_beams=2, num_return_sequences=2, max_new_tokens=8)
+    for early_stopping in (True, False):
+        found = run([table], replace(options, early_stopping=early_stopping))
+        assert found.sequences.tolist() == [[START, END, PAD], [START, 3, END]]
+        assert found.sequence_scores.tolist() == pytest.approx([-0.5108, -0.8574], abs=1e-4)
+    found = run([table], replace(options, early_stopping="never"))
+    assert found.sequences.tolist() == [[START, 3, 4, 5, 6, 7, END], [START, END, *[PAD] * 5]]
+    assert found.sequence_scores.tolist() == pytest.approx([-0.4530, -0.5108], abs=1e-4)
+
+
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"num_beams": 2},

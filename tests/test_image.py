@@ -195,6 +195,21 @@ def test_pixel_arithmetic_by_hand() -> None:
     assert values[0, :, 0, 0].tolist() == pytest.approx([2.24891, -2.03571, 0.42649], abs=1e-5)
 
 
+def test_rescaling_is_double_and_normalising_single_to_the_last_bit() -> None:
+    """numpy's float32 scalars round after every operation; rescaled in single, or all in double, values differ."""
+    config = parse_image_config(PUBLISHED | {"size": {"height": 1, "width": 256}})
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    found = image_to_tensor(open_image(ramp), config)[0, :, 0].numpy()
+    single, double = found.copy(), found.copy()
+    for c in range(3):
+        mean, std = PUBLISHED["image_mean"][c], PUBLISHED["image_std"][c]
+        for v in range(256):
+            assert found[c, v] == (np.float32(v * (1 / 255)) - np.float32(mean)) / np.float32(std)
+            single[c, v] = (np.float32(v) * np.float32(1 / 255) - np.float32(mean)) / np.float32(std)
+            double[c, v] = (v * (1 / 255) - mean) / std
+    assert (single != found).any() and (double != found).any()
+
+
 def test_the_filter_is_the_one_asked_for() -> None:
     picture = make_picture(6, 50, 40)
     by_filter = [image_to_tensor(picture, parse_image_config(PUBLISHED | {"resample": r})) for r in range(6)]

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from florence2.model import Florence2Model
+from florence2.presets import preset
 from parity.cases import shapes
 from parity.recipe import make_model
+from tests import plain
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,26 @@ def test_a_padded_row_equals_its_single(model: Florence2Model) -> None:
     decoder_ids = torch.tensor([[2, 0, 11, 12]])
     batch = model.decode(decoder_ids.expand(2, -1), memory, memory_mask)
     assert torch.allclose(batch[1:], model.decode(decoder_ids, single), atol=1e-5)
+
+
+def test_without_layers_the_model_is_its_embeddings_and_its_output() -> None:
+    """scale_embedding means the answer's ids, not the prompt's; logits are hidden · embeddingᵀ + final_logits_bias."""
+    tiny = preset("tiny")
+    text = replace(tiny.text, vocab_size=30, encoder_layers=0, decoder_layers=0, scale_embedding=True)
+    torch.manual_seed(0)
+    model = plain.randomised(Florence2Model(replace(tiny, text=text)))
+    model.final_logits_bias.normal_()
+    encoder, decoder, table = model.language_model.encoder, model.language_model.decoder, model.language_model.shared
+    features = torch.randn(1, 4, 64, dtype=torch.float64)
+    prompt, answer = torch.tensor([[0, 9, 2]]), torch.tensor([[2, 0, 7, 8]])
+    embeddings = torch.cat([features, table.weight[prompt]], dim=1)
+    memory = model.encode(features, prompt)
+    assert plain.equal(
+        memory, plain.norm(embeddings + encoder.embed_positions.weight[2:9], encoder.layernorm_embedding)
+    )
+    embeddings = 8.0 * table.weight[answer]  # the root of 64
+    hidden = plain.norm(embeddings + decoder.embed_positions.weight[2:6], decoder.layernorm_embedding)
+    assert plain.equal(model.decode(answer, memory), hidden @ table.weight.T + model.final_logits_bias)
 
 
 def test_loss_is_the_cross_entropy_of_shifted_labels(model: Florence2Model) -> None:

@@ -7,9 +7,11 @@ import torch
 
 from florence2.config import VisionConfig
 from florence2.errors import ImageError
+from florence2.presets import preset
 from florence2.projection import CosineTable, PositionTable, Projection
 from parity.cases import shapes
 from parity.recipe import make_weight
+from tests import plain
 
 
 @pytest.fixture
@@ -41,6 +43,24 @@ def test_cosine_table() -> None:
         CosineTable(100, 1024).pos_idx_to_embed,
         torch.from_numpy(make_weight("visual_temporal_embed.pos_idx_to_embed", (100, 1024), 0, 0)),
     )
+
+
+def test_projection_position_by_position() -> None:
+    """The published pooling: the mean of all positions, then each; frame 0 adds 0, 1, 0, 1, ..."""
+    config = replace(
+        preset("tiny").vision, dim_embed=(6,), max_position_embeddings=5, max_temporal_embeddings=3, projection_dim=8
+    )
+    torch.manual_seed(0)
+    projection = plain.randomised(Projection(config))
+    rows, columns = (
+        table.weight
+        for table in (projection.image_position_embed.row_embeddings, projection.image_position_embed.column_embeddings)
+    )
+    grid, frame = torch.randn(2, 3, 4, 6, dtype=torch.float64), torch.tensor([0.0, 1.0] * 3)
+    placed = [grid[:, y, x] + torch.cat([columns[x], rows[y]]) + frame for y in range(3) for x in range(4)]
+    tokens = torch.stack([sum(placed, torch.zeros(())) / 12, *placed], dim=1)
+    expected = plain.norm(tokens @ projection.image_projection.weight.T, projection.image_proj_norm)
+    assert plain.equal(projection(grid), expected)
 
 
 @pytest.mark.parametrize(
