@@ -274,7 +274,8 @@ def convert_checkpoint(
     copy_companions(checkpoint_folder(source), folder)
     if layout != model.config.layout and (folder / "tokenizer.json").is_file():
         tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
-        tokenizer.save_native(folder) if layout == "native" else tokenizer.save_microsoft(folder)
+        save = tokenizer.save_native if layout == "native" else tokenizer.save_microsoft
+        save(folder, model.config.text.max_position_embeddings)
 
 
 def copy_companions(source: Path, folder: Path) -> None:

@@ -82,23 +82,23 @@ class FlorenceTokenizer:
         """
         return [self.decode([token]) for token in ids]
 
-    def save_native(self, folder: Path) -> None:
+    def save_native(self, folder: Path, max_length: int) -> None:
         """Write the tokenizer as transformers' own Florence-2 processor expects it: all tokens in `tokenizer.json`,
-        the image placeholder among them."""
+        the image placeholder among them; `max_length` is the number of the model's positions."""
         native = Tokenizer.from_str(self._backend.to_str())
         native.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
         native.save(str(folder / "tokenizer.json"))
         settings = {
             "tokenizer_class": "BartTokenizer",
-            "model_max_length": 1024,
+            "model_max_length": max_length,
             "extra_special_tokens": {"image_token": IMAGE_TOKEN},
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def save_microsoft(self, folder: Path) -> None:
+    def save_microsoft(self, folder: Path, max_length: int) -> None:
         """Write the tokenizer without the image placeholder, for which Microsoft's layout has no embedding."""
         values = json.loads(self._backend.to_str())
         values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != IMAGE_TOKEN]
         (folder / "tokenizer.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-        settings = {"model_max_length": 1024}
+        settings = {"model_max_length": max_length}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")

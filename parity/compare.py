@@ -51,7 +51,11 @@ def compare_shape(group: str, shape: Shape, make_reference: MakeReference, work:
 def compare_checkpoint(
     group: str, subject: str, folder: Path, make_reference: MakeReference, work: Work
 ) -> Iterator[Row]:
-    """Numbers in float64, where only a wrong formula makes a difference; tokens in float32, as people use it."""
+    """Numbers in float64, where only a wrong formula makes a difference; tokens in float32, as people use it.
+
+    (In float64 too the native loss, and the logits of the remote code, pass through float32 once: their tolerances
+    are those of that rounding.)
+    """
     pixels = [_pixel_values(picture, folder) for picture in work.pictures]
     tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
     prompts = [tokenizer.encode(build_sentence(*split_prompt(prompt))) for prompt in work.prompts]

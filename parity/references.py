@@ -249,7 +249,8 @@ def _convert(folder: Path, scratch: Path) -> Path:
     model.final_logits_bias.zero_()
     save_checkpoint(model, scratch / "native", "native")
     copy_companions(folder, scratch / "native")
-    FlorenceTokenizer(folder / "tokenizer.json").save_native(scratch / "native")
+    tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
+    tokenizer.save_native(scratch / "native", model.config.text.max_position_embeddings)
     return scratch / "native"
 
 

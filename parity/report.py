@@ -34,9 +34,9 @@ class Row:
         return f"{self.group}: {self.stage}"
 
     def passes(self, tolerances: dict[str, float]) -> bool:
-        """Whether everything was equal, or within its tolerance."""
+        """Whether something was compared, and everything was equal or within its tolerance."""
         close = self.difference is None or self.difference <= tolerances.get(self.key, 0.0)
-        return close and self.equal == self.total
+        return close and self.equal == self.total > 0
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:
@@ -71,7 +71,7 @@ def format_table(rows: Iterable[Row], tolerances: dict[str, float]) -> str:
         numbers = ["", ""]
         if row.difference is not None:
             numbers = [f"{row.difference:.1e}", f"{tolerances.get(row.key, 0.0):.1e}"]
-        equal = f"{row.equal} of {row.total}" if row.total else ""
+        equal = f"{row.equal} of {row.total}"
         verdict = "ok" if row.passes(tolerances) else "**DIFFERS**"
         body.append([row.subject, row.stage, equal, *numbers, " ".join(filter(None, (verdict, row.note)))])
     return format_rows(head, body)

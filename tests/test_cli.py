@@ -237,3 +237,21 @@ def test_ctrl_c_keeps_what_is_done(small_folder: Path, tmp_path: Path) -> None:
 def test_version_and_help() -> None:
     assert program("--version").stdout == f"florence2 {florence2.__version__}\n"
     assert "cascade" in program("--help").stdout
+
+
+def test_a_misspelt_task_is_asked_about(
+    small_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", "captoin", picture_file, "--model", small_folder) == 2
+    assert "did you mean caption?" in capsys.readouterr().err
+
+
+def test_an_unusable_output_folder_is_found_out_at_once(picture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "od", picture_file, "--model", "no/such/model", "--out", picture_file) == 2
+    assert str(picture_file) in capsys.readouterr().err
+
+
+def test_closed_stdout(small_folder: Path, picture_file: Path) -> None:
+    command = f"{sys.executable} -m florence2 run od {picture_file} --model {small_folder} --max-new-tokens 3 >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr

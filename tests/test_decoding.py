@@ -357,3 +357,30 @@ def test_what_a_checkpoint_leaves_out_is_off() -> None:
 def test_wrong_options_are_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         GenerationOptions().changed(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"early_stopping": 1},
+        {"length_penalty": math.nan},
+        {"length_penalty": 1e300},
+        {"repetition_penalty": math.nan},
+        {"repetition_penalty": math.inf},
+    ],
+)
+def test_values_that_only_look_right_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(changes))):
+        GenerationOptions(**changes)
+    with pytest.raises(OptionError):
+        GenerationOptions.from_checkpoint(changes)
+
+
+def test_greedy_with_a_negative_penalty() -> None:
+    found = run([markov(HAND)], replace(PLAIN, length_penalty=-1))
+    assert float(found.sequence_scores[0]) == pytest.approx(float(found.token_logprobs.sum() * found.lengths[0]))
+
+
+def test_unknown_settings_of_a_checkpoint_are_refused() -> None:
+    with pytest.raises(OptionError, match="Unknown generation settings: beams"):
+        GenerationOptions.from_checkpoint({"beams": 3})

@@ -1,6 +1,7 @@
 """Any picture -> an upright RGB picture -> pixel_values."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -249,3 +250,19 @@ def test_settings_that_nobody_implements_are_refused(changes: dict[str, Any], wo
 
 def test_suffixes_of_folders() -> None:
     assert {".jpg", ".jpeg", ".png", ".webp"} <= picture_suffixes() and ".txt" not in picture_suffixes()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="no regular file"):
+        open_image(tmp_path / "pipe.png")
+
+
+def test_closed_pictures_and_strange_arrays_get_a_sentence(picture_file: Path) -> None:
+    image = Image.open(picture_file)
+    image.close()
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_image(image)
+    for tensor in (torch.zeros(4, 4, 3, requires_grad=True), torch.zeros(4, 4, 3, dtype=torch.bfloat16)):
+        with pytest.raises(ImageError, match="A Tensor cannot be read as an array"):
+            open_image(tensor)  # type: ignore[arg-type]

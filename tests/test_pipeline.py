@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 
 import florence2
 from florence2.errors import CheckpointError, Florence2Error, HubError, ImageError, OptionError, PromptError
+from florence2.model import Florence2Model
 from florence2.pipeline import choose_device, choose_dtype
 from florence2.tasks import TASKS
-from parity.recipe import make_picture
+from parity.cases import shapes
+from parity.recipe import make_model, make_picture
 from tests.conftest import count_encodings, random_box
 
 SHORT = {"max_new_tokens": 24}
@@ -355,3 +358,70 @@ def test_devices_and_types() -> None:
 
 def test_all_errors_are_one_family() -> None:
     assert issubclass(HubError, Florence2Error) and issubclass(Florence2Error, ValueError)
+
+
+def test_requests_beyond_one_batch(
+    small: florence2.Florence2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture is encoded once for all requests, and every request is looked at before the first is answered."""
+    encodings = count_encodings(small, monkeypatch)
+    options = small.options(max_new_tokens=2)
+    answers = small.run_batch([("<OD>", picture)] * 5, options=options, batch_size=2)
+    assert len(answers) == 5 and len(encodings) == 1
+    with pytest.raises(PromptError):
+        small.run_batch([*[("<OD>", picture)] * 9, ("<REGION_TO_OCR>", picture, "x")], options=options, batch_size=2)
+    assert len(encodings) == 1
+    for bad in (("<OD>",), "<OD>", ("<OD>", picture, None, 1)):
+        with pytest.raises(PromptError, match=r"must be \(task, picture\)"):
+            small.run_batch([bad])  # type: ignore[list-item]
+    with pytest.raises(PromptError, match="takes no box"):
+        small.run("<CAPTION_TO_PHRASE_GROUNDING>", picture, (1, 2, 3, 4))
+    with pytest.raises(PromptError, match="class is empty"):
+        small.run("<OPEN_VOCABULARY_DETECTION>", picture, ["a", ""])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_half_precision_holds_the_sums_of_a_large_picture(
+    attention: Any, tmp_path_factory: pytest.TempPathFactory, picture: Image.Image
+) -> None:
+    """Over 36,864 positions the products of the first stage's channels leave float16 unless they are scaled first."""
+    shape = shapes()[0]
+    model = Florence2Model(shape.config, attention).eval()
+    model.load_state_dict(make_model(shape.config, shape.seed, shape.end_bonus).state_dict())
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, 768, 768)
+        single, half = model.encode_image(pixels), model.half().encode_image(pixels)
+    assert half.isfinite().all() and float((single - half.float()).abs().max()) < 0.2
+
+
+def test_values_that_are_not_finite_get_a_sentence(small: florence2.Florence2, picture: Image.Image) -> None:
+    encoded = small.encode_image(picture)
+    with pytest.raises(Florence2Error, match="not finite"):
+        small.run("<OD>", replace(encoded, features=encoded.features * float("nan")))
+
+
+def test_encoded_pictures_go_where_the_model_is(small: florence2.Florence2, picture: Image.Image) -> None:
+    encoded = small.encode_image(picture)
+    double = replace(encoded, features=encoded.features.double())
+    options = small.options(max_new_tokens=4)
+    assert small.run("<OD>", double, options=options).token_ids == small.run("<OD>", encoded, options=options).token_ids
+    assert encoded != double and encoded == encoded
+
+
+def test_a_tokenizer_that_lacks_a_token_is_refused(small_folder: Path, native_folder: Path, tmp_path: Path) -> None:
+    """All location tokens would be shifted by one."""
+    for source in (small_folder, native_folder):
+        copy = tmp_path / source.name
+        shutil.copytree(source, copy)
+        values = json.loads((copy / "tokenizer.json").read_text())
+        vocabulary = values["model"]["vocab"]
+        del vocabulary[max(vocabulary, key=vocabulary.get)]
+        values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < 50264]
+        (copy / "tokenizer.json").write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match="belong to different checkpoints"):
+            florence2.load(copy)
+
+
+def test_a_path_has_no_revision(small_folder: Path) -> None:
+    with pytest.raises(HubError, match="local path, which has no revisions"):
+        florence2.load(small_folder, revision="main")

@@ -1,6 +1,7 @@
 """Tasks, their sentences, and what is refused."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -115,3 +116,24 @@ def test_wrong_registrations_get_a_sentence(arguments: tuple[str, ...], words: s
 def test_the_public_table_cannot_be_changed_by_accident() -> None:
     with pytest.raises(TypeError):
         TASKS["<X>"] = TASKS["<OD>"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        "<loc_5000><loc_1><loc_2><loc_3>",
+        "<loc_9><loc_1><loc_2><loc_3>",
+        "<loc_1><loc_1><loc_2><loc_3>" * 2,
+        "hello <loc_1><loc_1><loc_2><loc_3>",
+    ],
+)
+def test_a_region_is_four_locations_in_order(region: str) -> None:
+    with pytest.raises(PromptError, match="needs a region"):
+        check_prompt("<REGION_TO_CATEGORY>", region)
+    check_prompt("<REGION_TO_CATEGORY>", "<loc_1><loc_1><loc_2><loc_999>")
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", None, 5])
+def test_empty_prompts_are_refused(prompt: Any) -> None:
+    with pytest.raises(PromptError, match="must be a token, an alias or a prompt"):
+        check_prompt(prompt)

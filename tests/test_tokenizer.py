@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.errors import CheckpointError
+from florence2.errors import CheckpointError, PromptError
 from florence2.tokenizer import ADDED_TOKENS, MAX_FILE_BYTES, FlorenceTokenizer
 from parity.recipe import GOLDEN
 from parity.records import read_record
@@ -45,10 +45,10 @@ def test_pieces_are_the_texts_of_single_tokens(tokenizer: FlorenceTokenizer) -> 
 
 
 def test_a_tokenizer_that_has_the_tokens_already_keeps_its_ids(tmp_path: Path, tokenizer: FlorenceTokenizer) -> None:
-    tokenizer.save_native(tmp_path)
+    tokenizer.save_native(tmp_path, 1024)
     again = FlorenceTokenizer(tmp_path / "tokenizer.json")
     assert again.token_id("<loc_0>") == 50269 and again.token_id("<image>") == 51289 and again.vocab_size == 51290
-    again.save_microsoft(tmp_path)
+    again.save_microsoft(tmp_path, 1024)
     back = FlorenceTokenizer(tmp_path / "tokenizer.json")
     assert back.token_id("<image>") is None and back.vocab_size == 51289
     assert back.encode("<OD> a <mask> b") == tokenizer.encode("<OD> a <mask> b")
@@ -74,3 +74,8 @@ def test_unusable_files_get_a_sentence(tmp_path: Path) -> None:
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(CheckpointError, match="too large"):
         FlorenceTokenizer(path)
+
+
+def test_text_that_is_no_unicode_gets_a_sentence(tokenizer: FlorenceTokenizer) -> None:
+    with pytest.raises(PromptError, match="no Unicode"):
+        tokenizer.encode("a \udcff")
