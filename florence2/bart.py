@@ -258,6 +258,18 @@ class DecoderCache:
         if self.beams > 1:
             self.ancestry = self.ancestry.gather(1, parents[:, :, None].expand_as(self.ancestry))
 
+    def keep(self, rows: Tensor) -> None:
+        """Only the pictures `rows` (B',) go on."""
+        end = self.length * self.beams
+        self.memory = [(keys[rows], values[rows]) for keys, values in self.memory]
+        self.memory_mask = None if self.memory_mask is None else self.memory_mask[rows]
+        self.ancestry = self.ancestry[rows]
+        for layer, pair in enumerate(self.own):
+            smaller = [values.new_empty(len(rows), *values.shape[1:]) for values in pair]
+            for new, old in zip(smaller, pair, strict=True):
+                new[:, :, :end] = old[rows, :, :end]  # not what nobody has written yet
+            self.own[layer] = (smaller[0], smaller[1])
+
     def advance(self) -> None:
         """Open the next position; each beam's own slot there becomes part of its past."""
         start = self.length * self.beams

@@ -5,23 +5,27 @@ finished hypotheses scored by (sum of log-probabilities) / length^length_penalty
 Dimensions: B inputs, K beams, t tokens so far, V vocabulary.
 """
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from florence2.errors import OptionError
+from florence2.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty, Rule
 
 Step = Callable[[Tensor], Tensor]
 """The newest id of every beam (B·K,) -> float32 logits (B·K, V) of the next."""
 Reorder = Callable[[Tensor], None]
 """Beam k of input b goes on from beam parents[b, k]: (B, K)."""
-Rule = Callable[[Tensor, Tensor], Tensor]
-"""Scores (R, V) of the next id and the ids so far (R, t) -> changed scores, perhaps in the same memory."""
+Keep = Callable[[Tensor], None]
+"""Only the inputs rows (B',) of the B go on."""
+State = TypeVar("State", bound="SearchState")
 
 _NEVER = float("-inf")
+_CROWDED = 0.75  # of a batch: with fewer still running, the others are left out
 _UNBORN = -1e9  # at the start all K beams are equal, and only the first may be continued: as in the reference
 
 
@@ -147,11 +151,31 @@ def search(
     options: GenerationOptions,
     ids: SpecialIds,
     device: torch.device | str = "cpu",
+    keep: Keep | None = None,
 ) -> Generation:
-    """Run the search that `options` ask for, on `batch` inputs at once."""
-    if options.num_beams == 1:
-        return _greedy(step, batch, options, ids, device)
-    return _beam_search(step, reorder, batch, options, ids, device)
+    """Run the search that `options` ask for, on `batch` inputs at once.
+
+    With `keep`, inputs that are done are left out as soon as they are a quarter of those computed.
+    """
+    whole = state = start_search(batch, options, ids, device)
+    rows = torch.arange(batch, device=device)  # which inputs `state` is about
+    for n in range(1, options.max_new_tokens + 1):
+        state = state.advance(step(state.newest.flatten()), n)
+        running = ~state.done
+        left = int(running.sum())
+        if left == 0 or n == options.max_new_tokens:
+            break
+        reorder(state.parents)
+        if keep is not None and left <= _CROWDED * len(rows):
+            whole, kept = whole.put(rows, state), running.nonzero()[:, 0]
+            keep(kept)
+            rows, state = rows[kept], state.pick(kept)
+    return whole.put(rows, state).finish()
+
+
+def start_search(batch: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str) -> "SearchState":
+    """The state of a search on `batch` inputs before its first step."""
+    return (_Greedy if options.num_beams == 1 else _BeamSearch).start(batch, options, ids, device)
 
 
 def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
@@ -171,199 +195,212 @@ def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
 
 
 @dataclass(frozen=True)
-class RepetitionPenalty:
-    """Scores of ids that occurred already are divided by `penalty`, negative ones multiplied (CTRL, section 4.1)."""
+class SearchState(abc.ABC):
+    """All that a search knows between two steps; `advance` makes the next.
 
-    penalty: float
+    The tensors are of B inputs each. No value of them decides what `advance` does, only which rules apply to the n-th
+    id, and no shape changes: so an accelerator can record a step once and replay it without asking the host.
+    """
 
-    def __call__(self, scores: Tensor, sequences: Tensor) -> Tensor:
-        seen = scores.gather(1, sequences)
-        return scores.scatter_(1, sequences, torch.where(seen < 0, seen * self.penalty, seen / self.penalty))
+    options: GenerationOptions
+    ids: SpecialIds
+    generated: Tensor  # (B,) long: how many ids the running sequences have
+    newest: Tensor  # (B, K) long: the last of each
+    parents: Tensor  # (B, K) long: which sequences of the step before they continue
+    done: Tensor  # (B,) bool: whose result will not change
 
+    @abc.abstractmethod
+    def advance(self, logits: Tensor, n: int) -> "SearchState":
+        """The n-th id of every sequence, n from 1, by its `logits` (B·K, V)."""
 
-@dataclass(frozen=True)
-class NoRepeatNgram:
-    """An id is impossible when it would complete an n-gram that occurred already. The start id counts as an id."""
+    @abc.abstractmethod
+    def finish(self) -> Generation:
+        """The result; what is still running was cut by the limit."""
 
-    size: int
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by the name of its field, inputs first."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def __call__(self, scores: Tensor, sequences: Tensor) -> Tensor:
-        n, t = self.size, sequences.shape[1]
-        if t < n:
-            return scores
-        windows = sequences.unfold(1, n, 1)  # (R, t - n + 1, n): every n-gram so far
-        present = sequences[:, t - n + 1 :]  # (R, n - 1): what the next id would complete
-        repeats = (windows[:, :, :-1] == present[:, None]).all(dim=-1)
-        # the smaller of its score and -inf (a repeat) or +inf (none): no id is freed again by a second window
-        bans = torch.where(repeats, _NEVER, -_NEVER).to(scores.dtype)
-        return scores.scatter_reduce_(1, windows[:, :, -1], bans, "amin")
+    def pick(self: State, rows: Tensor) -> State:
+        """The same for the inputs `rows` (B',) alone."""
+        picked: dict[str, Any] = {name: value[rows] for name, value in self.tensors().items()}
+        return replace(self, **picked)
 
+    def put(self: State, rows: Tensor, part: State) -> State:
+        """This, with what `part` knows of the inputs `rows` (B',)."""
+        news = part.tensors().items()
+        merged: dict[str, Any] = {name: getattr(self, name).index_copy(0, rows, new) for name, new in news}
+        return replace(self, **merged)
 
-@dataclass(frozen=True)
-class MinNewTokens:
-    """The end id is impossible until `least` ids have been generated."""
-
-    least: int
-    end: int
-
-    def __call__(self, scores: Tensor, sequences: Tensor) -> Tensor:
-        if sequences.shape[1] - 1 < self.least:
-            scores[:, self.end] = _NEVER
+    def _apply_rules(self, scores: Tensor, sequences: Tensor, n: int) -> Tensor:
+        """`scores` (R, V) of the n-th id of `sequences` (R, 1 + limit), with R a multiple of B."""
+        generated = self.generated.repeat_interleave(len(sequences) // len(self.generated))
+        for rule in logit_rules(self.options, self.ids):
+            if rule.applies(n - 1):
+                scores = rule(scores, sequences, generated)
         return scores
 
 
 @dataclass(frozen=True)
-class ForcedId:
-    """When `generated` ids have been generated, the next is `id`, with log-probability 0."""
-
-    id: int
-    generated: int
-
-    def __call__(self, scores: Tensor, sequences: Tensor) -> Tensor:
-        if sequences.shape[1] - 1 == self.generated:
-            scores.fill_(_NEVER)
-            scores[:, self.id] = 0.0
-        return scores
-
-
-def _apply(rules: list[Rule], scores: Tensor, sequences: Tensor) -> Tensor:
-    for rule in rules:
-        scores = rule(scores, sequences)
-    return scores
-
-
-def _greedy(
-    step: Step, batch: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str
-) -> Generation:
+class _Greedy(SearchState):
     """The likeliest id at every step. The rules see raw logits, and log-probabilities are taken after them."""
-    limit, rules = options.max_new_tokens, logit_rules(options, ids)
-    sequences = torch.full((batch, 1 + limit), ids.pad, device=device)
-    sequences[:, 0] = ids.start
-    logprobs = torch.zeros(batch, limit, device=device)
-    lengths = torch.zeros(batch, dtype=torch.long, device=device)
-    running = torch.ones(batch, dtype=torch.bool, device=device)
-    for n in range(1, limit + 1):
-        logits = step(sequences[:, n - 1]).clone()
-        best, tokens = _apply(rules, logits, sequences[:, :n]).log_softmax(dim=-1).max(dim=-1)
-        sequences[:, n] = tokens.where(running, ids.pad)
-        logprobs[:, n - 1] = best.where(running, 0.0)
-        lengths += running
-        running = running & (tokens != ids.end)
-        if not running.any():
-            break
-    scores = logprobs.sum(dim=1) / lengths.double() ** options.length_penalty
-    return _finish(sequences, logprobs, scores, lengths, ~running, options)
 
-
-def _beam_search(
-    step: Step, reorder: Reorder, batch: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str
-) -> Generation:
-    """The K likeliest running sequences at every step, and the K best finished ones."""
-    K, limit, rules = options.num_beams, options.max_new_tokens, logit_rules(options, ids)
-    beams = _Beams.start(batch, K, limit, ids, device)
-    finished = _Finished(beams)
-    done = torch.zeros(batch, dtype=torch.bool, device=device)
-    for n in range(1, limit + 1):
-        logits = step(beams.sequences[:, :, n - 1].flatten())  # (B·K, V)
-        logprobs = _apply(rules, logits.log_softmax(dim=-1), beams.sequences[:, :, :n].flatten(0, 1))
-        candidates, parents = beams.extend(logprobs.view(batch, K, -1), n)  # 2·K of them, best first
-        ends = candidates.sequences[:, :, n] == ids.end
-        ends_well = ends & (torch.arange(2 * K, device=device) < K) & ~done[:, None]  # only the first K may finish
-        finished.add(candidates, n, options.length_penalty, ends_well, ended=True)
-        best = candidates.scores[:, 0]
-        # at most K candidates end, one per beam, so K are left: the first K that go on
-        kept = ends.long().argsort(dim=1, stable=True)[:, :K]
-        beams = candidates.pick(kept)
-        done = done | finished.is_done(best, n, options)
-        if done.all() or n == limit:
-            break
-        reorder(parents.gather(1, kept))
-    everywhere = torch.ones(batch, K, dtype=torch.bool, device=device)
-    finished.add(beams, n, options.length_penalty, everywhere & ~done[:, None], ended=False)
-    return finished.best(options)
-
-
-@dataclass
-class _Beams:
-    """M sequences per input with their summed log-probabilities; M is K, or 2·K while candidates are compared."""
-
-    sequences: Tensor  # (B, M, 1 + limit) long, padded
-    logprobs: Tensor  # (B, M, limit), of each generated id
-    scores: Tensor  # (B, M), their sum
+    sequences: Tensor  # (B, 1 + limit) long, padded
+    logprobs: Tensor  # (B, limit), of each generated id
+    lengths: Tensor  # (B,) long: ids before and with the end
 
     @classmethod
-    def start(cls, batch: int, K: int, limit: int, ids: SpecialIds, device: torch.device | str) -> "_Beams":
-        sequences = torch.full((batch, K, 1 + limit), ids.pad, device=device)
+    def start(cls, B: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str) -> "_Greedy":
+        none = torch.zeros(B, dtype=torch.long, device=device)
+        sequences = torch.full((B, 1 + options.max_new_tokens), ids.pad, device=device)
+        sequences[:, 0] = ids.start
+        logprobs = torch.zeros(B, options.max_new_tokens, device=device)
+        newest = sequences[:, :1].clone()
+        return cls(options, ids, none, newest, none[:, None], none > 0, sequences, logprobs, none)
+
+    def advance(self, logits: Tensor, n: int) -> "_Greedy":
+        scores = self._apply_rules(logits.clone(), self.sequences, n)
+        best, tokens = scores.log_softmax(dim=-1).max(dim=-1)
+        generated = self.generated + 1
+        return replace(
+            self,
+            generated=generated,
+            newest=tokens[:, None],
+            done=self.done | (tokens == self.ids.end),
+            sequences=self.sequences.scatter(1, generated[:, None], tokens.where(~self.done, self.ids.pad)[:, None]),
+            logprobs=self.logprobs.scatter(1, self.generated[:, None], best.where(~self.done, 0.0)[:, None]),
+            lengths=self.lengths + ~self.done,
+        )
+
+    def finish(self) -> Generation:
+        scores = self.logprobs.sum(dim=1) / self.lengths.double() ** self.options.length_penalty
+        return _finish(self.sequences, self.logprobs, scores, self.lengths, self.done, self.options)
+
+
+@dataclass(frozen=True)
+class _BeamSearch(SearchState):
+    """The K likeliest running sequences of every input, and the K best finished ones."""
+
+    # running, with their summed log-probabilities
+    sequences: Tensor  # (B, K, 1 + limit) long, padded
+    logprobs: Tensor  # (B, K, limit), of each generated id
+    sums: Tensor  # (B, K)
+    # finished, best first; empty places score -inf
+    hypotheses: Tensor  # (B, K, 1 + limit) long, padded
+    hypothesis_logprobs: Tensor  # (B, K, limit)
+    scores: Tensor  # (B, K) float64, as the reference compares them
+    lengths: Tensor  # (B, K) long
+    ended: Tensor  # (B, K) bool: by the end id
+    powers: Tensor  # (B, 1 + limit) float64: length^length_penalty, as Python computes it and not as an accelerator
+
+    @classmethod
+    def start(cls, B: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str) -> "_BeamSearch":
+        K, limit = options.num_beams, options.max_new_tokens
+        none = torch.zeros(B, K, dtype=torch.long, device=device)
+        sequences = torch.full((B, K, 1 + limit), ids.pad, device=device)
         sequences[:, :, 0] = ids.start
-        scores = torch.full((batch, K), _UNBORN, device=device)
-        scores[:, 0] = 0.0
-        return cls(sequences, torch.zeros(batch, K, limit, device=device), scores)
+        logprobs = torch.zeros(B, K, limit, device=device)
+        sums = torch.full((B, K), _UNBORN, device=device)
+        sums[:, 0] = 0.0
+        powers = [1.0, *(float(length) ** options.length_penalty for length in range(1, 1 + limit))]
+        return cls(
+            options=options,
+            ids=ids,
+            generated=none[:, 0],
+            newest=sequences[:, :, 0],
+            parents=none,
+            done=none[:, 0] > 0,
+            sequences=sequences,
+            logprobs=logprobs,
+            sums=sums,
+            hypotheses=sequences,
+            hypothesis_logprobs=logprobs,
+            scores=torch.full_like(sums, _NEVER, dtype=torch.float64),
+            lengths=none,
+            ended=none > 0,
+            powers=torch.tensor(powers, dtype=torch.float64, device=device).expand(B, -1),
+        )
 
-    def pick(self, which: Tensor) -> "_Beams":
-        """The beams `which` (B, M') of each input."""
-        return _Beams(_pick(self.sequences, which), _pick(self.logprobs, which), self.scores.gather(1, which))
+    def advance(self, logits: Tensor, n: int) -> "_BeamSearch":
+        """2·K candidates are compared; of those that end the first K may finish, of the others K go on."""
+        B, K = self.newest.shape
+        scores = self._apply_rules(logits.log_softmax(dim=-1), self.sequences.flatten(0, 1), n).view(B, K, -1)
+        sums, flat = (scores + self.sums[:, :, None]).flatten(1).topk(2 * K)  # (B, 2·K), best first
+        parents, tokens = flat // scores.shape[2], flat % scores.shape[2]
+        generated = self.generated + 1
+        candidates = replace(
+            self,
+            generated=generated,
+            newest=tokens,
+            parents=parents,
+            sequences=_append(_pick(self.sequences, parents), generated, tokens),
+            logprobs=_append(_pick(self.logprobs, parents), self.generated, scores.flatten(1).gather(1, flat)),
+            sums=sums,
+        )
+        ends = tokens == self.ids.end
+        ends_well = ends & (torch.arange(2 * K, device=ends.device) < K) & ~self.done[:, None]
+        finished = candidates._with_finished(ends_well, ended=True)
+        # at most K candidates end, one per beam, so K are left: the first K that go on
+        going_on = finished._with_running(ends.long().argsort(dim=1, stable=True)[:, :K])
+        return replace(going_on, done=self.done | going_on._is_done(sums[:, 0]))
 
-    def extend(self, logprobs: Tensor, n: int) -> tuple["_Beams", Tensor]:
-        """The 2·K best continuations by one id, best first, and the beam (B, 2·K) each comes from.
+    def finish(self) -> Generation:
+        cut = self._with_finished(~self.done[:, None].expand_as(self.sums), ended=False)
 
-        `logprobs` (B, K, V) of the n-th generated id.
-        """
-        K, V = logprobs.shape[1:]
-        scores, flat = (logprobs + self.scores[:, :, None]).flatten(1).topk(2 * K)
-        parents = flat // V
-        longer = self.pick(parents)
-        longer.sequences[:, :, n] = flat % V
-        longer.logprobs[:, :, n - 1] = logprobs.flatten(1).gather(1, flat)
-        return _Beams(longer.sequences, longer.logprobs, scores), parents
+        def rows(values: Tensor) -> Tensor:
+            return values[:, : self.options.num_return_sequences].flatten(0, 1)
 
+        sequences, logprobs = rows(cut.hypotheses), rows(cut.hypothesis_logprobs)
+        return _finish(sequences, logprobs, rows(cut.scores), rows(cut.lengths), rows(cut.ended), self.options)
 
-class _Finished:
-    """The K best finished hypotheses of every input, best first; empty places score -inf."""
+    def _with_running(self, which: Tensor) -> "_BeamSearch":
+        """Only the candidates `which` (B, K) go on."""
+        return replace(
+            self,
+            newest=self.newest.gather(1, which),
+            parents=self.parents.gather(1, which),
+            sequences=_pick(self.sequences, which),
+            logprobs=_pick(self.logprobs, which),
+            sums=self.sums.gather(1, which),
+        )
 
-    def __init__(self, beams: _Beams):
-        self.sequences, self.logprobs = beams.sequences.clone(), beams.logprobs.clone()
-        # in double, as the reference compares them
-        self.scores = torch.full_like(beams.scores, _NEVER, dtype=torch.float64)
-        self.lengths = torch.zeros_like(beams.scores, dtype=torch.long)
-        self.ended = torch.zeros_like(beams.scores, dtype=torch.bool)
-
-    def add(self, beams: _Beams, length: int, length_penalty: float, which: Tensor, ended: bool) -> None:
-        """Let `beams`, those of them that `which` (B, M) marks, take the place of worse hypotheses."""
-        if not which.any():
-            return
-        new = (beams.scores.double() / length**length_penalty).where(which, _NEVER)
+    def _with_finished(self, which: Tensor, ended: bool) -> "_BeamSearch":
+        """The running sequences that `which` (B, M) marks take the place of worse hypotheses."""
+        new = (self.sums.double() / self.powers.gather(1, self.generated[:, None])).where(which, _NEVER)
         scores = torch.cat([self.scores, new], dim=1)
         # stable, so that of equal ones the earlier stays
         order = scores.argsort(dim=1, descending=True, stable=True)[:, : self.scores.shape[1]]
-        self.scores = scores.gather(1, order)
-        self.sequences = _pick(torch.cat([self.sequences, beams.sequences], dim=1), order)
-        self.logprobs = _pick(torch.cat([self.logprobs, beams.logprobs], dim=1), order)
-        lengths = torch.cat([self.lengths, torch.full_like(new, length, dtype=torch.long)], dim=1)
-        self.lengths = lengths.gather(1, order)
-        self.ended = torch.cat([self.ended, torch.full_like(which, ended)], dim=1).gather(1, order)
+        lengths = torch.cat([self.lengths, self.generated[:, None].expand_as(which)], dim=1)
+        return replace(
+            self,
+            scores=scores.gather(1, order),
+            hypotheses=_pick(torch.cat([self.hypotheses, self.sequences], dim=1), order),
+            hypothesis_logprobs=_pick(torch.cat([self.hypothesis_logprobs, self.logprobs], dim=1), order),
+            lengths=lengths.gather(1, order),
+            ended=torch.cat([self.ended, torch.full_like(which, ended)], dim=1).gather(1, order),
+        )
 
-    def is_done(self, best_running: Tensor, length: int, options: GenerationOptions) -> Tensor:
-        """Which inputs (B,) need no further step, given the best candidate's sum (B,) at this length."""
+    def _is_done(self, best_running: Tensor) -> Tensor:
+        """Which inputs (B,) need no further step, given the sum (B,) of their best candidate."""
         worst = self.scores[:, -1]
         full = worst > _NEVER
+        options = self.options
         if options.early_stopping is True:
             return full
+        length = self.generated
         if options.early_stopping == "never" and options.length_penalty > 0:
-            length = options.max_new_tokens  # the length at which a longer hypothesis would score best
-        attainable: Tensor = best_running.double() / length**options.length_penalty
-        return full & (worst >= attainable)
-
-    def best(self, options: GenerationOptions) -> Generation:
-        def rows(values: Tensor) -> Tensor:
-            return values[:, : options.num_return_sequences].flatten(0, 1)
-
-        sequences, logprobs = rows(self.sequences), rows(self.logprobs)
-        return _finish(sequences, logprobs, rows(self.scores), rows(self.lengths), rows(self.ended), options)
+            length = torch.full_like(length, options.max_new_tokens)  # where a longer hypothesis would score best
+        return full & (worst >= best_running.double() / self.powers.gather(1, length[:, None])[:, 0])
 
 
 def _pick(values: Tensor, which: Tensor) -> Tensor:
     """(B, M, T), (B, M') -> (B, M', T)"""
     return values.gather(1, which[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def _append(values: Tensor, position: Tensor, new: Tensor) -> Tensor:
+    """`values` (B, M, T), at `position` (B,) of its last dimension `new` (B, M); in place."""
+    return values.scatter_(2, position[:, None, None].expand(*new.shape, 1), new[:, :, None])
 
 
 def _finish(

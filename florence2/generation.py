@@ -37,4 +37,6 @@ def generate(
     with torch.inference_mode():
         cache = model.start_cache(memory, options.num_beams, options.max_new_tokens, memory_mask)
         step = (packed_decoder(model) or model).step
-        return search(lambda newest: step(newest, cache), cache.reorder, len(memory), options, ids, memory.device)
+        return search(
+            lambda newest: step(newest, cache), cache.reorder, len(memory), options, ids, memory.device, cache.keep
+        )

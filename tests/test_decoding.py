@@ -10,18 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence2.decoding import (
-    ForcedId,
-    Generation,
-    GenerationOptions,
-    MinNewTokens,
-    NoRepeatNgram,
-    RepetitionPenalty,
-    SpecialIds,
-    logit_rules,
-    search,
-)
+from florence2.decoding import Generation, GenerationOptions, SpecialIds, logit_rules, search
 from florence2.errors import OptionError
+from florence2.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty
 from tests.slow_search import Table, beam_search, greedy, log_softmax
 
 START, END, PAD = 0, 1, 2
@@ -50,7 +41,7 @@ def markov(logits: Any) -> Table:
     return lambda ids: list(logits[ids[-1]])
 
 
-def run(tables: list[Table], options: GenerationOptions, ids: SpecialIds = IDS) -> Generation:
+def run(tables: list[Table], options: GenerationOptions, ids: SpecialIds = IDS, with_keep: bool = True) -> Generation:
     """Search over tables, one per input, remembering what every beam has said, as a model's cache would."""
     K = options.num_beams
     past: list[list[list[int]]] = [[[] for _ in range(K)] for _ in tables]
@@ -67,7 +58,11 @@ def run(tables: list[Table], options: GenerationOptions, ids: SpecialIds = IDS) 
         for b in range(len(tables)):
             past[b] = [past[b][int(k)] for k in parents[b]]
 
-    return search(step, reorder, len(tables), options, ids)
+    def keep(rows: Tensor) -> None:
+        past[:], tables[:] = [past[b] for b in rows], [tables[b] for b in rows]
+
+    tables = list(tables)
+    return search(step, reorder, len(tables), options, ids, keep=keep if with_keep else None)
 
 
 def strip(row: Tensor, length: int) -> list[int]:
@@ -268,49 +263,6 @@ def test_padding_ids_that_the_model_writes_are_no_padding() -> None:
     assert found.sequences.tolist() == [[START, PAD, 3, END]] and found.lengths.tolist() == [3]
 
 
-# ---- rules ---------------------------------------------------------------------------------------------------------
-
-
-def test_no_repeat_ngram_bans_only_what_would_repeat() -> None:
-    sequences = torch.tensor([[5, 6, 7, 5, 6], [5, 6, 7, 6, 5], [6, 5, 6, 5, 6]])
-    banned = NoRepeatNgram(3)(torch.zeros(3, 9), sequences) == -math.inf
-    assert [row.nonzero().flatten().tolist() for row in banned] == [[7], [], [5]]
-    # a second window with the same beginning must not free what the first has banned
-    twice = torch.tensor([[5, 6, 7, 5, 6, 8, 5, 6]])
-    assert (NoRepeatNgram(3)(torch.zeros(1, 9), twice) == -math.inf).nonzero()[:, 1].tolist() == [7, 8]
-
-
-@pytest.mark.parametrize(("size", "length", "banned"), [(3, 2, []), (3, 3, [4]), (2, 1, []), (2, 2, [4]), (1, 1, [4])])
-def test_no_repeat_ngram_at_its_edges(size: int, length: int, banned: list[int]) -> None:
-    """The rule begins as soon as one whole n-gram is there, and not before."""
-    sequences = torch.full((1, length), 4)
-    scores = NoRepeatNgram(size)(torch.zeros(1, 6), sequences)
-    assert (scores == -math.inf).nonzero()[:, 1].tolist() == banned
-
-
-def test_repetition_penalty_divides_positive_and_multiplies_negative_scores_once() -> None:
-    scores = torch.tensor([[2.0, -2.0, 3.0, -3.0]])
-    penalised = RepetitionPenalty(2.0)(scores, torch.tensor([[0, 1, 0, 0]]))
-    assert penalised.tolist() == [[1.0, -4.0, 3.0, -3.0]]
-
-
-def test_min_new_tokens_counts_generated_ids_only() -> None:
-    rule = MinNewTokens(2, END)
-    assert [
-        bool(rule(torch.zeros(1, 4), torch.zeros(1, t, dtype=torch.long))[0, END] == -math.inf) for t in (1, 2, 3)
-    ] == [
-        True,
-        True,
-        False,
-    ]
-
-
-def test_forced_ids_leave_nothing_else() -> None:
-    forced = ForcedId(3, generated=1)(torch.ones(1, 5), torch.zeros(1, 2, dtype=torch.long))
-    assert forced.tolist() == [[-math.inf, -math.inf, -math.inf, 0.0, -math.inf]]
-    assert ForcedId(3, generated=1)(torch.ones(1, 5), torch.zeros(1, 3, dtype=torch.long)).tolist() == [[1.0] * 5]
-
-
 def test_rules_stand_in_the_reference_order() -> None:
     options = GenerationOptions(repetition_penalty=1.1, min_new_tokens=2)
     kinds = [type(rule) for rule in logit_rules(options, SpecialIds())]
@@ -384,3 +336,15 @@ def test_greedy_with_a_negative_penalty() -> None:
 def test_unknown_settings_of_a_checkpoint_are_refused() -> None:
     with pytest.raises(OptionError, match="Unknown generation settings: beams"):
         GenerationOptions.from_checkpoint({"beams": 3})
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_leaving_out_what_is_done_changes_nothing(changes: dict[str, Any]) -> None:
+    """Nine inputs that end at different lengths, with and without being left out when they are done."""
+    tables = [markov(np.random.default_rng(seed).normal(0, 2, (7, 7)).tolist()) for seed in range(9)]
+    options = replace(PLAIN, **{"max_new_tokens": 12, **changes})
+    kept, left_out = (run(tables, options, with_keep=with_keep) for with_keep in (False, True))
+    assert kept.sequences.tolist() == left_out.sequences.tolist()
+    assert kept.sequence_scores.tolist() == left_out.sequence_scores.tolist()
+    assert kept.lengths.tolist() == left_out.lengths.tolist() and kept.finish_reasons == left_out.finish_reasons
+    assert torch.equal(kept.token_logprobs, left_out.token_logprobs)

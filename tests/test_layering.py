@@ -11,8 +11,8 @@ import florence2
 PACKAGE = Path(florence2.__file__).parent
 READING_ORDER = """
     errors files strict_json config presets coordinates tasks image tokenizer trace attention linear shortcuts davit
-    projection bart model packed decoding generation drawing answers layouts tensors checkpoint processor hub pipeline
-    batch sinks cli __main__
+    projection bart model packed rules decoding generation drawing answers layouts tensors checkpoint processor hub
+    pipeline batch sinks cli __main__
 """.split()
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {
@@ -62,7 +62,11 @@ def test_one_place_each(name: str, allowed: set[str]) -> None:
 
 
 def test_decoding_knows_no_model() -> None:
-    assert {name for name in imports("decoding") if name.startswith("florence2.")} == {"florence2.errors"}
+    assert {name for name in imports("decoding") if name.startswith("florence2.")} == {
+        "florence2.errors",
+        "florence2.rules",
+    }
+    assert not {name for name in imports("rules") if name.startswith("florence2.")}
 
 
 def test_the_core_imports_no_folder() -> None:

@@ -1,0 +1,103 @@
+"""The rules of the logits: each changes the scores of the next id by what a sequence holds so far.
+
+Dimensions: R sequences, L ids that each has room for, V vocabulary. A rule is called with `scores` (R, V), which it
+may change in place and returns; `sequences` (R, L) long, padded beyond what is written; and `generated` (R,) long,
+how many ids each has after its start id. What `applies` says depends on the number of ids alone, so that the same
+operations serve every step at which the same rules apply.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_NEVER = float("-inf")
+
+
+class Rule(Protocol):
+    """What every rule is."""
+
+    def applies(self, generated: int) -> bool:
+        """Whether the rule has a say when `generated` ids are there."""
+        ...
+
+    def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
+        """The changed scores."""
+        ...
+
+
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """Scores of ids that occurred already are divided by `penalty`, negative ones multiplied (CTRL, section 4.1)."""
+
+    penalty: float
+
+    def applies(self, generated: int) -> bool:
+        """At every step: the start id counts."""
+        return generated >= 0
+
+    def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
+        # what is not written yet is taken for the start id, which occurred
+        past = torch.where(_positions(sequences) <= generated[:, None], sequences, sequences[:, :1])
+        seen = scores.gather(1, past)
+        return scores.scatter_(1, past, torch.where(seen < 0, seen * self.penalty, seen / self.penalty))
+
+
+@dataclass(frozen=True)
+class NoRepeatNgram:
+    """An id is impossible when it would complete an n-gram that occurred already. The start id counts as an id."""
+
+    size: int
+
+    def applies(self, generated: int) -> bool:
+        """As soon as there is one n-gram."""
+        return 1 + generated >= self.size
+
+    def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
+        n = self.size
+        windows = sequences.unfold(1, n, 1)  # (R, L - n + 1, n): every n-gram, those of padding too
+        written = _positions(sequences)[n - 1 :] <= generated[:, None]  # by the position of the n-gram's last id
+        newest = generated[:, None] + torch.arange(2 - n, 1, device=scores.device)  # (R, n - 1) positions
+        present = sequences.gather(1, newest)  # (R, n - 1): what the next id would complete
+        repeats = (windows[:, :, :-1] == present[:, None]).all(dim=-1) & written
+        # the smaller of its score and -inf (a repeat) or +inf (none): no id is freed again by a second window
+        bans = torch.where(repeats, _NEVER, -_NEVER).to(scores.dtype)
+        return scores.scatter_reduce_(1, windows[:, :, -1], bans, "amin")
+
+
+@dataclass(frozen=True)
+class MinNewTokens:
+    """The end id is impossible until `least` ids have been generated."""
+
+    least: int
+    end: int
+
+    def applies(self, generated: int) -> bool:
+        """Until there are enough."""
+        return generated < self.least
+
+    def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:  # noqa: ARG002
+        scores[:, self.end] = _NEVER
+        return scores
+
+
+@dataclass(frozen=True)
+class ForcedId:
+    """When `generated` ids have been generated, the next is `id`, with log-probability 0."""
+
+    id: int
+    generated: int
+
+    def applies(self, generated: int) -> bool:
+        """At one step alone."""
+        return generated == self.generated
+
+    def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:  # noqa: ARG002
+        scores.fill_(_NEVER)
+        scores[:, self.id] = 0.0
+        return scores
+
+
+def _positions(sequences: Tensor) -> Tensor:
+    return torch.arange(sequences.shape[1], device=sequences.device)
