@@ -325,7 +325,7 @@ class _BeamSearch(SearchState):
         """2·K candidates are compared; of those that end the first K may finish, of the others K go on."""
         B, K = self.newest.shape
         scores = self._apply_rules(logits.log_softmax(dim=-1), self.sequences.flatten(0, 1), n).view(B, K, -1)
-        sums, flat = (scores + self.sums[:, :, None]).flatten(1).topk(2 * K)  # (B, 2·K), best first
+        sums, flat = _top((scores + self.sums[:, :, None]).flatten(1), 2 * K)  # (B, 2·K), best first
         parents, tokens = flat // scores.shape[2], flat % scores.shape[2]
         generated = self.generated + 1
         candidates = replace(
@@ -391,6 +391,26 @@ class _BeamSearch(SearchState):
         if options.early_stopping == "never" and options.length_penalty > 0:
             length = torch.full_like(length, options.max_new_tokens)  # where a longer hypothesis would score best
         return full & (worst >= best_running.double() / self.powers.gather(1, length[:, None])[:, 0])
+
+
+_BLOCK = 256
+
+
+def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`values.topk(k)` of each row (B, N), looking only into the k blocks with the largest maxima.
+
+    On a CPU topk goes through a row one by one: 2 ms of a step of 14 for three beams of base, 0.04 ms this way.
+    """
+    whole = values.shape[1] // _BLOCK * _BLOCK
+    if whole <= k * _BLOCK:
+        return values.topk(k)
+    maxima = values[:, :whole].unflatten(1, (-1, _BLOCK)).amax(dim=-1)
+    blocks = maxima.topk(k).indices.sort().values  # of equal values the first is found, as without blocks
+    near = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=values.device)).flatten(1)
+    rest = torch.arange(whole, values.shape[1], device=values.device).expand(len(values), -1)
+    places = torch.cat([near, rest], dim=1)
+    best, which = values.gather(1, places).topk(k)
+    return best, places.gather(1, which)
 
 
 def _pick(values: Tensor, which: Tensor) -> Tensor:

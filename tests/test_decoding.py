@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence2.decoding import Generation, GenerationOptions, SpecialIds, logit_rules, search
+from florence2.decoding import Generation, GenerationOptions, SpecialIds, _top, logit_rules, search
 from florence2.errors import OptionError
 from florence2.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty
 from tests.slow_search import Table, beam_search, greedy, log_softmax
@@ -348,3 +348,15 @@ def test_leaving_out_what_is_done_changes_nothing(changes: dict[str, Any]) -> No
     assert kept.sequence_scores.tolist() == left_out.sequence_scores.tolist()
     assert kept.lengths.tolist() == left_out.lengths.tolist() and kept.finish_reasons == left_out.finish_reasons
     assert torch.equal(kept.token_logprobs, left_out.token_logprobs)
+
+
+@pytest.mark.parametrize("size", [5, 256, 257, 2000, 51289 * 3])
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_the_best_of_all_by_blocks(size: int, k: int) -> None:
+    values = torch.randn(2, max(size, k), generator=torch.Generator().manual_seed(size + k))
+    values[0, ::3] = -math.inf
+    if k < size // 2:
+        values[1, -1], values[1, 1] = 9.0, 8.0
+    best, places = _top(values, k)
+    assert torch.equal(best, values.topk(k).values) and torch.equal(values.gather(1, places), best)
+    assert all(len(set(row)) == k for row in places.tolist())
