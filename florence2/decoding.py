@@ -404,7 +404,7 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     whole = values.shape[1] // _BLOCK * _BLOCK
     if whole <= k * _BLOCK:
         return values.topk(k)
-    maxima = values[:, :whole].unflatten(1, (-1, _BLOCK)).amax(dim=-1)
+    maxima = values[:, :whole].view(len(values), -1, _BLOCK).amax(dim=-1)
     blocks = maxima.topk(k).indices.sort().values  # of equal values the first is found, as without blocks
     near = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=values.device)).flatten(1)
     rest = torch.arange(whole, values.shape[1], device=values.device).expand(len(values), -1)

@@ -20,6 +20,7 @@ from florence2.errors import CheckpointError, Florence2Error, OptionError, Promp
 from florence2.generation import generate
 from florence2.hub import DEFAULT_MODEL, resolve
 from florence2.image import ImageInput, image_to_tensor, open_image
+from florence2.memory import generation_bytes, how_many_fit
 from florence2.model import Florence2Model
 from florence2.processor import Processor, TaskText, input_to_text
 from florence2.tasks import check_prompt, find_task
@@ -115,9 +116,9 @@ class Florence2:
     ) -> list[Answer]:
         """Answer many requests, (task, picture) or (task, picture, input) each; tasks may be mixed.
 
-        Every answer has the tokens that it has alone. `batch_size` is how many are computed at once; a picture that
-        occurs several times is encoded once. Raises like `run`: for any bad prompt before anything is computed, for a
-        bad picture when its turn comes.
+        Every answer has the tokens that it has alone. `batch_size` is how many are computed at once, fewer where memory
+        would not suffice; a picture that occurs several times is encoded once. Raises like `run`: for any bad prompt
+        before anything is computed, for a bad picture when its turn comes.
         """
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -204,12 +205,15 @@ class Florence2:
             self.processor.prompt(request[0], given, picture.size)
             for request, given, picture in zip(requests, inputs, pictures, strict=True)
         ]
-        generation = self._generate(pictures, prompts, options)
-        rows = options.num_return_sequences
-        answers = []
-        for i, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
-            found = [self._read(generation, row, request[0], picture.size) for row in range(i * rows, (i + 1) * rows)]
-            answers.append(replace(found[0], alternatives=tuple(found[1:])))
+        length = pictures[0].features.shape[1] + max(map(len, prompts))
+        each = generation_bytes(self.model.config, options, length, self.model.dtype)
+        at_once = how_many_fit(each, self.model.device)
+        answers: list[Answer] = []
+        for start in range(0, len(requests), at_once):  # a batch that does not fit is split
+            part = slice(start, start + at_once)
+            generation = self._generate(pictures[part], prompts[part], options)
+            for i, (request, picture) in enumerate(zip(requests[part], pictures[part], strict=True)):
+                answers.append(self._read(generation, i, request[0], picture.size, options.num_return_sequences))
         return answers
 
     def _encode(self, pictures: Sequence[Image.Image]) -> list[EncodedImage]:
@@ -247,16 +251,21 @@ class Florence2:
         memory_mask = None if padding is None else self.model.memory_mask(features, padding)
         return generate(self.model, memory, options, memory_mask)
 
-    def _read(self, generation: Generation, row: int, task: str, size: tuple[int, int]) -> Answer:
-        length = int(generation.lengths[row])
-        return self.processor.answer(
-            task,
-            image_size=size,
-            token_ids=generation.sequences[row, : 1 + length],
-            token_logprobs=generation.token_logprobs[row, :length],
-            sequence_score=float(generation.sequence_scores[row]),
-            finish_reason=generation.finish_reasons[row],
-        )
+    def _read(self, generation: Generation, index: int, task: str, size: tuple[int, int], alternatives: int) -> Answer:
+        """The best answer to one request, with the others of its `alternatives` rows."""
+        found = []
+        for row in range(index * alternatives, (index + 1) * alternatives):
+            length = int(generation.lengths[row])
+            answer = self.processor.answer(
+                task,
+                image_size=size,
+                token_ids=generation.sequences[row, : 1 + length],
+                token_logprobs=generation.token_logprobs[row, :length],
+                sequence_score=float(generation.sequence_scores[row]),
+                finish_reason=generation.finish_reasons[row],
+            )
+            found.append(answer)
+        return replace(found[0], alternatives=tuple(found[1:]))
 
 
 def load(
