@@ -72,7 +72,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """`embeddings` (B, T, D), `memory` (B, S, D), `memory_mask` (B, S) bool -> (B, T, D)."""
         mask = None if memory_mask is None else memory_mask[:, None, None, :]
-        x = self.embed(embeddings, 0)
+        x = self.embed(embeddings, self.embed_positions(0, embeddings.shape[1]))
         for i, layer in enumerate(self.layers):
             inner = scope(trace, f"layers.{i}")
             x = layer(x, _attend_causally(scope(inner, "self_attn")), _attend_to(memory, mask, inner), inner)
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
 
     def step(self, embeddings: Tensor, cache: "DecoderCache", trace: Trace | None = None) -> Tensor:
         """One token for each of K beams: `embeddings` (B·K, 1, D) -> (B·K, 1, D). The cache grows by one position."""
-        x = self.embed(embeddings, cache.length)
+        x = self.embed(embeddings, cache.embed_position(self.embed_positions))
         cache.advance()
         for i, layer in enumerate(self.layers):
             inner = scope(trace, f"layers.{i}")
@@ -89,9 +89,9 @@ class Decoder(nn.Module):
             x = record(trace, f"layers.{i}", x)
         return x
 
-    def embed(self, embeddings: Tensor, start: int) -> Tensor:
-        """Token embeddings (B, T, D) that begin at position `start` -> input of the first layer."""
-        x = embeddings * self.scale + self.embed_positions(start, embeddings.shape[1])
+    def embed(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings of tokens (B, T, D) and of their positions (T, D) -> input of the first layer."""
+        x = embeddings * self.scale + positions
         return F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
 
 
@@ -257,6 +257,11 @@ class DecoderCache:
         """Let beam k continue beam `parents[b, k]`: (B, K) long."""
         if self.beams > 1:
             self.ancestry = self.ancestry.gather(1, parents[:, :, None].expand_as(self.ancestry))
+
+    def embed_position(self, table: Positions) -> Tensor:
+        """The embedding (1, D) of the position that `advance` opens next."""
+        embedding: Tensor = table(self.length, 1)
+        return embedding
 
     def keep(self, rows: Tensor) -> None:
         """Only the pictures `rows` (B',) go on."""

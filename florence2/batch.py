@@ -3,7 +3,8 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ from florence2.answers import Answer
 from florence2.decoding import GenerationOptions
 from florence2.errors import Florence2Error, ImageError
 from florence2.image import picture_suffixes
-from florence2.pipeline import Cascade, Detail, EncodedImage, Florence2, Request
+from florence2.pipeline import Cascade, Detail, EncodedImage, Florence2, PreparedImage, Request
 from florence2.processor import TaskText
 from florence2.tasks import find_task
 
@@ -120,15 +121,20 @@ def answer_pictures(
 ) -> Iterator[Row]:
     """Rows for every picture and question whose key `done` does not hold, `batch_size` pictures at once.
 
-    A picture is encoded once for all its questions. What is wrong with one picture costs only its own rows.
+    A picture is encoded once for all its questions, and read while the pictures before it are being answered. What is
+    wrong with one picture costs only its own rows.
     """
-    for start in range(0, len(sources), batch_size):
-        work = []
-        for source in sources[start : start + batch_size]:
-            left = [question for question in questions if Row(source, question).key not in done]
-            encoded = _encode(model, source) if left else None
-            work += [_Work(source, question, encoded) for question in left]
-        yield from _answer_together(model, work, options)
+    left = {source: [question for question in questions if Row(source, question).key not in done] for source in sources}
+    waiting = [source for source in sources if left[source]]
+    batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
+    with ThreadPoolExecutor(1) as reader:
+        reading = [reader.submit(_prepare, model, batch) for batch in batches[:1]]
+        for i, batch in enumerate(batches):
+            prepared = reading.pop().result()
+            reading = [reader.submit(_prepare, model, following) for following in batches[i + 1 : i + 2]]
+            encoded = _encode(model, prepared)
+            work = [_Work(source, question, encoded[source]) for source in batch for question in left[source]]
+            yield from _answer_together(model, work, options)
 
 
 @dataclass(frozen=True)
@@ -137,20 +143,35 @@ class _Work:
 
     source: Source
     question: Question
-    encoded: EncodedImage | str | None
+    encoded: EncodedImage | str
 
 
-def _encode(model: Florence2, source: Source) -> EncodedImage | str:
+def _prepare(model: Florence2, sources: Sequence[Source]) -> dict[Source, PreparedImage | str]:
+    """Every picture read, or the sentence that says why it cannot be."""
+
+    def prepare(source: Source) -> PreparedImage | str:
+        try:
+            return model.prepare_image(source.data)
+        except Florence2Error as error:
+            return str(error)
+
+    return {source: prepare(source) for source in sources}
+
+
+def _encode(model: Florence2, prepared: Mapping[Source, PreparedImage | str]) -> dict[Source, EncodedImage | str]:
+    """Every picture that could be read, encoded."""
+    good = {source: image for source, image in prepared.items() if isinstance(image, PreparedImage)}
     try:
-        return model.encode_image(source.data)
-    except Florence2Error as error:
-        return str(error)
+        found = dict(zip(good, model.encode_images(list(good.values())), strict=True))
+    except Florence2Error as error:  # of the checkpoint's picture size, and so the same for all
+        return {source: str(error) for source in prepared}
+    return {source: image if isinstance(image, str) else found[source] for source, image in prepared.items()}
 
 
 def _answer_together(model: Florence2, work: Sequence[_Work], options: GenerationOptions) -> Iterator[Row]:
     """All plain tasks as one batch; when that is refused, one by one, so that only the culprit fails."""
     plain = [w for w in work if isinstance(w.encoded, EncodedImage) and w.question.task != CASCADE]
-    requests: list[Request] = [(w.question.task, w.encoded, w.question.text) for w in plain]  # type: ignore[misc]
+    requests: list[Request] = [(w.question.task, w.encoded, w.question.text) for w in plain]
     answers: dict[int, Answer] = {}
     try:
         found = model.run_batch(requests, options=options, batch_size=max(1, len(requests)))

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence2.attention import AttentionKind
-from florence2.bart import DecoderCache, LanguageModel
+from florence2.bart import Attention, Decoder, DecoderCache, DecoderLayer, LanguageModel, Positions
 from florence2.config import Florence2Config
 from florence2.davit import DaViT
+from florence2.linear import Linear
 from florence2.projection import Projection
+from florence2.shortcuts import may_bypass
 from florence2.trace import Trace, record, scope
 
 IGNORED_LABEL = -100
@@ -130,3 +132,19 @@ class Florence2Model(nn.Module):
     def _logits(self, hidden: Tensor, trace: Trace | None) -> Tensor:
         logits = F.linear(hidden, self.language_model.shared.weight, self.final_logits_bias[0])
         return record(trace, "logits", logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
+_DECODING_PARTS = frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList))
+
+
+def decodes_as_built(model: Florence2Model) -> bool:
+    """Whether `step` may be replaced by a faster way to the same numbers: nothing in it is hooked or changed.
+
+    Not with `attention="eager"` either: whoever asks for that wants the specification.
+    """
+    text = model.language_model
+    if type(model) is not Florence2Model or type(text) is not LanguageModel:
+        return False
+    if any(part.attention == "eager" for part in text.decoder.modules() if isinstance(part, Attention)):
+        return False
+    return may_bypass(text.decoder, _DECODING_PARTS) and may_bypass(text.shared, frozenset((nn.Embedding,)))

@@ -11,13 +11,11 @@ import weakref
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from florence2.attention import attend
-from florence2.bart import Attention, Decoder, DecoderCache, DecoderLayer, LanguageModel, Positions
-from florence2.linear import Linear
-from florence2.model import Florence2Model
-from florence2.shortcuts import may_bypass
+from florence2.bart import DecoderCache, DecoderLayer
+from florence2.model import Florence2Model, decodes_as_built
 
 _ROWS = 8  # the number of rows that oneDNN arranges the weights for; others are almost as fast
 
@@ -56,12 +54,13 @@ class PackedDecoder:
         decoder = model.language_model.decoder
         self.embedding = model.language_model.shared.weight
         self.head = PackedLinear(self.embedding, model.final_logits_bias[0])
-        self.embed = decoder.embed
+        self.embed, self.positions = decoder.embed, decoder.embed_positions
         self.layers = [_PackedLayer(layer) for layer in decoder.layers if isinstance(layer, DecoderLayer)]
 
     def step(self, ids: Tensor, cache: DecoderCache) -> Tensor:
         """The newest id of every beam (B·K,) -> logits (B·K, V) of the next, as `Florence2Model.step`."""
-        x = self.embed(F.embedding(ids, self.embedding)[:, None], cache.length)[:, 0]  # (B·K, D)
+        positions = cache.embed_position(self.positions)
+        x = self.embed(F.embedding(ids, self.embedding)[:, None], positions)[:, 0]  # (B·K, D)
         cache.advance()
         K = cache.beams
         for i, layer in enumerate(self.layers):
@@ -83,7 +82,6 @@ def _join_heads(mixed: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-_PARTS = frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList))
 _lock = threading.Lock()
 _made: "weakref.WeakKeyDictionary[Florence2Model, tuple[list[int], PackedDecoder]]" = weakref.WeakKeyDictionary()
 
@@ -91,7 +89,12 @@ _made: "weakref.WeakKeyDictionary[Florence2Model, tuple[list[int], PackedDecoder
 def packed_decoder(model: Florence2Model) -> PackedDecoder | None:
     """The packed decoder of `model`, made anew when a weight has changed; None where it cannot or need not be used."""
     with _lock:
-        if not _may_stand_for(model):
+        if (
+            model.device.type != "cpu"
+            or model.dtype != torch.float32
+            or not _is_available()
+            or not decodes_as_built(model)
+        ):
             _made.pop(model, None)
             return None
         text = model.language_model
@@ -101,18 +104,6 @@ def packed_decoder(model: Florence2Model) -> PackedDecoder | None:
         if known is None or known[0] != state:
             known = _made[model] = (state, PackedDecoder(model))
         return known[1]
-
-
-def _may_stand_for(model: Florence2Model) -> bool:
-    text = model.language_model
-    if not _is_available() or model.device.type != "cpu" or model.dtype != torch.float32:
-        return False
-    if type(model) is not Florence2Model or type(text) is not LanguageModel:
-        return False
-    # whoever asks for the written-out attention wants the specification
-    if any(part.attention == "eager" for part in text.decoder.modules() if isinstance(part, Attention)):
-        return False
-    return may_bypass(text.decoder, _PARTS) and may_bypass(text.shared, frozenset((nn.Embedding,)))
 
 
 def _fingerprint(weight: Tensor) -> int:

@@ -31,6 +31,17 @@ _CAPTIONS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detai
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """A picture read and resized, which any thread can do while the model is at work on others.
+
+    `pixel_values` (1, 3, H, W); `size` is (width, height) of the upright picture in pixels.
+    """
+
+    pixel_values: Tensor
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class EncodedImage:
     """A picture after the vision tower, the expensive part; every task on it may start from here.
 
@@ -90,7 +101,24 @@ class Florence2:
 
     def encode_image(self, image: ImageInput) -> EncodedImage:
         """Run the vision tower on a picture (see `open_image`), once for all tasks to come."""
-        return self._encode([open_image(image)])[0]
+        return self.encode_images([self.prepare_image(image)])[0]
+
+    def prepare_image(self, image: ImageInput) -> PreparedImage:
+        """Read and resize a picture (see `open_image`) for `encode_images`."""
+        opened = open_image(image)
+        return PreparedImage(image_to_tensor(opened, self.processor.image_config), opened.size)
+
+    def encode_images(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """Run the vision tower on several pictures."""
+        # A batch saves time where launching work is what costs; on a CPU it only costs memory.
+        at_once = 1 if self.model.device.type == "cpu" else max(1, len(images))
+        encoded = []
+        for start in range(0, len(images), at_once):
+            part = images[start : start + at_once]
+            with torch.no_grad():
+                features = self.model.encode_image(torch.cat([image.pixel_values for image in part]))
+            encoded += [EncodedImage(row[None], image.size) for row, image in zip(features, part, strict=True)]
+        return encoded
 
     def run(
         self,
@@ -216,18 +244,6 @@ class Florence2:
                 answers.append(self._read(generation, i, request[0], picture.size, options.num_return_sequences))
         return answers
 
-    def _encode(self, pictures: Sequence[Image.Image]) -> list[EncodedImage]:
-        # A batch through the vision tower saves time where launching work is what costs; on a CPU it only costs memory.
-        at_once = 1 if self.model.device.type == "cpu" else max(1, len(pictures))
-        encoded = []
-        for start in range(0, len(pictures), at_once):
-            part = pictures[start : start + at_once]
-            pixel_values = torch.cat([image_to_tensor(picture, self.processor.image_config) for picture in part])
-            with torch.no_grad():
-                features = self.model.encode_image(pixel_values)
-            encoded += [EncodedImage(row[None], picture.size) for row, picture in zip(features, part, strict=True)]
-        return encoded
-
     def _generate(
         self, pictures: Sequence[EncodedImage], prompts: Sequence[list[int]], options: GenerationOptions
     ) -> Generation:
@@ -341,8 +357,9 @@ class _EncodeOnce:
         """The next requests' pictures, encoded."""
         new = {_key(picture): picture for picture in pictures if _key(picture) not in self.encoded}
         ready = {key: picture for key, picture in new.items() if isinstance(picture, EncodedImage)}
-        opened = {key: open_image(picture) for key, picture in new.items() if not isinstance(picture, EncodedImage)}
-        self.encoded |= ready | dict(zip(opened, self.model._encode(list(opened.values())), strict=True))
+        others = {key: picture for key, picture in new.items() if not isinstance(picture, EncodedImage)}
+        prepared = [self.model.prepare_image(picture) for picture in others.values()]
+        self.encoded |= ready | dict(zip(others, self.model.encode_images(prepared), strict=True))
         found = [self.encoded[_key(picture)] for picture in pictures]
         for picture in pictures:
             key = _key(picture)

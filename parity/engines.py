@@ -86,21 +86,29 @@ class Engine(Protocol):
 
 
 def run_clocks(engine: Engine, spec: Spec) -> Clocks:
-    """Every clock `repeats` times after one run that does not count."""
+    """Every clock `repeats` times after one run that does not count; those of many answers once, when all is warm."""
     import torch
 
     clocks = Clocks(engine.name)
     jpegs = [Path(name).read_bytes() for name in spec.jpegs]
     task, jpeg, tokens = TASKS[0], jpegs[0], spec.tokens
 
-    def measure(name: str, work: Callable[[], Any], per: int = 1) -> Any:
+    def measure(name: str, work: Callable[[], Any]) -> Any:
         result = work()
         for _ in range(spec.repeats):
             synchronise(spec.device)
             start = time.perf_counter()
             work()
             synchronise(spec.device)
-            clocks.seconds.setdefault(name, []).append((time.perf_counter() - start) / per)
+            clocks.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return result
+
+    def measure_once(name: str, work: Callable[[], Any], per: int = 1) -> Any:
+        synchronise(spec.device)
+        start = time.perf_counter()
+        result = work()
+        synchronise(spec.device)
+        clocks.seconds[name] = [(time.perf_counter() - start) / per]
         return result
 
     with torch.inference_mode():
@@ -114,10 +122,10 @@ def run_clocks(engine: Engine, spec: Spec) -> Clocks:
         clocks.tokens.append(measure("long answer", lambda: engine.decode(memory, tokens)))
         steady = zip(clocks.seconds.pop("long answer"), clocks.seconds.pop("short answer"), strict=True)
         clocks.seconds["decode step"] = [(long - short) / (tokens - FEW) for long, short in steady]
-        clocks.tokens += measure("four tasks, one picture", lambda: engine.tasks(jpeg, TASKS, tokens))
+        clocks.tokens += measure_once("four tasks, one picture", lambda: engine.tasks(jpeg, TASKS, tokens))
         if len(jpegs) > 1:
             name = f"batch of {len(jpegs)}, a picture"
-            clocks.tokens += measure(name, lambda: engine.batch(jpegs, task, tokens), per=len(jpegs))
+            clocks.tokens += measure_once(name, lambda: engine.batch(jpegs, task, tokens), per=len(jpegs))
     clocks.image_tokens = features.shape[1]
     return clocks
 
@@ -328,6 +336,9 @@ def _peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # the other figure is never below that of the process which started this one
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

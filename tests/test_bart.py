@@ -140,7 +140,9 @@ def test_without_layers_a_stack_is_its_embedding(little: TextConfig, scaled: boo
     x, memory = torch.randn(2, 5, 12, dtype=torch.float64), torch.randn(2, 3, 12, dtype=torch.float64)
     assert plain.equal(model.encoder(x), embedded(x, model.encoder))
     assert plain.equal(model.decoder(x, memory), embedded(x, model.decoder, scale))
-    assert plain.equal(model.decoder.embed(x, 3), embedded(x, model.decoder, scale, start=3))
+    assert plain.equal(
+        model.decoder.embed(x, model.decoder.embed_positions(3, x.shape[1])), embedded(x, model.decoder, scale, start=3)
+    )
 
 
 def test_encoder_layer_from_its_weights(little: TextConfig) -> None:
