@@ -15,7 +15,7 @@ from florence2.errors import Florence2Error
 from florence2.hub import NAMES, resolve
 from florence2.model import Florence2Model
 from florence2.tasks import TASKS
-from parity import bench
+from parity import bench, scaling
 from parity.cases import PICTURES, base_shape, shapes
 from parity.compare import Work, compare_checkpoint, compare_shape, compare_text
 from parity.machine import describe_machine
@@ -31,6 +31,8 @@ def main() -> int:
     """Compare, print the table, write it; 1 when anything differs."""
     if sys.argv[1:2] == ["bench"]:
         return bench.main(sys.argv[2:])
+    if sys.argv[1:2] == ["scaling"]:
+        return scaling.main(sys.argv[2:])
     options = _parser().parse_args()
     code = _find_code(options)
     rows: list[Row] = []
@@ -53,7 +55,9 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m parity", description=__doc__, epilog="`python -m parity bench` measures speed."
+        prog="python -m parity",
+        description=__doc__,
+        epilog="`bench` and `scaling` measure speed.",
     )
     parser.add_argument("--reference", choices=("native", "remote"), default="native")
     parser.add_argument("--code", type=Path, metavar="DIR", help="the .py files of the remote code; they will run here")

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from florence2 import linear as module
 from florence2.linear import Linear, linear
 
 
@@ -38,7 +37,6 @@ def test_gradients_flow() -> None:
     assert layer.weight.grad is not None
 
 
-@pytest.mark.skipif(not module._ONEDNN, reason="this torch is built without oneDNN, so there is one way only")
 def test_the_convolution_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
     convolve = F.conv2d

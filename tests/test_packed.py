@@ -15,8 +15,6 @@ from florence2.packed import packed_decoder
 from parity.cases import shapes
 from parity.recipe import make_model
 
-pytestmark = pytest.mark.skipif(not packed._is_available(), reason="this torch has no packed products")
-
 
 @pytest.fixture
 def model() -> Florence2Model:
