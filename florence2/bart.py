@@ -31,7 +31,8 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: TextConfig, attention: AttentionKind = "sdpa"):
         super().__init__()
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        # read as an input, padding is a constant that is not learnt, as in the reference
+        self.shared = nn.Embedding(config.vocab_size, config.d_model, padding_idx=config.pad_token_id)
         self.encoder = Encoder(config, attention)
         self.decoder = Decoder(config, attention)
 

@@ -1,6 +1,6 @@
 """A folder or file <-> a model: verified loading, saving, conversion between layouts, random initialisation.
 
-The one place of the package that renames tensors between the two layouts, by the rules of `layouts`.
+Tensors are renamed between the two layouts by the rules of `layouts`.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from florence2.adapters import merge_adapter
 from florence2.attention import AttentionKind
 from florence2.config import Florence2Config, Layout, config_to_json, read_config
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
@@ -203,6 +204,11 @@ def save_checkpoint(
     settings are not the model's to write; `copy_companions` brings them. Raises CheckpointError when the layout or
     the type has no place for a value; then nothing is written.
     """
+    if model.lm_head is not None:
+        raise CheckpointError(
+            "An adapter has changed the output projection, which both layouts share with the token embedding, so this "
+            "model cannot be written; give the adapter whenever the model is loaded."
+        )
     dtype = dtype or model.dtype
     config = _with_vocabulary_of(layout, model.config)
     weights: dict[str, Tensor] = {}
@@ -262,14 +268,17 @@ def convert_checkpoint(
     layout: Layout = "microsoft",
     dtype: torch.dtype | None = None,
     allow_pickle: bool = False,
+    adapter: Path | None = None,
 ) -> None:
-    """Read a checkpoint of any kind and write it to `folder` as safetensors in `layout`.
+    """Read a checkpoint of any kind and write it to `folder` as safetensors in `layout`, with `adapter` merged.
 
     `dtype` None keeps the stored type. The tokenizer and preprocessor settings beside the source come along.
     """
     _refuse_existing(folder)
     files = find_weights(source, allow_pickle)
     model = load_model(source, dtype=dtype or stored_dtype(files), allow_pickle=allow_pickle)
+    if adapter is not None:
+        merge_adapter(model, adapter)
     save_checkpoint(model, folder, layout)
     copy_companions(checkpoint_folder(source), folder)
     if layout != model.config.layout and (folder / "tokenizer.json").is_file():

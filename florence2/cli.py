@@ -25,7 +25,8 @@ from florence2.checkpoint import (
 )
 from florence2.decoding import GenerationOptions
 from florence2.errors import Florence2Error, PromptError
-from florence2.hub import DEFAULT_MODEL, NAMES, download, resolve
+from florence2.extras import EXTRAS, run_extra
+from florence2.hub import DEFAULT_MODEL, NAMES, download, resolve, resolve_adapter
 from florence2.pipeline import DTYPES, Florence2, load
 from florence2.presets import preset
 from florence2.processor import TaskText, input_to_text
@@ -41,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # None where the shell closed them
         if hasattr(stream, "reconfigure"):  # a label the terminal cannot show must not end the run
             stream.reconfigure(errors="backslashreplace")
-    options = build_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words and words[0] in EXTRAS:
+            return run_extra(words[0], words[1:])
+        options = build_parser().parse_args(words)
         code: int = options.command(options)
         print(end="", flush=True)
         return code
@@ -68,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_init(commands)
     _add_info(commands)
+    for name, extra in EXTRAS.items():  # listed here; each has a grammar of its own
+        commands.add_parser(name, help=f"{extra.help} (florence2[{extra.extra}])", add_help=False)
     return parser
 
 
@@ -109,6 +115,7 @@ def _add_work_options(command: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, help=f"{known}, OWNER/NAME, a folder or a file ({DEFAULT_MODEL})"
     )
     command.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    command.add_argument("--adapter", metavar="DIR", help="a LoRA adapter for the model, a folder or OWNER/NAME")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     command.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="type of the weights (auto)")
     command.add_argument(
@@ -139,6 +146,7 @@ def _add_convert(commands: Any) -> None:
     command.add_argument("folder", type=Path, help="where to write")
     command.add_argument("--layout", choices=("microsoft", "native"), default="microsoft")
     command.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights (as stored)")
+    command.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge, a folder or OWNER/NAME")
     _add_pickle(command)
     command.set_defaults(command=_convert)
 
@@ -195,13 +203,15 @@ def _work(options: argparse.Namespace, pictures: Sequence[str], questions: Seque
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """What every answer of a run depends on beside picture and question."""
-    model = (
-        options.model
-        if options.model in NAMES or not Path(options.model).exists()
-        else str(Path(options.model).absolute())
-    )
     names = ("revision", "dtype", "attention", "beams", "max_new_tokens")
-    return {"model": model} | {name: getattr(options, name) for name in names}
+    model = options.model if options.model in NAMES else _absolute(options.model)
+    adapter = _absolute(options.adapter) if options.adapter else None
+    return {"model": model, "adapter": adapter} | {name: getattr(options, name) for name in names}
+
+
+def _absolute(name: str) -> str:
+    """A path that exists, whole; a name on the Hub as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _answer(
@@ -214,6 +224,7 @@ def _answer(
         revision=options.revision,
         attention=options.attention,
         allow_pickle=options.allow_pickle,
+        adapter=options.adapter,
     )
     search = _search_options(model, options)
     console = Console(options.json, headings=len(sources) * len(questions) > 1)
@@ -302,7 +313,8 @@ def _download(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     source = resolve(options.source, allow_pickle=options.allow_pickle)
     dtype = DTYPES[options.dtype] if options.dtype else None
-    convert_checkpoint(source, options.folder, options.layout, dtype, options.allow_pickle)
+    adapter = resolve_adapter(options.adapter) if options.adapter else None
+    convert_checkpoint(source, options.folder, options.layout, dtype, options.allow_pickle, adapter)
     print(options.folder)
     return 0
 

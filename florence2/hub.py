@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from florence2.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from florence2.checkpoint import COMPANIONS
 from florence2.errors import CheckpointError, HubError
 from florence2.tensors import SAFETENSORS, find_weights
@@ -48,6 +49,31 @@ def resolve(
             f"{text!r} is no existing path, none of the names {', '.join(NAMES)}, and not of the form OWNER/NAME."
         )
     return _find_in_cache(text, revision, allow_pickle) or download(text, revision, local_files_only, allow_pickle)
+
+
+def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False) -> Path:
+    """A folder or Hub id of a LoRA adapter -> its folder.
+
+    A path that exists is never looked up elsewhere, and an adapter that the Hub's cache holds is taken from there.
+    Raises HubError with the remedy.
+    """
+    text = os.fspath(name)
+    if text and _exists(text):
+        return Path(text)
+    if not _HUB_ID.fullmatch(text):
+        raise HubError(f"The adapter {text!r} is no existing folder and not of the form OWNER/NAME.")
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+    cached = all(_is_cached(text, file, None) for file in files)
+    if not cached and (local_files_only or constants.HF_HUB_OFFLINE):
+        raise HubError(f"The adapter {text} is not in the local cache, and this run is offline; give a local folder.")
+    try:
+        return Path(huggingface_hub.snapshot_download(text, allow_patterns=files, local_files_only=cached))
+    except Exception as error:  # noqa: BLE001  as in `download`
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise HubError(f"The adapter {text} cannot be fetched ({reason}); check the name, or give a folder.") from None
 
 
 def _exists(text: str) -> bool:

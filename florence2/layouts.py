@@ -2,7 +2,7 @@
 
 Our names are the native ones without the leading "model.". A rule is a pair of templates; each key of a checkpoint
 matches exactly one rule, in either direction, and the rules serve whatever hangs below a module as well
-(`...qkv.weight`, `...qkv.lora_A.weight`). In this package only `checkpoint.py` uses this.
+(`...qkv.weight`, `...qkv.lora_A.weight`). In this package only `checkpoint.py` and `adapters.py` use this.
 """
 
 import re

@@ -4,6 +4,8 @@ Florence-2 (Xiao et al., CVPR 2024, https://arxiv.org/abs/2311.06242). Parameter
 belongs to that call, so one model serves many threads.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,8 @@ class Florence2Model(nn.Module):
     """The network, without anything that knows pictures, text or files.
 
     Module paths are those of transformers' native layout without its leading "model.". The token embedding is one
-    tensor, `language_model.shared.weight`, used for prompt, answer and output projection.
+    tensor, `language_model.shared.weight`, used for prompt, answer and output projection, unless a LoRA adapter has
+    given the last a weight of its own, `lm_head.weight`.
     """
 
     final_logits_bias: Tensor
@@ -36,6 +39,7 @@ class Florence2Model(nn.Module):
         self.vision_tower = DaViT(config.vision, attention)
         self.multi_modal_projector = Projection(config.vision)
         self.language_model = LanguageModel(config.text, attention)
+        self.lm_head: Head | None = None
         self.register_buffer("final_logits_bias", torch.zeros(1, config.text.vocab_size))
 
     @property
@@ -47,6 +51,11 @@ class Florence2Model(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.language_model.shared.weight.device
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output projection (V, D)."""
+        return self.language_model.shared.weight if self.lm_head is None else self.lm_head.weight
 
     def encode_image(self, pixel_values: Tensor, trace: Trace | None = None) -> Tensor:
         """Pixels (B, 3, H, W), normalised -> image tokens (B, N, D).
@@ -117,21 +126,42 @@ class Florence2Model(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy of `labels` (B, T) under teacher forcing, a scalar.
 
-        `pixel_values` (B, 3, H, W); `input_ids` and `attention_mask` (B, S) as in `encode`. Labels of -100 are not
+        `pixel_values` (B, 3, H, W); the rest as in `answer_loss`.
+        """
+        return self.answer_loss(self.encode_image(pixel_values), input_ids, labels, attention_mask)
+
+    def answer_loss(
+        self,
+        image_features: Tensor,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> Tensor:
+        """Cross-entropy of `labels` (B, T) on pictures that are encoded already, a scalar.
+
+        `image_features` (B, N, D); `input_ids` and `attention_mask` (B, S) as in `encode`. Labels of -100 are not
         counted. The decoder reads the labels shifted right behind the start id, with padding in place of -100.
         """
         text = self.config.text
-        features = self.encode_image(pixel_values)
-        memory = self.encode(features, input_ids, attention_mask)
-        mask = None if attention_mask is None else self.memory_mask(features, attention_mask)
+        memory = self.encode(image_features, input_ids, attention_mask)
+        mask = None if attention_mask is None else self.memory_mask(image_features, attention_mask)
         shifted = F.pad(labels[:, :-1], (1, 0), value=text.decoder_start_token_id)
         shifted = shifted.masked_fill(shifted == IGNORED_LABEL, text.pad_token_id)
         logits = self.decode(shifted, memory, mask)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction)
 
     def _logits(self, hidden: Tensor, trace: Trace | None) -> Tensor:
-        logits = F.linear(hidden, self.language_model.shared.weight, self.final_logits_bias[0])
+        logits = F.linear(hidden, self.output_weight, self.final_logits_bias[0])
         return record(trace, "logits", logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
+class Head(nn.Module):
+    """The weight of an output projection (V, D) that is not the token embedding."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
 
 
 _DECODING_PARTS = frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList))

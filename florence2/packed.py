@@ -53,7 +53,7 @@ class PackedDecoder:
     def __init__(self, model: Florence2Model):
         decoder = model.language_model.decoder
         self.embedding = model.language_model.shared.weight
-        self.head = PackedLinear(self.embedding, model.final_logits_bias[0])
+        self.head = PackedLinear(model.output_weight, model.final_logits_bias[0])
         self.embed, self.positions = decoder.embed, decoder.embed_positions
         self.layers = [_PackedLayer(layer) for layer in decoder.layers if isinstance(layer, DecoderLayer)]
 
@@ -98,7 +98,8 @@ def packed_decoder(model: Florence2Model) -> PackedDecoder | None:
             _made.pop(model, None)
             return None
         text = model.language_model
-        weights = [*text.decoder.parameters(), text.shared.weight, model.final_logits_bias]
+        head = [] if model.lm_head is None else [model.lm_head.weight]
+        weights = [*text.decoder.parameters(), text.shared.weight, *head, model.final_logits_bias]
         state = [number for weight in weights for number in (weight.data_ptr(), _fingerprint(weight))]
         known = _made.get(model)
         if known is None or known[0] != state:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from florence2.adapters import merge_adapter
 from florence2.answers import Answer, Box
 from florence2.attention import AttentionKind
 from florence2.checkpoint import checkpoint_folder, load_model
@@ -18,7 +19,7 @@ from florence2.coordinates import bins_to_tokens, quantize
 from florence2.decoding import Generation, GenerationOptions
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError
 from florence2.generation import generate
-from florence2.hub import DEFAULT_MODEL, resolve
+from florence2.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.image import ImageInput, image_to_tensor, open_image
 from florence2.memory import generation_bytes, how_many_fit
 from florence2.model import Florence2Model
@@ -293,17 +294,20 @@ def load(
     local_files_only: bool = False,
     attention: AttentionKind = "sdpa",
     allow_pickle: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Florence2:
     """A checkpoint by short name ("base"), Hub id, folder or weight file -> a Florence2 that answers.
 
     A path never touches the network; a name is fetched once (see `hub.download`), at `revision` if given, or not at
     all with `local_files_only`. `device` "auto" takes CUDA, then Apple's MPS, then the CPU; `dtype` "auto" is
     float32 on a CPU and float16, in which the published weights are stored, elsewhere. `allow_pickle` permits
-    weights that exist only as a `.bin`. Raises a Florence2Error that says what is wrong and what to do.
+    weights that exist only as a `.bin`. `adapter` is the folder or Hub id of a LoRA adapter, which is merged into the
+    weights (see `merge_adapter`). Raises a Florence2Error that says what is wrong and what to do.
     """
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     path = resolve(name, revision, local_files_only, allow_pickle)
+    adapter_folder = None if adapter is None else resolve_adapter(adapter, local_files_only)
     problems: list[Florence2Error] = []
     try:
         processor = Processor.from_folder(checkpoint_folder(path))
@@ -313,6 +317,8 @@ def load(
         model = load_model(
             path, device=chosen_device, dtype=chosen_dtype, attention=attention, allow_pickle=allow_pickle
         )
+        if adapter_folder is not None:
+            merge_adapter(model, adapter_folder)
     except Florence2Error as error:
         problems.append(error)
     if problems:

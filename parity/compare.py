@@ -20,6 +20,7 @@ from florence2.model import Florence2Model
 from florence2.tasks import TASKS, build_sentence, split_prompt
 from florence2.tokenizer import FlorenceTokenizer
 from parity.cases import PICTURES, PIXEL_PICTURES, PROMPTS, SETTINGS, Shape, random_text
+from parity.gradients import compare_gradients, make_batch
 from parity.recipe import make_checkpoint, make_picture
 from parity.references import Reference, Remote
 from parity.report import Row, largest_difference
@@ -38,6 +39,8 @@ class Work:
     prompts: Sequence[str] = tuple(PROMPTS)
     pictures: Sequence[Any] = tuple(PICTURES)
     settings: Sequence[dict[str, Any]] = tuple(SETTINGS)
+    training_side: int = 768
+    """Pictures are cut to this many pixels a side where gradients are compared, which keep every layer in memory."""
 
 
 def compare_shape(group: str, shape: Shape, make_reference: MakeReference, work: Work) -> Iterator[Row]:
@@ -54,7 +57,7 @@ def compare_checkpoint(
     """Numbers in float64, where only a wrong formula makes a difference; tokens in float32, as people use it.
 
     (In float64 too the native loss, and the logits of the remote code, pass through float32 once: their tolerances
-    are those of that rounding.)
+    are those of that rounding, and so are those of the gradients.)
     """
     pixels = [_pixel_values(picture, folder) for picture in work.pictures]
     tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
@@ -63,8 +66,12 @@ def compare_checkpoint(
     reference = make_reference(folder, ours, torch.float64)
     subject = f"{subject} / {reference.name}"
     yield from _compare_numbers(group, subject, ours, reference, pixels, prompts)
+    cut = [values[..., : work.training_side, : work.training_side] for values in pixels]
+    batch = make_batch(cut, prompts, padded=not reference.attends_to_padding)
+    yield from compare_gradients(group, subject, ours, reference, batch)
     ours = load_model(folder)
     reference = make_reference(folder, ours, torch.float32)
+    yield from compare_gradients(group, subject, ours, reference, batch)
     yield from _compare_search(group, subject, ours, reference, pixels, prompts, work.settings)
 
 

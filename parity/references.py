@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from florence2.config import read_config
+from florence2.config import Layout, read_config
 from florence2.decoding import GenerationOptions
 from florence2.model import Florence2Model
 
@@ -23,6 +23,12 @@ class Reference(Protocol):
     """What every reference can be asked. `ids` are a prompt's, a list of int; pixel_values (1, 3, H, W)."""
 
     name: str
+    model: Any
+    """Its module, outside training."""
+    layout: Layout
+    """By whose names its parameters go."""
+    attends_to_padding: bool
+    """Whether a padded prompt changes what the model computes."""
 
     def pixels(self, image: Image.Image) -> Tensor:
         """An RGB picture -> pixel_values."""
@@ -42,6 +48,10 @@ class Reference(Protocol):
 
     def loss(self, pixel_values: Tensor, ids: Sequence[int], labels: Sequence[int]) -> float:
         """The training loss."""
+        ...
+
+    def batch_loss(self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> Tensor:
+        """The training loss of a padded batch, arguments as of `Florence2Model.loss`, with its graph."""
         ...
 
     def generate(
@@ -70,6 +80,9 @@ class Native:
     embedding has more are made impossible.
     """
 
+    layout: Layout = "native"
+    attends_to_padding = False
+
     def __init__(self, folder: Path, ours: Florence2Model, dtype: torch.dtype):
         from transformers import Florence2ForConditionalGeneration
 
@@ -84,8 +97,9 @@ class Native:
         known = ours.final_logits_bias.shape[1]
         bias = torch.full((head.weight.shape[0],), _NEVER_CHOSEN, dtype=dtype)
         bias[:known] = ours.final_logits_bias[0].to(dtype)
-        head.bias = nn.Parameter(bias)
+        head.bias = nn.Parameter(bias, requires_grad=False)
         self.known = known
+        self.grid_size = ours.config.vision.grid_size
 
     def pixels(self, image: Image.Image) -> Tensor:
         from transformers import AutoImageProcessor
@@ -110,6 +124,17 @@ class Native:
 
     def loss(self, pixel_values: Tensor, ids: Sequence[int], labels: Sequence[int]) -> float:
         return float(self._forward(pixel_values, ids, labels=torch.tensor([labels])).loss)
+
+    def batch_loss(self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> Tensor:
+        places = self._image_places(pixel_values)
+        output = self.model(
+            input_ids=torch.cat([places, input_ids], dim=1),
+            attention_mask=torch.cat([torch.ones_like(places), attention_mask], dim=1),
+            pixel_values=pixel_values.to(self.dtype),
+            labels=labels,
+        )
+        loss: Tensor = output.loss
+        return loss
 
     def generate(
         self, pixel_values: Tensor, ids: Sequence[int], options: GenerationOptions
@@ -143,8 +168,12 @@ class Native:
         return self._fast
 
     def _with_image(self, pixel_values: Tensor, ids: Sequence[int]) -> Tensor:
-        tokens = self.features(pixel_values).shape[1]
-        return torch.tensor([[self.model.config.image_token_id] * tokens + list(ids)])
+        return torch.cat([self._image_places(pixel_values), torch.tensor([ids])], dim=1)
+
+    def _image_places(self, pixel_values: Tensor) -> Tensor:
+        """The ids (B, N) for which the image tokens are put: the mean over the grid, and its positions."""
+        rows, columns = self.grid_size(*pixel_values.shape[-2:])
+        return torch.full((len(pixel_values), 1 + rows * columns), self.model.config.image_token_id)
 
     def _forward(self, pixel_values: Tensor, ids: Sequence[int], **others: Any) -> Any:
         input_ids = self._with_image(pixel_values, ids)
@@ -162,6 +191,9 @@ class Remote:
     That code runs on this machine; it is the caller who says where it is. It needs transformers 4.41 to 4.49, timm
     and einops.
     """
+
+    layout: Layout = "microsoft"
+    attends_to_padding = True
 
     def __init__(self, folder: Path, code: Path, dtype: torch.dtype):
         from transformers import AutoModelForCausalLM, AutoProcessor
@@ -196,6 +228,12 @@ class Remote:
 
     def loss(self, pixel_values: Tensor, ids: Sequence[int], labels: Sequence[int]) -> float:
         return float(self._forward(pixel_values, ids, labels=torch.tensor([labels])).loss)
+
+    def batch_loss(self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> Tensor:
+        assert attention_mask.all(), "this code attends to padding"
+        output = self.model(input_ids=input_ids, pixel_values=pixel_values.to(self.dtype), labels=labels)
+        loss: Tensor = output.loss
+        return loss
 
     def generate(
         self, pixel_values: Tensor, ids: Sequence[int], options: GenerationOptions

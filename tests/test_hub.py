@@ -1,5 +1,6 @@
 """Names -> files, against a local server that speaks the Hub's protocol; each case in a process of its own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import florence2
 from florence2.hub import NAMES
 from tests.hub_server import COMMIT, Hub, serve
 
@@ -172,3 +174,31 @@ def test_sharded_repositories(user: User, hub: Hub, repository: Path, picture_fi
 
 def test_names_are_the_published_repositories() -> None:
     assert {name: f"microsoft/Florence-2-{name}" for name in NAMES} == NAMES
+
+
+def test_an_adapter_is_fetched_once_and_then_found_offline(small_folder: Path, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    published.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (published / "adapter_config.json").write_text(json.dumps(settings))
+    path, model = "language_model.encoder.layers.0.fc1", florence2.load(small_folder).model
+    rows, columns = model.get_submodule(path).weight.shape
+    matrices = {f"{path}.lora_A.weight": torch.ones(2, columns), f"{path}.lora_B.weight": torch.ones(rows, 2)}
+    save_file(matrices, published / "adapter_model.safetensors")
+    (published / "optimizer.pt").write_bytes(b"this must never be fetched")
+    with serve(Hub({"someone/adapter": published})) as hub:
+        user = User(tmp_path / "home", hub.url)
+        convert = ["convert", str(small_folder), "--adapter"]
+        done = user.types(*convert, "someone/adapter", str(tmp_path / "a"))
+        assert done.returncode == 0, done.stderr
+        assert hub.fetched() == ["adapter_config.json", "adapter_model.safetensors"]
+        hub.requests.clear()
+        assert user.types(*convert, "someone/adapter", str(tmp_path / "b"), HF_HUB_OFFLINE="1").returncode == 0
+        assert user.types(*convert, str(published), str(tmp_path / "c")).returncode == 0
+        assert hub.requests == []
+        offline = user.types(*convert, "someone/other", str(tmp_path / "d"), HF_HUB_OFFLINE="1")
+        absent = user.types(*convert, "someone/other", str(tmp_path / "d"))
+    files = [tmp_path / name / "model.safetensors" for name in ("a", "b", "c")]
+    assert len({file.read_bytes() for file in [*files, small_folder / "model.safetensors"]}) == 2
+    assert offline.returncode == 2 and "someone/other is not in the local cache" in offline.stderr
+    assert absent.returncode == 2 and "The adapter someone/other cannot be fetched" in absent.stderr

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import florence2
 
-FOREIGN = ["transformers", "timm", "einops", "torchvision", "cv2", "flash_attn", "scipy", "pandas", "matplotlib"]
+FOREIGN = """
+    transformers timm einops torchvision cv2 flash_attn scipy pandas matplotlib accelerate peft pycocotools rapidfuzz
+""".split()
 
 
 def python(code: str, *arguments: str, cwd: Path | None = None) -> str:

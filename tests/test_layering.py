@@ -11,15 +11,15 @@ import florence2
 PACKAGE = Path(florence2.__file__).parent
 READING_ORDER = """
     errors files strict_json config presets coordinates tasks image tokenizer trace attention linear shortcuts davit
-    projection bart model packed rules decoding graphed memory generation drawing answers layouts tensors checkpoint
-    processor hub pipeline batch sinks cli __main__
+    projection bart model packed rules decoding graphed memory generation drawing answers layouts tensors adapters
+    checkpoint processor hub pipeline batch sinks extras cli __main__
 """.split()
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {
     "huggingface_hub": {"hub"},
     "safetensors": {"tensors"},
     "tokenizers": {"tokenizer"},
-    "layouts": {"checkpoint"},
+    "layouts": {"adapters", "checkpoint"},
 }
 """Who alone may import something: the network, the file format, the two layouts of names."""
 

@@ -1,0 +1,38 @@
+"""Commands that live in folders with dependencies of their own, found only when they are called."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from florence2.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Extra:
+    """One command of an extra: the module whose `main(arguments) -> exit code` runs it, and what installs it."""
+
+    module: str
+    extra: str
+    help: str
+
+
+EXTRAS: dict[str, Extra] = {
+    "train": Extra("florence2.train.command", "train", "fine-tune a checkpoint on pictures with questions and answers"),
+    "evaluate": Extra("florence2.train.evaluate_command", "train", "measure a checkpoint on questions with answers"),
+}
+
+
+def run_extra(name: str, arguments: Sequence[str]) -> int:
+    """Run the command `name` of EXTRAS. Raises OptionError when a package that it needs is not installed."""
+    found = EXTRAS[name]
+    try:
+        module = importlib.import_module(found.module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("florence2"):
+            raise
+        raise OptionError(
+            f"`florence2 {name}` needs the package {error.name}, which is not installed: "
+            f'pip install "florence2[{found.extra}]".'
+        ) from None
+    code: int = module.main(list(arguments))
+    return code

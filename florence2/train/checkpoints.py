@@ -1,0 +1,41 @@
+"""Where a run stands, on disk: written whole, read back to the bit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from florence2.errors import CheckpointError
+from florence2.files import written_whole
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """After `step` updates: the parameters that are trained, and the optimizer's state."""
+
+    step: int
+    parameters: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+
+
+def save_state(folder: Path, state: TrainState) -> None:
+    """Replace the state in `folder`; a kill in between leaves the old one."""
+    values = {"step": state.step, "parameters": state.parameters, "optimizer": state.optimizer}
+    with written_whole(folder / STATE) as path:
+        torch.save(values, path)
+
+
+def load_state(folder: Path) -> TrainState | None:
+    """The state that `folder` holds, None when there is none. Raises CheckpointError for a file that is not one."""
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    try:
+        return TrainState(**torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # noqa: BLE001  torch raises almost anything for a damaged file
+        raise CheckpointError(
+            f"{path} is not the state of a training run ({error}); remove it to start anew."
+        ) from None

@@ -1,0 +1,143 @@
+"""Examples -> batches of tensors, in an order that depends on the seed alone.
+
+A sample is one picture with one or more pairs of prompt and answer. The picture is encoded once for all its pairs;
+that changes nothing of loss or gradients, only their cost.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from florence2.errors import Florence2Error, PromptError
+from florence2.image import ImageInput
+from florence2.model import IGNORED_LABEL
+from florence2.processor import Processor
+from florence2.train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture, and (prefix, suffix) pairs: a prompt as a user writes it, and the text to be generated for it."""
+
+    image: ImageInput
+    pairs: tuple[tuple[str, str], ...]
+    name: str = ""
+
+
+class Samples(Protocol):
+    """What can be trained on: a list, or anything that makes its samples when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """P pictures with E pairs; `picture` (E,) says whose pair is which.
+
+    `pixel_values` (P, 3, H, W); `input_ids` and `attention_mask` (E, S), 0 in the mask at padding; `labels` (E, T),
+    -100 at padding: neither padding nor prompt is trained on.
+    """
+
+    pixel_values: Tensor
+    picture: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels count."""
+        return int((self.labels != IGNORED_LABEL).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def make_batch(samples: Sequence[Sample], processor: Processor, max_length: int) -> Batch:
+    """Samples -> Batch. Answers longer than `max_length` ids, the model's positions, are cut there and lose their end.
+
+    Raises PromptError for a prompt that the processor refuses, ImageError for a picture that cannot be read.
+    """
+    pad = processor.tokenizer.token_id("<pad>")
+    assert pad is not None
+    pixels, picture, prompts, labels = [], [], [], []
+    for number, sample in enumerate(samples):
+        with _naming(sample):
+            pixels.append(processor.image(sample.image))
+            for prefix, suffix in sample.pairs:
+                prompts.append(processor.prompt(prefix))
+                labels.append(processor.encode(suffix)[:max_length])
+                picture.append(number)
+    if not prompts:
+        raise PromptError("A batch without a single prompt has nothing to train on.")
+    input_ids = _pad(prompts, pad)
+    mask = _pad([[1] * len(ids) for ids in prompts], 0)
+    return Batch(torch.cat(pixels), torch.tensor(picture), input_ids, mask, _pad(labels, IGNORED_LABEL))
+
+
+@contextmanager
+def _naming(sample: Sample) -> Iterator[None]:
+    """Say which sample it is that cannot be used."""
+    try:
+        yield
+    except Florence2Error as error:
+        raise type(error)(f"{sample.name or 'a sample'}: {error}") from None
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+class StepData(Dataset[list[Batch]]):
+    """Item `step` is what one process computes in that update: its share of the pictures, as micro-batches.
+
+    Every epoch is shuffled anew from (seed, epoch), if it is; which samples a step sees depends on nothing else, so
+    training goes on anywhere without reading what came before, and several processes together see what one would.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        processor: Processor,
+        settings: TrainSettings,
+        max_length: int,
+        rank: int = 0,
+        processes: int = 1,
+    ):
+        if len(samples) < settings.batch:
+            raise PromptError(
+                f"{len(samples)} pictures are fewer than one batch of {settings.batch}; give more, or a smaller batch."
+            )
+        if settings.batch < processes:
+            raise PromptError(f"A batch of {settings.batch} pictures cannot be shared by {processes} processes.")
+        self.samples, self.processor, self.settings, self.max_length = samples, processor, settings, max_length
+        self.rank, self.processes = rank, processes
+
+    def __len__(self) -> int:
+        return self.settings.steps
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        chosen = [self.samples[i] for i in self.indices(step)[self.rank :: self.processes]]
+        size = self.settings.micro_batch or len(chosen)
+        return [make_batch(chosen[i : i + size], self.processor, self.max_length) for i in range(0, len(chosen), size)]
+
+    def indices(self, step: int) -> list[int]:
+        """The samples of a step, over all processes. A rest that fills no batch waits for the next epoch's shuffle."""
+        steps_per_epoch = len(self.samples) // self.settings.batch
+        epoch, offset = divmod(step, steps_per_epoch)
+        if epoch != getattr(self, "_epoch", None):
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            count = len(self.samples)
+            shuffled = self.settings.shuffle
+            self._order = torch.randperm(count, generator=generator) if shuffled else torch.arange(count)
+            self._epoch = epoch
+        start = offset * self.settings.batch
+        return self._order[start : start + self.settings.batch].tolist()

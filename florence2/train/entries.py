@@ -1,0 +1,122 @@
+"""What the readers of training data share: one question about one picture, and what is wrong with a file."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florence2.errors import Florence2Error
+from florence2.strict_json import shown
+from florence2.tasks import check_prompt
+from florence2.tokenizer import ADDED_TOKENS
+
+LISTED = 20
+"""How many problems of a file are told in words."""
+_MAX_PIXEL = 1e7
+_LOCATION_LIKE = re.compile(r"<\s*loc[^a-z<>][^<>]*>?", re.IGNORECASE)  # "<locale>" is a word
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_TOKENS = frozenset(ADDED_TOKENS)
+
+
+class DataError(Florence2Error):
+    """Training data cannot be read, or says what cannot be trained on."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One question about one picture, as a file has it; `place` says where, such as "line 3".
+
+    Raises DataError or PromptError for a prompt that no task reads, an empty answer, and location tokens that do not
+    exist.
+    """
+
+    image: Path
+    place: str
+    prefix: str
+    suffix: str
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prefix)
+        if not self.suffix.strip():
+            raise DataError(f"the answer to {shown(self.prefix)} is empty; write one, or leave the question out.")
+        check_text("prefix", self.prefix)
+        check_text("suffix", self.suffix)
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise DataError when `text`, called `name`, holds a location token that does not exist, or no Unicode."""
+    for found in _LOCATION_LIKE.findall(text):
+        if found not in _TOKENS:
+            raise DataError(f"{name} holds {found!r}; location tokens are <loc_0> to <loc_999>, written just so.")
+    if _HALF_CHARACTER.search(text):
+        raise DataError(f"{name} holds half a character, {shown(ascii(text))}; write the file as UTF-8.")
+
+
+def read_pixels(values: object, image_size: tuple[int, int]) -> list[float]:
+    """A JSON value -> coordinates x, y, x, y, ... in pixels, as it has them.
+
+    `image_size` is (width, height). Raises DataError unless they are numbers, in pairs, of which some part lies in
+    the picture; and for numbers that must be fractions of its sides.
+    """
+    numbers = read_numbers(values)
+    if not numbers or len(numbers) % 2:
+        raise DataError(f"coordinates come in pairs x, y, not {len(numbers)} numbers: {shown(values)}.")
+    if max(numbers) <= 1 and any(number != int(number) for number in numbers):
+        raise DataError(f"{shown(values)} look like fractions of the picture's sides; give pixels.")
+    for row, side in ((numbers[0::2], image_size[0]), (numbers[1::2], image_size[1])):
+        if max(row) < 0 or min(row) >= side:
+            width, height = image_size
+            raise DataError(f"{shown(values)} lies outside the picture of {width} x {height} pixels.")
+    return numbers
+
+
+def read_numbers(values: object) -> list[float]:
+    """A JSON value -> the numbers it lists. Raises DataError for anything else, and for absurd ones."""
+    rows: list[Any] = values if isinstance(values, list) else [None]
+    for value in rows:
+        if type(value) not in (int, float) or not -_MAX_PIXEL < value < _MAX_PIXEL:
+            raise DataError(f"coordinates must be a list of numbers in pixels, not {shown(values)}.")
+    return rows
+
+
+def read_text(values: dict[str, Any], key: str) -> str:
+    """The text under `key`. Raises DataError when there is none."""
+    if not isinstance(values.get(key), str):
+        found = f"{key} is {shown(values[key])}" if key in values else f"{key!r} is missing"
+        raise DataError(f"{found}; it must be a text.")
+    text: str = values[key]
+    return text
+
+
+class Problems:
+    """Collects what is wrong with one file, so that all of it is told at once."""
+
+    def __init__(self, path: Path):
+        self.path, self.count = path, 0
+        self.listed: list[str] = []
+
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Note the error that the block raises, and go on behind the block."""
+        try:
+            yield
+        except Florence2Error as error:
+            self.count += 1
+            if self.count <= LISTED:
+                self.listed.append(f"{place}: {error}")
+
+    def check(self) -> None:
+        """Raise DataError when there was anything: the first twenty, and how many there are."""
+        if self.count:
+            things = "1 problem" if self.count == 1 else f"{self.count:,} problems"
+            first = f", the first {LISTED}" if self.count > LISTED else ""
+            raise DataError("\n  ".join([f"{self.path} has {things}{first}:", *self.listed]))
+
+
+def check_choice(name: str, chosen: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raise DataError for something chosen that is not there to choose."""
+    for value in chosen:
+        if value not in allowed:
+            raise DataError(f"{name} {value!r} cannot be made from this file; choose from {', '.join(allowed)}.")

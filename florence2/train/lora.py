@@ -1,0 +1,127 @@
+"""LoRA: training a few low-rank matrices in place of the model's weights, through peft."""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from florence2.adapters import ADAPTER_WEIGHTS
+from florence2.errors import ConfigError
+from florence2.model import Florence2Model
+from florence2.tensors import write_safetensors
+from florence2.train.freeze import PARTS
+
+_ADAPTER = "default"  # peft's own name for the only adapter of a model
+_PREFIX = "base_model.model."  # with which peft wants the names in a file
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Which maps get matrices, and how large; checked when made.
+
+    `parts` are keys of `freeze.PARTS`: the language model alone, unless said otherwise. `targets` are names of modules
+    in them, the last word of their paths: "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2" in the language
+    model, "qkv", "proj", "fc1", "fc2" in the vision tower; none means every linear map. The learnt change counts
+    alpha / rank times, with `rslora` alpha / sqrt(rank) times. `dropout` is that of the matrices' input.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    parts: tuple[str, ...] = ("language",)
+    targets: tuple[str, ...] = ()
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, all of it in one sentence."""
+        problems = []
+        if self.rank < 1:
+            problems.append(f"rank is {self.rank}; it must be at least 1")
+        if not self.alpha > 0:
+            problems.append(f"alpha is {self.alpha}; it must be above 0")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown or not self.parts:
+            problems.append(f"parts are {', '.join(self.parts) or 'none'}; choose from {', '.join(PARTS)}")
+        if problems:
+            raise ConfigError("LoRA settings: " + "; ".join(problems) + ".")
+
+
+def add_lora(model: Florence2Model, settings: LoraSettings, seed: int = 0) -> None:
+    """Put LoRA matrices into `model`, in place; from then on they are all that has gradients.
+
+    The model answers as before until they have learnt something, for B begins with zeros and A is drawn from `seed`.
+    Raises ConfigError when peft is not installed, when the model has matrices already, or for a target that is no map
+    of the model, naming what is near.
+    """
+    peft = _import_peft()
+    if hasattr(model, "peft_config"):
+        raise ConfigError("The model has LoRA matrices already; load it anew to begin with others.")
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
+        target_modules=find_targets(model, settings),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, model, _ADAPTER)
+
+
+def find_targets(model: Florence2Model, settings: LoraSettings) -> list[str]:
+    """The paths of the maps that `settings` mean, in order. Raises ConfigError as `add_lora`."""
+    inside = tuple(f"{path}." for part in settings.parts for path in PARTS[part])
+    maps = {path: module for path, module in model.named_modules() if path.startswith(inside) and _can_learn(module)}
+    words = {_last_word(path) for path in maps}
+    linear = {_last_word(path) for path, module in maps.items() if isinstance(module, nn.Linear)}
+    problems = [_unknown(target, sorted(words)) for target in settings.targets if target not in words]
+    if problems or not linear:
+        raise ConfigError(
+            f"LoRA settings: in {', '.join(settings.parts)} there is {'; and '.join(problems) or 'no linear map'}."
+        )
+    return [path for path in maps if _last_word(path) in (settings.targets or linear)]
+
+
+def save_adapter(model: Florence2Model, folder: Path) -> None:
+    """Write the matrices of `add_lora` to `folder` as peft does: `adapter_config.json`, `adapter_model.safetensors`.
+
+    `florence2.load(..., adapter=folder)` merges them, and peft's `PeftModel.from_pretrained` takes them up.
+    """
+    peft = _import_peft()
+    if not hasattr(model, "peft_config"):
+        raise ConfigError("The model has no LoRA matrices to save; `add_lora` puts them in.")
+    configs: Any = model.peft_config
+    matrices: dict[str, Tensor] = peft.get_peft_model_state_dict(model, adapter_name=_ADAPTER)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / ADAPTER_WEIGHTS, {_PREFIX + name: matrix.cpu() for name, matrix in matrices.items()})
+    configs[_ADAPTER].save_pretrained(str(folder))
+
+
+def _can_learn(module: nn.Module) -> bool:
+    """Whether LoRA can be put into a module and merged again: not into convolutions of single channels."""
+    return isinstance(module, nn.Linear) or type(module) is nn.Conv2d
+
+
+def _unknown(target: str, known: Sequence[str]) -> str:
+    """The end of a sentence about a target that is none."""
+    near = difflib.get_close_matches(target, known, n=3, cutoff=0.5) or known
+    return f"no map {target!r}, but {', '.join(near) or 'none at all'}"
+
+
+def _last_word(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _import_peft() -> Any:
+    """By its name alone, so that type checking needs neither peft nor the transformers that it brings."""
+    try:
+        return importlib.import_module("peft")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'LoRA needs {error.name}, which is not installed: pip install "florence2[lora]".') from None

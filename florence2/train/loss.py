@@ -1,0 +1,19 @@
+"""The loss of a batch, as a module, so that what wraps modules (several processes, autocast) can wrap it."""
+
+from torch import Tensor, nn
+
+from florence2.model import Florence2Model
+from florence2.train.data import Batch
+
+
+class LossModule(nn.Module):
+    """Calls `Florence2Model.answer_loss` on a batch; every picture goes through the vision tower once."""
+
+    def __init__(self, model: Florence2Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum of the labels' cross-entropies, a scalar: divide by `batch.num_labels` for the mean."""
+        features = self.model.encode_image(batch.pixel_values)[batch.picture]  # (E, N, D)
+        return self.model.answer_loss(features, batch.input_ids, batch.labels, batch.attention_mask, reduction="sum")

@@ -1,0 +1,132 @@
+"""`python -m florence2.train.nano_report CHECKPOINT --out DIR`: the specimen's figures, curve and sheet of answers."""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from florence2.answers import Answer
+from florence2.pipeline import Florence2, load
+from florence2.sinks import Progress
+from florence2.train.exam import Exam, examine
+from florence2.train.metrics import Metrics
+from florence2.train.nano import HELD_OUT_SEED
+from florence2.train.scene_tasks import ask
+from florence2.train.scenes import make_scene
+
+HEADLINES: dict[str, str] = {
+    "<OD>": "f1",
+    "<CAPTION>": "named",
+    "<DETAILED_CAPTION>": "edit_similarity",
+    "<MORE_DETAILED_CAPTION>": "edit_similarity",
+    "<OCR>": "word_accuracy",
+    "<OCR_WITH_REGION>": "f1",
+    "<CAPTION_TO_PHRASE_GROUNDING>": "f1",
+    "<OPEN_VOCABULARY_DETECTION>": "f1",
+    "<DENSE_REGION_CAPTION>": "f1",
+    "<REGION_PROPOSAL>": "f1",
+    "<REGION_TO_CATEGORY>": "exact_match",
+    "<REGION_TO_DESCRIPTION>": "exact_match",
+    "<REGION_TO_OCR>": "exact_match",
+    "<REGION_TO_SEGMENTATION>": "miou",
+    "<REFERRING_EXPRESSION_SEGMENTATION>": "miou",
+}
+"""The one figure of each task that tells most."""
+_MEANINGS = {
+    "f1": "F1 at IoU 0.5, labels equal",
+    "named": "captions that name every thing with its colour, and nothing else",
+    "edit_similarity": "similarity by edits",
+    "word_accuracy": "words read",
+    "exact_match": "answers right to the letter",
+    "miou": "mean IoU of masks",
+}
+_SHEET: tuple[tuple[str, int], ...] = (
+    ("<OD>", 3),
+    ("<DENSE_REGION_CAPTION>", 11),
+    ("<OCR_WITH_REGION>", 8),
+    ("<REFERRING_EXPRESSION_SEGMENTATION>", 2),
+    ("<CAPTION>", 5),
+    ("<CAPTION_TO_PHRASE_GROUNDING>", 10),
+)
+_CELL = 340
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Examine the checkpoint with its own search settings; write `measured.md`, `answers.png` and `curve.png`."""
+    parser = argparse.ArgumentParser(prog="python -m florence2.train.nano_report", description=main.__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--log", type=Path, help="log.jsonl of the run, for the curve")
+    parser.add_argument("--scenes", type=int, default=500)
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    f = load(options.checkpoint)
+    if options.log:
+        plot_curves(options.log, options.out / "curve.png")
+    draw_sheet(f).save(options.out / "answers.png", optimize=True)
+    progress = Progress(options.scenes)
+    metrics = examine(f, Exam(HELD_OUT_SEED, options.scenes), progress=lambda done, _: progress.show(done))
+    progress.close()
+    table = format_table(metrics)
+    (options.out / "measured.md").write_text(table, encoding="utf-8")
+    print(table)
+    return 0
+
+
+def format_table(metrics: Mapping[str, Metrics]) -> str:
+    """Markdown: each task, how often it was asked, its figure, and what that is."""
+    rows = ["| task | asked | figure | of what |", "| --- | --- | --- | --- |"]
+    for task, name in HEADLINES.items():
+        values = metrics[task]
+        rows.append(f"| `{task}` | {values['count']:.0f} | {values[name]:.3f} | {_MEANINGS[name]} |")
+    return "\n".join(rows) + "\n"
+
+
+def plot_curves(log: Path, picture: Path) -> None:
+    """The loss, and each task's figure on scenes not trained on, over the updates."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    losses, exams = [r for r in rows if "loss" in r], [r for r in rows if "exam" in r]
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([row["step"] for row in losses], [row["loss"] for row in losses])
+    left.set(xlabel="update", ylabel="loss of a label", yscale="log", title="training")
+    for number, (task, name) in enumerate(HEADLINES.items()):
+        style = ("-", "--", ":")[number % 3]
+        points = [(row["step"], row["exam"][task][name]) for row in exams if task in row["exam"]]
+        right.plot(*zip(*points, strict=True), style, label=f"{task.strip('<>').lower()}: {name}")
+    right.set(xlabel="update", ylim=(0, 1), title="32 scenes not trained on, greedy")
+    right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(picture, dpi=110)
+
+
+def draw_sheet(f: Florence2) -> Image.Image:
+    """Six held-out scenes with the model's answers drawn or written below."""
+    sheet = Image.new("RGB", (3 * _CELL, 2 * (_CELL + 40)), "white")
+    for number, (task, index) in enumerate(_SHEET):
+        scene = make_scene(HELD_OUT_SEED, index)
+        asked = ask(task, scene, random.Random(index))
+        assert asked is not None, f"scene {index} has nothing to ask {task} about"
+        cell = draw_cell(f.run(asked.prefix, scene.image), scene.image, asked.prefix)
+        sheet.paste(cell, (number % 3 * _CELL, number // 3 * (_CELL + 40)))
+    return sheet
+
+
+def draw_cell(answer: Answer, image: Image.Image, prompt: str) -> Image.Image:
+    """One picture with its answer, the prompt below it, and the answer too where it is text."""
+    cell = Image.new("RGB", (_CELL, _CELL + 40), "white")
+    cell.paste(answer.draw(image), ((_CELL - image.width) // 2, (_CELL - 10 - image.height) // 2))
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(11)
+    words = [prompt] + ([str(answer)] if answer.kind == "text" else [])
+    for row, text in enumerate(words):
+        draw.text((6, _CELL - 6 + 16 * row), text[:64], fill="black", font=font)
+    return cell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""JSON Lines of `image`, `prefix`, `suffix`: a question about a picture in each line.
+
+In place of `suffix`, whose location tokens one would have to compute, a line may hold shapes in pixels of the upright
+picture:
+
+    {"image": "a.jpg", "prefix": "<OD>", "boxes": [{"label": "cup", "box": [10, 20, 110, 140]}]}
+    {"image": "a.jpg", "prefix": "<REGION_PROPOSAL>", "boxes": [{"box": [10, 20, 110, 140]}]}
+    {"image": "a.jpg", "prefix": "<OCR_WITH_REGION>", "quads": [{"label": "EXIT", "quad": [5, 5, 60, 8, 59, 30, 4, 7]}]}
+    {"image": "a.jpg", "prefix": "<REGION_TO_SEGMENTATION>", "region": [10, 20, 110, 140],
+     "polygons": [[12, 20, 108, 25, 60, 138]]}
+
+`region` is the box asked about; `polygons` are the outlines of one object. Boxes and quads keep the order they have.
+Other fields are left alone, and those that are null are as good as absent.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from florence2.coordinates import box_to_tokens
+from florence2.strict_json import shown
+from florence2.tasks import AnswerKind, find_task
+from florence2.train.entries import DataError, Entry, Problems, read_pixels, read_text
+from florence2.train.pictures import Pictures
+from florence2.train.targets import Size, boxes_target, polygons_target, quads_target
+
+
+def read_rows(path: Path, pictures: Pictures, problems: Problems) -> list[Entry]:
+    """Every line that is not empty -> Entry, in order; what is wrong goes to `problems` with the line's number."""
+    entries = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                place = f"line {number}"
+                with problems.at(place):
+                    entries.append(_read_row(_parse(line), place, pictures))
+    return entries
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"no JSON ({error}); write one object in each line.") from None
+    if not isinstance(values, dict):
+        raise DataError(f"must hold one JSON object, not {shown(values)}.")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _read_row(row: dict[str, Any], place: str, pictures: Pictures) -> Entry:
+    image = pictures.find(read_text(row, "image"))
+    prefix = read_text(row, "prefix")
+    if "region" in row:
+        prefix = _with_region(prefix, row["region"], pictures.size(image))
+    given = [key for key in ("suffix", *_SHAPES) if key in row]
+    if len(given) != 1:
+        found = f"{' and '.join(given)} are" if given else "none is"
+        raise DataError(f"one of suffix, {', '.join(_SHAPES)} says the answer, but {found} there.")
+    key = given[0]
+    suffix = read_text(row, key) if key == "suffix" else _build(key, row[key], prefix, pictures.size(image))
+    return Entry(image, place, prefix, suffix)
+
+
+def _with_region(prefix: str, region: object, image_size: Size) -> str:
+    task = find_task(prefix)
+    token = task.token if task and task.alias == prefix else prefix
+    return token + box_to_tokens(read_pixels(region, image_size), image_size)
+
+
+def _build(key: str, items: object, prefix: str, image_size: Size) -> str:
+    kinds, build = _SHAPES[key]
+    task = find_task(prefix)
+    if task is None or task.answer not in kinds:
+        raise DataError(f"{key} are no answer to {shown(prefix)}; give suffix, or another task.")
+    if not isinstance(items, list) or not items:
+        raise DataError(f"{key} is {shown(items)}; it must be a list with something in it.")
+    return build(items, image_size, task.answer)
+
+
+def _boxes(items: list[Any], image_size: Size, kind: AnswerKind) -> str:
+    bare = kind == "proposals"
+    return boxes_target([_labelled(item, "box", image_size, bare) for item in items], image_size)
+
+
+def _quads(items: list[Any], image_size: Size, kind: AnswerKind) -> str:  # noqa: ARG001
+    return quads_target([_labelled(item, "quad", image_size) for item in items], image_size)
+
+
+def _polygons(items: list[Any], image_size: Size, kind: AnswerKind) -> str:  # noqa: ARG001
+    return polygons_target([read_pixels(item, image_size) for item in items], image_size)
+
+
+def _labelled(item: Any, key: str, image_size: Size, bare: bool = False) -> tuple[str, list[float]]:
+    if not isinstance(item, dict) or key not in item:
+        raise DataError(f"{shown(item)} must be an object with {key!r}{'' if bare else ' and label'}.")
+    if bare and item.get("label"):
+        raise DataError(f"the label {shown(item['label'])} has no place: this task answers with bare boxes.")
+    label = "" if bare else read_text(item, "label").strip()
+    if not (label or bare):
+        raise DataError(f"the label of {key} {shown(item[key])} is empty; locations without a label are lost.")
+    return label, read_pixels(item[key], image_size)
+
+
+_SHAPES: dict[str, tuple[tuple[AnswerKind, ...], Callable[[list[Any], Size, AnswerKind], str]]] = {
+    "boxes": (("boxes", "proposals", "phrases", "boxes_or_polygons"), _boxes),
+    "quads": (("quads",), _quads),
+    "polygons": (("polygons",), _polygons),
+}
+"""What may stand in place of `suffix`: the kinds of answers it fits, and how it becomes text."""

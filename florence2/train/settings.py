@@ -1,0 +1,56 @@
+"""Everything a training run depends on, besides its data and the checkpoint it starts from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from florence2.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Checked when made; a run folder keeps them all in `settings.json`.
+
+    `steps` are updates of the weights; each sees `batch` pictures, over all processes together, in parts of at most
+    `micro_batch` pictures, whose gradients add up. The rate rises in a line from 0 over `warmup` steps and falls as a
+    half cosine to 0. `weight_decay` spares biases, norms and embeddings. `clip` bounds the norm of the gradient.
+    `precision` "bfloat16" is autocast: the weights stay float32. Every epoch is shuffled anew, without `shuffle` each
+    goes through the pictures in their own order.
+    """
+
+    steps: int = 1000
+    batch: int = 8
+    micro_batch: int | None = None
+    learning_rate: float = 1e-5
+    warmup: int = 100
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    seed: int = 0
+    freeze: tuple[str, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    shuffle: bool = True
+    save_every: int = 500
+    log_every: int = 10
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, all of it in one sentence."""
+        problems = [
+            f"{name} is {getattr(self, name)}; it must be at least {least}"
+            for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("save_every", 1), ("log_every", 1))
+            if getattr(self, name) < least
+        ]
+        problems += [
+            f"{name} is {getattr(self, name)}; it must be above 0"
+            for name in ("learning_rate", "clip")
+            if not getattr(self, name) > 0
+        ]
+        if self.micro_batch is not None and self.micro_batch < 1:
+            problems.append(f"micro_batch is {self.micro_batch}; it must be at least 1")
+        if self.workers < 0 or self.weight_decay < 0:
+            problems.append("workers and weight_decay must not be negative")
+        if self.precision not in ("float32", "bfloat16"):
+            problems.append(f"precision is {self.precision!r}; it must be 'float32' or 'bfloat16'")
+        if problems:
+            raise ConfigError("Training settings: " + "; ".join(problems) + ".")

@@ -1,0 +1,253 @@
+"""The training loop: StepData -> gradients -> AdamW, with a log, and a state that resumes to the bit.
+
+Several processes or GPUs go through Hugging Face accelerate: start the same command with `accelerate launch`.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from florence2.errors import ConfigError
+from florence2.files import write_json
+from florence2.model import Florence2Model
+from florence2.processor import Processor
+from florence2.strict_json import read_json
+from florence2.train.checkpoints import TrainState, load_state, save_state
+from florence2.train.data import Batch, Samples, StepData
+from florence2.train.freeze import freeze, set_training
+from florence2.train.loss import LossModule
+from florence2.train.rematerialise import rematerialised
+from florence2.train.schedule import rate_at
+from florence2.train.settings import TrainSettings
+
+LOG, SETTINGS = "log.jsonl", "settings.json"
+
+
+def train(
+    model: Florence2Model,
+    processor: Processor,
+    samples: Samples,
+    settings: TrainSettings,
+    folder: Path,
+    notes: dict[str, Any] | None = None,
+    after_save: Callable[[int], dict[str, Any]] | None = None,
+) -> None:
+    """Train `model` in place, for as many steps as `settings` say.
+
+    `folder` gets `settings.json` (with `notes`: what else the run depends on), `log.jsonl` and `state.pt`; a folder
+    that holds a state is gone on with, from the update after the last one saved, to the very bits that a run without
+    a break would have come to. `after_save(step)` may return what is to be logged then, such as an evaluation.
+    Raises ConfigError when `folder` was begun with other settings, or when the loss is no longer finite.
+    """
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
+        cpu=model.device.type == "cpu",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    _hold_settings(folder, {**asdict(settings), **(notes or {})}, accelerator)
+    model.train()
+    freeze(model, settings.freeze)
+    optimizer = make_optimizer(model, settings)
+    state = load_state(folder)
+    first = 0 if state is None else state.step
+    if state is not None:
+        _restore(model, optimizer, state)
+    module, optimizer = accelerator.prepare(LossModule(model), optimizer)
+    data = StepData(
+        samples,
+        processor,
+        settings,
+        model.config.text.max_position_embeddings,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    log = _Log(folder, settings, first, accelerator.is_main_process)
+
+    def save(step: int) -> None:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save_state(folder, _capture(model, optimizer, step))
+            if after_save is not None:
+                if row := after_save(step):
+                    log.write({"step": step, **row})
+                set_training(model)
+
+    step = first
+    try:
+        with rematerialised(model, settings.gradient_checkpointing):
+            for step, batches in zip(range(first, settings.steps), _load(data, first), strict=True):
+                loss, norm, labels = _update(module, optimizer, batches, step, settings, accelerator)
+                log.step(step, loss, norm, labels)
+                if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
+                    save(step + 1)
+        if first < settings.steps:
+            save(settings.steps)
+    finally:
+        log.close()
+    model.eval()
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over what is trainable; only matrices and kernels decay, neither biases, norms nor embeddings."""
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim > 1 and "embed" not in name and "shared" not in name
+            (decayed if matrix else spared).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+
+
+def _update(
+    module: nn.Module,
+    optimizer: Any,
+    batches: Sequence[Batch],
+    step: int,
+    settings: TrainSettings,
+    accelerator: Accelerator,
+) -> tuple[float, float, int]:
+    """One update; returns the mean loss of a label, the gradient's norm before clipping, and the labels seen.
+
+    Every label of the whole batch weighs the same, however it is cut into micro-batches and processes.
+    """
+    # dropout then depends on the step alone, so that a resumed run draws what an unbroken one would
+    torch.manual_seed(settings.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
+    for group in optimizer.param_groups:
+        group["lr"] = rate_at(step, settings)
+    device = accelerator.device
+    own = torch.tensor(sum(batch.num_labels for batch in batches), device=device)
+    labels = accelerator.reduce(own, reduction="sum")
+    total = torch.zeros((), device=device)
+    for number, batch in enumerate(batches):
+        last = number + 1 == len(batches)
+        with nullcontext() if last else accelerator.no_sync(module):
+            with accelerator.autocast():
+                loss = module(batch.to(device))
+            # the processes' gradients are averaged, not added
+            accelerator.backward(loss * (accelerator.num_processes / labels))
+        total += loss.detach()
+    norm = accelerator.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], settings.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    mean = accelerator.reduce(total, reduction="sum") / labels
+    return float(mean), float(norm), int(labels)
+
+
+def _load(data: StepData, first: int) -> Iterator[list[Batch]]:
+    """The steps' batches from `first` on, made ahead by worker processes."""
+    workers = data.settings.workers
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(first, len(data)),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+    yield from loader
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _capture(model: Florence2Model, optimizer: Any, step: int) -> TrainState:
+    learnt = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return TrainState(step, learnt, optimizer.state_dict())
+
+
+def _restore(model: Florence2Model, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if parameters.keys() != state.parameters.keys():
+        raise ConfigError("The saved state trains other parameters than this run would; use another folder.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state.parameters[name])
+    optimizer.load_state_dict(state.optimizer)
+
+
+def _hold_settings(folder: Path, values: dict[str, Any], accelerator: Accelerator) -> None:
+    """Write the run's settings, or find the same ones there."""
+    path = folder / SETTINGS
+    values = json.loads(json.dumps(values))
+    if path.is_file():
+        found = read_json(path)
+        other = sorted(key for key in values.keys() | found.keys() if values.get(key) != found.get(key))
+        if other:
+            listing = ", ".join(f"{key} {found.get(key)!r}, not {values.get(key)!r}" for key in other)
+            raise ConfigError(f"{folder} was begun with {listing}; use those, or another folder.")
+    elif accelerator.is_main_process:
+        write_json(path, values)
+    accelerator.wait_for_everyone()
+
+
+class _Log:
+    """`log.jsonl`, and a line for people now and then."""
+
+    def __init__(self, folder: Path, settings: TrainSettings, first: int, active: bool):
+        self.settings, self.first, self.active = settings, first, active
+        self.losses: list[tuple[float, int]] = []
+        self.start = time.monotonic()
+        self.file = None
+        if active:
+            _drop_after(folder / LOG, first)
+            self.file = (folder / LOG).open("a", encoding="utf-8")
+
+    def step(self, step: int, loss: float, norm: float, labels: int) -> None:
+        self.losses.append((loss, labels))
+        done, settings = step + 1, self.settings
+        if done % settings.log_every and done != settings.steps:
+            return
+        count = sum(n for _, n in self.losses)
+        mean = sum(loss * n for loss, n in self.losses) / count
+        self.losses.clear()
+        seconds = time.monotonic() - self.start
+        rate = (done - self.first) / seconds
+        left = (settings.steps - done) / rate
+        lr = rate_at(step, settings)
+        self.write({"step": done, "loss": mean, "norm": norm, "learning_rate": lr, "seconds": round(seconds, 1)})
+        if self.active:
+            line = f"step {done} of {settings.steps}  loss {mean:.4f}  rate {lr:.2e}  {rate:.2f} steps/s  "
+            print(line + f"{_clock(left)} left", file=sys.stderr, flush=True)
+        if not math.isfinite(mean):
+            raise ConfigError(
+                f"The loss is {mean} at step {done}. Try a lower --learning-rate, more --warmup, or float32."
+            )
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Of a broken run's log, keep what the saved state has seen."""
+    if path.is_file():
+        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [row for row in rows if json.loads(row)["step"] <= step]
+        path.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

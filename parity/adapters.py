@@ -1,0 +1,61 @@
+"""A LoRA adapter that peft puts into a reference and saves, and that this project merges without peft."""
+
+import importlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from florence2.adapters import merge_adapter
+from florence2.checkpoint import load_model
+from florence2.image import image_to_tensor, open_image, read_image_config
+from florence2.tokenizer import FlorenceTokenizer
+from parity.cases import PICTURES, Shape
+from parity.compare import MakeReference
+from parity.recipe import make_checkpoint, make_picture
+from parity.report import Row, largest_difference
+
+_LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "qkv", "proj", "image_projection"]
+_TARGETS = [*_LINEAR, "conv", "row_embeddings"]
+_DECODER_IDS = [2, 0, 713, 16, 10, 50286, 51268]
+
+
+def compare_adapter(group: str, shape: Shape, make_reference: MakeReference) -> Iterator[Row]:
+    """In float64: the reference with the adapter beside its weights, and ours with it merged."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, adapter = Path(name) / "checkpoint", Path(name) / "adapter"
+        make_checkpoint(folder, shape.config, shape.seed, shape.end_bonus, shape.size)
+        ours = load_model(folder, dtype=torch.float64)
+        reference = make_reference(folder, ours, torch.float64)
+        _adapt(reference.model, adapter)
+        merge_adapter(ours, adapter)
+        ids = FlorenceTokenizer(folder / "tokenizer.json").encode("What does the image describe?")
+        worst = dict.fromkeys(("features", "logits"), 0.0)
+        for picture in PICTURES:
+            pixel_values = image_to_tensor(open_image(make_picture(*picture)), read_image_config(folder))
+            with torch.no_grad():
+                features = ours.encode_image(pixel_values)
+                logits = ours.decode(torch.tensor([_DECODER_IDS]), ours.encode(features, torch.tensor([ids])))
+                theirs = reference.features(pixel_values), reference.logits(pixel_values, ids, _DECODER_IDS)
+            worst["features"] = max(worst["features"], largest_difference(features, theirs[0]))
+            worst["logits"] = max(worst["logits"], largest_difference(logits, theirs[1]))
+    for stage, difference in worst.items():
+        subject = f"{shape.name} / {reference.name}"
+        yield Row(group, subject, f"{stage}, LoRA, float64", len(PICTURES), len(PICTURES), difference)
+
+
+def _adapt(model: nn.Module, folder: Path) -> None:
+    """Save an adapter for `model`, with matrices as training might leave them, and leave it in the model."""
+    peft = importlib.import_module("peft")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, use_rslora=True, target_modules=_TARGETS, rank_pattern={"fc1": 2}, alpha_pattern={"qkv": 3}
+    )
+    adapted = peft.get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(11)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            with torch.no_grad():
+                parameter.normal_(0, 0.1, generator=generator)
+    adapted.save_pretrained(folder)

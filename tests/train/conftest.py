@@ -1,0 +1,56 @@
+"""A model small enough to train in a test, with the specimen's tokenizer."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from florence2.config import Florence2Config
+from florence2.model import Florence2Model
+from florence2.processor import Processor
+from florence2.train.nano import make_model, nano_config, write_processor
+
+
+@pytest.fixture(scope="session")
+def processor_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer and picture settings of the specimen. Do not write to it."""
+    folder = tmp_path_factory.mktemp("processor")
+    write_processor(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor(processor_folder: Path) -> Processor:
+    """The same, read, for pictures of 64 x 64 pixels."""
+    full = Processor.from_folder(processor_folder)
+    return Processor(full.tokenizer, replace(full.image_config, height=64, width=64))
+
+
+@pytest.fixture(scope="session")
+def mini_config(processor: Processor) -> Florence2Config:
+    """Two stages and one layer each, with every kind of dropout."""
+    config = nano_config(processor.tokenizer.vocab_size)
+    vision = replace(
+        config.vision,
+        dim_embed=(16, 32),
+        depths=(1, 1),
+        num_heads=(2, 4),
+        num_groups=(2, 4),
+        patch_size=(7, 3),
+        patch_stride=(4, 2),
+        patch_padding=(3, 1),
+        patch_prenorm=(False, True),
+        window_size=4,
+        projection_dim=32,
+        drop_path_rate=0.2,
+    )
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    rates = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
+    return replace(config, vision=vision, text=replace(config.text, **heads, **sizes, **rates))
+
+
+@pytest.fixture
+def mini(mini_config: Florence2Config, processor: Processor) -> Florence2Model:
+    """The model, untrained, the same each time."""
+    return make_model(mini_config, processor, seed=3)
