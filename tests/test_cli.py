@@ -203,6 +203,11 @@ def test_a_reader_that_has_seen_enough(small_folder: Path, picture_file: Path) -
     assert done.stdout.startswith("== ") and done.stderr == ""
 
 
+def _interruptible() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_what_is_done(small_folder: Path, tmp_path: Path) -> None:
     album = tmp_path / "album"
     album.mkdir()
@@ -223,7 +228,9 @@ def test_ctrl_c_keeps_what_is_done(small_folder: Path, tmp_path: Path) -> None:
         "--max-new-tokens",
         "60",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    )
     deadline = time.monotonic() + 100
     while not (out.exists() and out.read_text().count("\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,5 +1,6 @@
 """The README's commands and examples, run as they stand there."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 import florence2
 from florence2.cli import _question, _split_arguments, build_parser
+from florence2.extras import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +30,11 @@ def test_python(block: int, small: florence2.Florence2, tmp_path: Path, monkeypa
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_line(command: str) -> None:
     """Every command parses, and its tasks take what they are given."""
-    options = build_parser().parse_args(shlex.split(command.split("<photo")[0].split(" < ")[0])[1:])
+    words = shlex.split(command.split("<photo")[0].split(" < ")[0])[1:]
+    if words[0] in EXTRAS:
+        importlib.import_module(EXTRAS[words[0]].module).build_parser().parse_args(words[1:])
+        return
+    options = build_parser().parse_args(words)
     if options.command.__name__ == "_run":
         tasks, pictures = _split_arguments(options.arguments)
         text = options.text[0] if options.text and len(options.text) == 1 else options.text

@@ -30,7 +30,7 @@ CHECKPOINT, ADAPTER, CURVE = "checkpoint", "adapter", "curve.png"
 
 def main(arguments: Sequence[str]) -> int:
     """Check the data, train, and write the run folder; 1 when `--check` finds labels that would be lost or cut."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     if options.out is None and not options.check:
         raise OptionError("Where to? Give --out DIR for the run, or --check to look at the data only.")
     path = resolve(options.model, revision=options.revision)
@@ -102,7 +102,8 @@ def _describe(model: Florence2Model, settings: TrainSettings) -> str:
     return f"{settings.steps} steps of {settings.batch} pictures. Parameters that train: " + "; ".join(rows) + "."
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The grammar of the command."""
     parser = argparse.ArgumentParser(prog="florence2 train", description=main.__doc__)
     parser.add_argument("data", type=Path, help="JSON Lines of image, prefix, suffix; or a COCO file")
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"name, folder or file to start from ({DEFAULT_MODEL})")

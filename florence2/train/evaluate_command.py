@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     With `--json`, stdout has one JSON object for each task, after one for each question that could not be answered.
     Returns 1 if there was such a question, 0 otherwise. Raises a Florence2Error for unusable data, model or options.
     """
-    chosen = _build_parser().parse_args(arguments)
+    chosen = build_parser().parse_args(arguments)
     for option in ("batch", "limit"):
         value = getattr(chosen, option)
         if value is not None and value < 1:
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The grammar of the command."""
     parser = argparse.ArgumentParser(
         prog="florence2 evaluate", description="Answer the questions of a data file and measure the answers, by task."
     )

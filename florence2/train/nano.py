@@ -1,13 +1,15 @@
-"""`python -m florence2.train.nano DIR`: the specimen checkpoint of `weights/nano`, from nothing.
+"""`python -m florence2.train.nano DIR --run RUN`: a specimen checkpoint, from nothing.
 
-Florence-2's architecture at 1/60 of base's size, with a tokenizer of its own, trained on made-up scenes only.
+Florence-2's architecture at 1/60 of base's size, with a tokenizer of its own, trained on made-up scenes only. In three
+phases, because all at once does not work: while the decoder learns which words there are, whatever constant helps it
+grows in vision tower and encoder, until nothing of the picture is left in the memory.
 """
 
 import argparse
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,55 @@ SNAPSHOTS = "snapshots"
 """In a run's folder: the checkpoint at every save, for the learning curve."""
 TRAINING_SEED, HELD_OUT_SEED, CURVE_SEED = 1, 2, 3
 """Of the scenes that are trained on, those that the model card's figures come from, those watched in between."""
-SETTINGS = TrainSettings(
-    steps=3000,
-    batch=16,
-    learning_rate=7e-4,
-    warmup=200,
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training with pictures of `side` pixels and at most so many things on each.
+
+    `most_things` holds (until which part of the phase's pictures, how many). Where a single thing is, what it is
+    called and how its place is written is learnt from few pictures; several would have to be told apart first.
+    """
+
+    name: str
+    side: int
+    most_things: tuple[tuple[float, int], ...]
+    questions: int
+    settings: TrainSettings
+
+
+_COMMON = TrainSettings(
     weight_decay=0.02,
     betas=(0.9, 0.98),
     precision="bfloat16",
     shuffle=False,  # the pictures are all different, and come in the order of their difficulty
-    save_every=200,
+    save_every=500,
     log_every=25,
+)
+PHASES: tuple[Phase, ...] = (
+    Phase(
+        "words",
+        96,
+        ((1.0, 1),),
+        2,
+        replace(
+            _COMMON, steps=150, batch=32, learning_rate=7e-4, warmup=50, freeze=("vision", "projection", "encoder")
+        ),
+    ),
+    Phase(
+        "things",
+        96,
+        ((0.4, 1), (0.7, 2), (1.0, 3)),
+        2,
+        replace(_COMMON, steps=6000, batch=32, learning_rate=7e-4, warmup=100),
+    ),
+    Phase(
+        "scenes",
+        SIDE,
+        ((0.3, 3), (1.0, 5)),
+        4,
+        replace(_COMMON, steps=6000, batch=16, learning_rate=5e-4, warmup=200),
+    ),
 )
 
 WEIGHTS: dict[str, float] = {
@@ -67,18 +107,13 @@ WEIGHTS: dict[str, float] = {
 """How often each task is asked in training, relative to the others."""
 
 
-CURRICULUM: tuple[tuple[float, int], ...] = ((0.1, 1), (0.25, 2), (0.45, 3), (1.0, 5))
-"""(Until which part of the pictures, how many things there are at most.) Where a single thing is, what it is called and
-how its place is written is learnt from few pictures; several at once would have to be told apart first."""
-
-
 class SceneSamples:
-    """`count` pictures of a seed, each with some questions, made when asked for. `curriculum` as CURRICULUM."""
+    """`count` pictures of a seed, each with some questions, made when asked for. `most_things` as in Phase."""
 
     def __init__(
-        self, seed: int, count: int, questions: int = 4, curriculum: tuple[tuple[float, int], ...] = ((1.0, 5),)
+        self, seed: int, count: int, questions: int = 4, most_things: tuple[tuple[float, int], ...] = ((1.0, 5),)
     ):
-        self.seed, self.count, self.questions, self.curriculum = seed, count, questions, curriculum
+        self.seed, self.count, self.questions, self.most_things = seed, count, questions, most_things
 
     def __len__(self) -> int:
         return self.count
@@ -86,7 +121,7 @@ class SceneSamples:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        most = next(most for until, most in self.curriculum if index < until * self.count)
+        most = next(most for until, most in self.most_things if index < until * self.count)
         scene, rng = make_scene(self.seed, index, most), random.Random(f"questions {self.seed}/{index}")
         pairs: list[tuple[str, str]] = []
         tasks, weights = list(WEIGHTS), list(WEIGHTS.values())
@@ -205,24 +240,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m florence2.train.nano", description=main.__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--run", type=Path, required=True, help="the run's folder; one begun before is gone on with")
-    parser.add_argument("--steps", type=int, default=SETTINGS.steps)
-    parser.add_argument("--workers", type=int, default=SETTINGS.workers)
     options = parser.parse_args(arguments)
-    settings = replace(SETTINGS, steps=options.steps, workers=options.workers)
     options.run.mkdir(parents=True, exist_ok=True)
     processor = write_processor(options.run)
-    config = nano_config(processor.tokenizer.vocab_size)
-    model = make_model(config, processor, settings.seed)
-    samples = SceneSamples(TRAINING_SEED, settings.steps * settings.batch, curriculum=CURRICULUM)
-
-    def keep(step: int) -> dict[str, Any]:
-        write_specimen(model, options.run, options.run / SNAPSHOTS / f"{step:05}")
-        return {}
-
-    train(model, processor, samples, settings, options.run, after_save=keep)
+    model = make_model(nano_config(processor.tokenizer.vocab_size), processor, seed=0)
+    for number, phase in enumerate(PHASES):
+        run_phase(model, processor, phase, number, options.run)
     write_specimen(model, options.run, options.folder)
     print(options.folder)
     return 0
+
+
+def run_phase(model: Florence2Model, processor: Processor, phase: Phase, number: int, run: Path) -> None:
+    """Train `model` through a phase, or take over what an earlier run has done of it; each has scenes of its own."""
+    folder, settings = run / phase.name, phase.settings
+    sized = Processor(processor.tokenizer, replace(processor.image_config, height=phase.side, width=phase.side))
+    seed = TRAINING_SEED + 1000 * number
+    samples = SceneSamples(seed, settings.steps * settings.batch, phase.questions, phase.most_things)
+
+    def keep(step: int) -> dict[str, Any]:
+        write_specimen(model, run, folder / SNAPSHOTS / f"{step:05}")
+        return {}
+
+    model.requires_grad_(True)  # also what the phase before had frozen
+    train(model, sized, samples, settings, folder, after_save=keep)
 
 
 def write_specimen(model: Florence2Model, companions: Path, folder: Path) -> None:
