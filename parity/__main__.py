@@ -101,6 +101,7 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Row]:
         few = Work(
             pictures=PICTURES[:1],
             settings=[{"max_new_tokens": 30}, {"num_beams": 1, "max_new_tokens": 30}],
+            rounded_gradients=False,
             training_side=224,
         )
         yield from compare_shape(group, base_shape(), make_reference, few)
