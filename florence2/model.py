@@ -143,12 +143,22 @@ class Florence2Model(nn.Module):
         `image_features` (B, N, D); `input_ids` and `attention_mask` (B, S) as in `encode`. Labels of -100 are not
         counted. The decoder reads the labels shifted right behind the start id, with padding in place of -100.
         """
-        text = self.config.text
         memory = self.encode(image_features, input_ids, attention_mask)
         mask = None if attention_mask is None else self.memory_mask(image_features, attention_mask)
+        return self.memory_loss(memory, labels, mask, reduction)
+
+    def memory_loss(
+        self,
+        memory: Tensor,
+        labels: Tensor,
+        memory_mask: Tensor | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> Tensor:
+        """The same from a memory (B, S, D) and its mask (B, S)."""
+        text = self.config.text
         shifted = F.pad(labels[:, :-1], (1, 0), value=text.decoder_start_token_id)
         shifted = shifted.masked_fill(shifted == IGNORED_LABEL, text.pad_token_id)
-        logits = self.decode(shifted, memory, mask)
+        logits = self.decode(shifted, memory, memory_mask)
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction)
 
     def _logits(self, hidden: Tensor, trace: Trace | None) -> Tensor:

@@ -4,9 +4,9 @@ A sample is one picture with one or more pairs of prompt and answer. The picture
 that changes nothing of loss or gradients, only their cost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -57,7 +57,7 @@ class Batch:
         return int((self.labels != IGNORED_LABEL).sum())
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
 
 
 def make_batch(samples: Sequence[Sample], processor: Processor, max_length: int) -> Batch:
@@ -80,6 +80,10 @@ def make_batch(samples: Sequence[Sample], processor: Processor, max_length: int)
     input_ids = _pad(prompts, pad)
     mask = _pad([[1] * len(ids) for ids in prompts], 0)
     return Batch(torch.cat(pixels), torch.tensor(picture), input_ids, mask, _pad(labels, IGNORED_LABEL))
+
+
+Collate = Callable[[Sequence[Sample], Processor, int], Batch]
+"""What makes a batch of samples, as `make_batch` does."""
 
 
 @contextmanager
@@ -111,6 +115,7 @@ class StepData(Dataset[list[Batch]]):
         max_length: int,
         rank: int = 0,
         processes: int = 1,
+        collate: Collate = make_batch,
     ):
         if len(samples) < settings.batch:
             raise PromptError(
@@ -119,7 +124,7 @@ class StepData(Dataset[list[Batch]]):
         if settings.batch < processes:
             raise PromptError(f"A batch of {settings.batch} pictures cannot be shared by {processes} processes.")
         self.samples, self.processor, self.settings, self.max_length = samples, processor, settings, max_length
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.collate = rank, processes, collate
 
     def __len__(self) -> int:
         return self.settings.steps
@@ -127,7 +132,8 @@ class StepData(Dataset[list[Batch]]):
     def __getitem__(self, step: int) -> list[Batch]:
         chosen = [self.samples[i] for i in self.indices(step)[self.rank :: self.processes]]
         size = self.settings.micro_batch or len(chosen)
-        return [make_batch(chosen[i : i + size], self.processor, self.max_length) for i in range(0, len(chosen), size)]
+        parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+        return [self.collate(part, self.processor, self.max_length) for part in parts]
 
     def indices(self, step: int) -> list[int]:
         """The samples of a step, over all processes. A rest that fills no batch waits for the next epoch's shuffle."""

@@ -1,8 +1,8 @@
 """`python -m florence2.train.nano DIR --run RUN`: a specimen checkpoint, from nothing.
 
-Florence-2's architecture at 1/60 of base's size, with a tokenizer of its own, trained on made-up scenes only. In three
-phases, because all at once does not work: while the decoder learns which words there are, whatever constant helps it
-grows in vision tower and encoder, until nothing of the picture is left in the memory.
+Florence-2's architecture at 1/60 of base's size, with a tokenizer of its own, trained on made-up scenes only. First it
+learns to see (`places.py`), then to speak, because both at once does not work: while the decoder learns which words
+there are, whatever constant helps it grows in vision tower and encoder, until nothing of the picture is left.
 """
 
 import argparse
@@ -10,10 +10,12 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
@@ -25,13 +27,14 @@ from florence2.model import Florence2Model
 from florence2.processor import Processor
 from florence2.tasks import TASKS
 from florence2.tokenizer import ADDED_TOKENS, FlorenceTokenizer
-from florence2.train.data import Sample
+from florence2.train.places import PlacesLoss, SceneSample, make_scene_batch
 from florence2.train.scene_tasks import ask
 from florence2.train.scenes import COLORS, make_scene
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import train
 
-SIDE = 192
+SIDE, STRIDE = 192, 16
+"""Pixels of a picture's side, and of an image token's."""
 SNAPSHOTS = "snapshots"
 """In a run's folder: the checkpoint at every save, for the learning curve."""
 TRAINING_SEED, HELD_OUT_SEED, CURVE_SEED = 1, 2, 3
@@ -40,51 +43,31 @@ TRAINING_SEED, HELD_OUT_SEED, CURVE_SEED = 1, 2, 3
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training with pictures of `side` pixels and at most so many things on each.
-
-    `most_things` holds (until which part of the phase's pictures, how many). Where a single thing is, what it is
-    called and how its place is written is learnt from few pictures; several would have to be told apart first.
-    """
+    """A part of the training: with answers, if the model `speaks`, or only with what stands where."""
 
     name: str
-    side: int
-    most_things: tuple[tuple[float, int], ...]
+    speaks: bool
     questions: int
     settings: TrainSettings
 
 
 _COMMON = TrainSettings(
+    batch=16,
     weight_decay=0.02,
     betas=(0.9, 0.98),
     precision="bfloat16",
-    shuffle=False,  # the pictures are all different, and come in the order of their difficulty
+    shuffle=False,  # the pictures are all different
     save_every=500,
     log_every=25,
 )
 PHASES: tuple[Phase, ...] = (
     Phase(
-        "words",
-        96,
-        ((1.0, 1),),
-        2,
-        replace(
-            _COMMON, steps=150, batch=32, learning_rate=7e-4, warmup=50, freeze=("vision", "projection", "encoder")
-        ),
+        "seeing",
+        False,
+        1,
+        replace(_COMMON, steps=3000, learning_rate=1.5e-3, warmup=100, freeze=("decoder",)),
     ),
-    Phase(
-        "things",
-        96,
-        ((0.4, 1), (0.7, 2), (1.0, 3)),
-        2,
-        replace(_COMMON, steps=6000, batch=32, learning_rate=7e-4, warmup=100),
-    ),
-    Phase(
-        "scenes",
-        SIDE,
-        ((0.3, 3), (1.0, 5)),
-        4,
-        replace(_COMMON, steps=6000, batch=16, learning_rate=5e-4, warmup=200),
-    ),
+    Phase("speaking", True, 4, replace(_COMMON, steps=5000, learning_rate=7e-4, warmup=200)),
 )
 
 WEIGHTS: dict[str, float] = {
@@ -108,28 +91,25 @@ WEIGHTS: dict[str, float] = {
 
 
 class SceneSamples:
-    """`count` pictures of a seed, each with some questions, made when asked for. `most_things` as in Phase."""
+    """`count` pictures of a seed, each with some questions, made when asked for."""
 
-    def __init__(
-        self, seed: int, count: int, questions: int = 4, most_things: tuple[tuple[float, int], ...] = ((1.0, 5),)
-    ):
-        self.seed, self.count, self.questions, self.most_things = seed, count, questions, most_things
+    def __init__(self, seed: int, count: int, questions: int = 4):
+        self.seed, self.count, self.questions = seed, count, questions
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> SceneSample:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        most = next(most for until, most in self.most_things if index < until * self.count)
-        scene, rng = make_scene(self.seed, index, most), random.Random(f"questions {self.seed}/{index}")
+        scene, rng = make_scene(self.seed, index), random.Random(f"questions {self.seed}/{index}")
         pairs: list[tuple[str, str]] = []
         tasks, weights = list(WEIGHTS), list(WEIGHTS.values())
         while len(pairs) < self.questions:
             found = ask(rng.choices(tasks, weights)[0], scene, rng)
             if found is not None:
                 pairs.append((found.prefix, found.suffix))
-        return Sample(scene.image, tuple(pairs), f"scene {self.seed}/{index}")
+        return SceneSample(scene.image, tuple(pairs), f"scene {self.seed}/{index}", scene)
 
 
 def nano_config(vocab_size: int) -> Florence2Config:
@@ -138,13 +118,13 @@ def nano_config(vocab_size: int) -> Florence2Config:
     vision = VisionConfig(
         dim_embed=(48, 96, width),
         depths=(1, 1, 2),
-        num_heads=(3, 6, 10),
-        num_groups=(3, 6, 10),
+        num_heads=(2, 4, 5),
+        num_groups=(2, 4, 5),
         patch_size=(7, 3, 3),
         patch_stride=(4, 2, 2),
         patch_padding=(3, 1, 1),
         patch_prenorm=(False, True, True),
-        window_size=12,
+        window_size=6,
         projection_dim=width,
         max_position_embeddings=24,
         max_temporal_embeddings=100,
@@ -218,13 +198,19 @@ def make_model(config: Florence2Config, processor: Processor, seed: int) -> Flor
                 # which are added to a stream that nothing normalises, would double its variance each.
                 parameter.normal_(std=0.02, generator=generator)
         shared = model.language_model.shared.weight
-        first = processor.tokenizer.token_id("<loc_0>")
-        assert first is not None
+        first = first_location(processor)
         shared[first : first + NUM_BINS] += 0.06 * _waves(NUM_BINS, shared.shape[1], longest=2.0 * NUM_BINS)
         positions = model.multi_modal_projector.image_position_embed
         for table in (positions.row_embeddings.weight, positions.column_embeddings.weight):
             table += _waves(len(table), table.shape[1], longest=2.0 * len(table))
     return model
+
+
+def first_location(processor: Processor) -> int:
+    """The id of `<loc_0>`; the others follow."""
+    found = processor.tokenizer.token_id("<loc_0>")
+    assert found is not None
+    return found
 
 
 def _waves(count: int, width: int, longest: float) -> Tensor:
@@ -242,28 +228,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder; one begun before is gone on with")
     options = parser.parse_args(arguments)
     options.run.mkdir(parents=True, exist_ok=True)
-    processor = write_processor(options.run)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with state.main_process_first():  # of several processes, started by `accelerate launch`
+        processor = write_processor(options.run)
     model = make_model(nano_config(processor.tokenizer.vocab_size), processor, seed=0)
+    objective = PlacesLoss(model, first_location(processor))
     for number, phase in enumerate(PHASES):
-        run_phase(model, processor, phase, number, options.run)
-    write_specimen(model, options.run, options.folder)
-    print(options.folder)
+        run_phase(objective, processor, phase, number, options.run)
+    if state.is_main_process:
+        write_specimen(model, options.run, options.folder)
+        print(options.folder)
     return 0
 
 
-def run_phase(model: Florence2Model, processor: Processor, phase: Phase, number: int, run: Path) -> None:
-    """Train `model` through a phase, or take over what an earlier run has done of it; each has scenes of its own."""
+def run_phase(objective: PlacesLoss, processor: Processor, phase: Phase, number: int, run: Path) -> None:
+    """Train through a phase, or take over what an earlier run has done of it; each has scenes of its own."""
     folder, settings = run / phase.name, phase.settings
-    sized = Processor(processor.tokenizer, replace(processor.image_config, height=phase.side, width=phase.side))
-    seed = TRAINING_SEED + 1000 * number
-    samples = SceneSamples(seed, settings.steps * settings.batch, phase.questions, phase.most_things)
+    samples = SceneSamples(TRAINING_SEED + 1000 * number, settings.steps * settings.batch, phase.questions)
+    objective.speaks = phase.speaks
+    objective.requires_grad_(True)  # also what the phase before had frozen
 
     def keep(step: int) -> dict[str, Any]:
-        write_specimen(model, run, folder / SNAPSHOTS / f"{step:05}")
+        write_specimen(objective.model, run, folder / SNAPSHOTS / f"{step:05}")
         return {}
 
-    model.requires_grad_(True)  # also what the phase before had frozen
-    train(model, sized, samples, settings, folder, after_save=keep)
+    collate = partial(make_scene_batch, grid=SIDE // STRIDE)
+    train(objective.model, processor, samples, settings, folder, after_save=keep, objective=objective, collate=collate)
 
 
 def write_specimen(model: Florence2Model, companions: Path, folder: Path) -> None:

@@ -4,8 +4,9 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,9 +15,10 @@ from florence2.pipeline import Florence2, load
 from florence2.sinks import Progress
 from florence2.train.exam import Exam, examine
 from florence2.train.metrics import Metrics
-from florence2.train.nano import HELD_OUT_SEED
+from florence2.train.nano import CURVE_SEED, HELD_OUT_SEED, PHASES, SNAPSHOTS
 from florence2.train.scene_tasks import ask
 from florence2.train.scenes import make_scene
+from florence2.train.trainer import LOG
 
 HEADLINES: dict[str, str] = {
     "<OD>": "f1",
@@ -60,13 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m florence2.train.nano_report", description=main.__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--log", type=Path, help="log.jsonl of the run, for the curve")
+    parser.add_argument("--run", type=Path, help="the run's folder, for the curve")
     parser.add_argument("--scenes", type=int, default=500)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     f = load(options.checkpoint)
-    if options.log:
-        plot_curves(options.log, options.out / "curve.png")
+    if options.run:
+        plot_curves(options.run, examine_snapshots(options.run), options.out / "curve.png")
     draw_sheet(f).save(options.out / "answers.png", optimize=True)
     progress = Progress(options.scenes)
     metrics = examine(f, Exam(HELD_OUT_SEED, options.scenes), progress=lambda done, _: progress.show(done))
@@ -86,16 +88,46 @@ def format_table(metrics: Mapping[str, Metrics]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def plot_curves(log: Path, picture: Path) -> None:
-    """The loss, and each task's figure on scenes not trained on, over the updates."""
+def examine_snapshots(run: Path, scenes: int = 32) -> list[dict[str, Any]]:
+    """For every snapshot of the run that speaks, {"step": updates of all phases, "exam": metrics by task}.
+
+    Greedy, on scenes of a seed of their own. What was examined before is read from `exams.jsonl` in the folder.
+    """
+    path = run / "exams.jsonl"
+    rows = _read_rows(path) if path.is_file() else []
+    known = {row["step"] for row in rows}
+    for step, folder in _snapshots(run):
+        if step not in known:
+            f = load(folder)
+            row = {"step": step, "exam": examine(f, Exam(CURVE_SEED, scenes), f.options(num_beams=1))}
+            rows.append(row)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{folder}: examined", file=sys.stderr)
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def _snapshots(run: Path) -> Iterator[tuple[int, Path]]:
+    before = 0
+    for phase in PHASES:
+        if phase.speaks:
+            yield from ((before + int(found.name), found) for found in sorted((run / phase.name / SNAPSHOTS).iterdir()))
+        before += phase.settings.steps
+
+
+def plot_curves(run: Path, exams: Sequence[Mapping[str, Any]], picture: Path) -> None:
+    """The loss of every phase, and each task's figure on scenes not trained on, over the updates."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    losses, exams = [r for r in rows if "loss" in r], [r for r in rows if "exam" in r]
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([row["step"] for row in losses], [row["loss"] for row in losses])
-    left.set(xlabel="update", ylabel="loss of a label", yscale="log", title="training")
+    before = 0
+    for phase in PHASES:
+        rows = [row for row in _read_rows(run / phase.name / LOG) if "loss" in row]
+        left.plot([before + row["step"] for row in rows], [row["loss"] for row in rows], label=phase.name)
+        before += phase.settings.steps
+    left.set(xlabel="update", ylabel="loss", yscale="log", title="training")
+    left.legend(fontsize=8)
     for number, (task, name) in enumerate(HEADLINES.items()):
         style = ("-", "--", ":")[number % 3]
         points = [(row["step"], row["exam"][task][name]) for row in exams if task in row["exam"]]
@@ -103,6 +135,10 @@ def plot_curves(log: Path, picture: Path) -> None:
     right.set(xlabel="update", ylim=(0, 1), title="32 scenes not trained on, greedy")
     right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(picture, dpi=110)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def draw_sheet(f: Florence2) -> Image.Image:

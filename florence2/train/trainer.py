@@ -24,7 +24,7 @@ from florence2.model import Florence2Model
 from florence2.processor import Processor
 from florence2.strict_json import read_json
 from florence2.train.checkpoints import TrainState, load_state, save_state
-from florence2.train.data import Batch, Samples, StepData
+from florence2.train.data import Batch, Collate, Samples, StepData, make_batch
 from florence2.train.freeze import freeze, set_training
 from florence2.train.loss import LossModule
 from florence2.train.rematerialise import rematerialised
@@ -42,13 +42,17 @@ def train(
     folder: Path,
     notes: dict[str, Any] | None = None,
     after_save: Callable[[int], dict[str, Any]] | None = None,
+    objective: LossModule | None = None,
+    collate: Collate = make_batch,
 ) -> None:
     """Train `model` in place, for as many steps as `settings` say.
 
     `folder` gets `settings.json` (with `notes`: what else the run depends on), `log.jsonl` and `state.pt`; a folder
     that holds a state is gone on with, from the update after the last one saved, to the very bits that a run without
     a break would have come to. `after_save(step)` may return what is to be logged then, such as an evaluation.
-    Raises ConfigError when `folder` was begun with other settings, or when the loss is no longer finite.
+    `objective` around the model may compute another loss, with parameters of its own that are trained too, from the
+    batches that `collate` makes. Raises ConfigError when `folder` was begun with other settings, or when the loss is
+    no longer finite.
     """
     accelerator = Accelerator(
         mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
@@ -56,14 +60,14 @@ def train(
     )
     folder.mkdir(parents=True, exist_ok=True)
     _hold_settings(folder, {**asdict(settings), **(notes or {})}, accelerator)
-    model.train()
+    objective = (objective or LossModule(model)).train()
     freeze(model, settings.freeze)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(objective, settings)
     state = load_state(folder)
     first = 0 if state is None else state.step
     if state is not None:
-        _restore(model, optimizer, state)
-    module, optimizer = accelerator.prepare(LossModule(model), optimizer)
+        _restore(objective, optimizer, state)
+    module, optimizer = accelerator.prepare(objective, optimizer)
     data = StepData(
         samples,
         processor,
@@ -71,13 +75,14 @@ def train(
         model.config.text.max_position_embeddings,
         accelerator.process_index,
         accelerator.num_processes,
+        collate,
     )
     log = _Log(folder, settings, first, accelerator.is_main_process)
 
     def save(step: int) -> None:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            save_state(folder, _capture(model, optimizer, step))
+            save_state(folder, _capture(objective, optimizer, step))
             if after_save is not None:
                 if row := after_save(step):
                     log.write({"step": step, **row})
@@ -166,13 +171,13 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _capture(model: Florence2Model, optimizer: Any, step: int) -> TrainState:
-    learnt = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+def _capture(module: nn.Module, optimizer: Any, step: int) -> TrainState:
+    learnt = {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
     return TrainState(step, learnt, optimizer.state_dict())
 
 
-def _restore(model: Florence2Model, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    parameters: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if parameters.keys() != state.parameters.keys():
         raise ConfigError("The saved state trains other parameters than this run would; use another folder.")
     with torch.no_grad():

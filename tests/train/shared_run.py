@@ -4,6 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate import PartialState
+
 from florence2.processor import Processor
 from florence2.train.nano import SceneSamples, make_model, nano_config
 from florence2.train.settings import TrainSettings
@@ -20,6 +22,8 @@ def run(processor_folder: Path, out: Path) -> None:
         steps=3, batch=5, micro_batch=2, learning_rate=1e-4, warmup=1, log_every=1, workers=0, save_every=10
     )
     train(model, processor, SceneSamples(4, 16), settings, out)
+    state = PartialState()
+    print(f"{state.process_index}/{state.num_processes}")
 
 
 if __name__ == "__main__":

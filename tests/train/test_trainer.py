@@ -1,6 +1,7 @@
 """The loop: it learns, resumes to the bit, and does not depend on how a batch is cut."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -93,19 +94,19 @@ def test_micro_batches_add_up(mini, mini_config, processor, tmp_path, size) -> N
 
 
 def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path) -> None:
-    """Through accelerate's launcher: the same global batch, shared by two."""
+    """The same global batch, shared by two processes, as torch's launcher starts them."""
     script = Path(__file__).with_name("shared_run.py")
     for processes in (1, 2):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", "0", "--num_cpu_threads_per_process", "1"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         done = subprocess.run(
             [*command, str(script), str(processor_folder), str(tmp_path / str(processes))],
             capture_output=True,
             text=True,
             timeout=200,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr[-2000:]
+        assert sorted(done.stdout.split()) == [f"{rank}/{processes}" for rank in range(processes)]
     one, two = (torch.load(tmp_path / str(n) / "state.pt", weights_only=True) for n in (1, 2))
     for name, value in one["parameters"].items():
         torch.testing.assert_close(two["parameters"][name], value, rtol=1e-4, atol=2e-5)
