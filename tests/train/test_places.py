@@ -34,12 +34,12 @@ def test_a_place_says_what_is_drawn_there() -> None:
         for thing in scene.things:
             left, top, right, bottom = thing.box
             place = int((top + bottom) / 2 / height * grid), int((left + right) / 2 / width * grid)
-            said = {name: QUESTIONS[name][answers[*place, i]] for i, name in enumerate(NAMES)}
+            said = {name: QUESTIONS[name][answers[place][i]] for i, name in enumerate(NAMES)}
             assert said["category"] == thing.category and said["color"] == thing.color
             assert said["size"] == thing.size and said["texture"] == thing.texture
             assert said["background"] == scene.background
             assert "".join(said[f"character {n}"] for n in range(4)) == thing.text
-            assert dequantize(corners[*place, :4].tolist(), scene.image.size) == pytest.approx(thing.box, abs=0.2)
+            assert dequantize(corners[place][:4].tolist(), scene.image.size) == pytest.approx(thing.box, abs=0.2)
 
 
 def test_where_nothing_is_only_that_is_asked() -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from florence2.errors import ConfigError
-from florence2.train.data import Sample
 from florence2.train.nano import SceneSamples, make_model
+from florence2.train.places import SceneSample
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import make_optimizer, train
 
@@ -36,7 +36,7 @@ class Breaking(SceneSamples):
         super().__init__(seed, count)
         self.left = after
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> SceneSample:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
