@@ -176,14 +176,14 @@ def find_misfits(files: WeightFiles, config: Florence2Config) -> list[str]:
 
 
 def stored_names(files: WeightFiles) -> dict[str, tuple[str, ...]]:
-    """Our name of each tensor -> the names under which `files` hold it, several for a tied one.
+    """Our name of each tensor -> the names under which `files` hold it; for a tied one several, its own first.
 
     A name that no rule knows is listed as "unknown: NAME". Raises CheckpointError when the layout is neither.
     """
     headers = files.read_headers()
     layout = weights_layout(files, headers)
     found: dict[str, tuple[str, ...]] = {}
-    for name in headers:
+    for name in sorted(headers, key=lambda name: (to_ours(name, layout) != SHARED, name)):
         ours = to_ours(name, layout) or f"unknown: {name}"
         ours = SHARED if ours in TIED_TO_SHARED else ours
         found[ours] = (*found.get(ours, ()), name)

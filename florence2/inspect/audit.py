@@ -32,7 +32,7 @@ from florence2.inspect.measures import (
 from florence2.tensors import WeightFiles, find_weights
 
 Progress = Callable[[int, int], None]
-"""Told how many tensors are done, of how many."""
+"""Told how many tensors are done, of how many; 0 to begin with."""
 _LAYER = re.compile(
     r"vision_tower\.(convs\.\d+|blocks\.\d+\.\d+)|multi_modal_projector|language_model\.(encoder|decoder)\.layers\.\d+"
     r"|language_model\.\w+|[^.]+"
@@ -124,9 +124,7 @@ class Audit:
         return values
 
 
-def audit(
-    path: Path, *, spectra: bool = True, allow_pickle: bool = False, progress: Progress | None = None
-) -> Audit:
+def audit(path: Path, *, spectra: bool = True, allow_pickle: bool = False, progress: Progress | None = None) -> Audit:
     """Measure every tensor of a checkpoint: a folder, a weight file, or an index of shards.
 
     One tensor is in memory at a time. `spectra` takes most of the time. Raises CheckpointError when there are no
@@ -137,20 +135,25 @@ def audit(
     tensors: list[TensorAudit] = []
     findings: list[Finding] = []
     stored = [name for group in names.values() for name in group]
-    source = iter(read_stored(files, stored))
+    source = read_stored(files, stored)
+    tell = progress or _say_nothing
+    tell(0, len(names))
     for done, (name, group) in enumerate(names.items(), 1):
         tensor = next(source)
         tensors.append(_measure(name, group, tensor, spectra))
         del tensor
         others = [other for other in group[1:] if hash_tensor(next(source)) != tensors[-1].sha256]
         findings += [_untied(group[0], other) for other in others]
-        if progress is not None:
-            progress(done, len(names))
+        tell(done, len(names))
     config, misfits = _check(path, files)
     findings += misfits + [finding for tensor in tensors for finding in _look_at(tensor)]
     equal = _find_equal(tensors)
     findings += [_equal(group) for group in equal]
     return _put_together(path, files, config, tensors, equal, findings)
+
+
+def _say_nothing(_done: int, _total: int) -> None:
+    """Where nobody is to be told."""
 
 
 def _put_together(

@@ -15,8 +15,18 @@ from torch import Tensor
 
 from florence2.checkpoint import read_stored
 from florence2.config import Florence2Config
-from florence2.inspect.audit import Audit, Progress, TensorAudit, audit, group_by_layer, is_absent_zero, is_weight, to_plain
-from florence2.inspect.measures import Pair, Spectrum, as_matrix, measure_pair, measure_spectrum
+from florence2.inspect.audit import (
+    Audit,
+    Progress,
+    TensorAudit,
+    audit,
+    group_by_layer,
+    is_absent_zero,
+    is_weight,
+    to_plain,
+)
+from florence2.inspect.change import Change, measure_change, no_change, sum_changes
+from florence2.inspect.measures import Spectrum, as_matrix, measure_spectrum
 from florence2.tensors import find_weights
 
 ProgressOf = Callable[[str], Progress]
@@ -26,45 +36,32 @@ _TABLE = re.compile(r".*\b(shared|embed_positions|row_embeddings|column_embeddin
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """One tensor that both have. `shape` is what was compared: of tables, which may differ in length, the common rows.
-
-    `relative` is |A - B| / |A|, None where A is zero and B is not; `cosine` None where one of them is zero. `changed` is
-    the number of values that differ. All this is of positions where both are finite; `non_finite` counts the others.
-    `spectrum` is that of A - B, for weights.
-    """
+    """One tensor that both have. `compared` is the shape of what was compared: of tables, which may differ in length,
+    the common rows. `spectrum` is that of A - B, for weights that changed and are finite."""
 
     name: str
-    shape: tuple[int, ...]
+    compared: tuple[int, ...]
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     dtypes: tuple[str, str]
     parameters: int
-    norms: tuple[float, float]
-    distance: float
-    relative: float | None
-    cosine: float | None
-    maximum: float
-    changed: int
-    non_finite: int
+    change: Change
     spectrum: Spectrum | None
 
     @property
     def identical(self) -> bool:
         """Whether all values that were compared are equal."""
-        return not self.changed
+        return not self.change.changed
 
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """One layer, block or table; the figures as those of a tensor, over all that it holds."""
+    """One layer, block or table: the tensors of it that both have, taken as one."""
 
     name: str
     tensors: int
     identical: int
     parameters: int
-    relative: float | None
-    cosine: float | None
-    maximum: float
-    changed: int
+    change: Change
     rank_99: int | None
     """The largest `rank_99` of the changes of its maps."""
 
@@ -106,7 +103,9 @@ class Difference:
     def most_changed(self, count: int) -> list[TensorDifference]:
         """The tensors with the largest relative change; those that were zero before come first."""
         changed = [tensor for tensor in self.tensors if not tensor.identical]
-        return sorted(changed, key=lambda t: math.inf if t.relative is None else t.relative, reverse=True)[:count]
+        return sorted(
+            changed, key=lambda t: math.inf if t.change.relative is None else t.change.relative, reverse=True
+        )[:count]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the two audits and all that differs."""
@@ -132,11 +131,13 @@ def compare_checkpoints(
     common = [(ours[name], theirs[name]) for name in ours if name in theirs]
     fitting = [pair for pair in common if _common_shape(*pair) is not None]
     different = [pair for pair in fitting if pair[0].sha256 != pair[1].sha256]
-    tell, measured = told("pairs of tensors"), {}
-    for done, (pair, tensors) in enumerate(zip(different, _read(first, second, different, allow_pickle), strict=True), 1):
-        measured[pair[0].name] = _measure(*pair, *tensors, spectra)
+    tell, measured = told("pairs of tensors that differ"), {}
+    tell(0, len(different))
+    read = _read(first, second, different, allow_pickle)
+    for done, ((x, y), values) in enumerate(zip(different, read, strict=True), 1):
+        measured[x.name] = _measure(x, y, *values, spectra)
         tell(done, len(different))
-    tensors = tuple(measured.get(x.name) or _unchanged(x, y) for x, y in fitting)
+    tensors = tuple(measured.get(x.name) or _describe(x, y, no_change(x.values)) for x, y in fitting)
     return Difference(
         a=a,
         b=b,
@@ -194,32 +195,23 @@ def _common_shape(a: TensorAudit, b: TensorAudit) -> tuple[int, ...] | None:
 
 def _measure(a: TensorAudit, b: TensorAudit, ours: Tensor, theirs: Tensor, spectra: bool) -> TensorDifference:
     x, y = as_matrix(ours), as_matrix(theirs)
-    pair = measure_pair(x, y)
-    wanted = spectra and is_weight(a.name) and not pair.non_finite and pair.changed > 0
-    return _describe(a, b, pair, measure_spectrum(x, minus=y) if wanted else None)
+    change = measure_change(x, y)
+    wanted = spectra and is_weight(a.name) and not change.non_finite and change.changed > 0
+    return _describe(a, b, change, measure_spectrum(x, minus=y) if wanted else None)
 
 
-def _unchanged(a: TensorAudit, b: TensorAudit) -> TensorDifference:
-    """For equal hashes, from the audit alone."""
-    squares = a.values.norm**2
-    return _describe(a, b, Pair(squares, squares, squares, 0.0, 0.0, 0, a.non_finite), None)
-
-
-def _describe(a: TensorAudit, b: TensorAudit, pair: Pair, spectrum: Spectrum | None) -> TensorDifference:
+def _describe(a: TensorAudit, b: TensorAudit, change: Change, spectrum: Spectrum | None = None) -> TensorDifference:
     shape = _common_shape(a, b)
     assert shape is not None
-    return TensorDifference(
-        name=a.name,
-        shape=shape,
-        shapes=(a.shape, b.shape),
-        dtypes=(a.dtype, b.dtype),
-        parameters=math.prod(shape),
-        norms=(math.sqrt(pair.squares_a), math.sqrt(pair.squares_b)),
-        distance=math.sqrt(pair.squares),
-        relative=relative_change(pair),
-        cosine=pair.cosine,
-        maximum=pair.maximum,
-        changed=pair.changed,
-        non_finite=pair.non_finite,
-        spectrum=spectrum,
+    return TensorDifference(a.name, shape, (a.shape, b.shape), (a.dtype, b.dtype), math.prod(shape), change, spectrum)
+
+
+def _sum_up(name: str, tensors: Sequence[TensorDifference]) -> LayerDifference:
+    return LayerDifference(
+        name=name,
+        tensors=len(tensors),
+        identical=sum(tensor.identical for tensor in tensors),
+        parameters=sum(tensor.parameters for tensor in tensors),
+        change=sum_changes(tensor.change for tensor in tensors),
+        rank_99=max((tensor.spectrum.rank_99 for tensor in tensors if tensor.spectrum), default=None),
     )

@@ -72,7 +72,7 @@ def measure_values(matrix: Tensor) -> Values:
     """The figures of all values, in two passes: the spread is taken around the mean."""
     low, high, total, squares = math.inf, -math.inf, 0.0, 0.0
     count = zeros = nan = 0
-    for part in _parts(matrix):
+    for part in in_parts(matrix):
         finite = part[part.isfinite()]  # (n,)
         nan += int(part.isnan().sum())
         if finite.numel():
@@ -83,7 +83,7 @@ def measure_values(matrix: Tensor) -> Values:
     if not count:
         return Values(0.0, None, None, None, None, 0, nan, infinite)
     mean = total / count
-    spread = sum(float((part[part.isfinite()] - mean).square().sum()) for part in _parts(matrix))
+    spread = sum(float((part[part.isfinite()] - mean).square().sum()) for part in in_parts(matrix))
     return Values(math.sqrt(squares), mean, math.sqrt(spread / count), low, high, zeros, nan, infinite)
 
 
@@ -95,8 +95,8 @@ def measure_spectrum(matrix: Tensor, minus: Tensor | None = None) -> Spectrum | 
     wide = matrix.shape[0] < matrix.shape[1]
     gram = torch.zeros(side, side, dtype=torch.float64)
     tall = matrix.T if wide else matrix
-    subtracted = None if minus is None else _parts(minus.T if wide else minus)
-    for part in _parts(tall):
+    subtracted = None if minus is None else in_parts(minus.T if wide else minus)
+    for part in in_parts(tall):
         rows = part if subtracted is None else part - next(subtracted)
         gram.addmm_(rows.T, rows)  # (side, side)
     return summarise(torch.linalg.eigvalsh(gram)) if gram.isfinite().all() else None
@@ -117,19 +117,24 @@ def summarise(squares: Tensor) -> Spectrum:
 def find_dead(tensor: Tensor) -> tuple[Units, Units]:
     """The dead rows (outputs; tokens of a table; scales of a norm) and dead columns (inputs) of a weight.
 
-    A kernel's columns are its input channels. Norms are of finite values. A single column is no unit.
+    A kernel's columns are its input channels; a single one is no unit. What holds NaN or infinities is not judged.
     """
     matrix = as_matrix(tensor)
     rows: list[Tensor] = []
     columns = torch.zeros(matrix.shape[1], dtype=torch.float64)
-    for part in _parts(matrix):
-        squares = torch.where(part.isfinite(), part, 0.0).square()
+    for part in in_parts(matrix):
+        squares = torch.where(part.isfinite(), part, torch.nan).square()
         rows.append(squares.sum(1))
         columns += squares.sum(0)
     if tensor.ndim < 2 or tensor.shape[1] < 2 or not rows:
         return _below(torch.cat(rows).sqrt() if rows else columns[:0]), NO_UNITS
     columns = columns.reshape(tensor.shape[1], -1).sum(1)
     return _below(torch.cat(rows).sqrt()), _below(columns.sqrt())
+
+
+def in_parts(matrix: Tensor) -> Iterator[Tensor]:
+    """Rows of a matrix in float64, as many at once as make a part."""
+    return (matrix[rows].double() for rows in _slices(matrix))
 
 
 def _below(norms: Tensor, shown: int = 16) -> Units:
@@ -145,18 +150,13 @@ def hash_tensor(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{dtype} {'x'.join(map(str, tensor.shape))}\n".encode())
     matrix = as_matrix(tensor)
     for rows in _slices(matrix):
-        digest.update(matrix[rows].contiguous().view(torch.uint8).numpy())
+        digest.update(matrix[rows].contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def hash_all(hashes: Sequence[tuple[str, str]]) -> str:
     """SHA-256 of the lines "HASH  NAME", in the order of the names, for (name, hash) pairs."""
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in sorted(hashes)).encode()).hexdigest()
-
-
-def _parts(matrix: Tensor) -> Iterator[Tensor]:
-    """Rows of a matrix in float64, as many at once as make a part."""
-    return (matrix[rows].double() for rows in _slices(matrix))
 
 
 def _slices(matrix: Tensor) -> Iterator[slice]:
