@@ -73,7 +73,7 @@ def measure_values(matrix: Tensor) -> Values:
     low, high, total, squares = math.inf, -math.inf, 0.0, 0.0
     count = zeros = nan = 0
     for part in in_parts(matrix):
-        finite = part[part.isfinite()]  # (n,)
+        finite = keep_finite(part)  # (n,)
         nan += int(part.isnan().sum())
         if finite.numel():
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
@@ -83,7 +83,7 @@ def measure_values(matrix: Tensor) -> Values:
     if not count:
         return Values(0.0, None, None, None, None, 0, nan, infinite)
     mean = total / count
-    spread = sum(float((part[part.isfinite()] - mean).square().sum()) for part in in_parts(matrix))
+    spread = sum(float((keep_finite(part) - mean).square().sum()) for part in in_parts(matrix))
     return Values(math.sqrt(squares), mean, math.sqrt(spread / count), low, high, zeros, nan, infinite)
 
 
@@ -130,6 +130,12 @@ def find_dead(tensor: Tensor) -> tuple[Units, Units]:
         return _below(torch.cat(rows).sqrt() if rows else columns[:0]), NO_UNITS
     columns = columns.reshape(tensor.shape[1], -1).sum(1)
     return _below(torch.cat(rows).sqrt()), _below(columns.sqrt())
+
+
+def keep_finite(part: Tensor) -> Tensor:
+    """The finite values, (n,); without a copy where all are."""
+    finite = part.isfinite()
+    return part.flatten() if finite.all() else part[finite]
 
 
 def in_parts(matrix: Tensor) -> Iterator[Tensor]:

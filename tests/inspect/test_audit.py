@@ -157,7 +157,9 @@ def test_values_that_are_not_finite_are_audited(changed) -> None:
     assert (tensor.values.nan, tensor.values.infinite, tensor.non_finite, tensor.spectrum) == (3, 1, 4, None)
     assert math.isfinite(tensor.values.norm) and tensor.dead_rows.count == 0
     (problem,) = found.problems
-    assert problem.kind == "non-finite" and problem.message.endswith("q_proj.weight holds 3 NaN and 1 infinite of 4,096")
+    assert problem.kind == "non-finite" and problem.message.endswith(
+        "q_proj.weight holds 3 NaN and 1 infinite of 4,096"
+    )
     assert [module.non_finite for module in found.modules if module.non_finite] == [4]
     json.dumps(found.to_dict(), allow_nan=False)
 

@@ -45,7 +45,6 @@ def test_none() -> None:
         assert_is(found, a, a)
 
 
-
 def test_what_was_zero_has_no_relative_change() -> None:
     zero, one = torch.zeros(3, 2), torch.ones(3, 2)
     found = measure_change(zero, one)

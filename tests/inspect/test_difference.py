@@ -70,7 +70,7 @@ def test_a_checkpoint_and_itself(small_folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_merged_adapter_shows_as_low_rank(dtype: torch.dtype, small_folder: Path, tmp_path: Path) -> None:
-    """Rank 3 in three maps, and nothing anywhere else; in float16 rounding is not mistaken for a change of full rank."""
+    """Rank 3 in three maps, nothing anywhere else; rounding to float16 is not mistaken for a change of full rank."""
     paths = [
         "language_model.encoder.layers.0.fc1",
         "language_model.decoder.layers.0.encoder_attn.q_proj",
