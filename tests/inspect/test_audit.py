@@ -22,16 +22,16 @@ QUERY = "language_model.model.encoder.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(scope="module")
-def sound(small_folder: Path) -> Audit:
-    return audit(small_folder)
+def sound(plain_folder: Path) -> Audit:
+    return audit(plain_folder)
 
 
 @pytest.fixture
-def changed(small_folder: Path, tmp_path: Path) -> Callable[[Callable[[Tensors], object]], Path]:
+def changed(plain_folder: Path, tmp_path: Path) -> Callable[[Callable[[Tensors], object]], Path]:
     """The small checkpoint with its tensors changed."""
 
     def copy(change: Callable[[Tensors], object]) -> Path:
-        copy_checkpoint(small_folder, tmp_path / "changed", change)
+        copy_checkpoint(plain_folder, tmp_path / "changed", change)
         return tmp_path / "changed"
 
     return copy
@@ -45,8 +45,8 @@ def told(found: Audit, kind: str) -> list[str]:
     return [finding.message for finding in found.findings if finding.kind == kind]
 
 
-def test_every_tensor_of_the_model_is_measured(sound: Audit, small_folder: Path) -> None:
-    model = load_model(small_folder).state_dict()
+def test_every_tensor_of_the_model_is_measured(sound: Audit, plain_folder: Path) -> None:
+    model = load_model(plain_folder).state_dict()
     tensors = by_name(sound)
     assert tensors.keys() == model.keys() and sound.findings == () and sound.layout == "microsoft"
     for name, value in model.items():
@@ -87,7 +87,7 @@ def test_layers_in_the_order_of_the_computation(sound: Audit) -> None:
     assert layer.effective_rank == pytest.approx(sum(s.effective_rank / s.side for s in maps) / 6)
 
 
-def test_both_layouts_give_one_audit(small_folder: Path, tmp_path: Path, changed) -> None:
+def test_both_layouts_give_one_audit(plain_folder: Path, tmp_path: Path, changed) -> None:
     """The tensors under their native names, nothing else changed."""
     plain = changed(without_bias)
     stored = load_file(plain / "model.safetensors")
@@ -107,35 +107,35 @@ def test_both_layouts_give_one_audit(small_folder: Path, tmp_path: Path, changed
     assert by_name(a).keys() - by_name(b).keys() == {"final_logits_bias"}
 
 
-def test_conversion_changes_the_padded_embedding_alone(small_folder: Path, native_folder: Path, changed) -> None:
-    a, b = audit(changed(without_bias), spectra=False), audit(native_folder, spectra=False)
+def test_conversion_changes_the_padded_embedding_alone(plain_folder: Path, converted_folder: Path, changed) -> None:
+    a, b = audit(changed(without_bias), spectra=False), audit(converted_folder, spectra=False)
     different = [name for name, tensor in by_name(b).items() if tensor.sha256 != by_name(a)[name].sha256]
     assert different == ["language_model.shared.weight"] and a.sha256 != b.sha256 and b.findings == ()
 
 
-def test_shards_and_single_files(sound: Audit, small_folder: Path, tmp_path: Path) -> None:
-    tensors = load_file(small_folder / "model.safetensors")
+def test_shards_and_single_files(sound: Audit, plain_folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(plain_folder / "model.safetensors")
     names = sorted(tensors, key=lambda name: name[::-1])
     places = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(names)}
     for shard in set(places.values()):
         save_file({name: tensors[name] for name in names if places[name] == shard}, tmp_path / shard)
     write_json(tmp_path / "model.safetensors.index.json", {"weight_map": places})
-    (tmp_path / "config.json").write_bytes((small_folder / "config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes((plain_folder / "config.json").read_bytes())
     sharded = audit(tmp_path)
     assert sharded.tensors == sound.tensors and sharded.sha256 == sound.sha256 and sharded.findings == ()
-    assert audit(small_folder / "model.safetensors").tensors == sound.tensors
+    assert audit(plain_folder / "model.safetensors").tensors == sound.tensors
 
 
-def test_pickles_only_when_asked(sound: Audit, small_folder: Path, tmp_path: Path) -> None:
-    torch.save(load_file(small_folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_bytes((small_folder / "config.json").read_bytes())
+def test_pickles_only_when_asked(sound: Audit, plain_folder: Path, tmp_path: Path) -> None:
+    torch.save(load_file(plain_folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((plain_folder / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match="only as a pickle"):
         audit(tmp_path)
     assert audit(tmp_path, allow_pickle=True).tensors == sound.tensors
 
 
-def test_another_type_is_noted_and_hashed_as_such(sound: Audit, small_folder: Path, tmp_path: Path) -> None:
-    convert_checkpoint(small_folder, tmp_path / "half", dtype=torch.float16)
+def test_another_type_is_noted_and_hashed_as_such(sound: Audit, plain_folder: Path, tmp_path: Path) -> None:
+    convert_checkpoint(plain_folder, tmp_path / "half", dtype=torch.float16)
     found = audit(tmp_path / "half", spectra=False)
     assert dict(found.dtypes) == {"float16": found.parameters} and found.sha256 != sound.sha256
     assert {tensor.dtype for tensor in found.tensors} == {"float16"} and found.findings == ()
@@ -255,9 +255,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         audit(tmp_path)
 
 
-def test_progress(small_folder: Path, sound: Audit) -> None:
+def test_progress(plain_folder: Path, sound: Audit) -> None:
     calls: list[tuple[int, int]] = []
-    audit(small_folder, spectra=False, progress=lambda done, total: calls.append((done, total)))
+    audit(plain_folder, spectra=False, progress=lambda done, total: calls.append((done, total)))
     count = len(sound.tensors)
     assert calls == [(i, count) for i in range(count + 1)]
 

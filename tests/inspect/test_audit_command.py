@@ -29,26 +29,29 @@ def damage(tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.fixture
-def damaged(small_folder: Path, tmp_path: Path) -> Path:
-    copy_checkpoint(small_folder, tmp_path / "damaged", damage)
+def damaged(plain_folder: Path, tmp_path: Path) -> Path:
+    copy_checkpoint(plain_folder, tmp_path / "damaged", damage)
     return tmp_path / "damaged"
 
 
-def test_text_of_one(small_folder: Path, capsys: Capture) -> None:
-    assert run(small_folder, "--top", 2) == 0
+def test_text_of_one(plain_folder: Path, capsys: Capture) -> None:
+    assert run(plain_folder, "--top", 2) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0] == f"{small_folder}: microsoft layout, float32, 3,662,201 parameters in 160 tensors"
-    assert lines[1].endswith(audit(small_folder, spectra=False).sha256) and lines[2] == "no problems" and err == ""
+    assert lines[0] == f"{plain_folder}: microsoft layout, float32, 347,916 parameters in 160 tensors"
+    assert lines[1].endswith(audit(plain_folder, spectra=False).sha256) and lines[2] == "no problems" and err == ""
     table = lines[4 : lines.index("", 4)]
     assert table[0].split()[:4] == ["layer", "tensors", "parameters", "type"] and len(table) == 13
     assert len({len(line) for line in table}) == 1  # aligned
     embedding = next(line.split() for line in table if line.startswith("language_model.shared"))
-    assert embedding[1:4] == ["1", "3,282,496", "f32"] and embedding[-1] == "100%"
+    assert embedding[1:4] == ["1", "19,200", "f32"] and embedding[-1] == "97%"
     rest = lines[lines.index("", 20) :]
     headings = [i for i, line in enumerate(rest) if line.startswith(("largest singular values ", "least of its rank "))]
     assert len(headings) == 2 and headings[1] - headings[0] == 4 and len(rest) == headings[1] + 3
-    assert rest[headings[0] + 1].split()[0] == "language_model.shared.weight"
+    spectra = {tensor.name: tensor.spectrum for tensor in audit(plain_folder).tensors if tensor.spectrum}
+    assert rest[headings[0] + 1].split()[0] == max(spectra, key=lambda name: spectra[name].largest)
+    least = min(spectra, key=lambda name: spectra[name].effective_rank / spectra[name].side)
+    assert rest[headings[1] + 1].split()[0] == least
 
 
 def test_findings_come_first_and_decide_the_exit_code_only_when_asked(damaged: Path, capsys: Capture) -> None:
@@ -65,8 +68,8 @@ def test_findings_come_first_and_decide_the_exit_code_only_when_asked(damaged: P
     assert run(damaged, "--no-spectra", "--strict") == 1
 
 
-def test_what_is_only_to_know_is_no_problem(small_folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    copy_checkpoint(small_folder, tmp_path / "dead", lambda tensors: tensors[FC1][3].zero_())
+def test_what_is_only_to_know_is_no_problem(plain_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    copy_checkpoint(plain_folder, tmp_path / "dead", lambda tensors: tensors[FC1][3].zero_())
     assert run(tmp_path / "dead", "--no-spectra", "--strict") == 0
     assert "1 of 128 rows are dead (3)" in capsys.readouterr().out
 
@@ -84,10 +87,10 @@ def test_json_of_one(damaged: Path, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(audit(damaged).to_dict()))
 
 
-def test_text_of_two(small_folder: Path, damaged: Path, capsys: Capture) -> None:
-    assert run(small_folder, damaged, "--strict") == 1
+def test_text_of_two(plain_folder: Path, damaged: Path, capsys: Capture) -> None:
+    assert run(plain_folder, damaged, "--strict") == 1
     out = capsys.readouterr().out
-    assert f"A: {small_folder}: microsoft" in out and f"B: {damaged}: microsoft" in out
+    assert f"A: {plain_folder}: microsoft" in out and f"B: {damaged}: microsoft" in out
     assert "157 of 160 tensors that both have are equal value by value.\nThe configurations are equal." in out
     rows = {line.split()[0]: line.split() for line in out.splitlines() if "/" in line and line.startswith("language")}
     assert rows["language_model.encoder.layers.0"][1] == "14/16" and rows["language_model.encoder.layers.0"][-1] == "4"
@@ -97,31 +100,31 @@ def test_text_of_two(small_folder: Path, damaged: Path, capsys: Capture) -> None
     assert most[3].split()[0] == "language_model.encoder.layers.0.fc1.weight"
 
 
-def test_text_of_two_layouts(small_folder: Path, native_folder: Path, capsys: Capture) -> None:
-    assert run(small_folder, native_folder, "--no-spectra") == 0
+def test_text_of_two_layouts(plain_folder: Path, converted_folder: Path, capsys: Capture) -> None:
+    assert run(plain_folder, converted_folder, "--no-spectra") == 0
     out = capsys.readouterr().out
     assert "only in A, not compared: final_logits_bias" in out
     assert "  layout: microsoft -> native" in out
-    wanted = "language_model.shared.weight is 51289 x 64 in A and 51328 x 64 in B; the common 51289 x 64 was compared"
+    wanted = "language_model.shared.weight is 300 x 64 in A and 320 x 64 in B; the common 300 x 64 was compared"
     assert wanted in out
 
 
-def test_the_same_weights(small_folder: Path, capsys: Capture) -> None:
-    assert run(small_folder, small_folder, "--strict") == 0
+def test_the_same_weights(plain_folder: Path, capsys: Capture) -> None:
+    assert run(plain_folder, plain_folder, "--strict") == 0
     assert "The two hold the same weights: 160 tensors are equal value by value." in capsys.readouterr().out
 
 
-def test_json_of_two(small_folder: Path, damaged: Path, capsys: Capture) -> None:
-    assert run(small_folder, damaged, "--json") == 0
-    expected = compare_checkpoints(small_folder, damaged).to_dict()
+def test_json_of_two(plain_folder: Path, damaged: Path, capsys: Capture) -> None:
+    assert run(plain_folder, damaged, "--json") == 0
+    expected = compare_checkpoints(plain_folder, damaged).to_dict()
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected))
 
 
-def test_progress_goes_to_stderr(small_folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_goes_to_stderr(plain_folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("florence2.sinks._PROGRESS_SECONDS", 0.0)
-    assert run(small_folder, small_folder, "--no-spectra", "--json") == 0
+    assert run(plain_folder, plain_folder, "--no-spectra", "--json") == 0
     out, err = capsys.readouterr()
-    assert f"160/160 tensors of {small_folder}, " in err and err.count("\n") == 322
+    assert f"160/160 tensors of {plain_folder}, " in err and err.count("\n") == 322
     json.loads(out)
 
 
@@ -138,18 +141,18 @@ def test_progress_goes_to_stderr(small_folder: Path, capsys: Capture, monkeypatc
     ],
 )
 def test_wrong_input_gets_a_sentence(
-    arguments: list[str], sentence: str, small_folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], sentence: str, plain_folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(*(word.replace("{folder}", str(small_folder)) for word in arguments)) == 2
+    assert run(*(word.replace("{folder}", str(plain_folder)) for word in arguments)) == 2
     out, err = capsys.readouterr()
     assert err.startswith("florence2: ") and sentence in err and out == ""
 
 
-def test_a_pickle_only_when_asked(small_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_pickle_only_when_asked(plain_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     from safetensors.torch import load_file
 
-    torch.save(load_file(small_folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_bytes((small_folder / "config.json").read_bytes())
+    torch.save(load_file(plain_folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((plain_folder / "config.json").read_bytes())
     assert run(tmp_path) == 2 and "only as a pickle" in capsys.readouterr().err
     assert run(tmp_path, "--allow-pickle", "--no-spectra", "--strict") == 0
-    assert audit(small_folder, spectra=False).sha256 in capsys.readouterr().out
+    assert audit(plain_folder, spectra=False).sha256 in capsys.readouterr().out
