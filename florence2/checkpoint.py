@@ -7,7 +7,7 @@ import hashlib
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from florence2.model import Florence2Model
 from florence2.tensors import SAFETENSORS, WeightFiles, find_weights, write_safetensors
 from florence2.tokenizer import FlorenceTokenizer
 
-_OPTIONAL = frozenset(("final_logits_bias",))  # the native layout has none; it is zero then
+OPTIONAL = frozenset(("final_logits_bias",))
+"""Our names of tensors that the native layout does not have; they are zero then."""
 COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -82,14 +83,23 @@ def load_model(
         problems.append(error)
     if problems:
         raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
-    with torch.device("meta"), _Unfilled():
-        model = Florence2Model(config, attention)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model = _empty_model(config, attention)
+    shapes = _shapes(model)
     weights = read_weights(files, shapes, device, dtype)
     if "final_logits_bias" not in weights:
         weights["final_logits_bias"] = torch.zeros(shapes["final_logits_bias"], dtype=dtype, device=device)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
+
+
+def _empty_model(config: Florence2Config, attention: AttentionKind = "sdpa") -> Florence2Model:
+    """A model of names and shapes alone."""
+    with torch.device("meta"), _Unfilled():
+        return Florence2Model(config, attention)
+
+
+def _shapes(model: Florence2Model) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 class _Unfilled(TorchFunctionMode):
@@ -152,9 +162,39 @@ def _compare(
             problems.append(f"misshapen: {name} is {list(shape)}, should be {list(wanted)}")
     present = {SHARED if ours in TIED_TO_SHARED else ours for ours in targets.values()}
     for ours, wanted in expected.items():
-        if ours not in present and ours not in _OPTIONAL:
+        if ours not in present and ours not in OPTIONAL:
             problems.append(f"missing: {from_ours(ours, layout)} {list(wanted)}")
     return problems
+
+
+def find_misfits(files: WeightFiles, config: Florence2Config) -> list[str]:
+    """What of `files` is unexpected, misshapen or missing in a model of `config`, a sentence each."""
+    shapes = {name: info.shape for name, info in files.read_headers().items()}
+    layout = weights_layout(files, shapes)
+    targets = {name: to_ours(name, layout) for name in shapes}
+    return _compare(shapes, targets, _shapes(_empty_model(config)), layout)
+
+
+def stored_names(files: WeightFiles) -> dict[str, tuple[str, ...]]:
+    """Our name of each tensor -> the names under which `files` hold it; for a tied one several, its own first.
+
+    A name that no rule knows is listed as "unknown: NAME". Raises CheckpointError when the layout is neither.
+    """
+    headers = files.read_headers()
+    layout = weights_layout(files, headers)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in sorted(headers, key=lambda name: (to_ours(name, layout) != SHARED, name)):
+        ours = to_ours(name, layout) or f"unknown: {name}"
+        ours = SHARED if ours in TIED_TO_SHARED else ours
+        found[ours] = (*found.get(ours, ()), name)
+    return found
+
+
+def read_stored(files: WeightFiles, names: Sequence[str]) -> Iterator[Tensor]:
+    """The tensors stored under `names`, unchecked, as stored but in our orientation; each valid until the next."""
+    layout = weights_layout(files, files.read_headers())
+    for name, tensor in zip(names, files.read_named(names), strict=True):
+        yield tensor.T if to_ours(name, layout) in TRANSPOSED[layout] and tensor.ndim == 2 else tensor
 
 
 def _stored_shape(shape: tuple[int, ...], ours: str | None, layout: Layout) -> tuple[int, ...]:

@@ -82,10 +82,10 @@ class Console:
 
 
 class Progress:
-    """Pictures done, seconds each, and time left, on stderr; silent for a single picture."""
+    """Pictures or other `things` done, seconds each, and time left, on stderr; silent for a single one."""
 
-    def __init__(self, total: int, stream: TextIO | None = None):
-        self.total, self.stream = total, stream or sys.stderr
+    def __init__(self, total: int, stream: TextIO | None = None, things: str = "pictures"):
+        self.total, self.stream, self.things = total, stream or sys.stderr, things
         self.began = self.told = time.monotonic()
         self.on_terminal = self.stream.isatty()
 
@@ -96,7 +96,8 @@ class Progress:
             return
         self.told = now
         each = (now - self.began) / max(1, finished)
-        line = f"{finished}/{self.total} pictures, {each:.2f} s each, {_clock(each * (self.total - finished))} left"
+        left = _clock(each * (self.total - finished))
+        line = f"{finished}/{self.total} {self.things}, {each:.2f} s each, {left} left"
         print(f"\r{line}\x1b[K" if self.on_terminal else line, end="" if self.on_terminal else "\n", file=self.stream)
         self.stream.flush()
 

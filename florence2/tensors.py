@@ -4,7 +4,7 @@ Knows safetensors, sharded sets with an index, and pickles (`.bin`), which are o
 and then with `weights_only=True`, so that no code in them runs. Nothing here knows Florence-2.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,17 @@ class WeightFiles:
         """Every tensor, one after another; each is only valid until the next is asked for. Copy what you keep."""
         for path in self.paths:
             yield from _load_pickle(path).items() if self.pickled else _read_safetensors(path)
+
+    def read_named(self, names: Iterable[str]) -> Iterator[Tensor]:
+        """The tensors of `names`, in that order; each is only valid until the next is asked for."""
+        if self.pickled:
+            held = {name: tensor for path in self.paths for name, tensor in _load_pickle(path).items()}
+            yield from (held[name] for name in names)
+            return
+        homes = {name: path for path in self.paths for name in _safetensors_headers(path)}
+        for name in names:
+            with _open_safetensors(homes[name]) as file:  # anew for each, which lets go of the last one's pages
+                yield file.get_tensor(name)
 
 
 def find_weights(path: Path, allow_pickle: bool = False) -> WeightFiles:

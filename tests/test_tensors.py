@@ -58,6 +58,14 @@ def test_shards(tmp_path: Path) -> None:
         assert_same(read(find_weights(path)))
 
 
+def test_some_by_name_in_the_order_asked_for(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        found = [tensor.clone() for tensor in find_weights(path).read_named(["b.weight", "a"])]
+        assert torch.equal(found[0], TENSORS["b.weight"]) and torch.equal(found[1], TENSORS["a"]) and len(found) == 2
+
+
 @pytest.mark.parametrize(
     ("weight_map", "words"),
     [
