@@ -90,7 +90,7 @@ def note(trace: Trace | None, event: str, **facts: Any) -> None:
 
 
 def scope(trace: Trace | None, prefix: str) -> Trace | None:
-    """A trace that puts "prefix." before every name: what a module hands to its children. None where it would be idle."""
+    """A trace that puts "prefix." before every name: what a module hands to its children. None if it would be idle."""
     return None if trace is None or not trace.enters(prefix) else _Scoped(trace, prefix)
 
 
