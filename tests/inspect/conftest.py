@@ -12,7 +12,7 @@ PROMPTS = [
     ("<CAPTION_TO_PHRASE_GROUNDING>", "a green car beside a house with a red door"),
     ("<REGION_TO_DESCRIPTION>", (10.0, 20.0, 150.0, 120.0)),
 ]
-"""Prompts of four lengths."""
+"""Prompts of three lengths."""
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +22,8 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture
 def beams(small: Florence2) -> GenerationOptions:
-    """Three beams whose answers are cut or end between the sixth and the twelfth id."""
-    return small.options(num_beams=3, max_new_tokens=12, min_new_tokens=6)
+    """Three beams whose answers are cut or end between the fifth and the ninth id."""
+    return small.options(num_beams=3, max_new_tokens=9, min_new_tokens=5)
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ def test_a_trace_is_refused_before_it_is_taken(
         assert t.bytes == 0
     encoded = small.encode_image(pictures[0])
     with small.trace("logits", limit=5_000_000) as t:
-        with pytest.raises(OptionError, match=r"1 answer with 3 beams .* lower max_new_tokens from 12 to 8, name less"):
+        with pytest.raises(OptionError, match=r"1 answer with 3 beams .* lower max_new_tokens from 9 to 8, name less"):
             small.run("<OD>", encoded, options=beams)
         small.run("<OD>", encoded, options=beams.changed(max_new_tokens=8))
         assert 0 < t.bytes <= 5_000_000
