@@ -239,10 +239,10 @@ class SearchState(abc.ABC):
         """`scores` (R, V) of the n-th id of `sequences` (R, 1 + limit), with R a multiple of B."""
         generated = self.generated.repeat_interleave(len(sequences) // len(self.generated))
         for rule in logit_rules(self.options, self.ids):
-            before = None if trace is None else scores.clone()
+            before = scores.clone() if trace is not None and trace.wants(f"search.banned.{rule.name}") else None
             if rule.applies(n - 1):
                 scores = rule(scores, sequences, generated)
-            if trace is not None and before is not None:
+            if trace is not None:
                 scores = _show_rule(trace, rule, before, scores)
         return scores
 
@@ -409,15 +409,16 @@ class _BeamSearch(SearchState):
         return full & (worst >= best_running.double() / self.powers.gather(1, length[:, None])[:, 0])
 
 
-def _show_rule(trace: Trace, rule: Rule, before: Tensor, after: Tensor) -> Tensor:
+def _show_rule(trace: Trace, rule: Rule, before: Tensor | None, after: Tensor) -> Tensor:
     """What a rule made impossible, as (row, id) pairs (bans, 2), and the scores (B·K, V) after it, at every step.
 
-    The pairs of a forced id would be the whole vocabulary, so they are left out. The run goes on with a copy, for the
-    next rule may change its scores in place.
+    The pairs of a forced id would be the whole vocabulary, so they are left out. The run goes on with a copy of what
+    is shown, for the next rule may change its scores in place.
     """
-    if not isinstance(rule, ForcedId):
-        record(trace, f"search.banned.{rule.name}", ((after == _NEVER) & (before != _NEVER)).nonzero())
-    return record(trace, f"scores.{rule.name}", after).clone()
+    if before is not None and not isinstance(rule, ForcedId):
+        trace(f"search.banned.{rule.name}", ((after == _NEVER) & (before != _NEVER)).nonzero())
+    name = f"scores.{rule.name}"
+    return trace(name, after).clone() if trace.wants(name) else after
 
 
 def _show_choice(

@@ -76,7 +76,9 @@ class Tracing:
             raise OptionError(f"limit is {limit!r}; it must be a number of bytes of at least 1.")
         self.config, self.limit, self.pixel_shape, self.dtype = config, limit, tuple(pixel_shape), dtype
         self.known = {name.name: name for name in names_of(config)}
-        chosen = {name for names in select(patterns, list(self.known.values())).values() for name in names}
+        self.chosen = select(patterns, list(self.known.values()))
+        """The names that each pattern selects."""
+        chosen = {name for names in self.chosen.values() for name in names}
         self.selected = [name for name in self.known.values() if name.name in chosen or name.searched]
         self.runs: list[Run] = []
         self.pictures: list[TracedPicture] = []
