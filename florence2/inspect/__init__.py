@@ -17,7 +17,8 @@ from florence2.inspect.patching import (
     zero,
     zero_heads,
 )
-from florence2.inspect.tracing import Run, TracedPicture, Tracing, trace
+from florence2.inspect.runs import Run, TracedPicture
+from florence2.inspect.tracing import Tracing, trace
 
 __all__ = [
     "Ban",

@@ -207,20 +207,24 @@ def _block_names(
 
 def _vision_attention(vision: VisionConfig, path: str, stage: int, kind: str) -> Iterator[Name]:
     channels = vision.dim_embed[stage]
-    heads, groups = vision.num_heads[stage], vision.num_groups[stage]
     if kind == "spatial":
-        sizes = (("heads", heads), ("d", channels // heads), ("M", vision.window_size**2))
-        vectors, mixed = ("B·windows", "heads", "M", "d"), ("B·windows", "heads", "M", "d")
-        weights = ("B·windows", "heads", "M", "M")
+        heads = vision.num_heads[stage]
+        sizes = [("heads", heads), ("d", channels // heads), ("M", vision.window_size**2)]
+        shapes: list[tuple[str, ...]] = [("B·windows", "heads", "M", end) for end in ("d", "M", "d")]
         what = "attention of a window's positions to its positions"
     else:
-        sizes = (("G", groups), ("c", channels // groups))
-        vectors, mixed, weights = ("B", "G", "h", "w", "c"), ("B", "G", "h·w", "c"), ("B", "G", "c", "c")
+        groups = vision.num_groups[stage]
+        sizes = [("G", groups), ("c", channels // groups)]
+        shapes = [("B", "G", "h", "w", "c"), ("B", "G", "c", "c"), ("B", "G", "h·w", "c")]
         what = "attention of a group's channels to its channels"
+
+    def name(last: str, shape: tuple[str, ...], what: str) -> Name:
+        return Name(f"{path}.{last}", shape, what, "picture", "model", tuple(sizes), stage)
+
     for last in ("queries", "keys", "values"):
-        yield Name(f"{path}.{last}", vectors, last, "picture", "model", sizes, stage)
-    yield Name(f"{path}.weights", weights, what, "picture", "model", sizes, stage)
-    yield Name(f"{path}.heads", mixed, "what each head or group mixed", "picture", "model", sizes, stage)
+        yield name(last, shapes[0], last)
+    yield name("weights", shapes[1], what)
+    yield name("heads", shapes[2], "what each head or group mixed")
 
 
 def _prompt_names(config: Florence2Config) -> Iterator[Name]:

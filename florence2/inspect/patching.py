@@ -24,7 +24,8 @@ from torch import Tensor
 from florence2.config import Florence2Config
 from florence2.errors import OptionError
 from florence2.inspect.names import Name, names_of, select
-from florence2.inspect.tracing import Run, TracedPicture, Tracing
+from florence2.inspect.runs import Run, TracedPicture
+from florence2.inspect.tracing import Tracing
 from florence2.pipeline import Florence2
 from florence2.trace import in_force
 
@@ -78,7 +79,8 @@ def as_patch(pattern: str, patch: PatchLike) -> Patch:
         change = patch
         return Patch(lambda value, name, step: change(value), "a function")  # noqa: ARG005
     raise OptionError(
-        f"The patch of {pattern} is {str(patch)[:60]!r}; it must be a tensor, a function of one, or a Patch such as zero()."
+        f"The patch of {pattern} is {str(patch)[:60]!r}; it must be a tensor, a function of one, or a Patch such as "
+        "zero()."
     )
 
 
@@ -118,11 +120,11 @@ def fit(new: Any, value: Tensor, known: Name) -> Tensor:
     """
     if not isinstance(new, Tensor):
         raise OptionError(f"The patch of {known.name} gave {type(new).__name__}, not a tensor.")
-    new = new.to(value.device, value.dtype)
-    if new.shape == value.shape:
-        return new
-    if new.shape == _alone(value, known):
-        return _for_all(new, value, known)
+    given: Tensor = new.to(value.device, value.dtype)
+    if given.shape == value.shape:
+        return given
+    if given.shape == _alone(value, known):
+        return _for_all(given, value, known)
     raise OptionError(
         f"The patch of {known.name} has the shape {tuple(new.shape)}, but the value there has "
         f"{tuple(value.shape)}, ({', '.join(known.shape)}); give it that shape, or leave B out."

@@ -92,17 +92,13 @@ def test_the_picture_of_another_run(
         assert ask(0).run.answer.token_logprobs == other.run.answer.token_logprobs
     with small.patched({"memory": other["memory"]}):
         assert ask(0).run.answer.token_ids == other.run.answer.token_ids
-    inside = "vision_tower.blocks.0.0.spatial_block.window_attn.heads"  # not all that there is: the stream goes past it
+    inside = "vision_tower.blocks.0.0.spatial_block.window_attn.heads"  # the stream goes past it, so not enough alone
     pixels = small.processor.image(pictures[1])
-    for name, others in (("vision_tower", {}), (inside, {"pixel_values": pixels})):
+    more: dict[str, dict[str, Tensor]] = {"vision_tower": {}, inside: {"pixel_values": pixels}}
+    for name, others in more.items():
         with small.trace(name) as t:
             small.run("<OD>", pictures[1], options=beams)
-        whole = (
-            {name: from_run(t.pictures[0])}
-            if name == "vision_tower"
-            else {name: from_run(t), "pixel_values": t_pixels(small, pictures[1])}
-        )
-        with small.patched(whole), small.trace("image_tokens") as patched:
+        with small.patched({name: from_run(t), **others}), small.trace("image_tokens") as patched:
             small.run("<OD>", pictures[0], options=beams)
         assert patched.run.answer.token_ids == t.run.answer.token_ids
         assert torch.allclose(patched["image_tokens"], t.run.encoded.features[0], atol=1e-5)
@@ -120,7 +116,8 @@ def test_every_name_can_be_patched(
             return small.encode_image(pictures[0]).features
         with small.trace("scores") as t:
             small.run("<OD>", encoded[0], options=options)
-        return t["scores"]
+        found: Tensor = t["scores"]
+        return found
 
     plain = {when: outcome(when) for when in ("picture", "answer")}
     for name in [n for n in names if ".blocks." not in n.name or ".blocks.0.0." in n.name]:
@@ -230,7 +227,7 @@ def test_wrong_patches_are_refused_at_once(small: Florence2, patches: dict[str, 
 @pytest.mark.parametrize(
     ("name", "patch", "message"),
     [
-        ("memory", torch.zeros(3, 4), r"memory has the shape \(3, 4\), but the value there has \(1, 574, 64\), \(B, S, D\)"),
+        ("memory", torch.zeros(3, 4), r"has the shape \(3, 4\), but the value there has \(1, 574, 64\), \(B, S, D\)"),
         ("memory", lambda x: x[:, :5], r"memory has the shape \(1, 5, 64\), but the value there has \(1, 574, 64\)"),
         ("memory", lambda x: 3, "The patch of memory gave int, not a tensor"),
         (HEADS, replace(torch.zeros(4, 3, 15)), r"\(4, 3, 15\), but the value there has \(1, 4, 3, 16\)"),

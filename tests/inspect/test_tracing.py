@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ def choices(step: BeamStep) -> list[tuple[int, int, str]]:
 
 
 @pytest.fixture(scope="module")
-def traced(small: Florence2, pictures: list[Image.Image]) -> Tracing:
+def traced(small: Florence2, pictures: list[Image.Image]) -> Any:
     """One run with three beams, everything kept. Do not change it."""
     options = small.options(max_new_tokens=12, min_new_tokens=6, num_return_sequences=3)
     with small.trace("**") as t:
@@ -58,7 +60,13 @@ def test_a_run_of_a_batch_holds_what_it_holds_alone(
 ) -> None:
     options: GenerationOptions = request.getfixturevalue(settings)
     requests = [(task, pictures[i % 2], text) for i, (task, text) in enumerate(PROMPTS)]
-    names = ("memory", "encoder.layers.0.self_attention.weights", f"{LAYER}.cross_attention.weights", LAYER, "prompt")
+    names: tuple[str, ...] = (
+        "memory",
+        "encoder.layers.0.self_attention.weights",
+        f"{LAYER}.cross_attention.weights",
+        LAYER,
+        "prompt",
+    )
     names += (f"{LAYER}.self_attention.weights", "scores.no_repeat_ngram", "vision_tower.blocks.1.0.spatial_block")
     with small.trace(*names) as together:
         small.run_batch(requests, options=options)
@@ -219,12 +227,12 @@ def test_bans_by_rule(small: Florence2, pictures: list[Image.Image], beams: Gene
     first = t.beams[0].bans
     assert {(ban.rule, ban.only) for ban in first} == {("forced_bos_token", 0), ("min_new_tokens", None)}
     assert {ban.rule for ban in t.beams[15].bans} >= {"forced_eos_token"} and len(t.beams) == 16
-    past = [(2,), (2,), (2,)]
+    past: list[tuple[int, ...]] = [(2,), (2,), (2,)]
     seen = 0
     for step in t.beams:
         bans = {(ban.rule, ban.beam): set(ban.ids) for ban in step.bans if ban.only is None}
         for beam, ids in enumerate(past):
-            repeats = {b for a, b in zip(ids, ids[1:], strict=False) if a == ids[-1]}
+            repeats = {b for a, b in pairwise(ids) if a == ids[-1]}
             assert bans.get(("no_repeat_ngram", beam), set()) == repeats
             seen += len(repeats)
             ends = {2} - repeats if step.number < 15 else set()
@@ -321,14 +329,14 @@ def test_threads_and_tasks_do_not_see_each_other(
 ) -> None:
     ready = threading.Barrier(2)
 
-    def work(i: int) -> Tracing:
+    def work(i: int) -> Any:
         with small.trace("memory") as t:
             ready.wait(timeout=60)  # both blocks are open
             small.run("<OD>", pictures[i], options=beams)
         return t
 
-    async def tasks() -> list[Tracing]:
-        async def task(i: int) -> Tracing:
+    async def tasks() -> list[Any]:
+        async def task(i: int) -> Any:
             with small.trace("memory") as t:
                 await asyncio.sleep(0)
                 small.run("<OD>", pictures[i], options=beams)
