@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         """`mask` (B, S) bool, True at real positions; None when all are."""
         mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
         x = embeddings + self.embed_positions(0, embeddings.shape[1])
-        x = F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
+        x = F.dropout(record(trace, "embedding", self.layernorm_embedding(x)), self.dropout, self.training)
         for i, layer in enumerate(self.layers):
             x = record(trace, f"layers.{i}", layer(x, mask, scope(trace, f"layers.{i}")))
         return x
@@ -73,16 +73,16 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """`embeddings` (B, T, D), `memory` (B, S, D), `memory_mask` (B, S) bool -> (B, T, D)."""
         mask = None if memory_mask is None else memory_mask[:, None, None, :]
-        x = self.embed(embeddings, self.embed_positions(0, embeddings.shape[1]))
+        x = self.embed(embeddings, self.embed_positions(0, embeddings.shape[1]), trace)
         for i, layer in enumerate(self.layers):
             inner = scope(trace, f"layers.{i}")
-            x = layer(x, _attend_causally(scope(inner, "self_attn")), _attend_to(memory, mask, inner), inner)
+            x = layer(x, _attend_causally(inner), _attend_to(memory, mask, inner), inner)
             x = record(trace, f"layers.{i}", x)
         return x
 
     def step(self, embeddings: Tensor, cache: "DecoderCache", trace: Trace | None = None) -> Tensor:
         """One token for each of K beams: `embeddings` (B·K, 1, D) -> (B·K, 1, D). The cache grows by one position."""
-        x = self.embed(embeddings, cache.embed_position(self.embed_positions))
+        x = self.embed(embeddings, cache.embed_position(self.embed_positions), trace)
         cache.advance()
         for i, layer in enumerate(self.layers):
             inner = scope(trace, f"layers.{i}")
@@ -90,10 +90,10 @@ class Decoder(nn.Module):
             x = record(trace, f"layers.{i}", x)
         return x
 
-    def embed(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, embeddings: Tensor, positions: Tensor, trace: Trace | None = None) -> Tensor:
         """Embeddings of tokens (B, T, D) and of their positions (T, D) -> input of the first layer."""
-        x = embeddings * self.scale + positions
-        return F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
+        x = record(trace, "embedding", self.layernorm_embedding(embeddings * self.scale + positions))
+        return F.dropout(x, self.dropout, self.training)
 
 
 class Positions(nn.Embedding):
@@ -124,13 +124,14 @@ class Attention(nn.Module):
         self.q_proj = Linear(config.d_model, config.d_model)
         self.out_proj = Linear(config.d_model, config.d_model)
 
-    def queries(self, x: Tensor) -> Tensor:
+    def queries(self, x: Tensor, trace: Trace | None = None) -> Tensor:
         """(B, T, D) -> (B, heads, T, D / heads)"""
-        return self._split(self.q_proj(x))
+        return record(trace, "queries", self._split(self.q_proj(x)))
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, trace: Trace | None = None) -> tuple[Tensor, Tensor]:
         """(B, S, D) -> two of (B, heads, S, D / heads)"""
-        return self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        keys = record(trace, "keys", self._split(self.k_proj(x)))
+        return keys, record(trace, "values", self._split(self.v_proj(x)))
 
     def mix(
         self,
@@ -163,10 +164,11 @@ class EncoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor, mask: Tensor | None, trace: Trace | None = None) -> Tensor:
-        attn = self.self_attn
-        mixed = attn.mix(attn.queries(x), *attn.keys_values(x), mask, trace=scope(trace, "self_attn"))
-        x = self.self_attn_layer_norm(x + self._drop(record(trace, "self_attn", attn.out_proj(mixed))))
-        hidden = F.dropout(F.gelu(self.fc1(x)), self.activation_dropout, self.training)
+        attn, inner = self.self_attn, scope(trace, "self_attention")
+        mixed = attn.mix(attn.queries(x, inner), *attn.keys_values(x, inner), mask, trace=inner)
+        x = self.self_attn_layer_norm(x + self._drop(record(trace, "self_attention", attn.out_proj(mixed))))
+        x = record(trace, "after_self_attention", x)
+        hidden = F.dropout(record(trace, "mlp.hidden", F.gelu(self.fc1(x))), self.activation_dropout, self.training)
         out: Tensor = self.final_layer_norm(x + self._drop(record(trace, "mlp", self.fc2(hidden))))
         return out
 
@@ -190,10 +192,12 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, mix_self: Mix, mix_memory: Mix, trace: Trace | None = None) -> Tensor:
         mixed = self.self_attn.out_proj(mix_self(self.self_attn, x))
-        x = self.self_attn_layer_norm(x + self._drop(record(trace, "self_attn", mixed)))
+        x = self.self_attn_layer_norm(x + self._drop(record(trace, "self_attention", mixed)))
+        x = record(trace, "after_self_attention", x)
         mixed = self.encoder_attn.out_proj(mix_memory(self.encoder_attn, x))
-        x = self.encoder_attn_layer_norm(x + self._drop(record(trace, "encoder_attn", mixed)))
-        hidden = F.dropout(F.gelu(self.fc1(x)), self.activation_dropout, self.training)
+        x = self.encoder_attn_layer_norm(x + self._drop(record(trace, "cross_attention", mixed)))
+        x = record(trace, "after_cross_attention", x)
+        hidden = F.dropout(record(trace, "mlp.hidden", F.gelu(self.fc1(x))), self.activation_dropout, self.training)
         out: Tensor = self.final_layer_norm(x + self._drop(record(trace, "mlp", self.fc2(hidden))))
         return out
 
@@ -202,30 +206,31 @@ class DecoderLayer(nn.Module):
 
 
 def _attend_causally(trace: Trace | None) -> Mix:
-    return lambda attn, x: attn.mix(attn.queries(x), *attn.keys_values(x), causal=True, trace=trace)
+    trace = scope(trace, "self_attention")
+    return lambda attn, x: attn.mix(attn.queries(x, trace), *attn.keys_values(x, trace), causal=True, trace=trace)
 
 
 def _attend_to(memory: Tensor, mask: Tensor | None, trace: Trace | None) -> Mix:
-    trace = scope(trace, "encoder_attn")
-    return lambda attn, x: attn.mix(attn.queries(x), *attn.keys_values(memory), mask, trace=trace)
+    trace = scope(trace, "cross_attention")
+    return lambda attn, x: attn.mix(attn.queries(x, trace), *attn.keys_values(memory, trace), mask, trace=trace)
 
 
 def _attend_past(cache: "DecoderCache", layer: int, trace: Trace | None) -> Mix:
-    trace = scope(trace, "self_attn")
+    trace = scope(trace, "self_attention")
 
     def mix(attn: Attention, x: Tensor) -> Tensor:
         rows = cache.beams_as_queries(x)
-        keys, values, mask = cache.extend(layer, *attn.keys_values(rows))
-        return attn.mix(attn.queries(rows), keys, values, mask, trace=trace).view_as(x)
+        keys, values, mask = cache.extend(layer, *attn.keys_values(rows, trace))
+        return attn.mix(attn.queries(rows, trace), keys, values, mask, trace=trace).view_as(x)
 
     return mix
 
 
 def _attend_memory(cache: "DecoderCache", layer: int, trace: Trace | None) -> Mix:
-    trace = scope(trace, "encoder_attn")
+    trace = scope(trace, "cross_attention")
 
     def mix(attn: Attention, x: Tensor) -> Tensor:
-        queries = attn.queries(cache.beams_as_queries(x))
+        queries = attn.queries(cache.beams_as_queries(x), trace)
         return attn.mix(queries, *cache.memory[layer], cache.memory_mask, trace=trace).view_as(x)
 
     return mix
@@ -241,14 +246,23 @@ class DecoderCache:
     """
 
     def __init__(
-        self, decoder: Decoder, memory: Tensor, beams: int, max_length: int, memory_mask: Tensor | None = None
+        self,
+        decoder: Decoder,
+        memory: Tensor,
+        beams: int,
+        max_length: int,
+        memory_mask: Tensor | None = None,
+        trace: Trace | None = None,
     ):
         """`memory` (B, S, D), `memory_mask` (B, S) bool; room for `max_length` positions of `beams` beams each."""
         B, _, D = memory.shape
         self.beams, self.length = beams, 0
         self.memory_mask = None if memory_mask is None else memory_mask[:, None, None, :]  # (B, 1, 1, S)
         layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
-        self.memory = [layer.encoder_attn.keys_values(memory) for layer in layers]  # each (B, heads, S, d)
+        inner = [scope(trace, f"layers.{i}.cross_attention") for i in range(len(layers))]
+        self.memory = [  # each (B, heads, S, d)
+            layer.encoder_attn.keys_values(memory, inner[i]) for i, layer in enumerate(layers)
+        ]
         heads = layers[0].self_attn.heads
         shape = (B, heads, max_length * beams, D // heads)
         self.own = [(memory.new_empty(shape), memory.new_empty(shape)) for _ in layers]

@@ -103,9 +103,10 @@ class _Block(nn.Module):
             return self._forward_by_bands(x)
         name = self.attention_name
         x = record(trace, "conv1", x + self.conv1(x))
-        x = x + self._drop_path(record(trace, name, getattr(self, name)(self.norm1(x), scope(trace, name))))
+        mixed = record(trace, name, getattr(self, name)(self.norm1(x), scope(trace, name)))
+        x = record(trace, "after_attention", x + self._drop_path(mixed))
         x = record(trace, "conv2", x + self.conv2(x))
-        return x + self._drop_path(record(trace, "ffn", self.ffn(self.norm2(x))))
+        return x + self._drop_path(record(trace, "ffn", self.ffn(self.norm2(x), scope(trace, "ffn"))))
 
     def _forward_by_bands(self, x: Tensor) -> Tensor:
         """The same, a band of rows after another and in place, so that what is between stays in the cache."""
@@ -164,8 +165,8 @@ class Mlp(nn.Module):
         self.fc1 = Linear(channels, hidden)
         self.fc2 = Linear(hidden, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
+        out: Tensor = self.fc2(record(trace, "hidden", F.gelu(self.fc1(x))))
         return out
 
 
@@ -187,7 +188,7 @@ class WindowAttention(nn.Module):
         x = F.pad(x, (0, 0, 0, -W % self.window, 0, -H % self.window))
         windows = split_windows(x, self.window)  # (B·windows, window², C)
         qkv = self.qkv(windows).view(-1, self.window**2, 3, self.heads, C // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B·windows, heads, window², C / heads)
+        query, key, value = _record_three(trace, qkv.permute(2, 0, 3, 1, 4))  # (B·windows, heads, window², C / heads)
         out = attend(query, key, value, attention=self.attention, trace=trace)
         out = self.proj(out.transpose(1, 2).flatten(2))  # (B·windows, window², C)
         return join_windows(out, self.window, x.shape[1], x.shape[2])[:, :H, :W]
@@ -214,12 +215,12 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor, trace: Trace | None = None) -> Tensor:
         B, H, W, C = x.shape
         qkv = self.qkv(x).view(B, H, W, 3, self.groups, C // self.groups)
-        query, key, value = qkv.permute(3, 0, 4, 1, 2, 5)  # each (B, G, H, W, C / G)
+        query, key, value = _record_three(trace, qkv.permute(3, 0, 4, 1, 2, 5))  # each (B, G, H, W, C / G)
         # One sum over all positions (36,864 in the first stage) costs float32 a digit; row by row, then over rows,
         # it does not.
         scores = ((query * (H * W) ** -0.5).transpose(-2, -1) @ key).sum(dim=2)  # (B, G, C / G, C / G)
         weights = record(trace, "weights", scores.softmax(dim=-1))
-        out = value.flatten(2, 3) @ weights.transpose(-2, -1)  # (B, G, H·W, C / G)
+        out = record(trace, "heads", value.flatten(2, 3) @ weights.transpose(-2, -1))  # (B, G, H·W, C / G)
         mixed: Tensor = self.proj(out.transpose(1, 2).reshape(B, H, W, C))
         return mixed
 
@@ -256,6 +257,11 @@ class ChannelAttention(nn.Module):
         mixing = by_group.transpose(0, 1).reshape(C, C)
         bias = self.proj.bias if self.qkv.bias is None else torch.addmv(self.proj.bias, mixing, self.qkv.bias[2 * C :])
         return linear(mixing, self.qkv.weight[2 * C :].t()), bias
+
+
+def _record_three(trace: Trace | None, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = qkv
+    return record(trace, "queries", query), record(trace, "keys", key), record(trace, "values", value)
 
 
 _PARTS = frozenset(

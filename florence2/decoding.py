@@ -15,6 +15,7 @@ from torch import Tensor
 
 from florence2.errors import OptionError
 from florence2.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty, Rule
+from florence2.trace import Trace, record
 
 Step = Callable[[Tensor], Tensor]
 """The newest id of every beam (B·K,) -> float32 logits (B·K, V) of the next."""
@@ -152,15 +153,17 @@ def search(
     ids: SpecialIds,
     device: torch.device | str = "cpu",
     keep: Keep | None = None,
+    trace: Trace | None = None,
 ) -> Generation:
     """Run the search that `options` ask for, on `batch` inputs at once.
 
-    With `keep`, inputs that are done are left out as soon as they are a quarter of those computed.
+    With `keep`, inputs that are done are left out as soon as they are a quarter of those computed. A `trace` is shown
+    the scores after every rule, and what each step compared and chose (see `_show_choice`).
     """
     whole = state = start_search(batch, options, ids, device)
     rows = torch.arange(batch, device=device)  # which inputs `state` is about
     for n in range(1, options.max_new_tokens + 1):
-        state = state.advance(step(state.newest.flatten()), n)
+        state = state.advance(step(state.newest.flatten()), n, trace)
         running = ~state.done
         left = int(running.sum())
         if left == 0 or n == options.max_new_tokens:
@@ -188,9 +191,9 @@ def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
     if options.min_new_tokens > 0:
         rules.append(MinNewTokens(options.min_new_tokens, ids.end))
     if options.forced_bos_token_id is not None:
-        rules.append(ForcedId(options.forced_bos_token_id, generated=0))
+        rules.append(ForcedId(options.forced_bos_token_id, 0, "forced_bos_token"))
     if options.forced_eos_token_id is not None:
-        rules.append(ForcedId(options.forced_eos_token_id, generated=options.max_new_tokens - 1))
+        rules.append(ForcedId(options.forced_eos_token_id, options.max_new_tokens - 1, "forced_eos_token"))
     return rules
 
 
@@ -210,7 +213,7 @@ class SearchState(abc.ABC):
     done: Tensor  # (B,) bool: whose result will not change
 
     @abc.abstractmethod
-    def advance(self, logits: Tensor, n: int) -> "SearchState":
+    def advance(self, logits: Tensor, n: int, trace: Trace | None = None) -> "SearchState":
         """The n-th id of every sequence, n from 1, by its `logits` (B·K, V)."""
 
     @abc.abstractmethod
@@ -232,12 +235,15 @@ class SearchState(abc.ABC):
         merged: dict[str, Any] = {name: getattr(self, name).index_copy(0, rows, new) for name, new in news}
         return replace(self, **merged)
 
-    def _apply_rules(self, scores: Tensor, sequences: Tensor, n: int) -> Tensor:
+    def _apply_rules(self, scores: Tensor, sequences: Tensor, n: int, trace: Trace | None) -> Tensor:
         """`scores` (R, V) of the n-th id of `sequences` (R, 1 + limit), with R a multiple of B."""
         generated = self.generated.repeat_interleave(len(sequences) // len(self.generated))
         for rule in logit_rules(self.options, self.ids):
+            before = scores.clone() if trace is not None and trace.wants(f"search.banned.{rule.name}") else None
             if rule.applies(n - 1):
                 scores = rule(scores, sequences, generated)
+            if trace is not None:
+                scores = _show_rule(trace, rule, before, scores)
         return scores
 
 
@@ -258,11 +264,11 @@ class _Greedy(SearchState):
         newest = sequences[:, :1].clone()
         return cls(options, ids, none, newest, none[:, None], none > 0, sequences, logprobs, none)
 
-    def advance(self, logits: Tensor, n: int) -> "_Greedy":
-        scores = self._apply_rules(logits.clone(), self.sequences, n)
-        best, tokens = scores.log_softmax(dim=-1).max(dim=-1)
+    def advance(self, logits: Tensor, n: int, trace: Trace | None = None) -> "_Greedy":
+        scores = self._apply_rules(logits.clone(), self.sequences, n, trace)
+        best, tokens = record(trace, "scores", scores.log_softmax(dim=-1)).max(dim=-1)
         generated = self.generated + 1
-        return replace(
+        advanced = replace(
             self,
             generated=generated,
             newest=tokens[:, None],
@@ -271,6 +277,11 @@ class _Greedy(SearchState):
             logprobs=self.logprobs.scatter(1, self.generated[:, None], best.where(~self.done, 0.0)[:, None]),
             lengths=self.lengths + ~self.done,
         )
+        if trace is not None:
+            ends, sums = (tokens == self.ids.end) & ~self.done, self.logprobs.sum(dim=1) + best
+            none = self.parents
+            _show_choice(trace, tokens[:, None], none, sums[:, None], ends[:, None], none, advanced.done)
+        return advanced
 
     def finish(self) -> Generation:
         scores = self.logprobs.sum(dim=1) / self.lengths.double() ** self.options.length_penalty
@@ -321,10 +332,11 @@ class _BeamSearch(SearchState):
             powers=torch.tensor(powers, dtype=torch.float64, device=device).expand(B, -1),
         )
 
-    def advance(self, logits: Tensor, n: int) -> "_BeamSearch":
+    def advance(self, logits: Tensor, n: int, trace: Trace | None = None) -> "_BeamSearch":
         """2·K candidates are compared; of those that end the first K may finish, of the others K go on."""
         B, K = self.newest.shape
-        scores = self._apply_rules(logits.log_softmax(dim=-1), self.sequences.flatten(0, 1), n).view(B, K, -1)
+        scores = self._apply_rules(logits.log_softmax(dim=-1), self.sequences.flatten(0, 1), n, trace)
+        scores = record(trace, "scores", scores).view(B, K, -1)
         sums, flat = _top((scores + self.sums[:, :, None]).flatten(1), 2 * K)  # (B, 2·K), best first
         parents, tokens = flat // scores.shape[2], flat % scores.shape[2]
         generated = self.generated + 1
@@ -341,8 +353,12 @@ class _BeamSearch(SearchState):
         ends_well = ends & (torch.arange(2 * K, device=ends.device) < K) & ~self.done[:, None]
         finished = candidates._with_finished(ends_well, ended=True)
         # at most K candidates end, one per beam, so K are left: the first K that go on
-        going_on = finished._with_running(ends.long().argsort(dim=1, stable=True)[:, :K])
-        return replace(going_on, done=self.done | going_on._is_done(sums[:, 0]))
+        survivors = ends.long().argsort(dim=1, stable=True)[:, :K]
+        going_on = finished._with_running(survivors)
+        done = self.done | going_on._is_done(sums[:, 0])
+        if trace is not None:
+            _show_choice(trace, tokens, parents, sums, ends_well, survivors, done)
+        return replace(going_on, done=done)
 
     def finish(self) -> Generation:
         cut = self._with_finished(~self.done[:, None].expand_as(self.sums), ended=False)
@@ -391,6 +407,34 @@ class _BeamSearch(SearchState):
         if options.early_stopping == "never" and options.length_penalty > 0:
             length = torch.full_like(length, options.max_new_tokens)  # where a longer hypothesis would score best
         return full & (worst >= best_running.double() / self.powers.gather(1, length[:, None])[:, 0])
+
+
+def _show_rule(trace: Trace, rule: Rule, before: Tensor | None, after: Tensor) -> Tensor:
+    """What a rule made impossible, as (row, id) pairs (bans, 2), and the scores (B·K, V) after it, at every step.
+
+    The pairs of a forced id would be the whole vocabulary, so they are left out. The run goes on with a copy of what
+    is shown, for the next rule may change its scores in place.
+    """
+    if before is not None and not isinstance(rule, ForcedId):
+        trace(f"search.banned.{rule.name}", ((after == _NEVER) & (before != _NEVER)).nonzero())
+    name = f"scores.{rule.name}"
+    return trace(name, after).clone() if trace.wants(name) else after
+
+
+def _show_choice(
+    trace: Trace, tokens: Tensor, parents: Tensor, sums: Tensor, finished: Tensor, survivors: Tensor, done: Tensor
+) -> None:
+    """One step of the search: its M candidates (B, M), best first, and what became of them.
+
+    `parents` are the beams that they continue, `sums` their summed log-probabilities, `finished` those that became
+    hypotheses; `survivors` (B, K) are the candidates that go on, as the beams 0 to K - 1; `done` (B,).
+    """
+    trace("search.candidates.tokens", tokens)
+    trace("search.candidates.parents", parents)
+    trace("search.candidates.sums", sums)
+    trace("search.finished", finished)
+    trace("search.survivors", survivors)
+    trace("search.done", done)
 
 
 _BLOCK = 256

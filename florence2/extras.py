@@ -1,8 +1,9 @@
-"""Commands that live in folders with dependencies of their own, found only when they are called."""
+"""What lives in folders with dependencies of their own, found only when it is called."""
 
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from florence2.errors import OptionError
 
@@ -26,14 +27,18 @@ EXTRAS: dict[str, Extra] = {
 def run_extra(name: str, arguments: Sequence[str]) -> int:
     """Run the command `name` of EXTRAS. Raises OptionError when a package that it needs is not installed."""
     found = EXTRAS[name]
+    module = load_extra(found.module, found.extra, f"`florence2 {name}`")
+    code: int = module.main(list(arguments))
+    return code
+
+
+def load_extra(module: str, extra: str, user: str) -> ModuleType:
+    """The module of an extra. Raises OptionError, saying that `user` needs it, when a package is not installed."""
     try:
-        module = importlib.import_module(found.module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("florence2"):
             raise
         raise OptionError(
-            f"`florence2 {name}` needs the package {error.name}, which is not installed: "
-            f'pip install "florence2[{found.extra}]".'
+            f'{user} needs the package {error.name}, which is not installed: pip install "florence2[{extra}]".'
         ) from None
-    code: int = module.main(list(arguments))
-    return code

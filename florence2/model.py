@@ -65,7 +65,8 @@ class Florence2Model(nn.Module):
         self.multi_modal_projector.image_position_embed.check(*self.config.vision.grid_size(*pixel_values.shape[-2:]))
         pixel_values = record(trace, "pixel_values", pixel_values.to(self.device, self.dtype))
         grid = record(trace, "vision_tower", self.vision_tower(pixel_values, scope(trace, "vision_tower")))
-        return record(trace, "multi_modal_projector", self.multi_modal_projector(grid))
+        tokens = self.multi_modal_projector(grid, scope(trace, "multi_modal_projector"))
+        return record(trace, "multi_modal_projector", tokens)
 
     def encode(
         self,
@@ -81,10 +82,10 @@ class Florence2Model(nn.Module):
         Raises PromptError when N + T is more than the checkpoint's positions.
         """
         # prompt embeddings are never scaled, whatever scale_embedding says: so the reference does it
-        embeddings = torch.cat([image_features, self.language_model.shared(input_ids)], dim=1)
+        image_tokens = record(trace, "image_tokens", image_features)
+        embeddings = torch.cat([image_tokens, record(trace, "prompt", self.language_model.shared(input_ids))], dim=1)
         mask = None if attention_mask is None else self.memory_mask(image_features, attention_mask)
-        memory: Tensor = self.language_model.encoder(embeddings, mask, scope(trace, "encoder"))
-        return memory
+        return record(trace, "memory", self.language_model.encoder(embeddings, mask, scope(trace, "encoder")))
 
     def memory_mask(self, image_features: Tensor, attention_mask: Tensor) -> Tensor:
         """The mask of a memory: (B, N) image tokens, all real, then `attention_mask` (B, T) -> (B, N + T) bool."""
@@ -109,11 +110,16 @@ class Florence2Model(nn.Module):
         return self._logits(hidden, trace)
 
     def start_cache(
-        self, memory: Tensor, beams: int, max_length: int, memory_mask: Tensor | None = None
+        self,
+        memory: Tensor,
+        beams: int,
+        max_length: int,
+        memory_mask: Tensor | None = None,
+        trace: Trace | None = None,
     ) -> DecoderCache:
         """The cache of one generation over `memory` (B, S, D): K beams per picture, up to `max_length` positions."""
         mask = None if memory_mask is None else memory_mask.bool()
-        return DecoderCache(self.language_model.decoder, memory, beams, max_length, mask)
+        return DecoderCache(self.language_model.decoder, memory, beams, max_length, mask, scope(trace, "decoder"))
 
     def step(self, ids: Tensor, cache: DecoderCache, trace: Trace | None = None) -> Tensor:
         """The newest id of every beam (B·K,) -> float32 logits (B·K, V) of the next; the cache grows by one."""

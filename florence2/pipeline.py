@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ from florence2.config import Florence2Config
 from florence2.coordinates import bins_to_tokens, quantize
 from florence2.decoding import Generation, GenerationOptions
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError
+from florence2.extras import load_extra
 from florence2.generation import generate
 from florence2.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.image import ImageInput, image_to_tensor, open_image
@@ -25,6 +27,7 @@ from florence2.memory import generation_bytes, how_many_fit
 from florence2.model import Florence2Model
 from florence2.processor import Processor, TaskText, input_to_text
 from florence2.tasks import check_prompt, find_task
+from florence2.trace import Trace, note, start_trace
 
 Detail = Literal["short", "detailed", "more_detailed"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -115,11 +118,27 @@ class Florence2:
         at_once = 1 if self.model.device.type == "cpu" else max(1, len(images))
         encoded = []
         for start in range(0, len(images), at_once):
-            part = images[start : start + at_once]
-            with torch.no_grad():
-                features = self.model.encode_image(torch.cat([image.pixel_values for image in part]))
-            encoded += [EncodedImage(row[None], image.size) for row, image in zip(features, part, strict=True)]
+            encoded += self._encode_together(images[start : start + at_once])
         return encoded
+
+    def trace(self, *patterns: str, limit: int = 2 << 30) -> AbstractContextManager[Any]:
+        """Within the block, keep what `patterns` name of every run of this object in this thread, and every beam.
+
+        `with f.trace("decoder.layers.*.cross_attention") as t: f.run(...)`; see `florence2.inspect.trace`.
+        """
+        module = load_extra("florence2.inspect", "inspect", "Florence2.trace")
+        block: AbstractContextManager[Any] = module.trace(self, *patterns, limit=limit)
+        return block
+
+    def patched(self, patches: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        """Within the block, change what `patches` names in every run of this object in this thread.
+
+        `with f.patched({"decoder.layers.2.cross_attention.heads": zero_heads([3])}): f.run(...)`; see
+        `florence2.inspect.patched`.
+        """
+        module = load_extra("florence2.inspect", "inspect", "Florence2.patched")
+        block: AbstractContextManager[Any] = module.patched(self, patches)
+        return block
 
     def run(
         self,
@@ -225,6 +244,16 @@ class Florence2:
         labelled = zip(segments, grounding.boxes, strict=True)
         return Cascade(caption, grounding, tuple(_labelled(segment, box) for segment, box in labelled))
 
+    def _encode_together(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """One batch."""
+        pixel_values, trace = torch.cat([image.pixel_values for image in images]), start_trace(self)
+        note(trace, "encodes", shape=pixel_values.shape)
+        with torch.no_grad():
+            features = self.model.encode_image(pixel_values, trace)
+        encoded = [EncodedImage(row[None], image.size) for row, image in zip(features, images, strict=True)]
+        note(trace, "encoded", pictures=encoded)
+        return encoded
+
     def _answer(
         self, requests: Sequence[Request], pictures: Sequence[EncodedImage], options: GenerationOptions
     ) -> list[Answer]:
@@ -239,14 +268,23 @@ class Florence2:
         at_once = how_many_fit(each, self.model.device)
         answers: list[Answer] = []
         for start in range(0, len(requests), at_once):  # a batch that does not fit is split
-            part = slice(start, start + at_once)
-            generation = self._generate(pictures[part], prompts[part], options)
-            for i, (request, picture) in enumerate(zip(requests[part], pictures[part], strict=True)):
-                answers.append(self._read(generation, i, request[0], picture.size, options.num_return_sequences))
+            part, trace = slice(start, start + at_once), start_trace(self)
+            note(trace, "asks", pictures=pictures[part], prompts=prompts[part], options=options)
+            generation = self._generate(pictures[part], prompts[part], options, trace)
+            found = [
+                self._read(generation, i, request[0], picture.size, options.num_return_sequences)
+                for i, (request, picture) in enumerate(zip(requests[part], pictures[part], strict=True))
+            ]
+            note(trace, "answers", answers=found)
+            answers += found
         return answers
 
     def _generate(
-        self, pictures: Sequence[EncodedImage], prompts: Sequence[list[int]], options: GenerationOptions
+        self,
+        pictures: Sequence[EncodedImage],
+        prompts: Sequence[list[int]],
+        options: GenerationOptions,
+        trace: Trace | None,
     ) -> Generation:
         """Prompts of different lengths are padded, and the padding is masked."""
         shapes = {tuple(picture.features.shape[1:]) for picture in pictures}
@@ -264,9 +302,9 @@ class Florence2:
         features = torch.cat([picture.features for picture in pictures]).to(self.model.device, self.model.dtype)
         padding = None if mask.all() else mask.to(self.model.device)
         with torch.no_grad():
-            memory = self.model.encode(features, input_ids.to(self.model.device), padding)
+            memory = self.model.encode(features, input_ids.to(self.model.device), padding, trace)
         memory_mask = None if padding is None else self.model.memory_mask(features, padding)
-        return generate(self.model, memory, options, memory_mask)
+        return generate(self.model, memory, options, memory_mask, trace)
 
     def _read(self, generation: Generation, index: int, task: str, size: tuple[int, int], alternatives: int) -> Answer:
         """The best answer to one request, with the others of its `alternatives` rows."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from florence2.config import VisionConfig
 from florence2.errors import ImageError
 from florence2.linear import Linear
+from florence2.trace import Trace, record
 
 
 class Projection(nn.Module):
@@ -29,7 +30,7 @@ class Projection(nn.Module):
         self.image_projection = Linear(channels, config.projection_dim, bias=False)
         self.image_proj_norm = nn.LayerNorm(config.projection_dim)
 
-    def forward(self, grid: Tensor) -> Tensor:
+    def forward(self, grid: Tensor, trace: Trace | None = None) -> Tensor:
         B, h, w, C = grid.shape
         positions = (grid + self.image_position_embed(h, w)).view(B, h * w, C)
         frames = (positions + self.visual_temporal_embed.pos_idx_to_embed[0])[:, None]  # (B, 1, h·w, C)
@@ -38,7 +39,7 @@ class Projection(nn.Module):
             "temporal_avg_pool": lambda: frames.mean(dim=1),
             "last_frame": lambda: frames[:, -1],
         }
-        tokens = torch.cat([pooled[source]() for source in self.sources], dim=1)  # (B, N, C)
+        tokens = record(trace, "pooled", torch.cat([pooled[source]() for source in self.sources], dim=1))  # (B, N, C)
         out: Tensor = self.image_proj_norm(self.image_projection(tokens))
         return out
 

@@ -7,7 +7,7 @@ operations serve every step at which the same rules apply.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ _NEVER = float("-inf")
 
 class Rule(Protocol):
     """What every rule is."""
+
+    @property
+    def name(self) -> str:
+        """How traces and reports call it."""
+        ...
 
     def applies(self, generated: int) -> bool:
         """Whether the rule has a say when `generated` ids are there."""
@@ -32,6 +37,7 @@ class RepetitionPenalty:
     """Scores of ids that occurred already are divided by `penalty`, negative ones multiplied (CTRL, section 4.1)."""
 
     penalty: float
+    name: ClassVar[str] = "repetition_penalty"
 
     def applies(self, generated: int) -> bool:
         """At every step: the start id counts."""
@@ -49,6 +55,7 @@ class NoRepeatNgram:
     """An id is impossible when it would complete an n-gram that occurred already. The start id counts as an id."""
 
     size: int
+    name: ClassVar[str] = "no_repeat_ngram"
 
     def applies(self, generated: int) -> bool:
         """As soon as there is one n-gram."""
@@ -72,6 +79,7 @@ class MinNewTokens:
 
     least: int
     end: int
+    name: ClassVar[str] = "min_new_tokens"
 
     def applies(self, generated: int) -> bool:
         """Until there are enough."""
@@ -88,6 +96,7 @@ class ForcedId:
 
     id: int
     generated: int
+    name: str = "forced"
 
     def applies(self, generated: int) -> bool:
         """At one step alone."""

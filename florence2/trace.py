@@ -3,10 +3,18 @@
 Model code calls `record(trace, name, value)` and goes on with what it returns. Without a trace that is the value
 itself. With one, the trace may keep it, or return another tensor of the same shape in its place. Names are the
 paths of the modules whose output they are (`vision_tower.blocks.2.4.spatial_block`), with a last part for what has
-no module of its own (`decoder.layers.0.encoder_attn.weights`).
+no module of its own (`decoder.layers.0.cross_attention.weights`); in the two text stacks attention goes by what it
+looks at, `self_attention` and `cross_attention`. `florence2.inspect.names` lists them all.
+
+A trace is passed down as an argument. For those who call a `Florence2`, which takes none, `in_force` puts traces in
+force for a block of one thread, and each call of the pipeline asks for its own with `start_trace`.
 """
 
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,8 +26,16 @@ class Trace(Protocol):
         """Whether `name` is worth computing where the fast path would not have it, as attention weights."""
         ...
 
+    def enters(self, prefix: str) -> bool:
+        """Whether anything below `prefix` is of interest; where nothing is, the fast paths are taken."""
+        ...
+
     def __call__(self, name: str, value: Tensor) -> Tensor:
         """Take note of `value`; return it, or what the run shall go on with."""
+        ...
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Hear what is no tensor: what a call was asked, and what it answers."""
         ...
 
 
@@ -30,8 +46,36 @@ class _Scoped:
     def wants(self, name: str) -> bool:
         return self.trace.wants(f"{self.prefix}.{name}")
 
+    def enters(self, prefix: str) -> bool:
+        return self.trace.enters(f"{self.prefix}.{prefix}")
+
     def __call__(self, name: str, value: Tensor) -> Tensor:
         return self.trace(f"{self.prefix}.{name}", value)
+
+    def note(self, event: str, **facts: Any) -> None:
+        self.trace.note(event, **facts)
+
+
+class _Chain:
+    """Several traces as one: each is given what the one before it returned."""
+
+    def __init__(self, traces: list[Trace]):
+        self.traces = traces
+
+    def wants(self, name: str) -> bool:
+        return any(trace.wants(name) for trace in self.traces)
+
+    def enters(self, prefix: str) -> bool:
+        return any(trace.enters(prefix) for trace in self.traces)
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        for trace in self.traces:
+            value = trace(name, value)
+        return value
+
+    def note(self, event: str, **facts: Any) -> None:
+        for trace in self.traces:
+            trace.note(event, **facts)
 
 
 def record(trace: Trace | None, name: str, value: Tensor) -> Tensor:
@@ -39,6 +83,43 @@ def record(trace: Trace | None, name: str, value: Tensor) -> Tensor:
     return value if trace is None else trace(name, value)
 
 
+def note(trace: Trace | None, event: str, **facts: Any) -> None:
+    """Tell the trace, if there is one, what is no tensor."""
+    if trace is not None:
+        trace.note(event, **facts)
+
+
 def scope(trace: Trace | None, prefix: str) -> Trace | None:
-    """A trace that puts "prefix." before every name: what a module hands to its children."""
-    return None if trace is None else _Scoped(trace, prefix)
+    """A trace that puts "prefix." before every name: what a module hands to its children. None if it would be idle."""
+    return None if trace is None or not trace.enters(prefix) else _Scoped(trace, prefix)
+
+
+@dataclass(frozen=True)
+class _InForce:
+    owner: object
+    start: Callable[[], Trace]
+    changes: bool
+
+
+_in_force: ContextVar[tuple[_InForce, ...]] = ContextVar("florence2_traces", default=())
+
+
+@contextmanager
+def in_force(owner: object, start: Callable[[], Trace], changes: bool) -> Iterator[None]:
+    """Within the block, and only in its thread or task, every call on `owner` is traced by what `start` makes for it.
+
+    Blocks nest. Those that change values (`changes`) come first, the outer one before the inner, and those that only
+    look see what the run goes on with.
+    """
+    token = _in_force.set((*_in_force.get(), _InForce(owner, start, changes)))
+    try:
+        yield
+    finally:
+        _in_force.reset(token)
+
+
+def start_trace(owner: object) -> Trace | None:
+    """The trace of one call on `owner`, made for it alone; None outside of every block."""
+    ours = [entry for entry in _in_force.get() if entry.owner is owner]
+    traces = [entry.start() for entry in sorted(ours, key=lambda entry: not entry.changes)]
+    return None if not traces else traces[0] if len(traces) == 1 else _Chain(traces)

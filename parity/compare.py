@@ -19,10 +19,11 @@ from florence2.image import image_to_tensor, open_image, read_image_config
 from florence2.model import Florence2Model
 from florence2.tasks import TASKS, build_sentence, split_prompt
 from florence2.tokenizer import FlorenceTokenizer
+from parity.attentions import compare_inside
 from parity.cases import PICTURES, PIXEL_PICTURES, PROMPTS, SETTINGS, Shape, random_text
 from parity.gradients import compare_gradients, make_batch
 from parity.recipe import make_checkpoint, make_picture
-from parity.references import Reference, Remote
+from parity.references import Native, Reference, Remote
 from parity.report import Row, largest_difference
 
 MakeReference = Callable[[Path, Florence2Model, torch.dtype], Reference]
@@ -69,6 +70,8 @@ def compare_checkpoint(
     reference = make_reference(folder, ours, torch.float64)
     subject = f"{subject} / {reference.name}"
     yield from _compare_numbers(group, subject, ours, reference, pixels, prompts)
+    if isinstance(reference, Native):
+        yield from compare_inside(group, subject, ours, reference, pixels[:1], prompts, _DECODER_IDS)
     cut = [values[..., : work.training_side, : work.training_side] for values in pixels]
     batch = make_batch(cut, prompts, padded=not reference.attends_to_padding)
     yield from compare_gradients(group, subject, ours, reference, batch)

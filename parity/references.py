@@ -3,10 +3,11 @@
 import importlib.metadata
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from PIL import Image
@@ -17,6 +18,8 @@ from florence2.decoding import GenerationOptions
 from florence2.model import Florence2Model
 
 _NEVER_CHOSEN = -1e9
+Inside: TypeAlias = dict[str, list[Tensor]]
+"""What a pass computed, by kind, layer by layer, in the shapes of ours."""
 
 
 class Reference(Protocol):
@@ -136,6 +139,38 @@ class Native:
         loss: Tensor = output.loss
         return loss
 
+    def inside(self, pixel_values: Tensor, ids: Sequence[int], decoder_ids: Sequence[int]) -> Inside:
+        """Its attention weights and hidden states, by the names of `parity.attentions`.
+
+        `output_attentions` has those of the text model. Those of the vision tower pass through the attention function
+        that a configuration names, which is the place that the library has for others to be put in.
+        """
+        seen: dict[str, list[Tensor]] = {"Window": [], "Channel": []}
+        with torch.no_grad(), _recording_attention(self.model, seen):
+            blocks = self.model.model.vision_tower(pixel_values.to(self.dtype), output_hidden_states=True).hidden_states
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        with torch.no_grad():
+            output = self._forward(
+                pixel_values,
+                ids,
+                decoder_input_ids=torch.tensor([decoder_ids]),
+                output_attentions=True,
+                output_hidden_states=True,
+            )
+        self.model.set_attn_implementation(before)
+        depth = sum(self.model.config.vision_config.depths)
+        return {
+            "windows": seen["Window"],
+            "channel groups": seen["Channel"],
+            "vision blocks": [block.permute(0, 2, 3, 1) for block in blocks[-depth:]],
+            "encoder attention": list(output.encoder_attentions),
+            "encoder layers": list(output.encoder_hidden_states[1:]),
+            "decoder self-attention": list(output.decoder_attentions),
+            "cross-attention": list(output.cross_attentions),
+            "decoder layers": list(output.decoder_hidden_states[1:]),
+        }
+
     def generate(
         self, pixel_values: Tensor, ids: Sequence[int], options: GenerationOptions
     ) -> tuple[list[list[int]], list[list[float]], list[float] | None]:
@@ -183,6 +218,27 @@ class Native:
             pixel_values=pixel_values.to(self.dtype),
             **others,
         )
+
+
+@contextmanager
+def _recording_attention(model: Any, seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Within the block, the vision tower's attentions put their weights into `seen`, by kind."""
+    from transformers.modeling_utils import AttentionInterface
+    from transformers.models.florence2.modeling_florence2 import eager_attention_forward
+
+    def attend(module: nn.Module, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        mixed, weights = eager_attention_forward(module, *arguments, **named)
+        kind = "Window" if "Window" in type(module).__name__ else "Channel"
+        seen[kind].append(weights)
+        return mixed, weights
+
+    AttentionInterface.register("recording", attend)
+    config = model.model.vision_tower.config
+    before, config._attn_implementation = config._attn_implementation, "recording"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 class Remote:

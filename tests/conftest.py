@@ -10,6 +10,7 @@ from PIL import Image
 
 import florence2
 from florence2.checkpoint import convert_checkpoint
+from florence2.trace import Trace
 from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_picture
 
@@ -87,9 +88,9 @@ def count_encodings(model: florence2.Florence2, monkeypatch: pytest.MonkeyPatch)
     calls: list[int] = []
     original = model.model.encode_image
 
-    def encode_image(pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_image(pixel_values: torch.Tensor, trace: Trace | None = None) -> torch.Tensor:
         calls.append(len(pixel_values))
-        return original(pixel_values)
+        return original(pixel_values, trace)
 
     monkeypatch.setattr(model.model, "encode_image", encode_image)
     return calls

@@ -46,6 +46,11 @@ class Recorder:
     def wants(self, name: str) -> bool:
         return self.wanted
 
+    enters = wants
+
+    def note(self, event: str, **facts: object) -> None:
+        raise AssertionError
+
     def __call__(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self.seen[name] = value
         return value
@@ -56,7 +61,7 @@ def test_weights_are_computed_only_when_wanted() -> None:
     idle, curious = Recorder(False), Recorder(True)
     plain = attend(query, key, value, trace=idle)
     traced = attend(query, key, value, trace=curious)
-    assert idle.seen == {} and curious.seen["weights"].shape == (1, 2, 3, 3)
+    assert set(idle.seen) == {"heads"} and curious.seen["weights"].shape == (1, 2, 3, 3)
     assert torch.allclose(curious.seen["weights"].sum(-1), torch.ones(1, 2, 3)) and torch.allclose(
         plain, traced, atol=1e-6
     )

@@ -12,7 +12,7 @@ PACKAGE = Path(florence2.__file__).parent
 READING_ORDER = """
     errors files strict_json config presets coordinates tasks image tokenizer trace attention linear shortcuts davit
     projection bart model packed rules decoding graphed memory generation drawing answers layouts tensors adapters
-    checkpoint processor hub pipeline batch sinks extras cli __main__
+    checkpoint processor hub extras pipeline batch sinks cli __main__
 """.split()
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {
@@ -65,6 +65,7 @@ def test_decoding_knows_no_model() -> None:
     assert {name for name in imports("decoding") if name.startswith("florence2.")} == {
         "florence2.errors",
         "florence2.rules",
+        "florence2.trace",
     }
     assert not {name for name in imports("rules") if name.startswith("florence2.")}
 

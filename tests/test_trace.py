@@ -17,6 +17,12 @@ class Keep:
     def wants(self, name: str) -> bool:
         return bool(self.wanted) and self.wanted in name
 
+    def enters(self, prefix: str) -> bool:
+        return True
+
+    def note(self, event: str, **facts: object) -> None:
+        raise AssertionError
+
     def __call__(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self.seen[name] = value
         return self.swaps.get(name, value)
@@ -45,7 +51,7 @@ def test_names_are_module_paths_and_values_unchanged() -> None:
         "vision_tower.blocks.1.1.channel_block.channel_attn.weights",
         "multi_modal_projector",
         "encoder.layers.0.mlp",
-        "decoder.layers.0.encoder_attn",
+        "decoder.layers.0.cross_attention",
         "logits",
     ):
         assert name in keep.seen, name
@@ -54,12 +60,12 @@ def test_names_are_module_paths_and_values_unchanged() -> None:
 
 def test_attention_weights_on_request() -> None:
     model = Florence2Model(shapes()[3].config).eval()
-    keep = Keep(wanted="attn.weights")
+    keep = Keep(wanted="weights")
     with torch.no_grad():
         plain, traced = run(model, None), run(model, keep)
     assert torch.allclose(plain, traced, atol=1e-4)
-    assert keep.seen["decoder.layers.0.encoder_attn.weights"].shape == (1, 4, 3, 65 + 3)
-    assert keep.seen["encoder.layers.0.self_attn.weights"].shape == (1, 4, 68, 68)
+    assert keep.seen["decoder.layers.0.cross_attention.weights"].shape == (1, 4, 3, 65 + 3)
+    assert keep.seen["encoder.layers.0.self_attention.weights"].shape == (1, 4, 68, 68)
     assert keep.seen["vision_tower.blocks.0.0.spatial_block.window_attn.weights"].shape[1:] == (3, 25, 25)
 
 
@@ -80,5 +86,5 @@ def test_a_step_is_traced_like_a_whole_sequence() -> None:
     with torch.no_grad():
         cache = model.start_cache(torch.randn(1, 6, 64), 2, 4)
         model.step(torch.tensor([2, 2]), cache, keep)
-    assert keep.seen["decoder.layers.0.encoder_attn.weights"].shape == (1, 4, 2, 6)
+    assert keep.seen["decoder.layers.0.cross_attention.weights"].shape == (1, 4, 2, 6)
     assert keep.seen["decoder.layers.0"].shape == (2, 1, 64)

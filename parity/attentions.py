@@ -1,0 +1,59 @@
+"""What happens inside, against the native model: attention weights and hidden states, layer by layer."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from florence2.inspect import Tracing
+from florence2.model import Florence2Model
+from parity.references import Inside, Native
+from parity.report import Row, largest_difference
+
+_STAGES = {
+    "windows": "vision_tower.blocks.*.*.spatial_block.window_attn.weights",
+    "channel groups": "vision_tower.blocks.*.*.channel_block.channel_attn.weights",
+    "vision blocks": "=vision_tower.blocks.*.*.channel_block",
+    "encoder attention": "encoder.layers.*.self_attention.weights",
+    "encoder layers": "=encoder.layers.*",
+    "decoder self-attention": "decoder.layers.*.self_attention.weights",
+    "cross-attention": "decoder.layers.*.cross_attention.weights",
+    "decoder layers": "=decoder.layers.*",
+}
+"""What is compared, and which names hold it, in the order of the reference's tuples."""
+
+
+def compare_inside(
+    group: str,
+    subject: str,
+    ours: Florence2Model,
+    reference: Native,
+    pixels: Sequence[Tensor],
+    prompts: Sequence[list[int]],
+    decoder_ids: list[int],
+) -> Iterator[Row]:
+    """The reference's `output_attentions` and `output_hidden_states` against a trace of the same pass."""
+    worst, total, equal = dict.fromkeys(_STAGES, 0.0), dict.fromkeys(_STAGES, 0), dict.fromkeys(_STAGES, 0)
+    for pixel_values in pixels:
+        for ids in prompts:
+            mine = trace_inside(ours, pixel_values, ids, decoder_ids)
+            theirs = reference.inside(pixel_values, ids, decoder_ids)
+            for stage in _STAGES:
+                pairs = list(zip(mine[stage], theirs[stage], strict=True))
+                comparable = [(a, b) for a, b in pairs if a.shape == b.shape]
+                worst[stage] = max([worst[stage], *(largest_difference(a, b) for a, b in comparable)])
+                total[stage], equal[stage] = total[stage] + len(pairs), equal[stage] + len(comparable)
+    for stage, difference in worst.items():
+        dtype = str(ours.dtype).removeprefix("torch.")
+        yield Row(group, subject, f"{stage}, {dtype}", equal[stage], total[stage], difference)
+
+
+def trace_inside(model: Florence2Model, pixel_values: Tensor, ids: list[int], decoder_ids: list[int]) -> Inside:
+    """One pass of ours -> for every stage its values, layer by layer."""
+    tracing = Tracing(model.config, _STAGES.values(), limit=1 << 40)
+    recording = tracing.start()
+    with torch.no_grad():
+        features = model.encode_image(pixel_values, recording)
+        memory = model.encode(features, torch.tensor([ids]), trace=recording)
+        model.decode(torch.tensor([decoder_ids]), memory, trace=recording)
+    return {stage: [recording.values[name][0] for name in tracing.chosen[p]] for stage, p in _STAGES.items()}
