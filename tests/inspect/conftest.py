@@ -1,4 +1,4 @@
-"""Pictures, prompts and settings for traced runs; checkpoints to be measured, with few words: most parameters are there."""
+"""Pictures, prompts and settings for traced runs, and checkpoints with few words, so that they are small."""
 
 from dataclasses import replace
 from pathlib import Path
