@@ -16,7 +16,6 @@ import numpy as np
 from florence2.errors import Florence2Error
 
 LIMIT = 5_000_000
-GENERATOR = "florence2 inspect"
 _FORMAT = 1
 _PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
 _SCRIPTS = ("page_data.js", "page_picture.js", "page_panels.js", "page_tree.js", "page.js")
@@ -49,16 +48,10 @@ def render_page(explanation: Mapping[str, Any], limit: int = LIMIT) -> str:
         f"style-src {hash_of(texts['page.css'])}; script-src {hash_of(script)}",
         "style": texts["page.css"],
         "script": script,
-        "generator": GENERATOR,
         **_words(explanation),
     }
     room = limit - len(texts["page.html"]) - sum(len(part.encode()) for part in parts.values())
     return _fill(texts["page.html"], {**parts, **_pack(explanation, room)})
-
-
-def is_page(start: bytes) -> bool:
-    """Whether a file that starts so is one of these pages; 1,000 bytes are enough."""
-    return start.startswith(b"<!doctype html>") and f'content="{GENERATOR}"'.encode() in start
 
 
 def decode_map(text: str, *shape: int) -> np.ndarray:
@@ -162,7 +155,7 @@ def _coarser(maps: np.ndarray, keep: Keep) -> np.ndarray:
 
 
 def _deflated(data: bytes) -> str:
-    return base64.b64encode(zlib.compress(data, 9)).decode()
+    return base64.b64encode(zlib.compress(data, 6)).decode()
 
 
 def _fill(template: str, parts: Mapping[str, str]) -> str:
