@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also write plots of every token, as PNG and SVG")
     parser.add_argument("--overwrite", action="store_true", help="write --out even if there is such a file")
+    parser.add_argument(
+        "--saliency",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="what each token hangs on: a pass back through the whole model for each (most of the time goes there)",
+    )
     known = ", ".join(NAMES)
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help=f"{known}, OWNER/NAME, a folder or a file ({DEFAULT_MODEL})"
@@ -111,9 +118,23 @@ def _explain(chosen: argparse.Namespace) -> dict[str, Any]:
     model = load(chosen.model, device=chosen.device, revision=chosen.revision)
     changes = {"num_beams": chosen.beams, "max_new_tokens": chosen.max_new_tokens}
     options = model.options(**{name: value for name, value in changes.items() if value is not None})
-    found = module.explain(model, chosen.task, chosen.picture, text=chosen.text, box=chosen.box, options=options)
+    found = module.explain(
+        model,
+        chosen.task,
+        chosen.picture,
+        text=chosen.text,
+        box=chosen.box,
+        options=options,
+        saliency=chosen.saliency,
+        name=_name(chosen.model),
+    )
     values: dict[str, Any] = found.to_dict()
     return values
+
+
+def _name(model: str) -> str:
+    """What a page calls the model: of a local one the last part, for where it lies is nobody's business."""
+    return Path(model).resolve().name if Path(model).exists() else model
 
 
 def _write(path: Path, text: str) -> None:
@@ -124,11 +145,11 @@ def _write(path: Path, text: str) -> None:
 def _write_plots(plots: Any, values: Mapping[str, Any], folder: Path) -> None:
     """`lens`, `attention-NNN` of every token, `spread-NNN` of every location token; NNN counts from 0."""
     folder.mkdir(parents=True, exist_ok=True)
-    makers = {"lens": lambda: plots.plot_lens(values)}
+    makers = {"lens": partial(plots.plot_lens, values)}
     for number in range(len(values["tokens"])):
-        makers[f"attention-{number:03}"] = lambda number=number: plots.plot_attention(values, number)
+        makers[f"attention-{number:03}"] = partial(plots.plot_attention, values, number)
     for number in plots.location_tokens(values):
-        makers[f"spread-{number:03}"] = lambda number=number: plots.plot_location_spread(values, number)
+        makers[f"spread-{number:03}"] = partial(plots.plot_location_spread, values, number)
     progress = Progress(len(makers), things="plots")
     for done, (name, maker) in enumerate(makers.items(), 1):
         figure = maker()

@@ -86,7 +86,7 @@ def _words(explanation: Mapping[str, Any]) -> dict[str, str]:
     words = {
         "task": explanation["task"],
         "model": model["name"],
-        "shape": f"{model['layers']} decoder layers of {model['heads']} heads",
+        "shape": f"decoder layers: {model['layers']}, heads: {model['heads']}",
         "prompt": "".join(token["text"] for token in explanation["prompt"]),
         "answer": explanation["answer"]["text"],
         "image": image["data"],
@@ -151,7 +151,8 @@ def _coarser(maps: np.ndarray, keep: Keep) -> np.ndarray:
     sums = np.add.reduceat(np.add.reduceat(maps.astype(np.float32), down, axis=-2), across, axis=-1)
     counts = np.outer(np.diff([*down, h]), np.diff([*across, w]))
     steps = np.rint(np.sqrt(sums / counts / 255) * (keep.levels - 1)) / (keep.levels - 1)
-    return np.rint(steps**2 * 255).astype(np.uint8)
+    coarse: np.ndarray = np.rint(steps**2 * 255).astype(np.uint8)
+    return coarse
 
 
 def _deflated(data: bytes) -> str:

@@ -38,9 +38,8 @@ function kindOf(tokens, i) {
 function rulesOf(bans) {
   return bans.map(({ rule, texts, count }) => {
     const name = RULE_NAMES[rule] || rule, more = (count ?? texts.length) - texts.length;
-    const listed = texts.map((text) => `“${visible(text)}”`).join(", ");
-    const rest = more > 0 ? `${listed ? " and " : ""}${more.toLocaleString("en")} ${listed ? "more" : "tokens"}` : "";
-    return `${name}: ${listed}${rest}`;
+    if (rule.startsWith("forced_")) return `${name}: ${texts.map(visible).join(", ")}`; // it says what is left, not what is not
+    return `${name}: ${texts.map((text) => `“${visible(text)}”`).join(", ")}${more > 0 ? ` and ${more} more` : ""}`;
   });
 }
 
@@ -59,7 +58,7 @@ function drawPanels(data, number, map, settings) {
 function bar({ text, probability }, said) {
   const fill = make("span", { className: "fill" });
   fill.style.width = `${100 * probability}%`;
-  return make("li", { className: said ? "said" : "" }, make("span", { className: "word" }, visible(text)),
+  return make("li", { className: said ? "said" : "" }, make("span", { className: "word" }, visible(text.trim() || text)),
     make("span", { className: "track" }, fill), make("span", { className: "share" }, percent(probability)));
 }
 
@@ -103,7 +102,7 @@ function lensCell({ text, probability }, said) {
   return make("td", { className: said ? "said" : "", title: visible(text) }, fill, words);
 }
 
-// Every head as a square: the larger, the more of its weight is on the picture's brightest cell.
+// Every head as a square: the larger, the more of its weight is on one place.
 function drawHeads(data, token, { mode, layer, head }) {
   const { layers, heads } = data.model, { peak } = data.tokens[token].attention, svg = byId("heads");
   const top = Math.max(...peak.flat()) || 1;
@@ -116,6 +115,6 @@ function drawHeads(data, token, { mode, layer, head }) {
   }));
   const now = mode === "head" ? { x: head, y: layer, width: 1, height: 1 } : { x: 0, y: layer, width: heads, height: 1 };
   svg.replaceChildren(...squares, ...(mode === "head" || mode === "layer" ? [draw("rect", { class: "now", ...now })] : []));
-  byId("heads-caption").textContent = `Layers down, heads across: how much of its weight each puts on one cell (most: ${percent(top)}). ` +
-    "Click a square, or use the sliders.";
+  byId("heads-caption").textContent = `Layers down, heads across: the most of its weight that each puts on one place of picture or ` +
+    `prompt (at most ${percent(top)}). ` + "Click a square, or use the sliders.";
 }

@@ -52,14 +52,12 @@ function legendOf(data, map, { mode, layer, head }) {
 
 // Every outline of the answer: {label, score, tokens, rings: [[x, y, x, y, …], …], filled}.
 function shapesOf(answer) {
-  const flat = (points) => (Array.isArray(points[0]) && points[0].length === 2 ? points.flat() : points);
-  const rings = (points) => (Array.isArray(points[0]) && points[0].length !== 2 ? points.map(flat) : [flat(points)]);
   const boxes = (answer.boxes || []).map((box) => {
     const [x1, y1, x2, y2] = box.xyxy;
     return { ...box, rings: [[x1, y1, x2, y1, x2, y2, x1, y2]], filled: false };
   });
-  const quads = (answer.quads || []).map((quad) => ({ ...quad, rings: rings(quad.points), filled: false }));
-  const polygons = (answer.polygons || []).map((one) => ({ ...one, rings: rings(one.points), filled: true }));
+  const quads = (answer.quads || []).map((quad) => ({ ...quad, rings: [quad.points.flat()], filled: false }));
+  const polygons = (answer.polygons || []).map((one) => ({ ...one, rings: one.points.map((ring) => ring.flat()), filled: true }));
   return [...boxes, ...quads, ...polygons].map((shape, i) => ({ ...shape, colour: `hsl(${(i * 137.5) % 360} 90% 62%)` }));
 }
 

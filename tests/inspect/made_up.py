@@ -2,6 +2,7 @@
 
 import base64
 import math
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def token(number: int, word: str, prompt: int, rng: np.random.Generator) -> dict
         "probability": round(chosen, 4),
         "location": bin,
         "alternatives": [alternative(text, share) for text, share in choices],
-        "banned": [{"rule": "forced_bos_token", "count": 51288, "texts": []}] if number == 0 else repeated(number),
+        "banned": [{"rule": "forced_bos_token", "count": 51288, "texts": ["everything but <s>"]}]
+        if number == 0
+        else repeated(number),
         "lens": lens(word, chosen, rng),
         "attention": attention(prompt, rng),
         "saliency": {
@@ -88,7 +91,7 @@ def repeated(number: int) -> list[dict[str, Any]]:
 
 
 def id_of(word: str) -> int:
-    return WORD_IDS + sum(ord(letter) * 31**i for i, letter in enumerate(word)) % 40000
+    return WORD_IDS + zlib.crc32(str(word).encode()) % 40000
 
 
 def alternative(text: str, probability: float) -> dict[str, Any]:
@@ -172,7 +175,8 @@ def continuations(word: str, alive: list[tuple[int, float]], rng: np.random.Gene
 
 
 def survive(found: list[dict[str, Any]], last: bool) -> tuple[list[dict[str, Any]], list[tuple[int, float]]]:
-    alive, candidates = [], []
+    alive: list[tuple[int, float]] = []
+    candidates = []
     for rank, candidate in enumerate(found):
         beam = None
         if candidate["text"] == "</s>":

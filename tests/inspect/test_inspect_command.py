@@ -29,8 +29,9 @@ def asked(detection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[An
     """What was asked to be explained; the explanation is made up."""
     calls: list[Any] = []
 
-    def explain(model, task, image, *, text=None, box=None, options=None):
+    def explain(model, task, image, text=None, *, box=None, options=None, saliency=True, name=""):
         calls.append(SimpleNamespace(model=model, task=task, image=image, text=text, box=box, options=options))
+        calls[-1].saliency, calls[-1].name = saliency, name
         return SimpleNamespace(to_dict=lambda: detection)
 
     module = ModuleType("florence2.inspect.explanation")
@@ -55,10 +56,12 @@ def test_a_page(
 def test_the_models_own_settings_and_inputs(asked: list[Any], small_folder: Path, picture_file: Path) -> None:
     common = ("--model", small_folder, "--json")
     assert run(picture_file, "caption_to_phrase_grounding", "--text", "a cup", *common) == 0
-    assert run(picture_file, "region_to_category", "--box", "1,2,30,40", *common) == 0
+    assert run(picture_file, "region_to_category", "--box", "1,2,30,40", "--no-saliency", *common) == 0
     assert (asked[0].text, asked[0].box) == ("a cup", None)
     assert (asked[1].text, asked[1].box) == (None, (1, 2, 30, 40))
     assert asked[0].options == asked[0].model.options()
+    assert (asked[0].saliency, asked[1].saliency) == (True, False)
+    assert asked[0].name == small_folder.name
 
 
 def test_json(
@@ -80,10 +83,10 @@ def test_plots(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(detection, "tokens", detection["tokens"][1:3])
+    monkeypatch.setitem(detection, "tokens", detection["tokens"][2:3])
     assert run(picture_file, "<OD>", "--model", small_folder, "--plots", tmp_path / "a" / "plots") == 0
     names = {path.name for path in (tmp_path / "a" / "plots").iterdir()}
-    plots = ["attention-000", "attention-001", "lens", "spread-001"]
+    plots = ["attention-000", "lens", "spread-000"]
     assert names == {f"{plot}.{ending}" for plot in plots for ending in ("png", "svg")}
     assert capsys.readouterr().out == f"{tmp_path}/a/plots\n"
 
@@ -112,7 +115,10 @@ def test_a_file_is_not_lost(asked: list[Any], small_folder: Path, picture_file: 
         (["{picture}", "<OD>", "--json", "--text", "a"], "Task <OD> takes no input, but got 'a'"),
         (["{picture}", "<OD>", "--json", "--box", "1,2,3,4"], "<OD> takes no region; leave out --box."),
         (["{picture}", "<REGION_TO_OCR>", "--json"], "Task <REGION_TO_OCR> needs a region"),
-        (["{picture}", "region_to_ocr", "--json", "--text", "a", "--box", "1,2,3,4"], "give --text or --box, not both."),
+        (
+            ["{picture}", "region_to_ocr", "--json", "--text", "a", "--box", "1,2,3,4"],
+            "give --text or --box, not both.",
+        ),
         (["{picture}", "<OD>", "--json", "--model", "nowhere"], "'nowhere' is no existing path"),
     ],
 )

@@ -159,7 +159,10 @@ def test_texts_stay_texts(page: str) -> None:
     ("change", "sentence"),
     [
         ({"format": 2}, "The explanation has the format 2; this version reads 1. Make it anew."),
-        ({"image": {"data": "https://example.org/a.png"}}, "begins with 'https://example.org/a.png'; it must be a data"),
+        (
+            {"image": {"data": "https://example.org/a.png"}},
+            "begins with 'https://example.org/a.png'; it must be a data",
+        ),
         ({"image": {"data": 'data:image/png;base64,AA"onload="'}}, "it must be a data URL of a JPEG, PNG or WebP"),
         ({"image": {"data": "data:image/svg+xml;base64,AAAA"}}, "it must be a data URL of a JPEG, PNG or WebP"),
     ],
