@@ -21,6 +21,7 @@ EXTRAS: dict[str, Extra] = {
     "train": Extra("florence2.train.command", "train", "fine-tune a checkpoint on pictures with questions and answers"),
     "evaluate": Extra("florence2.train.evaluate_command", "train", "measure a checkpoint on questions with answers"),
     "audit": Extra("florence2.inspect.audit_command", "inspect", "measure a checkpoint's tensors, or compare two"),
+    "inspect": Extra("florence2.inspect.inspect_command", "inspect", "answer one task on one picture and show why"),
 }
 
 

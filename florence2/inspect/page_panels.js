@@ -1,0 +1,120 @@
+// Everything that is said about one token.
+
+const RULE_NAMES = { no_repeat_ngram: "no n-gram twice", min_new_tokens: "not to end yet", repetition_penalty: "penalty on repeats",
+  forced_bos_token: "the first token is given", forced_eos_token: "the last token is given" };
+const ENDINGS = { stop: "It ended by itself.", length: "It was cut off at the limit of its length." };
+
+function drawAnswer(data, shapes, choose) {
+  const { answer } = data, score = answer.score === null ? "" : ` Score ${answer.score.toFixed(3)}.`;
+  byId("ending").textContent = (ENDINGS[answer.finish_reason] || answer.finish_reason || "") + score;
+  byId("things").replaceChildren(...shapes.map((shape) => {
+    const label = `${shape.label || "(no label)"}${shape.score === null ? "" : ` ${shape.score.toFixed(2)}`}`;
+    const button = make("button", { type: "button", onclick: () => shape.tokens && choose(firstPlace(data, shape)) }, label);
+    button.style.borderLeftColor = shape.colour;
+    return make("li", {}, button);
+  }));
+}
+
+function firstPlace({ tokens }, { tokens: [first, last] }) {
+  return range(last - first + 1).map((i) => first + i).find((i) => tokens[i].location !== null) ?? first;
+}
+
+function makeTokens(data) {
+  return data.tokens.map((token, i) => {
+    const sure = make("span", { className: "sure" });
+    sure.style.width = `${100 * token.probability}%`;
+    const label = `${visible(token.text)}, ${percent(token.probability)}`;
+    return make("button", { type: "button", className: kindOf(data.tokens, i), "aria-label": label, "aria-pressed": false },
+      visible(token.text.trimStart() || token.text), sure);
+  });
+}
+
+// A piece of a word hangs on the piece before it.
+function kindOf(tokens, i) {
+  if (isSpecial(tokens[i])) return "special";
+  return i && !isSpecial(tokens[i - 1]) && !/^\s/.test(tokens[i].text) ? "joined" : "";
+}
+
+function rulesOf(bans) {
+  return bans.map(({ rule, texts, count }) => {
+    const name = RULE_NAMES[rule] || rule, more = (count ?? texts.length) - texts.length;
+    if (rule.startsWith("forced_")) return `${name}: ${texts.map(visible).join(", ")}`; // it says what is left, not what is not
+    return `${name}: ${texts.map((text) => `“${visible(text)}”`).join(", ")}${more > 0 ? ` and ${more} more` : ""}`;
+  });
+}
+
+function drawPanels(data, number, map, settings) {
+  const token = data.tokens[number];
+  byId("chosen").textContent = `Token ${number + 1} of ${data.tokens.length}: ${visible(token.text)}, ${percent(token.probability)}`;
+  byId("instead").replaceChildren(...token.alternatives.map((other) => bar(other, other.id === token.id)));
+  byId("rules-panel").hidden = token.banned.length === 0;
+  byId("rules").replaceChildren(...rulesOf(token.banned).map((text) => make("li", {}, text)));
+  byId("spread-panel").hidden = !token.spread;
+  if (token.spread) drawSpread(token, axisOf(data.tokens, number), data.image);
+  drawPrompt(data, map);
+  drawLens(token, settings);
+}
+
+function bar({ text, probability }, said) {
+  const fill = make("span", { className: "fill" });
+  fill.style.width = `${100 * probability}%`;
+  return make("li", { className: said ? "said" : "" }, make("span", { className: "word" }, visible(text.trim() || text)),
+    make("span", { className: "track" }, fill), make("span", { className: "share" }, percent(probability)));
+}
+
+function drawSpread(token, axis, image) {
+  const { bins, mean: middle, std } = token.spread, side = axis === "x" ? image.width : image.height;
+  const first = Math.min(...bins.map(([bin]) => bin)), last = Math.max(...bins.map(([bin]) => bin));
+  const top = Math.max(...bins.map(([, share]) => share), 1e-9);
+  const bars = bins.map(([bin, share]) => draw("rect", { class: bin === token.location ? "said" : "", x: bin - first + 0.1,
+    width: 0.8, y: 1 - share / top, height: share / top }));
+  const about = `${axis} bins ${first} to ${last}, at most ${percent(top)} for one`;
+  const svg = draw("svg", { viewBox: `0 0 ${last - first + 1} 1`, preserveAspectRatio: "none", role: "img", "aria-label": about }, ...bars);
+  const pixels = (std * side) / 1000;
+  byId("spread").replaceChildren(svg, make("p", {}, `${about}. Mean ${middle.toFixed(1)}, spread ${std.toFixed(1)} bins ` +
+    `(${pixels.toFixed(1)} pixels).`));
+}
+
+function drawPrompt(data, map) {
+  const weights = map && map.prompt, top = weights ? Math.max(...weights) || 1 : 1;
+  byId("prompt-title").textContent = weights ? "Where it looked in the prompt" : "The prompt (this map has no weights for it)";
+  byId("prompt").replaceChildren(...data.prompt.map((word, i) => {
+    const weight = make("span", { className: "weight" });
+    weight.style.opacity = weights ? (0.55 * weights[i]) / top : 0;
+    return make("span", {}, weight, visible(word.text));
+  }));
+}
+
+function drawLens(token, { mode, layer }) {
+  const rows = token.lens.map((guesses, number) => {
+    const name = number ? `${number}` : "input", now = number === layer + 1 && (mode === "layer" || mode === "head");
+    return make("tr", { className: now ? "now" : "" }, make("th", { scope: "row" }, name),
+      ...guesses.map((guess) => lensCell(guess, guess.text === token.text)));
+  });
+  byId("lens").tBodies[0].replaceChildren(...rows);
+}
+
+function lensCell({ text, probability }, said) {
+  const fill = make("span", { className: "fill" });
+  fill.style.width = `${100 * probability}%`;
+  const words = make("span", { className: "cell" }, make("span", { className: "word" }, brief(text)),
+    make("span", { className: "share" }, percent(probability)));
+  return make("td", { className: said ? "said" : "", title: visible(text) }, fill, words);
+}
+
+// Every head as a square: the larger, the more of its weight is on one place.
+function drawHeads(data, token, { mode, layer, head }) {
+  const { layers, heads } = data.model, { peak } = data.tokens[token].attention, svg = byId("heads");
+  const top = Math.max(...peak.flat()) || 1;
+  svg.setAttribute("viewBox", `0 0 ${heads} ${layers}`);
+  svg.style.maxWidth = `${1.1 * heads}rem`;
+  const squares = range(layers).flatMap((l) => range(heads).flatMap((h) => {
+    const side = 0.9 * Math.sqrt(peak[l][h] / top), edge = (1 - side) / 2;
+    return [draw("rect", { class: "back", x: h, y: l, width: 1, height: 1, "data-layer": l, "data-head": h }),
+      draw("rect", { x: h + edge, y: l + edge, width: side, height: side, "data-layer": l, "data-head": h })];
+  }));
+  const now = mode === "head" ? { x: head, y: layer, width: 1, height: 1 } : { x: 0, y: layer, width: heads, height: 1 };
+  svg.replaceChildren(...squares, ...(mode === "head" || mode === "layer" ? [draw("rect", { class: "now", ...now })] : []));
+  byId("heads-caption").textContent = `Layers down, heads across: the most of its weight that each puts on one place of picture or ` +
+    `prompt (at most ${percent(top)}). ` + "Click a square, or use the sliders.";
+}

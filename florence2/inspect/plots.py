@@ -1,0 +1,159 @@
+"""Figures for papers, of an explanation: where a token looked, what the layers thought, how sure a place is.
+
+Each takes an `Explanation` or its `to_dict()` and returns a matplotlib Figure; `save_figure` writes it.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from florence2.errors import OptionError
+from florence2.inspect.page import decode_map
+
+FORMATS = ("png", "svg")
+_LENS_COLUMNS = 40  # more are no longer legible in one figure
+
+
+def plot_attention(explanation: Any, token: int, layer: int | None = None, head: int | None = None) -> Figure:
+    """Where a generated token looked: its cross-attention to the picture, over the picture.
+
+    `token`, `layer` and `head` count from 0; without `head` the mean over heads, without `layer` also over layers.
+    The colour bar has shares of a head's whole attention. Raises OptionError for a number that does not exist, and
+    for a head without its layer.
+    """
+    values = _values(explanation)
+    chosen = _token(values, token)
+    if head is not None and layer is None:
+        raise OptionError(f"head={head} is of a layer; give layer too.")
+    layers = _chosen("layer", layer, values["model"]["layers"])
+    heads = _chosen("head", head, values["model"]["heads"])
+    weights = np.mean([_head_map(values, chosen, one, other) for one in layers for other in heads], axis=0)
+    width, height = values["image"]["width"], values["image"]["height"]
+    figure = Figure(figsize=(5, max(2.0, 4 * height / width) + 0.5), layout="constrained")
+    axes = figure.add_subplot()
+    extent = (0, width, height, 0)
+    axes.imshow(_picture(values).convert("L"), cmap="gray", extent=extent)
+    shown = axes.imshow(weights, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear")
+    figure.colorbar(shown, ax=axes, label="share of the attention")
+    _draw_boxes(axes, values, token)
+    where = "all layers" if layer is None else f"layer {layer + 1}" + ("" if head is None else f", head {head + 1}")
+    axes.set_title(_plain(f"{_shown(chosen['text'])} ({where})"))
+    axes.set_axis_off()
+    return figure
+
+
+def plot_lens(explanation: Any, tokens: Sequence[int] | None = None) -> Figure:
+    """The logit lens: what each layer would have said at each token, darker where it was surer.
+
+    `tokens` counts from 0; without it all of a short answer, the first 40 of a long one.
+    """
+    values = _values(explanation)
+    numbers = range(len(values["tokens"]))[:_LENS_COLUMNS] if tokens is None else tokens
+    columns = [_token(values, number) for number in numbers]
+    if not columns:
+        raise OptionError("tokens is empty; name at least one token of the answer.")
+    best = [[guesses[0] for guesses in column["lens"]] for column in columns]
+    shares = np.array([[guess["probability"] for guess in column] for column in best]).T  # (layers + 1, tokens)
+    rows = len(shares)
+    figure = Figure(figsize=(1.2 + 0.75 * len(columns), 0.8 + 0.3 * rows), layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
+    for x, column in enumerate(best):
+        for y, guess in enumerate(column):
+            colour = "white" if guess["probability"] > 0.6 else "black"
+            axes.text(x, y, _plain(_shown(guess["text"])[:9]), ha="center", va="center", fontsize=7, color=colour)
+    said = [_plain(_shown(column["text"])) for column in columns]
+    axes.set_xticks(range(len(columns)), said, rotation=45, ha="right")
+    axes.set_yticks(range(rows), ["input", *map(str, range(1, rows))])
+    axes.set(xlabel="said", ylabel="decoder layer")
+    figure.colorbar(shown, ax=axes, label="probability")
+    return figure
+
+
+def plot_location_spread(explanation: Any, token: int) -> Figure:
+    """The distribution over location bins around a location token. Raises OptionError for a token that is none."""
+    values = _values(explanation)
+    chosen = _token(values, token)
+    if chosen["spread"] is None:
+        raise OptionError(f"Token {token}, {chosen['text']!r}, is no location; choose one of {_locations(values)}.")
+    bins, shares = zip(*chosen["spread"]["bins"], strict=True)
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(bins, shares, width=0.9, color=["tab:orange" if bin == chosen["location"] else "tab:blue" for bin in bins])
+    mean, std = chosen["spread"]["mean"], chosen["spread"]["std"]
+    axes.set_title(_plain(f"{chosen['text']}: {mean:.1f} ± {std:.1f} bins"))
+    axes.set(xlabel="location bin", ylabel="probability")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as its name's ending says (.png, .svg, .pdf); an SVG of equal content has equal bytes."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "florence2"}):
+        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def location_tokens(explanation: Any) -> list[int]:
+    """The numbers, from 0, of the answer's location tokens."""
+    return [i for i, token in enumerate(_values(explanation)["tokens"]) if token["spread"] is not None]
+
+
+def _values(explanation: Any) -> Mapping[str, Any]:
+    values: Mapping[str, Any] = explanation if isinstance(explanation, Mapping) else explanation.to_dict()
+    return values
+
+
+def _token(values: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    tokens = values["tokens"]
+    if not 0 <= number < len(tokens):
+        raise OptionError(f"There is no token {number}; the answer has {len(tokens)}, counted from 0.")
+    chosen: Mapping[str, Any] = tokens[number]
+    return chosen
+
+
+def _chosen(what: str, number: int | None, count: int) -> Sequence[int]:
+    if number is not None and not 0 <= number < count:
+        raise OptionError(f"There is no {what} {number}; the decoder has {count}, counted from 0.")
+    return range(count) if number is None else [number]
+
+
+def _head_map(values: Mapping[str, Any], token: Mapping[str, Any], layer: int, head: int) -> np.ndarray:
+    """(h, w) shares of the whole attention of one head."""
+    attention = token["attention"]
+    stored = decode_map(attention["maps"][layer][head], *values["image"]["grid"])
+    weights: np.ndarray = stored * (attention["peak"][layer][head] / 255)
+    return weights
+
+
+def _picture(values: Mapping[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(values["image"]["data"].partition(",")[2])))
+
+
+def _draw_boxes(axes: Axes, values: Mapping[str, Any], token: int) -> None:
+    """The boxes to which the token belongs."""
+    for box in values["answer"].get("boxes") or ():
+        first, last = box.get("tokens") or (1, 0)
+        if first <= token <= last:
+            x1, y1, x2, y2 = box["xyxy"]
+            axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color="cyan", linewidth=1.5)
+
+
+def _locations(values: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, location_tokens(values))) or "another answer's: this one has none"
+
+
+def _shown(text: str) -> str:
+    return text.strip() or repr(text)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not read as a formula."""
+    return text.replace("$", r"\$")
