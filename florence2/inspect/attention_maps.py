@@ -63,7 +63,7 @@ def split_memory(weights: Tensor, run: Run) -> AttentionMaps:
     grids = [weights[..., span] for source, span in spans.items() if source != "spatial_avg_pool"]
     pooled = [weights[..., span] for source, span in spans.items() if source == "spatial_avg_pool"]
     return AttentionMaps(
-        places=torch.stack(grids).sum(dim=0).unflatten(-1, (h, w)),
+        places=torch.stack(grids).sum(dim=0).view(*weights.shape[:-1], h, w),
         pooled=torch.cat(pooled, dim=-1) if pooled else weights[..., :0],
         prompt=weights[..., run.prompt_span],
         image_size=run.image_size,

@@ -100,9 +100,10 @@ class _Forward:
     def differentiate(self, tokens: Sequence[int]) -> Saliency:
         """One backward pass for each."""
         inputs, images, prompts = (self.pixels, self.prompt), [], []
+        dtype = self.log_probabilities.dtype  # at least float32
         for token in tokens:
             gradients = torch.autograd.grad(self.log_probabilities[token], inputs, retain_graph=True)
-            image, prompt = ((g * x.detach()).float() for g, x in zip(gradients, inputs, strict=True))
+            image, prompt = (g.to(dtype) * x.detach() for g, x in zip(gradients, inputs, strict=True))
             images.append(image[0].sum(dim=0))  # (H, W)
             prompts.append(prompt[0].sum(dim=-1))  # (P,)
         empty = self.pixels.new_zeros(0, *self.pixels.shape[2:]), self.prompt.new_zeros(0, self.prompt.shape[1])
