@@ -141,7 +141,8 @@ class Shown:
     """Keeps a copy of everything, and puts twice the value in place of one name."""
 
     def __init__(self, doubled: str = ""):
-        self.doubled, self.values = doubled, {}
+        self.doubled = doubled
+        self.values: dict[str, list[Tensor]] = {}
 
     def wants(self, name: str) -> bool:
         return True

@@ -34,7 +34,6 @@ from florence2.inspect.saliency import Saliency, find_saliency
 from florence2.inspect.tracing import trace
 from florence2.pipeline import EncodedImage, Florence2
 from florence2.processor import TaskText
-from florence2.tasks import find_task
 from florence2.tokenizer import FlorenceTokenizer
 
 ALTERNATIVES, LENS = 8, 3
@@ -254,11 +253,8 @@ def _location_ids(tokenizer: FlorenceTokenizer) -> list[int]:
 
 def _find_regions(answer: Answer) -> tuple[Region, ...]:
     """The shapes of an answer with the tokens that `florence2.answers` read each from."""
-    found = find_task(answer.task)
     shapes: list[Box | Quad | Polygon] = [*answer.boxes, *answer.quads, *answer.polygons]
-    if found is None or not shapes:
-        return ()
-    written = find_region_tokens(found.answer, answer.token_texts)
+    written = find_region_tokens(answer.kind, answer.token_texts)
     logprobs = torch.tensor(answer.token_logprobs)
     return tuple(
         Region(shape, tokens, tuple(logprobs[list(tokens)].exp().tolist()))

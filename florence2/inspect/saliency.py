@@ -89,8 +89,8 @@ class _Forward:
         self, model: Florence2Model, pixel_values: Tensor, prompt_ids: Sequence[int], answer_ids: Sequence[int]
     ):
         self._last = f"decoder.layers.{model.config.text.decoder_layers - 1}"
-        ids = torch.tensor([[model.config.text.decoder_start_token_id, *answer_ids]], device=model.device)
         with torch.inference_mode(False), torch.enable_grad():
+            ids = torch.tensor([[model.config.text.decoder_start_token_id, *answer_ids]], device=model.device)
             self.pixels = pixel_values.to(model.device, model.dtype, copy=True).requires_grad_()
             features = model.encode_image(self.pixels)
             memory = model.encode(features, torch.tensor([prompt_ids], device=model.device), trace=self)
@@ -102,7 +102,8 @@ class _Forward:
         inputs, images, prompts = (self.pixels, self.prompt), [], []
         dtype = self.log_probabilities.dtype  # at least float32
         for token in tokens:
-            gradients = torch.autograd.grad(self.log_probabilities[token], inputs, retain_graph=True)
+            with torch.inference_mode(False), torch.enable_grad():
+                gradients = torch.autograd.grad(self.log_probabilities[token], inputs, retain_graph=True)
             image, prompt = (g.to(dtype) * x.detach() for g, x in zip(gradients, inputs, strict=True))
             images.append(image[0].sum(dim=0))  # (H, W)
             prompts.append(prompt[0].sum(dim=-1))  # (P,)
