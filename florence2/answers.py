@@ -157,12 +157,8 @@ def parse_answer(
     regions = _find_regions(kind, raw_text)
     scores: list[float | None] = [None] * len(regions)
     if token_logprobs:
-        # The same text put together from its tokens. Letters spread over several tokens look different there, but
-        # location tokens, and so the regions found, are the same; and it is known which token each is.
-        owners = [i for i, piece in enumerate(token_texts) for _ in piece]
-        for i, region in enumerate(_find_regions(kind, "".join(token_texts))):
-            tokens = {owners[position] - 1 for position in region.positions}  # the start id has no log-probability
-            scores[i] = _mean_probability([token_logprobs[token] for token in tokens])
+        written = find_region_tokens(kind, token_texts)
+        scores = [_mean_probability([token_logprobs[token] for token in tokens]) for tokens in written]
     shapes = [_to_shape(region, image_size, score) for region, score in zip(regions, scores, strict=True)]
     words = [lp for lp, piece in zip(token_logprobs, token_texts[1:], strict=False) if piece not in _MARKERS]
     return Answer(
@@ -181,6 +177,19 @@ def parse_answer(
         token_logprobs=tuple(token_logprobs),
         token_texts=tuple(token_texts),
     )
+
+
+def find_region_tokens(kind: AnswerKind, token_texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Which tokens each box, quad or polygon of an answer was read from, in the answer's order.
+
+    `token_texts` as in `Answer`, the start id's first; tokens are counted without it, as log-probabilities are. They
+    are the location tokens alone: those by whose probabilities the score is computed.
+    """
+    # The text put together from its tokens. Letters spread over several tokens look different in it than in the
+    # answer's, but location tokens, and so the regions found, are the same; and it is known which token each is.
+    owners = [i for i, piece in enumerate(token_texts) for _ in piece]
+    regions = _find_regions(kind, "".join(token_texts))
+    return [tuple(sorted({owners[position] - 1 for position in region.positions})) for region in regions]
 
 
 # ---- what the text says -------------------------------------------------------------------------------------------

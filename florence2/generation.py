@@ -9,7 +9,7 @@ from florence2.errors import Florence2Error, OptionError
 from florence2.graphed import generate_graphed
 from florence2.model import Florence2Model, decodes_as_built
 from florence2.packed import packed_decoder
-from florence2.trace import Trace, record
+from florence2.trace import Trace
 
 
 def generate(
@@ -29,8 +29,8 @@ def generate(
     On a CPU in float32 the decoder's weights are packed at the first call and kept beside the model's own (base:
     0.36 GB), for a step three times as fast; a model loaded with `attention="eager"` goes without.
 
-    A `trace` is shown every step, of all B inputs until the last is done. One that looks into the decoder makes the
-    steps be computed as they are specified, so their numbers may differ by rounding.
+    A `trace` is shown every step, of all B inputs until the last is done. One that wants attention weights makes the
+    attention be computed as it is specified, so that numbers may differ by rounding.
     """
     if not memory.isfinite().all():
         raise Florence2Error(
@@ -54,8 +54,6 @@ def generate(
 
 
 def _choose_step(model: Florence2Model, cache: DecoderCache, trace: Trace | None) -> Step:
-    """The packed step where it can be used and nobody looks inside."""
-    if trace is not None and trace.enters("decoder"):
-        return lambda newest: model.step(newest, cache, trace)
+    """The packed step where it can be used."""
     step = (packed_decoder(model) or model).step
-    return lambda newest: record(trace, "logits", step(newest, cache))
+    return lambda newest: step(newest, cache, trace)

@@ -16,6 +16,7 @@ from torch import Tensor
 from florence2.attention import attend
 from florence2.bart import DecoderCache, DecoderLayer
 from florence2.model import Florence2Model, decodes_as_built
+from florence2.trace import Trace, record, scope
 
 _ROWS = 8  # the number of rows that oneDNN arranges the weights for; others are almost as fast
 
@@ -28,7 +29,7 @@ class PackedLinear:
         self.bias, self.after = bias, "gelu" if gelu else "none"
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(rows, in) -> (rows, out)"""
+        """(..., in) -> (..., out)"""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.after, [], "none")
         return out
 
@@ -46,6 +47,28 @@ class _PackedLayer:
         self.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
         self.norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
 
+    def __call__(self, x: Tensor, number: int, cache: DecoderCache, trace: Trace | None) -> Tensor:
+        """The newest position of every beam (B·K, 1, D) -> the same, by the names of `DecoderLayer`."""
+        after_own, after_memory, after_mlp = self.norms
+        added = record(trace, "self_attention", self._attend_past(x, number, cache, scope(trace, "self_attention")))
+        x = record(trace, "after_self_attention", after_own(added + x))
+        added = record(trace, "cross_attention", self._attend_memory(x, number, cache, scope(trace, "cross_attention")))
+        x = record(trace, "after_cross_attention", after_memory(added + x))
+        out: Tensor = after_mlp(record(trace, "mlp", self.fc2(record(trace, "mlp.hidden", self.fc1(x)))) + x)
+        return out
+
+    def _attend_past(self, x: Tensor, number: int, cache: DecoderCache, trace: Trace | None) -> Tensor:
+        qkv = self.qkv(x).view(-1, cache.beams, 3, self.heads, x.shape[2] // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, K, d)
+        query, key = record(trace, "queries", query), record(trace, "keys", key)
+        seen = cache.extend(number, key, record(trace, "values", value))
+        return self.own_out(_join_heads(attend(query, *seen, trace=trace)))
+
+    def _attend_memory(self, x: Tensor, number: int, cache: DecoderCache, trace: Trace | None) -> Tensor:
+        query = self.query(x).view(-1, cache.beams, self.heads, x.shape[2] // self.heads).transpose(1, 2)
+        query = record(trace, "queries", query)
+        return self.memory_out(_join_heads(attend(query, *cache.memory[number], cache.memory_mask, trace=trace)))
+
 
 class PackedDecoder:
     """`step` of a model as it was when this was made."""
@@ -57,29 +80,19 @@ class PackedDecoder:
         self.embed, self.positions = decoder.embed, decoder.embed_positions
         self.layers = [_PackedLayer(layer) for layer in decoder.layers if isinstance(layer, DecoderLayer)]
 
-    def step(self, ids: Tensor, cache: DecoderCache) -> Tensor:
+    def step(self, ids: Tensor, cache: DecoderCache, trace: Trace | None = None) -> Tensor:
         """The newest id of every beam (B·K,) -> logits (B·K, V) of the next, as `Florence2Model.step`."""
-        positions = cache.embed_position(self.positions)
-        x = self.embed(F.embedding(ids, self.embedding)[:, None], positions)[:, 0]  # (B·K, D)
+        inner = scope(trace, "decoder")
+        x = self.embed(F.embedding(ids, self.embedding)[:, None], cache.embed_position(self.positions), inner)
         cache.advance()
-        K = cache.beams
         for i, layer in enumerate(self.layers):
-            after_own, after_memory, after_mlp = layer.norms
-            query, key, value = (
-                layer.qkv(x).view(-1, K, 3, layer.heads, x.shape[1] // layer.heads).permute(2, 0, 3, 1, 4)
-            )
-            mixed = attend(query, *cache.extend(i, key, value))  # (B, heads, K, d)
-            x = after_own(layer.own_out(_join_heads(mixed)).add_(x))
-            query = layer.query(x).view(-1, K, layer.heads, x.shape[1] // layer.heads).transpose(1, 2)
-            mixed = attend(query, *cache.memory[i], cache.memory_mask)
-            x = after_memory(layer.memory_out(_join_heads(mixed)).add_(x))
-            x = after_mlp(layer.fc2(layer.fc1(x)).add_(x))
-        return self.head(x)
+            x = record(inner, f"layers.{i}", layer(x, i, cache, scope(inner, f"layers.{i}")))  # (B·K, 1, D)
+        return record(trace, "logits", self.head(x[:, 0]))
 
 
 def _join_heads(mixed: Tensor) -> Tensor:
-    """(B, heads, K, d) -> (B·K, D)"""
-    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+    """(B, heads, K, d) -> (B·K, 1, D)"""
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)[:, None]
 
 
 _lock = threading.Lock()

@@ -82,6 +82,11 @@ class FlorenceTokenizer:
         """
         return [self.decode([token]) for token in ids]
 
+    def name(self, id: int) -> str:
+        """What the vocabulary calls a token, which shows the parts of a character too; "[id]" for an id beyond it."""
+        found: str | None = self._backend.id_to_token(id)
+        return f"[{id}]" if found is None else found
+
     def save_native(self, folder: Path, max_length: int) -> None:
         """Write the tokenizer as transformers' own Florence-2 processor expects it: all tokens in `tokenizer.json`,
         the image placeholder among them; `max_length` is the number of the model's positions."""

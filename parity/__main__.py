@@ -15,7 +15,7 @@ from florence2.errors import Florence2Error
 from florence2.hub import NAMES, resolve
 from florence2.model import Florence2Model
 from florence2.tasks import TASKS
-from parity import bench, scaling
+from parity import bench, inspect_cost, scaling
 from parity.adapters import compare_adapter
 from parity.cases import PICTURES, base_shape, shapes
 from parity.compare import Work, compare_checkpoint, compare_shape, compare_text
@@ -35,6 +35,8 @@ def main() -> int:
         return bench.main(sys.argv[2:])
     if sys.argv[1:2] == ["scaling"]:
         return scaling.main(sys.argv[2:])
+    if sys.argv[1:2] == ["inspect_cost"]:
+        return inspect_cost.main(sys.argv[2:])
     options = _parser().parse_args()
     code = _find_code(options)
     rows: list[Row] = []
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m parity",
         description=__doc__,
-        epilog="`bench` and `scaling` measure speed.",
+        epilog="`bench` and `scaling` measure speed, `inspect_cost` what traces cost.",
     )
     parser.add_argument("--reference", choices=("native", "remote"), default="native")
     parser.add_argument("--code", type=Path, metavar="DIR", help="the .py files of the remote code; they will run here")

@@ -46,7 +46,7 @@ class Point:
 def main(arguments: list[str]) -> int:
     """Measure, print the table, write it."""
     options = _parser().parse_args(arguments)
-    f = _load(options)
+    f = load_subject(options)
     points: list[Point] = []
     for point in _measure(f, options):
         points.append(point)
@@ -74,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(options: argparse.Namespace) -> Florence2:
+def load_subject(options: argparse.Namespace) -> Florence2:
+    """The checkpoint that `--model` names, or one of the shape `--preset`, whose answers do not end by themselves."""
     if options.model:
         return florence2.load(options.model, device=options.device, dtype=options.dtype)
     model = make_model(preset(options.preset), seed=29, end_bonus=-50.0)

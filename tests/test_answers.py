@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from florence2.answers import Answer, parse_answer
+from florence2.answers import Answer, find_region_tokens, parse_answer
 from florence2.tasks import TASKS, AnswerKind
 from parity.recipe import make_picture
 from parity.records import compare_answers, read_record
@@ -137,6 +137,16 @@ def test_every_kind_gets_scores(kind: AnswerKind) -> None:
     found: list[Any] = [*answer.boxes, *answer.quads, *answer.polygons]
     assert [item.score for item in found] == pytest.approx([0.25])
     assert "scores" not in answer.to_florence()["<T>"]
+
+
+def test_the_tokens_of_each_region() -> None:
+    """The location tokens alone, counted without the start id; a rest of fewer than four is no box's."""
+    pieces = [("<s>", 1.0), ("car", 1.0), *[(f"<loc_{i}>", 0.5) for i in range(9)], ("<od>", 1.0), (" wh", 1.0)]
+    texts = ["</s>", *(text for text, _ in [*pieces, ("eel", 1.0), *pieces[2:6]])]
+    assert find_region_tokens("boxes", texts) == [(2, 3, 4, 5), (6, 7, 8, 9), (14, 15, 16, 17)]
+    rings = ["</s>", "<s>", "cat", *["<loc_1>"] * 4, "<sep>", *["<loc_2>"] * 6, "</s>"]
+    assert find_region_tokens("polygons", rings) == [(2, 3, 4, 5, 7, 8, 9, 10, 11, 12)]
+    assert find_region_tokens("text", texts) == []
 
 
 def test_the_score_of_a_text_is_that_of_its_own_tokens() -> None:

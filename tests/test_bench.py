@@ -8,7 +8,7 @@ import torch
 
 from florence2.model import Florence2Model
 from florence2.presets import preset
-from parity import bench, scaling
+from parity import bench, inspect_cost, scaling
 from parity.bench import Line
 from parity.machine import count_step_bytes, count_vision_flops, measure_rates
 
@@ -39,6 +39,18 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert scaling.main([*words, "--output", str(tmp_path / "s.md")]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 6 * 2 and torch.get_num_threads() == before
+
+
+def test_what_traces_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--preset tiny --tokens 6 --rounds 1".split()
+    assert inspect_cost.main([*words, "--output", str(tmp_path / "c.md")]) == 0
+    table = capsys.readouterr().out
+    assert (tmp_path / "c.md").read_text() == table.rstrip("\n") + "\n" and "All answers have the same tokens" in table
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    held = {row[0]: float(row[4].split()[0]) for row in rows[2:]}
+    weights = 2 * 4 * 6 * 3 * (577 + 13) * 4 / 1e6  # layers, heads, steps, beams, positions, bytes
+    assert held["no trace"] == 0.0 and held["cross-attention weights"] == pytest.approx(weights, abs=0.06)
+    assert "Without a trace, a step passes 28 values and 7 scopes by" in table
 
 
 def test_counted_work_is_that_of_the_formulas() -> None:

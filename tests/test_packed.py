@@ -135,3 +135,44 @@ def test_threads_share_one(model: Florence2Model, memory: Tensor) -> None:
     for thread in threads:
         thread.join()
     assert [found[i] for i in range(3)] == alone
+
+
+class Shown:
+    """Keeps a copy of everything, and puts twice the value in place of one name."""
+
+    def __init__(self, doubled: str = ""):
+        self.doubled = doubled
+        self.values: dict[str, list[Tensor]] = {}
+
+    def wants(self, name: str) -> bool:
+        return True
+
+    def enters(self, prefix: str) -> bool:
+        return True
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        self.values.setdefault(name, []).append(value.clone())
+        return value * 2 if name == self.doubled else value
+
+    def note(self, event: str, **facts: object) -> None: ...
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.no_grad()
+def test_shows_and_goes_on_with_what_the_plain_step_does(model: Florence2Model, memory: Tensor, beams: int) -> None:
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+    fast = packed_decoder(model)
+    assert fast is not None
+    for doubled in ("", *(f"decoder.layers.1.{name}" for name in ("self_attention.heads", "cross_attention", "mlp"))):
+        traces = [Shown(doubled), Shown(doubled)]
+        caches = [model.start_cache(memory, beams, 20, mask) for _ in range(2)]
+        for n in range(3):
+            ids = torch.arange(2 * beams) + 100 * n
+            fast.step(ids, caches[0], traces[0])
+            model.step(ids, caches[1], traces[1])
+        assert set(traces[0].values) == set(traces[1].values)
+        assert len(traces[0].values) == 2 + 15 * model.config.text.decoder_layers
+        for name, values in traces[0].values.items():
+            for found, expected in zip(values, traces[1].values[name], strict=True):
+                assert found.shape == expected.shape, name
+                assert torch.allclose(found, expected, rtol=1e-4, atol=2e-4), name

@@ -54,6 +54,12 @@ def test_a_tokenizer_that_has_the_tokens_already_keeps_its_ids(tmp_path: Path, t
     assert back.encode("<OD> a <mask> b") == tokenizer.encode("<OD> a <mask> b")
 
 
+def test_names_of_the_parts_of_a_character(tokenizer: FlorenceTokenizer) -> None:
+    parts = [tokenizer.name(id) for id in tokenizer.encode("🙂")[1:-1]]
+    assert len(parts) > 1 and all(part and "\ufffd" not in part for part in parts)
+    assert tokenizer.name(50269) == "<loc_0>" and tokenizer.name(99999) == "[99999]"
+
+
 def test_padding_and_truncation_set_in_the_file_are_off(tmp_path: Path) -> None:
     values = json.loads((GOLDEN / "tokenizer.json").read_text())
     values["truncation"] = {"max_length": 5, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}

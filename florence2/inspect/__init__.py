@@ -1,10 +1,23 @@
 """Opening the model up: see what a run computed, and change it.
 
 `trace` keeps named values of a run (`f.trace(...)`), `patched` changes them (`f.patched({...})`). What can be named
-is in `florence2.inspect.names`.
+is in `florence2.inspect.names`. `explain` says why an answer is what it is, from the functions that do so for any
+traced run: `map_attention`, `roll_out`, `read_lens`, `find_saliency`.
 """
 
+from florence2.inspect.attention_maps import AttentionMaps, map_attention, spread_over
 from florence2.inspect.beams import Ban, BeamStep, Candidate
+from florence2.inspect.explanation import (
+    Alternative,
+    ExplainedToken,
+    Explanation,
+    Piece,
+    Region,
+    Spread,
+    explain,
+    explain_run,
+)
+from florence2.inspect.lens import LogitLens, project, read_lens
 from florence2.inspect.names import Name, describe_names, names_of, select
 from florence2.inspect.patching import (
     Patch,
@@ -17,27 +30,49 @@ from florence2.inspect.patching import (
     zero,
     zero_heads,
 )
+from florence2.inspect.rollout import roll_out, roll_out_decoder, roll_out_encoder
 from florence2.inspect.runs import Run, TracedPicture
+from florence2.inspect.saliency import Saliency, find_saliency, saliency_of
 from florence2.inspect.tracing import Tracing, trace
 
 __all__ = [
+    "Alternative",
+    "AttentionMaps",
     "Ban",
     "BeamStep",
     "Candidate",
+    "ExplainedToken",
+    "Explanation",
+    "LogitLens",
     "Name",
     "Patch",
+    "Piece",
+    "Region",
     "Run",
+    "Saliency",
+    "Spread",
     "TracedPicture",
     "Tracing",
     "at",
     "describe_names",
+    "explain",
+    "explain_run",
+    "find_saliency",
     "from_run",
+    "map_attention",
     "names_of",
     "patched",
+    "project",
+    "read_lens",
     "replace",
+    "roll_out",
+    "roll_out_decoder",
+    "roll_out_encoder",
+    "saliency_of",
     "scale",
     "scale_heads",
     "select",
+    "spread_over",
     "trace",
     "zero",
     "zero_heads",

@@ -1,6 +1,6 @@
 """What a trace holds of one picture, and of one request that was answered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -156,12 +156,13 @@ class Run:
             return self.picture[name]
         if known.searched:
             raise OptionError(f"{name!r} is part of the search, which `beams` gives.")
-        steps = [_alone(value, known) for value in self.batched(name)]
-        if known.when != "step":
-            return steps[0]
-        if known.shape[-1] == "t·K":
-            steps = [_of_own_past(step, len(self.beams)) for step in steps]
-        return torch.stack(steps)
+        steps = list(self._steps(known))
+        return torch.stack(steps) if known.when == "step" else steps[0]
+
+    def _steps(self, known: Name) -> Iterator[Tensor]:
+        for value in self.batched(known.name):
+            alone = _alone(value, known)
+            yield _of_own_past(alone, len(self.beams)) if known.shape[-1] == "t·K" else alone
 
     def batched(self, name: str) -> list[Tensor]:
         """The values as they were recorded, one for each step, of a batch of this request alone."""
@@ -177,11 +178,14 @@ class Run:
 
         Entry n is of the step that computed `answer_ids()[n]`.
         """
-        letters = self.tracing.known_name(name).own_shape
+        known = self.tracing.known_name(name)
+        letters = known.own_shape
         if "K" not in letters:
             raise OptionError(f"{name!r} is not computed for every token of the answer; ask for it as run[name].")
-        rows, values = self.rows(alternative), self[name]
-        found = torch.stack([values[n].select(letters.index("K") - 1, row) for n, row in enumerate(rows)])
+        if known.searched:
+            raise OptionError(f"{name!r} is part of the search, which `beams` gives.")
+        rows, beam = self.rows(alternative), letters.index("K") - 1
+        found = torch.stack([step.select(beam, row) for step, row in zip(self._steps(known), rows, strict=False)])
         return found[..., : len(rows)] if letters[-1] == "steps" else found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2 import Florence2, GenerationOptions
+from florence2 import Florence2, GenerationOptions, load
 from florence2.checkpoint import convert_checkpoint
 from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_picture
@@ -29,6 +29,16 @@ def converted_folder(plain_folder: Path, tmp_path_factory: pytest.TempPathFactor
     copy_checkpoint(plain_folder, folder / "unbiased", without_bias)
     convert_checkpoint(folder / "unbiased", folder / "native", "native")
     return folder / "native"
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Florence2:
+    """Three encoder and four decoder layers, pictures of 384 x 256 pixels; writes locations more often than words."""
+    folder, shape = tmp_path_factory.mktemp("deep"), shapes()[2]
+    make_checkpoint(folder, shape.config, shape.seed, shape.end_bonus, shape.size)
+    f = load(folder)
+    f.model.final_logits_bias[0, 50269:51269] += 9.0
+    return f
 
 
 PROMPTS = [

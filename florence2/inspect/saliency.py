@@ -1,0 +1,143 @@
+"""Gradient x input: which pixels, and which words of the prompt, a token of the answer hangs on.
+
+The gradient of the log-probability of a token, by each input, times that input (Simonyan et al., 2014,
+https://arxiv.org/abs/1312.6034; Shrikumar et al., 2016, https://arxiv.org/abs/1605.01713): to first order, how much
+the log-probability would fall if the input went to zero. Zero is the mean colour for a pixel, since pixels are
+normalised, and the zero vector for a word. Signs are kept: what is negative speaks against the token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from florence2.errors import OptionError
+from florence2.inspect.runs import Run
+from florence2.model import Florence2Model
+
+
+@dataclass(frozen=True, eq=False)
+class Saliency:
+    """Gradient x input of the log-probabilities of n tokens of an answer.
+
+    `tokens` says which, from 0; `log_probabilities` (n,) are the model's own, before any rule of the search. `image`
+    (n, H, W) is by pixel of `pixel_values`, its channels added, `prompt` (n, P) by id of the prompt.
+    """
+
+    tokens: tuple[int, ...]
+    log_probabilities: Tensor
+    image: Tensor
+    prompt: Tensor
+
+    def by_cell(self, grid: tuple[int, int]) -> Tensor:
+        """`image` added up over the cells of a grid of (rows, columns), equal parts of the picture: (n, h, w)."""
+        (h, w), (n, H, W) = grid, self.image.shape
+        rows = torch.arange(H, device=self.image.device) * h // H
+        columns = torch.arange(W, device=self.image.device) * w // W
+        cells = (rows[:, None] * w + columns).flatten()  # (H·W,)
+        return self.image.new_zeros(n, h * w).index_add_(1, cells, self.image.flatten(1)).view(n, h, w)
+
+
+def find_saliency(
+    model: Florence2Model, run: Run, tokens: Sequence[int] | None = None, alternative: int = 0
+) -> Saliency:
+    """The saliency of an answer's tokens, all or those numbered in `tokens`.
+
+    The trace must have kept "pixel_values"; `alternative` as in `run.answer_ids`. One backward pass for each token.
+    Raises OptionError for a token that the answer does not have, and for a run with patches, which this cannot see,
+    when the trace kept the last layer's stream.
+    """
+    answer = run.answer_ids(alternative)
+    chosen, last = choose_tokens(tokens, len(answer)), f"decoder.layers.{model.config.text.decoder_layers - 1}"
+    forward = _Forward(model, run["pixel_values"][None], run.prompt_ids, answer)
+    if last in run.names:
+        _check_same(forward.stream, run.along_answer(last, alternative))
+    return forward.differentiate(chosen)
+
+
+def saliency_of(
+    model: Florence2Model,
+    pixel_values: Tensor,
+    prompt_ids: Sequence[int],
+    answer_ids: Sequence[int],
+    tokens: Sequence[int] | None = None,
+) -> Saliency:
+    """The same for any picture `pixel_values` (1, 3, H, W), prompt and answer; `answer_ids` without the start id."""
+    return _Forward(model, pixel_values, prompt_ids, answer_ids).differentiate(choose_tokens(tokens, len(answer_ids)))
+
+
+def choose_tokens(tokens: Sequence[int] | None, length: int) -> tuple[int, ...]:
+    """The numbers of the tokens asked for, of an answer of `length`. Raises OptionError for those it does not have."""
+    chosen = tuple(range(length)) if tokens is None else tuple(tokens)
+    wrong = [token for token in chosen if type(token) is not int or not 0 <= token < length]
+    if wrong:
+        raise OptionError(
+            f"The answer has no token {wrong[0]!r}; it has {length}, numbered from 0 to {length - 1}, the end included."
+        )
+    return chosen
+
+
+class _Forward:
+    """The answer read under teacher forcing, with gradients to the pixels and to the prompt's embeddings.
+
+    It is a trace of its own run: there it puts a leaf in the place of the embeddings.
+    """
+
+    def __init__(
+        self, model: Florence2Model, pixel_values: Tensor, prompt_ids: Sequence[int], answer_ids: Sequence[int]
+    ):
+        self._last = f"decoder.layers.{model.config.text.decoder_layers - 1}"
+        with torch.inference_mode(False), torch.enable_grad():
+            ids = torch.tensor([[model.config.text.decoder_start_token_id, *answer_ids]], device=model.device)
+            self.pixels = pixel_values.to(model.device, model.dtype, copy=True).requires_grad_()
+            features = model.encode_image(self.pixels)
+            memory = model.encode(features, torch.tensor([prompt_ids], device=model.device), trace=self)
+            logits = model.decode(ids[:, :-1], memory, trace=self)[0]  # (T, V)
+            self.log_probabilities = logits.log_softmax(dim=-1).gather(1, ids[0, 1:, None])[:, 0]  # (T,)
+
+    def differentiate(self, tokens: Sequence[int]) -> Saliency:
+        """One backward pass for each."""
+        inputs, images, prompts = (self.pixels, self.prompt), [], []
+        dtype = self.log_probabilities.dtype  # at least float32
+        for token in tokens:
+            with torch.inference_mode(False), torch.enable_grad():
+                gradients = torch.autograd.grad(self.log_probabilities[token], inputs, retain_graph=True)
+            image, prompt = (g.to(dtype) * x.detach() for g, x in zip(gradients, inputs, strict=True))
+            images.append(image[0].sum(dim=0))  # (H, W)
+            prompts.append(prompt[0].sum(dim=-1))  # (P,)
+        empty = self.pixels.new_zeros(0, *self.pixels.shape[2:]), self.prompt.new_zeros(0, self.prompt.shape[1])
+        return Saliency(
+            tokens=tuple(tokens),
+            log_probabilities=self.log_probabilities.detach()[list(tokens)],
+            image=torch.stack(images) if images else empty[0],
+            prompt=torch.stack(prompts) if prompts else empty[1],
+        )
+
+    def wants(self, name: str) -> bool:  # noqa: ARG002
+        return False
+
+    def enters(self, prefix: str) -> bool:
+        return self._last.startswith(f"{prefix}.")
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        if name == "prompt":
+            value = self.prompt = value.detach().requires_grad_()
+        if name == self._last:
+            self.stream = value.detach()[0]  # (T, D)
+        return value
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Nothing is asked of a pipeline here."""
+
+
+def _check_same(found: Tensor, traced: Tensor) -> None:
+    """What is differentiated must be what ran."""
+    most = 0.05 if found.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    difference = float((found - traced).float().norm() / traced.float().norm())
+    if difference > most:
+        raise OptionError(
+            f"The model does not give what this run had: its last layer differs by {difference:.2g} of its norm. "
+            "Saliency is of the model without patches; ask for it outside of f.patched, or leave it out."
+        )
