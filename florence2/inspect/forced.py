@@ -67,8 +67,10 @@ class Case:
         return [n for n, (own, counted) in enumerate(rows) if counted and kind in (None, own)]
 
 
-def force(f: Florence2, request: Request, answer: str | None = None, options: GenerationOptions | None = None) -> Case:
-    """A request, (task, picture) or (task, picture, input), with its answer: the model's own, or the text `answer`.
+def force(
+    f: Florence2, request: Request, answer: str | Answer | None = None, options: GenerationOptions | None = None
+) -> Case:
+    """A request, (task, picture) or (task, picture, input), with an answer: the model's own, another's, or a text.
 
     Patches in force take no part in it. `options` are of the search for the model's own answer. Raises PromptError and
     ImageError as `f.run` does, and PromptError for a text that is longer than the model's positions.
@@ -103,7 +105,7 @@ def _make_case(
     request: Request,
     prepared: PreparedImage | None,
     encoded: EncodedImage,
-    answer: str | None,
+    answer: str | Answer | None,
     options: GenerationOptions,
 ) -> Case:
     task, given = request[0], request[2] if len(request) == 3 else None
@@ -111,7 +113,10 @@ def _make_case(
     prompt = f.processor.prompt(task, given, encoded.size)
     with torch.no_grad():
         memory = f.model.encode(encoded.features, torch.tensor([prompt], device=f.model.device))
-        found = _own_answer(f, task, memory, encoded, options) if answer is None else _read(f, task, answer, encoded)
+        if answer is None:
+            found = _own_answer(f, task, memory, encoded, options)
+        else:
+            found = answer if isinstance(answer, Answer) else _read(f, task, answer, encoded)
         logits = f.model.decode(torch.tensor([found.token_ids[:-1]], device=f.model.device), memory)[0]
     scores, ids = logits.log_softmax(dim=-1), found.token_ids[1:]
     return Case(
