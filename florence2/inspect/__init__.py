@@ -8,7 +8,7 @@ how probable an answer stays, as `force` and `answer_logprobs` do.
 
 from florence2.inspect.beams import Ban, BeamStep, Candidate
 from florence2.inspect.causes import Cause, Causes, trace_causes
-from florence2.inspect.forced import Case, answer_logprobs, answer_scores, force
+from florence2.inspect.forced import Case, answer_logprobs, answer_scores, force, likeliest_bins
 from florence2.inspect.names import Name, describe_names, names_of, select
 from florence2.inspect.patching import (
     Patch,
@@ -22,7 +22,7 @@ from florence2.inspect.patching import (
     zero_heads,
 )
 from florence2.inspect.probe import Probe, fit_probe
-from florence2.inspect.regions import box_iou, cells_in, coverage
+from florence2.inspect.regions import box_iou, cells_in, coverage, image_cells
 from florence2.inspect.runs import Run, TracedPicture
 from florence2.inspect.sweep import Ablation, Sweep, sweep_blocks, sweep_heads
 from florence2.inspect.tracing import Tracing, trace
@@ -52,6 +52,8 @@ __all__ = [
     "fit_probe",
     "force",
     "from_run",
+    "image_cells",
+    "likeliest_bins",
     "names_of",
     "patched",
     "replace",

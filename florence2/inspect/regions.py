@@ -8,6 +8,8 @@ from torch import Tensor
 from florence2.answers import Box
 from florence2.coordinates import NUM_BINS
 from florence2.errors import OptionError
+from florence2.inspect.names import pooled_spans
+from florence2.pipeline import Florence2
 
 Corners = Sequence[float]
 """Left, top, right, bottom in pixels."""
@@ -35,6 +37,17 @@ def cells_in(box: Corners, image_size: tuple[int, int], grid: tuple[int, int], l
     filled = coverage(box, image_size, grid).flatten()
     chosen: list[int] = (filled >= least).nonzero()[:, 0].tolist()
     return chosen or [int(filled.argmax())]
+
+
+def image_cells(f: Florence2) -> tuple[tuple[int, int], slice]:
+    """The grid (h, w) of the image tokens at the checkpoint's own picture size, and where in the memory its cells are.
+
+    They are the same places among the image tokens, row by row; what else there is, is the mean of all.
+    """
+    vision, settings = f.model.config.vision, f.processor.image_config
+    grid = vision.grid_size(settings.height, settings.width)
+    spans = pooled_spans(vision, grid)
+    return grid, next(spans[source] for source in spans if source != "spatial_avg_pool")
 
 
 def box_iou(a: Corners, b: Corners, image_size: tuple[int, int]) -> float:
