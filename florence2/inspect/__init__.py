@@ -3,10 +3,14 @@
 `trace` keeps named values of a run (`f.trace(...)`), `patched` changes them (`f.patched({...})`). What can be named
 is in `florence2.inspect.names`. `explain` says why an answer is what it is, from the functions that do so for any
 traced run: `map_attention`, `roll_out`, `read_lens`, `find_saliency`.
+is in `florence2.inspect.names`. `sweep_heads` and `sweep_blocks` switch parts off one by one, `trace_causes` moves
+values from one run to another, `fit_probe` reads something out of a value over many pictures; the first two measure
+how probable an answer stays, as `force` and `answer_logprobs` do.
 """
 
 from florence2.inspect.attention_maps import AttentionMaps, map_attention, spread_over
 from florence2.inspect.beams import Ban, BeamStep, Candidate
+from florence2.inspect.causes import Cause, Causes, trace_causes
 from florence2.inspect.explanation import (
     Alternative,
     ExplainedToken,
@@ -17,6 +21,7 @@ from florence2.inspect.explanation import (
     explain,
     explain_run,
 )
+from florence2.inspect.forced import Case, answer_logprobs, answer_scores, force, likeliest_bins
 from florence2.inspect.lens import LogitLens, project, read_lens
 from florence2.inspect.names import Name, describe_names, names_of, select
 from florence2.inspect.patching import (
@@ -36,29 +41,44 @@ from florence2.inspect.saliency import Saliency, find_saliency, saliency_of
 from florence2.inspect.tracing import Tracing, trace
 
 __all__ = [
+    "Ablation",
     "Alternative",
     "AttentionMaps",
     "Ban",
     "BeamStep",
     "Candidate",
+    "Case",
+    "Cause",
+    "Causes",
     "ExplainedToken",
     "Explanation",
     "LogitLens",
     "Name",
     "Patch",
     "Piece",
+    "Probe",
     "Region",
     "Run",
     "Saliency",
     "Spread",
+    "Sweep",
     "TracedPicture",
     "Tracing",
+    "answer_logprobs",
+    "answer_scores",
     "at",
+    "box_iou",
+    "cells_in",
+    "coverage",
     "describe_names",
     "explain",
     "explain_run",
     "find_saliency",
+    "fit_probe",
+    "force",
     "from_run",
+    "image_cells",
+    "likeliest_bins",
     "map_attention",
     "names_of",
     "patched",
@@ -73,7 +93,10 @@ __all__ = [
     "scale_heads",
     "select",
     "spread_over",
+    "sweep_blocks",
+    "sweep_heads",
     "trace",
+    "trace_causes",
     "zero",
     "zero_heads",
 ]

@@ -1,0 +1,88 @@
+"""The file of a sweep: what it is of, then a row for each part, so that a sweep that was stopped can go on."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from florence2.errors import OptionError
+from florence2.files import written_whole
+from florence2.inspect.forced import Case
+from florence2.pipeline import Florence2
+
+_SAMPLES = 64  # of each tensor's values, which training changes one and all
+
+
+class SweepFile:
+    """A JSON Lines file: {"sweep": fingerprint}, then rows. Nothing is written without a path."""
+
+    def __init__(self, path: Path | None, mark: str):
+        """`rows` then holds what is there already, by (name, head). Raises OptionError for rows of another sweep."""
+        self.path, self.mark = path, mark
+        self.rows: dict[tuple[str, int | None], dict[str, Any]] = {}
+        self.file: TextIO | None = None
+        if path is not None and path.exists():
+            found, self.rows = self.read(path)
+            if found != mark:
+                raise OptionError(
+                    f"{path} holds the rows of a sweep of another checkpoint, other requests or other settings; choose "
+                    "another file."
+                )
+
+    @staticmethod
+    def read(path: Path) -> tuple[str, dict[tuple[str, int | None], dict[str, Any]]]:
+        """The fingerprint and the rows; a last line that was cut short is left out.
+
+        Raises OptionError when the file is none of a sweep's.
+        """
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            mark = json.loads(lines[0])["sweep"]
+        except (OSError, ValueError, IndexError, KeyError, TypeError):
+            raise OptionError(f"{path} is no file of a sweep; choose another one for `out`.") from None
+        rows = {}
+        for line in lines[1:]:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            rows[row["name"], row["head"]] = row | {"by_request": tuple(row["by_request"])}
+        return mark, rows
+
+    def __enter__(self) -> "SweepFile":
+        """Open the file, rewritten without what was cut short."""
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [{"sweep": self.mark}, *self.rows.values()]
+            with written_whole(self.path) as draft:
+                draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            self.file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row, at once and for good."""
+        if self.file is not None:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+
+
+def fingerprint(f: Florence2, cases: Sequence[Case], *settings: object) -> str:
+    """A hash of what the rows of a sweep depend on: weights, requests, unablated answers and settings."""
+    found = hashlib.sha256()
+    for name, tensor in f.model.state_dict().items():
+        flat = tensor.flatten()
+        some = flat[:: max(1, len(flat) // _SAMPLES)].to("cpu", torch.float32)
+        found.update(name.encode() + some.numpy().tobytes())
+    for case in cases:
+        found.update(repr((case.prompt_ids, case.encoded.size, case.answer.token_ids)).encode())
+        if case.prepared is not None:  # a picture given encoded is known by its answer alone
+            found.update(case.prepared.pixel_values.numpy().tobytes())
+    found.update(repr(settings).encode())
+    return found.hexdigest()
