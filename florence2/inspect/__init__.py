@@ -2,10 +2,9 @@
 
 `trace` keeps named values of a run (`f.trace(...)`), `patched` changes them (`f.patched({...})`). What can be named
 is in `florence2.inspect.names`. `explain` says why an answer is what it is, from the functions that do so for any
-traced run: `map_attention`, `roll_out`, `read_lens`, `find_saliency`.
-is in `florence2.inspect.names`. `sweep_heads` and `sweep_blocks` switch parts off one by one, `trace_causes` moves
-values from one run to another, `fit_probe` reads something out of a value over many pictures; the first two measure
-how probable an answer stays, as `force` and `answer_logprobs` do.
+traced run: `map_attention`, `roll_out`, `read_lens`, `find_saliency`. `sweep_heads` and `sweep_blocks` switch parts off
+one by one, `trace_causes` moves values from one run to another, `fit_probe` reads something out of a value over many
+pictures; the first three measure how probable an answer stays, as `force` and `answer_logprobs` do.
 """
 
 from florence2.inspect.attention_maps import AttentionMaps, map_attention, spread_over
@@ -35,9 +34,12 @@ from florence2.inspect.patching import (
     zero,
     zero_heads,
 )
+from florence2.inspect.probe import Probe, fit_probe
+from florence2.inspect.regions import box_iou, cells_in, coverage, image_cells
 from florence2.inspect.rollout import roll_out, roll_out_decoder, roll_out_encoder
 from florence2.inspect.runs import Run, TracedPicture
 from florence2.inspect.saliency import Saliency, find_saliency, saliency_of
+from florence2.inspect.sweep import Ablation, Sweep, sweep_blocks, sweep_heads
 from florence2.inspect.tracing import Tracing, trace
 
 __all__ = [
