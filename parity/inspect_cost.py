@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from florence2.decoding import GenerationOptions
+from florence2.errors import Florence2Error
 from florence2.inspect import trace
 from florence2.packed import packed_decoder
 from florence2.pipeline import EncodedImage, Florence2
@@ -131,7 +132,10 @@ def _start_watching(f: Florence2) -> int:
     if f.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is in use
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
+        raise Florence2Error("Peak memory is measured on Linux, or on a GPU with --device cuda; this is neither.")
+    forget.write_text("5")  # the peak becomes what is in use
     return _status("VmRSS")
 
 
