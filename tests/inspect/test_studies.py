@@ -86,7 +86,12 @@ def test_shares_by_hand(seeing: Florence2) -> None:
     case = force(seeing, ("<OD>", scene.image), asked.suffix)
     name, (width, height) = "decoder.layers.1.cross_attention.weights", scene.image.size
     seen: list[torch.Tensor] = []
-    with seeing.patched({name: lambda value: seen.append(value) or value}), torch.no_grad():
+
+    def see(value: torch.Tensor) -> torch.Tensor:
+        seen.append(value)
+        return value
+
+    with seeing.patched({name: see}), torch.no_grad():
         cache = seeing.model.start_cache(case.memory, 1, 60)
         trace = start_trace(seeing)
         for id in case.answer.token_ids[:-1]:
@@ -167,7 +172,8 @@ def test_patching_by_hand(seeing: Florence2) -> None:
 def test_the_overlaps(seeing: Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that always says the whole picture: the objects' share of it."""
     scene, other = make_scene(4, 1), make_scene(4, 2)
-    bins, original, start = torch.tensor([0, 0, 999, 999]), region.force, []
+    bins, original = torch.tensor([0, 0, 999, 999]), region.force
+    start: list[int] = []
 
     def forced(*arguments: object) -> object:
         case = original(*arguments)
