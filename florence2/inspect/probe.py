@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from florence2.batch import find_pictures
+from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
 from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.tracing import trace
@@ -48,6 +49,7 @@ class Probe:
     task: str
     text: TaskText
     position: Position
+    options: GenerationOptions | None
     ridge: float
     classes: tuple[str, ...] | None
     """None for numbers."""
@@ -66,7 +68,7 @@ class Probe:
 
     def predict(self, f: Florence2, pictures: "Sequence[Picture] | str | os.PathLike[str]") -> list[Any]:
         """The numbers, rows of numbers where there are several columns, or classes that the probe reads out."""
-        features = collect(f, _listed(pictures)[0], self.name, self.task, self.text, self.position)
+        features = collect(f, _listed(pictures)[0], self.name, self.task, self.text, self.position, self.options)
         return self.read(features)
 
     def read(self, features: Tensor) -> list[Any]:
@@ -79,9 +81,15 @@ class Probe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the weights."""
-        own = {key: value for key, value in vars(self).items() if key not in ("weight", "bias", "position")}
+        own = {key: value for key, value in vars(self).items() if key not in ("weight", "bias", "position", "options")}
         position = self.position if isinstance(self.position, str | int) else "a function"
-        values = own | {"position": position, "weight": self.weight.tolist(), "bias": self.bias.tolist()}
+        asked = None if self.options is None else asdict(self.options)
+        values = own | {
+            "position": position,
+            "options": asked,
+            "weight": self.weight.tolist(),
+            "bias": self.bias.tolist(),
+        }
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
@@ -106,6 +114,7 @@ def fit_probe(
     ridge: float = 1.0,
     held_out: float = 0.25,
     seed: int = 0,
+    options: GenerationOptions | None = None,
 ) -> Probe:
     """Fit a linear read-out of `targets` on the value `name` of one run on each picture.
 
@@ -115,25 +124,31 @@ def fit_probe(
     of the answer. `position` pools: "mean", "max", "last" or a number counted along all positions, or a function.
     What is minimised is the sum of squared errors + `ridge` |w|^2, w the weights of standardised features; of classes
     the sum of cross-entropies + `ridge` / 2 |w|^2. A share `held_out` of the pictures, chosen by `seed`, is not trained
-    on. How far the work is goes to stderr. Raises OptionError for
-    what does not exist or fit.
+    on. `options` are of the search, for names of the decoder. How far the work is goes to stderr. Raises OptionError
+    for what does not exist or fit.
     """
     listed, files = _listed(pictures)
     given = _in_order(targets, listed, files)
     classes, y = _encode_targets(given)
     _check_settings(len(listed), ridge, held_out)
     train, rest = _split(len(listed), held_out, seed)
-    features = collect(f, listed, name, task, text, position)
-    return make_probe(features, y, classes, train, rest, ridge, (name, task, text, position))
+    features = collect(f, listed, name, task, text, position, options)
+    return make_probe(features, y, classes, train, rest, ridge, (name, task, text, position, options))
 
 
 def collect(
-    f: Florence2, pictures: Sequence[Picture], name: str, task: str, text: TaskText, position: Position
+    f: Florence2,
+    pictures: Sequence[Picture],
+    name: str,
+    task: str,
+    text: TaskText,
+    position: Position,
+    options: GenerationOptions | None = None,
 ) -> Tensor:
     """The pooled value of each picture: (pictures, features), float64, on the CPU."""
     known = _find_name(f, name)
-    # before the answer begins, one step of it is enough
-    options = f.options() if known.when == "step" else f.options(num_beams=1, max_new_tokens=1, min_new_tokens=0)
+    if known.when != "step":  # of what comes before the answer begins, one step of it is enough
+        options = f.options(num_beams=1, num_return_sequences=1, max_new_tokens=1, min_new_tokens=0)
     progress, rows = Progress(len(pictures)), []
     for number, picture in enumerate(pictures, 1):
         with trace(f, f"={name}") as t:
@@ -163,7 +178,7 @@ def make_probe(
     train: Sequence[int],
     held_out: Sequence[int],
     ridge: float,
-    what: tuple[str, str, TaskText, Position],
+    what: tuple[str, str, TaskText, Position, GenerationOptions | None],
 ) -> Probe:
     """Fit and measure on features (pictures, F) and targets: (pictures, columns) numbers, or (pictures,) classes."""
     x, rows, rest = features.double(), list(train), list(held_out)

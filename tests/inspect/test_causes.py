@@ -134,7 +134,7 @@ def test_the_table(mini: Florence2, ends: tuple[Request, Request]) -> None:
 
 def test_what_cannot_be_traced(mini: Florence2, ends: tuple[Request, Request]) -> None:
     clean, corrupt = ends
-    longer = (GROUND, corrupt[1], "a car")
+    longer = (GROUND, corrupt[1], "a car beside a house with a red door")
     for arguments, more, message in (
         ((clean, longer, ["memory"]), {}, r"The prompts have \d+ and \d+ ids"),
         ((clean, clean, ["memory"]), {}, "is no less probable"),

@@ -13,7 +13,7 @@ from florence2 import Florence2
 from florence2.errors import Florence2Error, OptionError
 from florence2.inspect.probe import collect, fit_probe, make_probe
 
-WHAT: Any = ("memory", "<CAPTION>", None, "mean")
+WHAT: Any = ("memory", "<CAPTION>", None, "mean", None)
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def test_what_a_value_holds_is_found(mini: Florence2, shades: list[Image.Image],
 
 def test_what_no_value_can_hold_is_not_found(mini: Florence2, shades: list[Image.Image]) -> None:
     random = noise(3, len(shades)).tolist()
-    found = fit_probe(mini, shades, random, "vision_tower", ridge=10.0)
+    found = fit_probe(mini, shades, random, "vision_tower", ridge=0.1)
     assert found.score < 0.3 < found.train_score
 
 
@@ -105,11 +105,12 @@ def test_how_values_are_pooled(mini: Florence2, shades: list[Image.Image]) -> No
 
 
 def test_steps_of_the_answer(mini: Florence2, shades: list[Image.Image]) -> None:
-    """Of the beams that wrote the answer, as the checkpoint searches."""
-    found = collect(mini, shades[:2], "decoder.layers.1", "<CAPTION>", None, "last")
+    """Of the beams that wrote the answer."""
+    options = mini.options(num_beams=2, max_new_tokens=6, min_new_tokens=4)
+    found = collect(mini, shades[:2], "decoder.layers.1", "<CAPTION>", None, "last", options)
     for i, picture in enumerate(shades[:2]):
         with mini.trace("=decoder.layers.1") as t:
-            mini.run("<CAPTION>", picture)
+            mini.run("<CAPTION>", picture, options=options)
         assert torch.allclose(found[i], t.along_answer("decoder.layers.1")[-1].double(), atol=1e-6)
 
 

@@ -3,14 +3,16 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from florence2 import Answer, Florence2
+from florence2 import Answer, Florence2, load
 from florence2.errors import OptionError
 from florence2.inspect import sweep as sweep_module
 from florence2.inspect.forced import Case, answer_logprobs, force
@@ -18,7 +20,10 @@ from florence2.inspect.patching import zero_heads
 from florence2.inspect.sweep import Sweep, read_rows, sweep_blocks, sweep_heads
 from florence2.pipeline import Request
 from florence2.sinks import Progress
+from florence2.train.scene_tasks import caption
+from florence2.train.scenes import make_scene
 
+NANO = Path(__file__).parents[2] / "weights" / "nano"
 CROSS = "decoder.layers.{}.cross_attention.heads"
 
 
@@ -95,7 +100,7 @@ def test_a_patch_changes_the_answer_as_the_sweep_predicts(
     """What f.patched and teacher forcing measure is the sweep's number, and so is what the patched model answers."""
     found = sweep_heads(short, requests, layers=[0], generate=True)
     for row in found.rows:
-        with short.patched({CROSS.format(0): zero_heads([row.head])}):
+        with short.patched({CROSS.format(0): zero_heads([row.head or 0])}):
             ablated = [answer_logprobs(short, case) for case in cases]
             answers = [short.run(*request) for request in requests]
         assert row.drop == pytest.approx(mean_drop(cases, ablated), abs=1e-6)
@@ -123,6 +128,21 @@ def test_the_head_that_locations_hang_on_moves_the_boxes(short: Florence2, reque
     assert found.sorted("locations").rows[0].head == loud == found.sorted("shift").rows[0].head
     first, second = found.sorted("shift").rows[:2]
     assert first.shift > 3 * second.shift
+
+
+@pytest.mark.skipif(not (NANO / "config.json").is_file(), reason="the specimen is not in weights/nano")
+def test_on_the_specimen() -> None:
+    """What the sweep finds without a search is what becomes of the boxes that are searched for."""
+    f = load(NANO)
+    scenes = [make_scene(3, i) for i in range(6)]
+    asked: list[Request] = [
+        ("<CAPTION_TO_PHRASE_GROUNDING>", scene.image, caption(scene.things[:1])) for scene in scenes
+    ]
+    found = sweep_heads(f, asked, generate=True, options=f.options(num_beams=1))
+    assert found.sorted("shift").rows[0] == found.sorted("moved").rows[0]
+    needed, others = found.sorted("locations").rows[:3], found.sorted("locations").rows[3:]
+    moved = [sum(row.moved for row in rows) / len(rows) for rows in (needed, others)]
+    assert needed[2].locations > 3 * others[0].locations and moved[0] > 2 * moved[1]
 
 
 @pytest.mark.parametrize("kind", ["window", "channel"])
@@ -204,23 +224,24 @@ def test_boxes(short: Florence2, requests: list[Request], monkeypatch: pytest.Mo
 def test_stopped_and_gone_on_with(
     short: Florence2, requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, measured = tmp_path / "rows.jsonl", []
+    out = tmp_path / "rows.jsonl"
+    measured: list[Any] = []
     whole = sweep_heads(short, requests, layers=[0])
     original = sweep_module._measure
 
-    def measure(*arguments: object) -> object:
-        if len(measured) == 2:
+    def measure(most: int, *arguments: Any) -> Any:
+        if len(measured) == most:
             raise KeyboardInterrupt
         measured.append(arguments[2])
         return original(*arguments)
 
-    monkeypatch.setattr(sweep_module, "_measure", measure)
+    monkeypatch.setattr(sweep_module, "_measure", partial(measure, 2))
     with pytest.raises(KeyboardInterrupt):
         sweep_heads(short, requests, layers=[0], out=out)
     assert [row.head for row in read_rows(out)] == [0, 1]
     with out.open("a") as file:
         file.write('{"name": "decoder.layers.0.cross')  # as when the machine went down
-    monkeypatch.setattr(sweep_module, "_measure", lambda *a: measured.append(a[2]) or original(*a))
+    monkeypatch.setattr(sweep_module, "_measure", partial(measure, 9))
     assert sweep_heads(short, requests, layers=[0], out=out) == whole
     assert [part.head for part in measured] == [0, 1, 2, 3]
     assert tuple(read_rows(out)) == whole.rows
@@ -263,7 +284,7 @@ def test_the_table(short: Florence2, requests: list[Request]) -> None:
     assert json.loads(found.to_json())["rows"][3] == json.loads(json.dumps(vars(found.rows[3])))
     lines = found.sorted("locations").format(3).splitlines()
     assert lines[0].split() == ["part", "drop", "words", "locations", "shift"] and len(lines) == 4
-    best = max(found.rows, key=lambda row: row.locations)
+    best = max(found.rows, key=lambda row: row.locations or 0.0)
     assert lines[1].startswith(best.part) and f"{best.locations:.4f}" in lines[1]
     assert str(found) == found.format() and len(str(found).splitlines()) == 9
     assert len({len(line) for line in lines}) == 1
