@@ -22,6 +22,8 @@ NAMES = {
     "large-ft": "microsoft/Florence-2-large-ft",
 }
 DEFAULT_MODEL = "base"
+EMBEDDED_MODEL = "nano"
+"""A specimen that comes with the package: made-up scenes only, see `weights/nano/README.md`."""
 
 _BESIDE_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)
@@ -35,19 +37,20 @@ def resolve(
 ) -> Path:
     """A short name, Hub id, folder or file -> a local path.
 
-    A path that exists is never looked up elsewhere; the four short names go before paths, so a folder called "base"
-    is reached as "./base". A name that the Hub's cache holds whole is taken from there without asking the network;
-    `download` is what refreshes it. Raises HubError for a name that is nothing of this.
+    A path that exists is never looked up elsewhere; the short names go before paths, so a folder called "base" is
+    reached as "./base". "nano" is the specimen that comes with the package. A name that the Hub's cache holds whole
+    is taken from there without asking the network; `download` is what refreshes it. Raises HubError for a name that
+    is nothing of this.
     """
     text = os.fspath(name)
-    if text and text not in NAMES and _exists(text):
+    path = _embedded_folder() if text == EMBEDDED_MODEL else Path(text)
+    if text and text not in NAMES and _exists(path):
         if revision is not None:
-            raise HubError(f"{text} is a local path, which has no revisions; leave out {revision!r}.")
-        return Path(text)
+            raise HubError(f"{text} is local and has no revisions; leave out {revision!r}.")
+        return path
     if text not in NAMES and not _HUB_ID.fullmatch(text):
-        raise HubError(
-            f"{text!r} is no existing path, none of the names {', '.join(NAMES)}, and not of the form OWNER/NAME."
-        )
+        names = ", ".join((EMBEDDED_MODEL, *NAMES))
+        raise HubError(f"{text!r} is no existing path, none of the names {names}, and not of the form OWNER/NAME.")
     return _find_in_cache(text, revision, allow_pickle) or download(text, revision, local_files_only, allow_pickle)
 
 
@@ -76,9 +79,15 @@ def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False
         raise HubError(f"The adapter {text} cannot be fetched ({reason}); check the name, or give a folder.") from None
 
 
-def _exists(text: str) -> bool:
+def _embedded_folder() -> Path:
+    """Where the specimen is: inside an installed package, or beside it in a source tree."""
+    inside, beside = (Path(__file__).parents[i] / "weights" / EMBEDDED_MODEL for i in (0, 1))
+    return inside if inside.is_dir() else beside
+
+
+def _exists(path: str | Path) -> bool:
     try:
-        return Path(text).exists()
+        return Path(path).exists()
     except (OSError, ValueError):  # too long for a path, or not one
         return False
 
@@ -93,6 +102,8 @@ def download(
     safetensors. What is to be fetched, and its size, is said on stderr first, and progress is shown there.
     Raises HubError with the remedy.
     """
+    if name == EMBEDDED_MODEL:
+        return resolve(name, revision)
     import huggingface_hub  # here, because importing it takes longer than the rest of this package
     from huggingface_hub import constants
 

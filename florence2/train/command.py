@@ -93,7 +93,7 @@ def _settings(options: argparse.Namespace, count: int) -> TrainSettings:
     names = "batch micro_batch learning_rate weight_decay clip seed precision gradient_checkpointing log_every workers"
     given = {name: getattr(options, name) for name in names.split()}
     return TrainSettings(
-        steps=steps, warmup=warmup, freeze=tuple(options.freeze), save_every=options.save_every or steps, **given
+        steps=steps, warmup=warmup, freeze=tuple(options.freeze), save_every=options.save_every, **given
     )
 
 
@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    parser.add_argument("--save-every", type=int, help="updates between states (only at the end)")
+    parser.add_argument("--save-every", type=int, default=500, help="updates between states (500), and at the end")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare pictures (1)")
     return parser

@@ -8,8 +8,8 @@ there are, whatever constant helps it grows in vision tower and encoder, until n
 import argparse
 import random
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,35 +41,6 @@ TRAINING_SEED, HELD_OUT_SEED, CURVE_SEED = 1, 2, 3
 """Of the scenes that are trained on, those that the model card's figures come from, those watched in between."""
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A part of the training: with answers, if the model `speaks`, or only with what stands where."""
-
-    name: str
-    speaks: bool
-    questions: int
-    settings: TrainSettings
-
-
-_COMMON = TrainSettings(
-    batch=16,
-    weight_decay=0.02,
-    betas=(0.9, 0.98),
-    precision="bfloat16",
-    shuffle=False,  # the pictures are all different
-    save_every=500,
-    log_every=25,
-)
-PHASES: tuple[Phase, ...] = (
-    Phase(
-        "seeing",
-        False,
-        1,
-        replace(_COMMON, steps=3000, learning_rate=1.5e-3, warmup=100, freeze=("decoder",)),
-    ),
-    Phase("speaking", True, 4, replace(_COMMON, steps=5000, learning_rate=7e-4, warmup=200)),
-)
-
 WEIGHTS: dict[str, float] = {
     "<OCR>": 1.5,
     "<OCR_WITH_REGION>": 1.5,
@@ -88,13 +59,56 @@ WEIGHTS: dict[str, float] = {
     "<REGION_TO_OCR>": 0.7,
 }
 """How often each task is asked in training, relative to the others."""
+READING_WEIGHTS: dict[str, float] = {
+    **WEIGHTS,
+    "<OCR>": 4.0,
+    "<OCR_WITH_REGION>": 4.0,
+    "<REGION_TO_OCR>": 1.5,
+    "<CAPTION>": 3.0,
+    "<OPEN_VOCABULARY_DETECTION>": 1.5,
+    "<REFERRING_EXPRESSION_SEGMENTATION>": 1.2,
+    "<REGION_TO_SEGMENTATION>": 1.2,
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: with answers, if the model `speaks`, or only with what stands where."""
+
+    name: str
+    speaks: bool
+    questions: int
+    settings: TrainSettings
+    weights: dict[str, float] = field(default_factory=lambda: WEIGHTS)
+
+
+_COMMON = TrainSettings(
+    batch=16,
+    weight_decay=0.02,
+    betas=(0.9, 0.98),
+    precision="bfloat16",
+    shuffle=False,  # the pictures are all different
+    save_every=500,
+    log_every=25,
+)
+PHASES: tuple[Phase, ...] = (
+    Phase(
+        "seeing",
+        False,
+        1,
+        replace(_COMMON, steps=3000, learning_rate=1.5e-3, warmup=100, freeze=("decoder",)),
+    ),
+    Phase("speaking", True, 4, replace(_COMMON, steps=3300, learning_rate=1e-3, warmup=200)),
+    # reading and outlines are learnt last, so they are asked for more often in the end
+    Phase("reading", True, 4, replace(_COMMON, steps=1500, learning_rate=6e-4, warmup=100), READING_WEIGHTS),
+)
 
 
 class SceneSamples:
     """`count` pictures of a seed, each with some questions, made when asked for."""
 
-    def __init__(self, seed: int, count: int, questions: int = 4):
-        self.seed, self.count, self.questions = seed, count, questions
+    def __init__(self, seed: int, count: int, questions: int = 4, weights: Mapping[str, float] = WEIGHTS):
+        self.seed, self.count, self.questions, self.weights = seed, count, questions, weights
 
     def __len__(self) -> int:
         return self.count
@@ -104,7 +118,7 @@ class SceneSamples:
             raise IndexError(index)
         scene, rng = make_scene(self.seed, index), random.Random(f"questions {self.seed}/{index}")
         pairs: list[tuple[str, str]] = []
-        tasks, weights = list(WEIGHTS), list(WEIGHTS.values())
+        tasks, weights = list(self.weights), list(self.weights.values())
         while len(pairs) < self.questions:
             found = ask(rng.choices(tasks, weights)[0], scene, rng)
             if found is not None:
@@ -195,8 +209,10 @@ def make_model(config: Florence2Config, processor: Processor, seed: int) -> Flor
                 parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
             else:
                 # Small, as BART's: larger branches average a picture's positions away, and depthwise convolutions,
-                # which are added to a stream that nothing normalises, would double its variance each.
-                parameter.normal_(std=0.02, generator=generator)
+                # which are added to a stream that nothing normalises, would double its variance each. The decoder
+                # comes later, and has to look about from the start.
+                small = "decoder.layers" not in name
+                parameter.normal_(std=0.02 if small else parameter.shape[1] ** -0.5, generator=generator)
         shared = model.language_model.shared.weight
         first = first_location(processor)
         shared[first : first + NUM_BINS] += 0.06 * _waves(NUM_BINS, shared.shape[1], longest=2.0 * NUM_BINS)
@@ -244,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_phase(objective: PlacesLoss, processor: Processor, phase: Phase, number: int, run: Path) -> None:
     """Train through a phase, or take over what an earlier run has done of it; each has scenes of its own."""
     folder, settings = run / phase.name, phase.settings
-    samples = SceneSamples(TRAINING_SEED + 1000 * number, settings.steps * settings.batch, phase.questions)
+    count = settings.steps * settings.batch
+    samples = SceneSamples(TRAINING_SEED + 1000 * number, count, phase.questions, phase.weights)
     objective.speaks = phase.speaks
     objective.requires_grad_(True)  # also what the phase before had frozen
 

@@ -23,7 +23,6 @@ from florence2.sinks import Progress
 from florence2.train.scene_tasks import caption
 from florence2.train.scenes import make_scene
 
-NANO = Path(__file__).parents[2] / "weights" / "nano"
 CROSS = "decoder.layers.{}.cross_attention.heads"
 
 
@@ -130,10 +129,9 @@ def test_the_head_that_locations_hang_on_moves_the_boxes(short: Florence2, reque
     assert first.shift > 3 * second.shift
 
 
-@pytest.mark.skipif(not (NANO / "config.json").is_file(), reason="the specimen is not in weights/nano")
 def test_on_the_specimen() -> None:
     """What the sweep finds without a search is what becomes of the boxes that are searched for."""
-    f = load(NANO)
+    f = load("nano")
     scenes = [make_scene(3, i) for i in range(6)]
     asked: list[Request] = [
         ("<CAPTION_TO_PHRASE_GROUNDING>", scene.image, caption(scene.things[:1])) for scene in scenes
