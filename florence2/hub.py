@@ -46,7 +46,7 @@ def resolve(
     path = _embedded_folder() if text == EMBEDDED_MODEL else Path(text)
     if text and text not in NAMES and _exists(path):
         if revision is not None:
-            raise HubError(f"{text} is local and has no revisions; leave out {revision!r}.")
+            raise HubError(f"{text} is a local path, which has no revisions; leave out {revision!r}.")
         return path
     if text not in NAMES and not _HUB_ID.fullmatch(text):
         names = ", ".join((EMBEDDED_MODEL, *NAMES))

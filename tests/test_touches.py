@@ -65,6 +65,8 @@ python = {sys.prefix, sys.base_prefix, os.path.dirname(florence2.__file__), *sys
 python |= {*site.getsitepackages(), site.getusersitepackages()}
 machine = ("/proc/", "/sys/", "/dev/null", "/dev/urandom")  # how many cores, how much memory
 own = tuple(os.path.join(os.path.abspath(path), "") for path in python) + machine
+packaging = (".egg-info", ".dist-info")  # of what is installed, beside it or in a folder that is on the path
+opened = {p for p in opened if not os.path.dirname(p).endswith(packaging)}
 print(json.dumps({"files": sorted(p for p in opened if not p.startswith(own)), "events": events,
                   "libraries": sorted(p for p in libraries if os.path.dirname(p) and not p.startswith(own))}))
 """

@@ -1,15 +1,19 @@
-"""Pictures, prompts and settings for traced runs, and checkpoints with few words, so that they are small."""
+"""Pictures, prompts and settings for traced runs; checkpoints with few words, for most parameters are there."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from florence2 import Florence2, GenerationOptions, load
-from florence2.checkpoint import convert_checkpoint
+from florence2.checkpoint import convert_checkpoint, save_checkpoint
+from florence2.files import write_json
+from florence2.strict_json import read_json
+from florence2.train.nano import nano_config, write_processor
 from parity.cases import shapes
-from parity.recipe import make_checkpoint, make_picture
+from parity.recipe import make_checkpoint, make_model, make_picture
 from tests.conftest import copy_checkpoint, without_bias
 
 
@@ -32,13 +36,37 @@ def converted_folder(plain_folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def deep(tmp_path_factory: pytest.TempPathFactory) -> Florence2:
-    """Three encoder and four decoder layers, pictures of 384 x 256 pixels; writes locations more often than words."""
-    folder, shape = tmp_path_factory.mktemp("deep"), shapes()[2]
-    make_checkpoint(folder, shape.config, shape.seed, shape.end_bonus, shape.size)
-    f = load(folder)
-    f.model.final_logits_bias[0, 50269:51269] += 9.0
-    return f
+def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with the specimen's tokenizer: 64 x 64 pixels, two layers of four heads. Do not write to it."""
+    folder = tmp_path_factory.mktemp("mini")
+    processor = write_processor(folder)
+    settings = read_json(folder / "preprocessor_config.json")
+    write_json(folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}})
+    full = nano_config(processor.tokenizer.vocab_size)
+    vision = replace(
+        full.vision,
+        dim_embed=(16, 32),
+        depths=(1, 1),
+        num_heads=(2, 4),
+        num_groups=(2, 4),
+        patch_size=(7, 3),
+        patch_stride=(4, 2),
+        patch_padding=(3, 1),
+        patch_prenorm=(False, True),
+        window_size=4,
+        projection_dim=32,
+    )
+    layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
+    model = make_model(replace(full, vision=vision, text=replace(full.text, d_model=32, **layers, **heads)), 31, 6.0)
+    save_checkpoint(model, folder, "microsoft", torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mini(mini_folder: Path) -> Florence2:
+    """The same, loaded."""
+    return load(mini_folder)
 
 
 PROMPTS = [

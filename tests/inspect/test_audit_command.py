@@ -131,7 +131,7 @@ def test_progress_goes_to_stderr(plain_folder: Path, capsys: Capture, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere"], "'nowhere' is no existing path, none of the names base"),
+        (["nowhere"], "'nowhere' is no existing path, none of the names nano, base"),
         (["{folder}", "no/such/thing"], "'no/such/thing' is no existing path"),
         (["{folder}", "--revision", "main"], "is a local path, which has no revisions; leave out 'main'"),
         (["{folder}", "{folder}", "--revision-b", "v2"], "is a local path, which has no revisions; leave out 'v2'"),
