@@ -36,6 +36,16 @@ def converted_folder(plain_folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Florence2:
+    """Three encoder and four decoder layers, pictures of 384 x 256 pixels; writes locations more often than words."""
+    folder, shape = tmp_path_factory.mktemp("deep"), shapes()[2]
+    make_checkpoint(folder, shape.config, shape.seed, shape.end_bonus, shape.size)
+    f = load(folder)
+    f.model.final_logits_bias[0, 50269:51269] += 9.0
+    return f
+
+
+@pytest.fixture(scope="session")
 def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with the specimen's tokenizer: 64 x 64 pixels, two layers of four heads. Do not write to it."""
     folder = tmp_path_factory.mktemp("mini")
