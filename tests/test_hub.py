@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import florence2
 from florence2.hub import NAMES
 from tests.hub_server import COMMIT, Hub, serve
+from tests.terminal import Done, type_command
 
 WANTED = ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
 
@@ -49,15 +48,8 @@ class User:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         self.environment = {**kept, "HF_HOME": str(home), "HF_ENDPOINT": url, "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-    def types(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "florence2", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env={**self.environment, **environment},
-        )
+    def types(self, *arguments: str, **environment: str) -> Done:
+        return type_command(arguments, {**self.environment, **environment})
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ tiny = preset("tiny")
 config = replace(tiny, text=replace(tiny.text, d_model=512, vocab_size=999, decoder_layers=8, encoder_layers=1))
 config = replace(config, vision=replace(config.vision, projection_dim=512))
 model = Florence2Model(config, "eager").eval()
-options = florence2.GenerationOptions(num_beams=4, max_new_tokens=250, min_new_tokens=249)
+options = florence2.GenerationOptions(num_beams=4, max_new_tokens=100, min_new_tokens=99)
 florence2.generate(model, torch.randn(1, 5, 512), options.changed(max_new_tokens=2, min_new_tokens=1))
 def peak():
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024

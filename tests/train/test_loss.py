@@ -132,7 +132,7 @@ def test_bfloat16_autocast_is_close_and_leaves_the_weights_alone(mini: Florence2
     assert 0 < abs(rough_loss - loss) / loss < 4e-5
     apart = {name: _angle(gradients[name], rough[name]) for name in gradients if not name.endswith("k_proj.bias")}
     assert max(apart.values()) < 6.4e-2
-    assert 0 < _angle(*(torch.cat([g[name].flatten() for name in apart]) for g in (gradients, rough))) < 1.2e-5
+    assert 0 < _angle(*(torch.cat([g[name].flatten() for name in apart]) for g in (gradients, rough))) < 2e-5
 
 
 def _angle(one: torch.Tensor, other: torch.Tensor) -> float:
