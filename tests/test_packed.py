@@ -1,6 +1,9 @@
 """The packed step against the model's own, and when it may stand for it."""
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -105,6 +108,20 @@ def test_a_changed_embedding_or_model_gets_the_plain_step(model: Florence2Model)
     assert packed_decoder(model) is not None
     model.language_model.shared = Soft(51289, model.config.text.d_model)
     assert packed_decoder(model.eval()) is None and model not in packed._made
+
+
+def test_fewer_threads_than_promised_get_the_plain_step() -> None:
+    """OpenMP is told its limit before the process starts; oneDNN then leaves a part of a packed product undone."""
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from florence2.packed import PackedLinear, _is_available\n"
+        "x, weight = torch.ones(8, 512), torch.eye(512)\n"
+        "print(_is_available(), torch.equal(PackedLinear(weight, None)(x), x))"
+    )
+    for limit, expected in (("1", "False False"), ("8", "True True")):
+        environment = {**os.environ, "OMP_THREAD_LIMIT": limit}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout.split() == expected.split()
 
 
 @torch.no_grad()
