@@ -28,7 +28,8 @@ Bars = Mapping[int, Sequence[float | None]]
 def render_audit(found: Audit | Difference, top: int = 10) -> str:
     """The page: what is wrong first, then every layer, then, folded, every tensor of each.
 
-    `top` is how many of the most changed tensors of a comparison get a table of their own.
+    Of a comparison, `top` is how many of the most changed tensors get a table of their own, and of those without a
+    counterpart are named.
     """
     title, body = _page_of_two(found, top) if isinstance(found, Difference) else _page_of_one(found)
     style = read_part("page.css") + read_part("audit.css")
@@ -118,8 +119,8 @@ def _page_of_two(found: Difference, top: int) -> tuple[str, list[str]]:
     for letter, audit in (("A", found.a), ("B", found.b)):
         body += [f"<h2>{letter}</h2>", _facts(audit), _findings(audit.findings)]
     body += ["<h2>Configuration</h2>", _config(found)]
-    if unmatched := describe_unmatched(found, 10_000):
-        body += ["<h2>Not compared, or in part</h2>", _list(unmatched)]
+    if unmatched := describe_unmatched(found, top):
+        body += ["<h2>Not compared, or in part</h2>", _list(unmatched), _quiet("--json has all names.")]
     body += ["<h2>Layers</h2>", _layers(found, names), _quiet(LEGEND_OF_CHANGES)]
     if top and (most := found.most_changed(top)):
         bars: Bars = {3: [tensor.change.relative for tensor in most]}
