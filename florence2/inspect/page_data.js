@@ -48,7 +48,7 @@ function mean(arrays) {
 
 const range = (count) => Array.from({ length: count }, (_, i) => i);
 const byId = (id) => document.getElementById(id);
-const percent = (share) => (share > 0 && share < 0.0005 ? "<0.1" : (100 * share).toFixed(share < 0.0995 ? 1 : 0)) + "\u00a0%";
+const percent = (share) => (share < 0.0005 ? "<0.1" : (100 * share).toFixed(share < 0.0995 ? 1 : 0)) + "\u00a0%";
 const SPACES = { " ": "␣", "\n": "⏎", "\t": "⇥" };
 const code = (letter) => `U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 // Texts in which there is nothing to see become names of what there is.

@@ -8,7 +8,7 @@ function drawShape(data, shapes, number) {
   byId("shape-panel").hidden = numbers.length === 0;
   if (!numbers.length) return;
   const score = shape.score === null ? "" : `: ${shape.score.toFixed(3)}`;
-  byId("shape-title").textContent = `Score of “${shape.label || "no label"}”${score}`;
+  byId("shape-title").textContent = `${shape.label ? `Score of “${shape.label}”` : "Its score"}${score}`;
   const listed = numbers.length <= LISTED;
   byId("shape").replaceChildren(...(listed ? numbers.map((i) => placeRow(data, numbers, i, i === number)) : []));
   byId("shape-chart").replaceChildren(...(listed ? [] : [placeChart(data, numbers, number)]));

@@ -101,13 +101,15 @@ def test_modes_and_sliders(opened: Opened, explanations: Values) -> None:
     assert alike(page, stored(token, 4, 8))
     share, top = token["attention"]["image"][4][8], float(f"{100 * token['attention']['peak'][4][8]:.2g}")
     assert text(page, "#legend").startswith(f"Layer 5, head 9: {round(100 * share)} % of the weight is on the picture")
-    assert text(page, "#legend").endswith(f"to {top:g} % of it on a cell.")
+    assert text(page, "#scale-top") == f"{top:g} %"
     page.get_by_label("rollout").check()
+    assert (text(page, "#scale-low"), text(page, "#scale-top")) == ("least", "most")
     assert alike(page, decode_map(token["attention"]["rollout"], 24, 24))
     page.get_by_label("saliency").check()
     assert alike(page, decode_map(token["saliency"]["image"], 24, 24))
     page.get_by_role("radio", name="nothing").check()
     assert not heat(page).any() and text(page, "#legend") == "The picture as it is."
+    assert page.locator("#scale").is_hidden()
     page.locator("#heads rect[data-layer='2'][data-head='7']").nth(0).click(position={"x": 1, "y": 1})
     assert (text(page, "#layer-now"), text(page, "#head-now")) == ("3", "8") and alike(page, stored(token, 2, 7))
 
@@ -139,6 +141,50 @@ def test_places(opened: Opened, explanations: Values) -> None:
     assert "Mean 165.4, spread 3.6 bins (1.4 pixels)." in text(page, "#spread")
     page.locator("#tokens button").nth(11).click()
     assert page.locator("#marks .place").count() == 0 and page.locator("#spread-panel").is_hidden()
+
+
+def test_the_score_of_a_box(opened: Opened, explanations: Values) -> None:
+    values = explanations["detection"]
+    page, spoon, tokens = opened("detection"), values["answer"]["boxes"][2], values["tokens"]
+    page.locator("#tokens button").nth(0).click()
+    assert page.locator("#shape-panel").is_hidden()
+    page.locator("#things button").nth(2).click()
+    assert text(page, "#shape-title") == f"Score of “spoon”: {spoon['score']:.3f}"
+    places = [token for token in tokens[spoon["tokens"][0] : spoon["tokens"][1] + 1] if token["location"] is not None]
+    sides = zip(("left", "top", "right", "bottom"), (600, 400, 600, 400), places, strict=True)
+    names = [f"{name} ± {token['spread']['std'] * side / 1000:.1f}" for name, side, token in sides]
+    rows = page.locator("#shape li")
+    assert [name.replace("\xa0", " ") for name in rows.locator(".word").all_inner_texts()] == names
+    shares = [f"{100 * token['probability']:.{0 if token['probability'] >= 0.0995 else 1}f} %" for token in places]
+    assert [share.replace("\xa0", " ") for share in rows.locator(".share").all_inner_texts()] == shares
+    assert rows.nth(0).get_attribute("class") == "said" and page.locator("#shape-chart *").count() == 0
+
+
+def test_the_score_of_a_long_outline(opened: Opened) -> None:
+    values = made_up.detection()
+    values["answer"]["boxes"] = []
+    values["answer"]["polygons"] = [
+        {"label": "", "points": [[[0, 0], [9, 9], [0, 9]]], "score": 0.5, "tokens": [1, 15]}
+    ]
+    page = opened(values)
+    page.locator("#things button").nth(0).click()
+    assert text(page, "#shape-title") == "Its score: 0.500" and page.locator("#shape li").count() == 0
+    bars = page.locator("#shape-chart rect")
+    probabilities = [token["probability"] for token in values["tokens"][1:16] if token["location"] is not None]
+    heights = [float(bar.get_attribute("height") or "") for bar in bars.all()]
+    assert heights == pytest.approx(probabilities) and page.locator("#shape-chart .said").count() == 1
+
+
+def test_an_empty_answer_and_signs_without_looks(opened: Opened) -> None:
+    values = made_up.caption()
+    values["answer"]["text"] = ""
+    values["tokens"][1]["lens"][3][0]["text"] = "\u2028"
+    values["tokens"][1]["alternatives"][1] |= {"text": "\x85\t", "probability": 0.0}
+    page = opened(values)
+    assert "it wrote no words" in text(page, "#answer")
+    assert page.locator("#lens tbody tr").nth(3).locator(".word").first.inner_text() == "U+2028"
+    other = page.locator("#instead li").nth(1)
+    assert other.locator(".word").inner_text() == "U+0085⇥" and other.locator(".share").inner_text() == "<0.1\xa0%"
 
 
 def test_polygons_and_quads(opened: Opened) -> None:
