@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page
 
+from florence2 import cli
 from florence2.inspect.page import decode_map, render_page
+from florence2.train.scenes import make_scene
 from tests.browser.conftest import Opened
 from tests.inspect import made_up
 
@@ -138,7 +140,7 @@ def test_places(opened: Opened, explanations: Values) -> None:
     page.locator("#tokens button").nth(13).click()
     assert [float(line.get_attribute(side)) for side in ("y1", "y2")] == pytest.approx([165.5 * 0.4] * 2)
     assert page.locator("#spread rect").count() == len(explanations["detection"]["tokens"][13]["spread"]["bins"])
-    assert "Mean 165.4, spread 3.6 bins (1.4 pixels)." in text(page, "#spread")
+    assert "in one. Mean of all bins 165.4, spread 3.6 bins (1.4 pixels)." in text(page, "#spread")
     page.locator("#tokens button").nth(11).click()
     assert page.locator("#marks .place").count() == 0 and page.locator("#spread-panel").is_hidden()
 
@@ -179,12 +181,12 @@ def test_an_empty_answer_and_signs_without_looks(opened: Opened) -> None:
     values = made_up.caption()
     values["answer"]["text"] = ""
     values["tokens"][1]["lens"][3][0]["text"] = "\u2028"
-    values["tokens"][1]["alternatives"][1] |= {"text": "\x85\t", "probability": 0.0}
+    values["tokens"][1]["alternatives"][1] |= {"text": "\x85", "probability": 0.0}
     page = opened(values)
     assert "it wrote no words" in text(page, "#answer")
     assert page.locator("#lens tbody tr").nth(3).locator(".word").first.inner_text() == "U+2028"
     other = page.locator("#instead li").nth(1)
-    assert other.locator(".word").inner_text() == "U+0085⇥" and other.locator(".share").inner_text() == "<0.1\xa0%"
+    assert other.locator(".word").inner_text() == "U+0085" and other.locator(".share").inner_text() == "<0.1\xa0%"
 
 
 def test_polygons_and_quads(opened: Opened) -> None:
@@ -361,3 +363,23 @@ def test_coarser_maps_say_so(browser: Any, explanations: Values, tmp_path: Any) 
     means = fine.reshape(12, 2, 12, 2).mean(axis=(1, 3)).repeat(2, axis=0).repeat(2, axis=1)
     assert np.corrcoef(heat(page).ravel(), means.ravel())[0, 1] > 0.97
     page.close()
+
+
+def test_a_real_report(opened: Opened, tmp_path: Any) -> None:
+    """What the command says of the specimen's own answer, whatever that is."""
+    make_scene(8, 1).image.save(tmp_path / "scene.png")
+    common = [str(tmp_path / "scene.png"), "<OD>", "--model", "nano", "--max-new-tokens", "12", "--beams", "2"]
+    assert cli.main(["inspect", *common, "--json", "--out", str(tmp_path / "scene.json")]) == 0
+    values = json.loads((tmp_path / "scene.json").read_text(encoding="utf-8"))
+    page = opened(values)
+    assert page.locator("#tokens button").count() == len(values["tokens"])
+    for number, token in enumerate(values["tokens"]):
+        page.locator("#tokens button").nth(number).click()
+        assert text(page, "#chosen").startswith(f"Token {number + 1} of {len(values['tokens'])}: ")
+        assert page.locator("#instead li.said").count() == 1
+        assert page.locator("#lens tbody tr").count() == values["model"]["layers"] + 1
+        assert page.locator("#spread-panel").is_visible() == (token["location"] is not None)
+    for mode in ("rollout", "saliency", "one head"):
+        page.get_by_label(mode, exact=True).check()
+        assert page.locator("#heat").evaluate("e => e.width * e.height") == np.prod(values["image"]["grid"])
+    assert page.locator("#tree g.won").count() == len(values["tokens"])

@@ -77,7 +77,7 @@ def test_every_layer_and_tensor_has_its_figures(found: Audit) -> None:
 def test_bars_are_as_long_as_their_figures_say(found: Audit) -> None:
     page = render_audit(found)
     layers = page[page.index("<h2>Layers") : page.index("<h2>Tensors")]
-    rows = re.findall(r"<tr><th.*?</tr>", layers)
+    rows = re.findall(r'<tr><th scope="row".*?</tr>', layers)
     lengths = [float(re.findall(r'<rect width="([\d.]+)"', row)[0]) for row in rows]
     largest = max(module.parameters for module in found.modules)
     assert lengths == pytest.approx([100 * module.parameters / largest for module in found.modules], abs=0.06)
