@@ -129,6 +129,11 @@ def test_an_audit(folder: Path) -> None:
     assert_touches_only(report, [folder / "config.json", folder / "model.safetensors"])
 
 
+def test_an_explanation(folder: Path, picture_file: Path) -> None:
+    words = ["inspect", picture_file, "<CAPTION>", "--model", folder, "--json", "--max-new-tokens", 2]
+    assert_touches_only(watched(COMMAND, *words), [*(folder / name for name in NEEDED), picture_file])
+
+
 def test_the_watch_sees_what_is_forbidden(tmp_path: Path) -> None:
     """Each line does one thing that none of the runs above may do."""
     deeds = {

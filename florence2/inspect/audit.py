@@ -117,9 +117,23 @@ class Audit:
         """What loading would refuse."""
         return tuple(finding for finding in self.findings if finding.problem)
 
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parameters of the parts that the layers belong to: vision tower, projector, embedding, encoder, …"""
+        sizes: Counter[str] = Counter()
+        for module in self.modules:
+            words = module.name.split(".")
+            sizes[".".join(words[: 2 if words[0] == "language_model" else 1])] += module.parameters
+        return dict(sizes)
+
+    @property
+    def tied(self) -> dict[str, tuple[str, ...]]:
+        """What is stored under several names, which stand for one tensor."""
+        return {tensor.name: tensor.stored for tensor in self.tensors if len(tensor.stored) > 1}
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the configuration, for JSON: what is no finite number is None."""
-        values: dict[str, Any] = to_plain(asdict(self))
+        values: dict[str, Any] = to_plain(asdict(self)) | {"parts": self.parts}
         del values["config"]
         return values
 

@@ -4,17 +4,23 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 from florence2.errors import OptionError
 from florence2.hub import NAMES, resolve
-from florence2.inspect.audit import audit
+from florence2.inspect.audit import Audit, audit
+from florence2.inspect.audit_page import render_audit
 from florence2.inspect.audit_text import format_audit, format_difference
-from florence2.inspect.difference import ProgressOf, compare_checkpoints
+from florence2.inspect.difference import Difference, ProgressOf, compare_checkpoints
+from florence2.inspect.out_file import check_out, write_out
 from florence2.sinks import Progress
+
+Found = TypeVar("Found", Audit, Difference)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the audit of one checkpoint or the comparison of two; progress goes to stderr.
+    """Print the audit of one checkpoint or the comparison of two, or write it to `--out`; progress goes to stderr.
 
     Returns 0, or 1 with `--strict` when a checkpoint has a problem for which loading would refuse it.
     Raises a Florence2Error for what is no checkpoint at all.
@@ -24,21 +30,32 @@ def main(arguments: Sequence[str]) -> int:
         raise OptionError(f"--top is {chosen.top}; it must be 0 or more.")
     if chosen.revision_b is not None and chosen.other is None:
         raise OptionError("--revision-b is of the second checkpoint, and there is only one; use --revision.")
+    if chosen.out is not None:
+        check_out(chosen.out, chosen.overwrite)
     first = resolve(chosen.checkpoint, chosen.revision, allow_pickle=chosen.allow_pickle)
     if chosen.other is None:
         with _telling() as told:
             one = audit(
                 first, spectra=chosen.spectra, allow_pickle=chosen.allow_pickle, progress=told(f"tensors of {first}")
             )
-        print(_json(one.to_dict()) if chosen.json else format_audit(one, chosen.top))
+        _tell(chosen, one, format_audit)
         return int(chosen.strict and bool(one.problems))
     second = resolve(chosen.other, chosen.revision_b, allow_pickle=chosen.allow_pickle)
     with _telling() as told:
         two = compare_checkpoints(
             first, second, spectra=chosen.spectra, allow_pickle=chosen.allow_pickle, progress=told
         )
-    print(_json(two.to_dict()) if chosen.json else format_difference(two, chosen.top))
+    _tell(chosen, two, format_difference)
     return int(chosen.strict and bool(two.a.problems or two.b.problems))
+
+
+def _tell(chosen: argparse.Namespace, found: Found, as_text: Callable[[Found, int], str]) -> None:
+    """JSON or a page to `--out`, JSON or text to stdout."""
+    if chosen.out is not None:
+        write_out(chosen.out, _json(found.to_dict()) if chosen.json else render_audit(found, chosen.top))
+        print(chosen.out)
+    else:
+        print(_json(found.to_dict()) if chosen.json else as_text(found, chosen.top))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="singular values: of one checkpoint's maps; of two, of what changed (most of the time goes there)",
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many findings and tensors to list (10)")
-    parser.add_argument("--json", action="store_true", help="one JSON document with every tensor, on stdout")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a page, one self-contained HTML file")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document with every tensor, in place of the page or on stdout"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write --out even if there is such a file")
     parser.add_argument("--strict", action="store_true", help="exit code 1 if loading would refuse a checkpoint")
     parser.add_argument("--allow-pickle", action="store_true", help="read a .bin where there are no safetensors")
     return parser

@@ -11,9 +11,9 @@ from typing import Any
 from florence2.coordinates import bins_to_tokens
 from florence2.errors import OptionError, PromptError
 from florence2.extras import load_extra
-from florence2.files import written_whole
 from florence2.hub import DEFAULT_MODEL, NAMES
 from florence2.image import open_image
+from florence2.inspect.out_file import check_out, write_out
 from florence2.inspect.page import render_page
 from florence2.pipeline import load
 from florence2.sinks import Progress
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(values, allow_nan=False))
     elif chosen.out is not None:
         text = json.dumps(values, allow_nan=False) if chosen.json else render_page(values)
-        _write(chosen.out, text)
+        write_out(chosen.out, text)
         print(chosen.out)
     if plots is not None:
         _write_plots(plots, values, chosen.plots)
@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("picture", type=Path, metavar="PICTURE", help="a file")
     parser.add_argument("task", metavar="TASK", help="a task's token or name, or a free prompt")
     parser.add_argument("--text", help="the task's input")
-    parser.add_argument("--box", metavar="X1,Y1,X2,Y2", type=_box, help="the task's region, in pixels")
+    parser.add_argument(
+        "--box", metavar="X1,Y1,X2,Y2", type=_box, help="the task's region, in pixels (--box=-5,... if negative)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page to write, one self-contained HTML file")
     parser.add_argument(
         "--json", action="store_true", help="the explanation as JSON, in place of the page or on stdout"
@@ -81,12 +83,8 @@ def _check(chosen: argparse.Namespace) -> None:
     """Refuse what cannot work before the slow part begins."""
     if chosen.out is None and chosen.plots is None and not chosen.json:
         raise OptionError("Where to? Give --out report.html, --plots DIR or --json.")
-    if chosen.out is not None and not chosen.out.absolute().parent.is_dir():
-        raise OptionError(f"There is no folder {chosen.out.parent} for {chosen.out.name}; make it first.")
-    if chosen.out is not None and chosen.out.is_dir():
-        raise OptionError(f"{chosen.out} is a folder; --out needs a file, such as {chosen.out}/report.html.")
-    if chosen.out is not None and chosen.out.exists() and not chosen.overwrite:
-        raise OptionError(f"{chosen.out} exists; choose another name, or add --overwrite.")
+    if chosen.out is not None:
+        check_out(chosen.out, chosen.overwrite)
     if chosen.plots is not None and chosen.plots.exists() and not chosen.plots.is_dir():
         raise OptionError(f"{chosen.plots} is a file; --plots needs a folder.")
     _check_question(chosen.task, chosen.text, chosen.box)
@@ -135,11 +133,6 @@ def _explain(chosen: argparse.Namespace) -> dict[str, Any]:
 def _name(model: str) -> str:
     """What a page calls the model: of a local one the last part, for where it lies is nobody's business."""
     return Path(model).resolve().name if Path(model).exists() else model
-
-
-def _write(path: Path, text: str) -> None:
-    with written_whole(path) as draft:
-        draft.write_text(text, encoding="utf-8", newline="")
 
 
 def _write_plots(plots: Any, values: Mapping[str, Any], folder: Path) -> None:

@@ -11,10 +11,12 @@ async function start() {
     const map = mapOf(data, token, state);
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === token));
     drawHeat(data, map);
+    drawScale(map, state);
     byId("legend").textContent = legendOf(data, map, state);
     drawMarks(data, shapes, token);
     drawHeads(data, token, state);
     drawPanels(data, token, map, state);
+    drawShape(data, shapes, token);
   };
   const pin = (token) => {
     state.pinned = token;

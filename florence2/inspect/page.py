@@ -1,24 +1,23 @@
 """An explanation as one HTML page that needs nothing else: no network, no second file."""
 
 import base64
-import hashlib
 import html
 import json
 import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from florence2.errors import Florence2Error
+from florence2.inspect.page_parts import fill, policy_of, read_part
 
 LIMIT = 5_000_000
 _FORMAT = 1
 _PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
-_SCRIPTS = ("page_data.js", "page_picture.js", "page_panels.js", "page_tree.js", "page.js")
+_SCRIPTS = ("page_data.js", "page_picture.js", "page_panels.js", "page_shape.js", "page_tree.js", "page.js")
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,11 @@ def render_page(explanation: Mapping[str, Any], limit: int = LIMIT) -> str:
     data to the page, never markup or script. Raises Florence2Error for another format, or a picture that is none.
     """
     _check(explanation)
-    texts, hash_of = {name: _text(name) for name in ("page.html", "page.css")}, _source_hash
-    script = "".join(_text(name) for name in _SCRIPTS)
-    parts = {
-        "policy": "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"style-src {hash_of(texts['page.css'])}; script-src {hash_of(script)}",
-        "style": texts["page.css"],
-        "script": script,
-        **_words(explanation),
-    }
-    room = limit - len(texts["page.html"]) - sum(len(part.encode()) for part in parts.values())
-    return _fill(texts["page.html"], {**parts, **_pack(explanation, room)})
+    frame, style = read_part("page.html"), read_part("page.css")
+    script = "".join(read_part(name) for name in _SCRIPTS)
+    parts = {"policy": policy_of(style, script), "style": style, "script": script, **_words(explanation)}
+    room = limit - len(frame) - sum(len(part.encode()) for part in parts.values())
+    return fill(frame, {**parts, **_pack(explanation, room)})
 
 
 def decode_map(text: str, *shape: int) -> np.ndarray:
@@ -69,15 +62,6 @@ def _check(explanation: Mapping[str, Any]) -> None:
             f"The explanation's picture begins with {explanation['image']['data'][:30]!r}; it must be a data URL of a "
             "JPEG, PNG or WebP, in base64."
         )
-
-
-def _text(name: str) -> str:
-    return (files("florence2.inspect") / name).read_text(encoding="utf-8")
-
-
-def _source_hash(text: str) -> str:
-    """What a Content-Security-Policy calls this one inline text; a browser then runs no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _words(explanation: Mapping[str, Any]) -> dict[str, str]:
@@ -157,8 +141,3 @@ def _coarser(maps: np.ndarray, keep: Keep) -> np.ndarray:
 
 def _deflated(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data, 6)).decode()
-
-
-def _fill(template: str, parts: Mapping[str, str]) -> str:
-    """The template with every `{{name}}` replaced, in one pass: what is put in is not searched."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found.group(1)], template)

@@ -48,8 +48,11 @@ function mean(arrays) {
 
 const range = (count) => Array.from({ length: count }, (_, i) => i);
 const byId = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`;
-const visible = (text) => (text === "" ? "(nothing)" : text.trim() === "" ? text.replace(/ /g, "␣").replace(/\n/g, "⏎") : text);
+const percent = (share) => (share < 0.0005 ? "<0.1" : (100 * share).toFixed(share < 0.0995 ? 1 : 0)) + "\u00a0%";
+const SPACES = { " ": "␣", "\n": "⏎", "\t": "⇥" };
+const code = (letter) => `U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+// Texts in which there is nothing to see become names of what there is.
+const visible = (text) => (text === "" ? "(nothing)" : /^[\s\p{C}]+$/u.test(text) ? [...text].map((one) => SPACES[one] || code(one)).join("") : text);
 const brief = (text) => visible(text.trim() || text).replace(/^<loc_(\d+)>$/, "loc $1");
 const isSpecial = (token) => token.location !== null || /^<[^<>]+>$/.test(token.text);
 

@@ -6,6 +6,7 @@ const ENDINGS = { stop: "It ended by itself.", length: "It was cut off at the li
 
 function drawAnswer(data, shapes, choose) {
   const { answer } = data, score = answer.score === null ? "" : ` Score ${answer.score.toFixed(3)}.`;
+  if (!answer.text.trim()) byId("answer").replaceChildren(make("span", { className: "quiet" }, "(empty: it wrote no words and no places)"));
   byId("ending").textContent = (ENDINGS[answer.finish_reason] || answer.finish_reason || "") + score;
   byId("things").replaceChildren(...shapes.map((shape) => {
     const label = `${shape.label || "(no label)"}${shape.score === null ? "" : ` ${shape.score.toFixed(2)}`}`;
@@ -68,11 +69,12 @@ function drawSpread(token, axis, image) {
   const top = Math.max(...bins.map(([, share]) => share), 1e-9);
   const bars = bins.map(([bin, share]) => draw("rect", { class: bin === token.location ? "said" : "", x: bin - first + 0.1,
     width: 0.8, y: 1 - share / top, height: share / top }));
-  const about = `${axis} bins ${first} to ${last}, at most ${percent(top)} for one`;
+  const held = Math.min(1, bins.reduce((sum, [, share]) => sum + share, 0));
+  const about = `${axis} bins ${first} to ${last} hold ${percent(held)}, at most ${percent(top)} in one`;
   const svg = draw("svg", { viewBox: `0 0 ${last - first + 1} 1`, preserveAspectRatio: "none", role: "img", "aria-label": about }, ...bars);
   const pixels = (std * side) / 1000;
-  byId("spread").replaceChildren(svg, make("p", {}, `${about}. Mean ${middle.toFixed(1)}, spread ${std.toFixed(1)} bins ` +
-    `(${pixels.toFixed(1)} pixels).`));
+  byId("spread").replaceChildren(svg, make("p", {}, `${about}. Mean of all bins ${middle.toFixed(1)}, ` +
+    `spread ${std.toFixed(1)} bins (${pixels.toFixed(1)} pixels).`));
 }
 
 function drawPrompt(data, map) {

@@ -40,14 +40,22 @@ function drawHeat(data, map) {
   context.putImageData(image, 0, 0);
 }
 
+// The ends of the colours; the colours between them are in the style.
+function drawScale(map, { mode }) {
+  byId("scale").hidden = !map;
+  if (!map) return;
+  const shares = mode !== "rollout" && mode !== "saliency";
+  byId("scale-low").textContent = shares ? exact(Math.min(...map.cells)) : "least";
+  byId("scale-top").textContent = shares ? exact(Math.max(...map.cells)) : "most";
+}
+
 function legendOf(data, map, { mode, layer, head }) {
   if (mode === "none") return "The picture as it is.";
   if (!map) return "No saliency was computed for this token.";
-  if (mode === "rollout" || mode === "saliency") return `${MODE_NAMES[mode]}; bright is most, on a scale of its own.`;
+  if (mode === "rollout" || mode === "saliency") return `${MODE_NAMES[mode]}, on a scale of its own.`;
   const name = mode === "all" ? MODE_NAMES.all : mode === "layer" ? `Layer ${layer + 1}, mean over heads`
     : `Layer ${layer + 1}, head ${head + 1}`;
-  const low = exact(Math.min(...map.cells)), top = exact(Math.max(...map.cells));
-  return `${name}: ${percent(map.share)} of the weight is on the picture; from dark to bright ${low} to ${top} of it on a cell.`;
+  return `${name}: ${percent(map.share)} of the weight is on the picture. The scale says how much of it is on one cell.`;
 }
 
 // Every outline of the answer: {label, score, tokens, rings: [[x, y, x, y, …], …], filled}.

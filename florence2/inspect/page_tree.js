@@ -76,7 +76,7 @@ function edge(node, goesOn, won) {
 
 function pill(node, won) {
   const text = SIGNS[node.fate] + brief(node.text), letters = [...text];
-  const short = letters.length > 10 ? `${letters.slice(0, 9).join("")}…` : text;
+  const short = letters.length > 9 ? `${letters.slice(0, 8).join("")}…` : text;
   const label = `Step ${node.step + 1}, ${visible(node.text)}, sum ${node.sum.toFixed(2)}, ${node.fate}${won ? ", of the answer" : ""}`;
   const kind = node.fate === "ended low" ? "low" : node.fate;
   return draw("g", { class: `candidate ${kind}${won ? " won" : ""}`, role: "button", "aria-label": label },

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page
 
+from florence2 import cli
 from florence2.inspect.page import decode_map, render_page
+from florence2.train.scenes import make_scene
 from tests.browser.conftest import Opened
 from tests.inspect import made_up
 
@@ -101,13 +103,15 @@ def test_modes_and_sliders(opened: Opened, explanations: Values) -> None:
     assert alike(page, stored(token, 4, 8))
     share, top = token["attention"]["image"][4][8], float(f"{100 * token['attention']['peak'][4][8]:.2g}")
     assert text(page, "#legend").startswith(f"Layer 5, head 9: {round(100 * share)} % of the weight is on the picture")
-    assert text(page, "#legend").endswith(f"to {top:g} % of it on a cell.")
+    assert text(page, "#scale-top") == f"{top:g} %"
     page.get_by_label("rollout").check()
+    assert (text(page, "#scale-low"), text(page, "#scale-top")) == ("least", "most")
     assert alike(page, decode_map(token["attention"]["rollout"], 24, 24))
     page.get_by_label("saliency").check()
     assert alike(page, decode_map(token["saliency"]["image"], 24, 24))
     page.get_by_role("radio", name="nothing").check()
     assert not heat(page).any() and text(page, "#legend") == "The picture as it is."
+    assert page.locator("#scale").is_hidden()
     page.locator("#heads rect[data-layer='2'][data-head='7']").nth(0).click(position={"x": 1, "y": 1})
     assert (text(page, "#layer-now"), text(page, "#head-now")) == ("3", "8") and alike(page, stored(token, 2, 7))
 
@@ -136,9 +140,53 @@ def test_places(opened: Opened, explanations: Values) -> None:
     page.locator("#tokens button").nth(13).click()
     assert [float(line.get_attribute(side)) for side in ("y1", "y2")] == pytest.approx([165.5 * 0.4] * 2)
     assert page.locator("#spread rect").count() == len(explanations["detection"]["tokens"][13]["spread"]["bins"])
-    assert "Mean 165.4, spread 3.6 bins (1.4 pixels)." in text(page, "#spread")
+    assert "in one. Mean of all bins 165.4, spread 3.6 bins (1.4 pixels)." in text(page, "#spread")
     page.locator("#tokens button").nth(11).click()
     assert page.locator("#marks .place").count() == 0 and page.locator("#spread-panel").is_hidden()
+
+
+def test_the_score_of_a_box(opened: Opened, explanations: Values) -> None:
+    values = explanations["detection"]
+    page, spoon, tokens = opened("detection"), values["answer"]["boxes"][2], values["tokens"]
+    page.locator("#tokens button").nth(0).click()
+    assert page.locator("#shape-panel").is_hidden()
+    page.locator("#things button").nth(2).click()
+    assert text(page, "#shape-title") == f"Score of “spoon”: {spoon['score']:.3f}"
+    places = [token for token in tokens[spoon["tokens"][0] : spoon["tokens"][1] + 1] if token["location"] is not None]
+    sides = zip(("left", "top", "right", "bottom"), (600, 400, 600, 400), places, strict=True)
+    names = [f"{name} ± {token['spread']['std'] * side / 1000:.1f}" for name, side, token in sides]
+    rows = page.locator("#shape li")
+    assert [name.replace("\xa0", " ") for name in rows.locator(".word").all_inner_texts()] == names
+    shares = [f"{100 * token['probability']:.{0 if token['probability'] >= 0.0995 else 1}f} %" for token in places]
+    assert [share.replace("\xa0", " ") for share in rows.locator(".share").all_inner_texts()] == shares
+    assert rows.nth(0).get_attribute("class") == "said" and page.locator("#shape-chart *").count() == 0
+
+
+def test_the_score_of_a_long_outline(opened: Opened) -> None:
+    values = made_up.detection()
+    values["answer"]["boxes"] = []
+    values["answer"]["polygons"] = [
+        {"label": "", "points": [[[0, 0], [9, 9], [0, 9]]], "score": 0.5, "tokens": [1, 15]}
+    ]
+    page = opened(values)
+    page.locator("#things button").nth(0).click()
+    assert text(page, "#shape-title") == "Its score: 0.500" and page.locator("#shape li").count() == 0
+    bars = page.locator("#shape-chart rect")
+    probabilities = [token["probability"] for token in values["tokens"][1:16] if token["location"] is not None]
+    heights = [float(bar.get_attribute("height") or "") for bar in bars.all()]
+    assert heights == pytest.approx(probabilities) and page.locator("#shape-chart .said").count() == 1
+
+
+def test_an_empty_answer_and_signs_without_looks(opened: Opened) -> None:
+    values = made_up.caption()
+    values["answer"]["text"] = ""
+    values["tokens"][1]["lens"][3][0]["text"] = "\u2028"
+    values["tokens"][1]["alternatives"][1] |= {"text": "\x85", "probability": 0.0}
+    page = opened(values)
+    assert "it wrote no words" in text(page, "#answer")
+    assert page.locator("#lens tbody tr").nth(3).locator(".word").first.inner_text() == "U+2028"
+    other = page.locator("#instead li").nth(1)
+    assert other.locator(".word").inner_text() == "U+0085" and other.locator(".share").inner_text() == "<0.1\xa0%"
 
 
 def test_polygons_and_quads(opened: Opened) -> None:
@@ -315,3 +363,23 @@ def test_coarser_maps_say_so(browser: Any, explanations: Values, tmp_path: Any) 
     means = fine.reshape(12, 2, 12, 2).mean(axis=(1, 3)).repeat(2, axis=0).repeat(2, axis=1)
     assert np.corrcoef(heat(page).ravel(), means.ravel())[0, 1] > 0.97
     page.close()
+
+
+def test_a_real_report(opened: Opened, tmp_path: Any) -> None:
+    """What the command says of the specimen's own answer, whatever that is."""
+    make_scene(8, 1).image.save(tmp_path / "scene.png")
+    common = [str(tmp_path / "scene.png"), "<OD>", "--model", "nano", "--max-new-tokens", "12", "--beams", "2"]
+    assert cli.main(["inspect", *common, "--json", "--out", str(tmp_path / "scene.json")]) == 0
+    values = json.loads((tmp_path / "scene.json").read_text(encoding="utf-8"))
+    page = opened(values)
+    assert page.locator("#tokens button").count() == len(values["tokens"])
+    for number, token in enumerate(values["tokens"]):
+        page.locator("#tokens button").nth(number).click()
+        assert text(page, "#chosen").startswith(f"Token {number + 1} of {len(values['tokens'])}: ")
+        assert page.locator("#instead li.said").count() == 1
+        assert page.locator("#lens tbody tr").count() == values["model"]["layers"] + 1
+        assert page.locator("#spread-panel").is_visible() == (token["location"] is not None)
+    for mode in ("rollout", "saliency", "one head"):
+        page.get_by_label(mode, exact=True).check()
+        assert page.locator("#heat").evaluate("e => e.width * e.height") == np.prod(values["image"]["grid"])
+    assert page.locator("#tree g.won").count() == len(values["tokens"])

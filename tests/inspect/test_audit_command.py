@@ -10,6 +10,7 @@ import torch
 
 from florence2 import cli
 from florence2.inspect.audit import audit
+from florence2.inspect.audit_page import render_audit
 from florence2.inspect.difference import compare_checkpoints
 from tests.conftest import copy_checkpoint
 
@@ -39,8 +40,13 @@ def test_text_of_one(plain_folder: Path, capsys: Capture) -> None:
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == f"{plain_folder}: microsoft layout, float32, 347,916 parameters in 160 tensors"
-    assert lines[1].endswith(audit(plain_folder, spectra=False).sha256) and lines[2] == "no problems" and err == ""
-    table = lines[4 : lines.index("", 4)]
+    measured = audit(plain_folder, spectra=False)
+    assert lines[1].endswith(measured.sha256) and lines[4] == "no problems" and err == ""
+    assert lines[2].startswith("parameters: vision_tower ") and sum(measured.parts.values()) == 347_916
+    assert "language_model.shared 19,200 (5.52%)" in lines[2]
+    assert lines[3].startswith("ties: language_model.shared.weight is stored as language_model.")
+    assert lines[3].endswith(", equal bit for bit")
+    table = lines[6 : lines.index("", 6)]
     assert table[0].split()[:4] == ["layer", "tensors", "parameters", "type"] and len(table) == 13
     assert len({len(line) for line in table}) == 1  # aligned
     embedding = next(line.split() for line in table if line.startswith("language_model.shared"))
@@ -57,7 +63,7 @@ def test_text_of_one(plain_folder: Path, capsys: Capture) -> None:
 def test_findings_come_first_and_decide_the_exit_code_only_when_asked(damaged: Path, capsys: Capture) -> None:
     assert run(damaged, "--no-spectra") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:7] == [
+    assert lines[4:9] == [
         "problems, for which loading refuses it:",
         "  language_model.encoder.layers.0.fc1.weight holds 1 NaN and 0 infinite of 8,192",
         "to know:",
@@ -91,13 +97,47 @@ def test_text_of_two(plain_folder: Path, damaged: Path, capsys: Capture) -> None
     assert run(plain_folder, damaged, "--strict") == 1
     out = capsys.readouterr().out
     assert f"A: {plain_folder}: microsoft" in out and f"B: {damaged}: microsoft" in out
-    assert "157 of 160 tensors that both have are equal value by value.\nThe configurations are equal." in out
+    assert "157 of 160 tensors that can be compared are equal value by value.\nThe configurations are equal." in out
     rows = {line.split()[0]: line.split() for line in out.splitlines() if "/" in line and line.startswith("language")}
     assert rows["language_model.encoder.layers.0"][1] == "14/16" and rows["language_model.encoder.layers.0"][-1] == "4"
     assert rows["language_model.shared"][1:4] == ["1/1", "0", "0"]
     most = out[out.index("most changed") :].splitlines()
     assert most[1].startswith("language_model.encoder.layers.0.fc2.weight") and "4 of 64" in most[1]
     assert most[3].split()[0] == "language_model.encoder.layers.0.fc1.weight"
+
+
+def test_values_that_cannot_be_compared_are_named(plain_folder: Path, damaged: Path, capsys: Capture) -> None:
+    assert run(plain_folder, damaged, "--no-spectra") == 0
+    line = (
+        "language_model.encoder.layers.0.fc1.weight: 1 values are not finite in A or B; its figures are of the others"
+    )
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_ties(plain_folder: Path, converted_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """One name for the embedding in the native layout; several that differ, in a damaged one."""
+    assert run(converted_folder, "--no-spectra", "--top", 0) == 0
+    assert "ties: none are stored; every tensor has one name" in capsys.readouterr().out
+    copy_checkpoint(
+        plain_folder, tmp_path / "untied", lambda tensors: tensors["language_model.lm_head.weight"][0].add_(1)
+    )
+    assert run(tmp_path / "untied", "--no-spectra", "--top", 0) == 0
+    assert "not all equal, see the problems" in capsys.readouterr().out
+
+
+def test_a_page_and_a_json_file(plain_folder: Path, damaged: Path, tmp_path: Path, capsys: Capture) -> None:
+    page, values = tmp_path / "audit.html", tmp_path / "audit.json"
+    assert run(plain_folder, "--no-spectra", "--out", page) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert page.read_text(encoding="utf-8") == render_audit(audit(plain_folder, spectra=False))
+    assert run(plain_folder, damaged, "--no-spectra", "--top", 3, "--out", page) == 2
+    assert f"{page} exists; choose another name, or add --overwrite." in capsys.readouterr().err
+    assert run(plain_folder, damaged, "--no-spectra", "--top", 3, "--out", page, "--overwrite") == 0
+    compared = compare_checkpoints(plain_folder, damaged, spectra=False)
+    assert page.read_text(encoding="utf-8") == render_audit(compared, 3)
+    assert run(damaged, "--no-spectra", "--json", "--strict", "--out", values) == 1
+    expected = json.loads(json.dumps(audit(damaged, spectra=False).to_dict()))
+    assert json.loads(values.read_text(encoding="utf-8")) == expected
 
 
 def test_text_of_two_layouts(plain_folder: Path, converted_folder: Path, capsys: Capture) -> None:

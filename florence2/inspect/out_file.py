@@ -1,0 +1,35 @@
+"""The file that `--out` names: checked before the slow part begins, written whole or not at all."""
+
+from pathlib import Path
+
+from florence2.errors import OptionError
+from florence2.files import written_whole
+
+
+def check_out(path: Path, overwrite: bool) -> None:
+    """Raise OptionError for what cannot be such a file, and, without `overwrite`, for a file that exists."""
+    try:
+        if not path.absolute().parent.is_dir():
+            raise OptionError(f"There is no folder {path.parent} for {path.name}; make it first.")
+        if path.is_dir():
+            raise OptionError(f"{path} is a folder; --out needs a file, such as {path}/report.html.")
+        exists, regular = path.exists(), path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise _unwritable(path, error) from None
+    if exists and not regular:
+        raise OptionError(f"{path} is a device or a pipe, which would be replaced; --out needs the name of a file.")
+    if exists and not overwrite:
+        raise OptionError(f"{path} exists; choose another name, or add --overwrite.")
+
+
+def write_out(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, line ends as they are. Raises OptionError where that is not possible."""
+    try:
+        with written_whole(path) as draft:
+            draft.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> OptionError:
+    return OptionError(f"{path} cannot be written: {error.strerror}. Choose another name or folder.")
