@@ -69,6 +69,14 @@ READING_WEIGHTS: dict[str, float] = {
     "<REFERRING_EXPRESSION_SEGMENTATION>": 1.2,
     "<REGION_TO_SEGMENTATION>": 1.2,
 }
+POINTING_WEIGHTS: dict[str, float] = {
+    **READING_WEIGHTS,
+    "<REGION_TO_CATEGORY>": 4.0,
+    "<REGION_TO_DESCRIPTION>": 1.0,
+    "<OPEN_VOCABULARY_DETECTION>": 2.5,
+    "<REFERRING_EXPRESSION_SEGMENTATION>": 1.6,
+}
+TELLING_WEIGHTS: dict[str, float] = {**POINTING_WEIGHTS, "<OCR>": 9.0, "<CAPTION>": 9.0, "<REGION_TO_CATEGORY>": 1.5}
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,10 @@ PHASES: tuple[Phase, ...] = (
     Phase("speaking", True, 4, replace(_COMMON, steps=3300, learning_rate=1e-3, warmup=200)),
     # reading and outlines are learnt last, so they are asked for more often in the end
     Phase("reading", True, 4, replace(_COMMON, steps=1500, learning_rate=6e-4, warmup=100), READING_WEIGHTS),
+    # which of several things is meant: answers of two or three labels, which weigh little unless they are many
+    Phase("pointing", True, 4, replace(_COMMON, steps=4000, learning_rate=8e-4, warmup=100), POINTING_WEIGHTS),
+    # everything in turn, each once: with the tasks before nearly right, the two that one slip spoils
+    Phase("telling", True, 4, replace(_COMMON, steps=1300, learning_rate=6e-4, warmup=50), TELLING_WEIGHTS),
 )
 
 
