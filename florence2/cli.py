@@ -339,8 +339,15 @@ def _info(options: argparse.Namespace) -> int:
                 print(f"{file['name']}: {file['bytes']:,} bytes, sha256 {file['sha256']}")
         elif isinstance(value, dict):
             print(f"{key}:")
-            for name, count in value.items():
-                print(f"  {name}: {f'{count:,}' if isinstance(count, int) else count}")
+            for name, part in value.items():
+                print(f"  {name}: {_as_text(part)}")
         else:
             print(f"{key}: {value}")
     return 0
+
+
+def _as_text(value: Any) -> str:
+    """A number with its thousands apart, a text as it is, anything else as its JSON file has it."""
+    if type(value) is int:
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
