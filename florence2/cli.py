@@ -23,10 +23,10 @@ from florence2.checkpoint import (
     describe_checkpoint,
     init_checkpoint,
 )
-from florence2.decoding import GenerationOptions
 from florence2.errors import Florence2Error, PromptError
 from florence2.extras import EXTRAS, run_extra
 from florence2.hub import DEFAULT_MODEL, NAMES, download, resolve, resolve_adapter
+from florence2.options import GenerationOptions
 from florence2.pipeline import DTYPES, Florence2, load
 from florence2.presets import preset
 from florence2.processor import TaskText, input_to_text

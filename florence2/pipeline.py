@@ -17,7 +17,7 @@ from florence2.attention import AttentionKind
 from florence2.checkpoint import checkpoint_folder, load_model
 from florence2.config import Florence2Config
 from florence2.coordinates import bins_to_tokens, quantize
-from florence2.decoding import Generation, GenerationOptions
+from florence2.decoding import Generation
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError
 from florence2.extras import load_extra
 from florence2.generation import generate
@@ -25,6 +25,7 @@ from florence2.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.image import ImageInput, image_to_tensor, open_image
 from florence2.memory import generation_bytes, how_many_fit
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 from florence2.processor import Processor, TaskText, input_to_text
 from florence2.tasks import check_prompt, find_task
 from florence2.trace import Trace, note, start_trace
