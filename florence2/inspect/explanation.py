@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from florence2.answers import Answer, Box, Polygon, Quad, find_region_tokens
+from florence2.answers import Answer, Box, Polygon, Quad
 from florence2.config import Florence2Config
 from florence2.coordinates import LOCATION, NUM_BINS
 from florence2.errors import OptionError
@@ -32,6 +32,7 @@ from florence2.inspect.runs import Run
 from florence2.inspect.saliency import Saliency, find_saliency
 from florence2.inspect.tracing import trace
 from florence2.options import GenerationOptions
+from florence2.parsing import find_region_tokens
 from florence2.pipeline import EncodedImage, Florence2
 from florence2.processor import TaskText
 from florence2.tokenizer import FlorenceTokenizer
