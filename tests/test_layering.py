@@ -12,7 +12,7 @@ PACKAGE = Path(florence2.__file__).parent
 READING_ORDER = """
     errors files strict_json config presets coordinates tasks image tokenizer trace attention linear shortcuts davit
     projection bart model packed options rules topk decoding graphed memory generation drawing parsing answers layouts
-    tensors adapters checkpoint processor hub extras pipeline batch sinks cli __main__
+    tensors adapters checkpoint initialise describe processor hub extras pipeline batch sinks cli __main__
 """.split()
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {
