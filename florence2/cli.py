@@ -19,12 +19,13 @@ from florence2 import __version__
 from florence2.batch import CASCADE, Question, Row, Source, answer_pictures, find_pictures
 from florence2.checkpoint import checkpoint_folder, convert_checkpoint
 from florence2.describe import describe_checkpoint
+from florence2.devices import DTYPES
 from florence2.errors import Florence2Error, PromptError
 from florence2.extras import EXTRAS, run_extra
 from florence2.hub import DEFAULT_MODEL, NAMES, download, resolve, resolve_adapter
 from florence2.initialise import init_checkpoint
 from florence2.options import GenerationOptions
-from florence2.pipeline import DTYPES, Florence2, load
+from florence2.pipeline import Florence2, load
 from florence2.presets import preset
 from florence2.processor import TaskText, input_to_text
 from florence2.sinks import Console, Folder, Progress, Sink

@@ -11,8 +11,9 @@ import florence2
 PACKAGE = Path(florence2.__file__).parent
 READING_ORDER = """
     errors files strict_json config presets coordinates tasks image tokenizer trace attention linear shortcuts davit
-    projection bart model packed options rules topk decoding graphed memory generation drawing parsing answers layouts
-    tensors adapters checkpoint initialise describe processor hub extras pipeline batch sinks cli __main__
+    projection bart model packed options rules topk decoding graphed memory generation drawing parsing answers cascade
+    layouts tensors adapters checkpoint initialise describe processor hub extras devices pipeline batch sinks cli
+    __main__
 """.split()
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {
