@@ -1,26 +1,23 @@
 """Generated text -> Answer: boxes, quads, polygons, labels, scores.
 
-The model writes an answer as text with location tokens, such as
-`</s><s>car<loc_52><loc_332><loc_932><loc_774></s>`. Parsing follows the reference in what it accepts; where the
-reference also damages the result (non-ASCII letters dropped, leftovers of tags in labels, scores of the wrong
-tokens), the damage is confined to `to_florence()`, at the end of this file.
+Where the reference damages what `parsing` finds (non-ASCII letters dropped, leftovers of tags in labels, scores of the
+wrong tokens), the damage is confined to `to_florence()`, at the end of this file.
 """
 
 import itertools
 import json
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from PIL import Image
 
-from florence2.coordinates import LOCATION, dequantize
+from florence2.coordinates import dequantize
 from florence2.drawing import Shape, draw_shapes
 from florence2.image import ImageInput, open_image
+from florence2.parsing import MARKERS, Region, clean_label, find_region_tokens, find_regions, remove_markers
 from florence2.tasks import AnswerKind
-from florence2.tokenizer import ADDED_TOKENS
 
 
 @dataclass(frozen=True)
@@ -154,17 +151,17 @@ def parse_answer(
     `image_size` is (width, height) in pixels. Scores need the next three: the ids with the start id first, the
     log-probability of each but that, and the text of each.
     """
-    regions = _find_regions(kind, raw_text)
+    regions = find_regions(kind, raw_text)
     scores: list[float | None] = [None] * len(regions)
     if token_logprobs:
         written = find_region_tokens(kind, token_texts)
         scores = [_mean_probability([token_logprobs[token] for token in tokens]) for tokens in written]
     shapes = [_to_shape(region, image_size, score) for region, score in zip(regions, scores, strict=True)]
-    words = [lp for lp, piece in zip(token_logprobs, token_texts[1:], strict=False) if piece not in _MARKERS]
+    words = [lp for lp, piece in zip(token_logprobs, token_texts[1:], strict=False) if piece not in MARKERS]
     return Answer(
         task=task,
         kind=kind,
-        text=_remove(raw_text, _MARKERS)[0],
+        text=remove_markers(raw_text)[0],
         raw_text=raw_text,
         image_size=image_size,
         boxes=tuple(shape for shape in shapes if isinstance(shape, Box)),
@@ -179,164 +176,15 @@ def parse_answer(
     )
 
 
-def find_region_tokens(kind: AnswerKind, token_texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Which tokens each box, quad or polygon of an answer was read from, in the answer's order.
-
-    `token_texts` as in `Answer`, the start id's first; tokens are counted without it, as log-probabilities are. They
-    are the location tokens alone: those by whose probabilities the score is computed.
-    """
-    # The text put together from its tokens. Letters spread over several tokens look different in it than in the
-    # answer's, but location tokens, and so the regions found, are the same; and it is known which token each is.
-    owners = [i for i, piece in enumerate(token_texts) for _ in piece]
-    regions = _find_regions(kind, "".join(token_texts))
-    return [tuple(sorted({owners[position] - 1 for position in region.positions})) for region in regions]
-
-
-# ---- what the text says -------------------------------------------------------------------------------------------
-
-_MARKERS = ("<s>", "</s>", "<pad>")
-_LOC = r"<loc_\d+>"
-_OUTLINE = rf"(?:{_LOC}|<sep>|<poly>|</poly>)"
-_BOX = re.compile(rf"(?:{_LOC}){{4}}")
-_BOXES = re.compile(rf"(?:{_LOC}){{4,}}")
-# The look behind keeps a long text without locations from being tried again from each of its letters.
-_LABELLED_BOXES = re.compile(rf"(?<![^<>])[^<]+(?:{_LOC}){{4,}}")
-_QUAD = re.compile(rf"(.+?)((?:{_LOC}){{8}})")
-_QUADS = re.compile(rf"(?:{_LOC}){{8,}}")
-_OUTLINES = re.compile(rf"{_OUTLINE}{{4,}}")
-_LABELLED_OUTLINES = re.compile(rf"(?<![^<>])[^<]+{_OUTLINE}{{4,}}")
-_INSTANCE = re.compile(r"<poly>(.*?)</poly>")
-_RING = re.compile(rf"((?:{_LOC})+)(?:<sep>|$)")
-# A label stands before the first tag of its phrase; one with a line break inside is no label, and spoils the phrase.
-_LABEL = re.compile(r"\s*(.*?)(?=<loc_|<poly>)")
-_STRAY_LOCATION = re.compile(r"loc_\d+>")
-
-# Words that ground nothing. A phrase that is exactly one of them is dropped.
-_UNGROUNDED = frozenset(
-    """
-    I me mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her
-    hers herself it its itself they them their theirs themselves one oneself this that these those who whom whose
-    which what all another any anybody anyone anything each everybody everyone everything few many nobody none
-    several some somebody someone something image images the a an lots
-    """.split()
-) | {"each other", "one another", "the image", "a group", "other objects", "a set"}
-
-
-@dataclass(frozen=True)
-class _Region:
-    """One box, quad or set of outlines as the text has it."""
-
-    shape: type[Box] | type[Quad] | type[Polygon]
-    label: str
-    bins: tuple[tuple[int, ...], ...]  # one row for a box or quad, one per outline for a polygon
-    positions: tuple[int, ...]  # of its location tokens' characters in the text
-    phrase: int = 0  # how many characters of phrases come before its own: see _reference_scores
-    inside: tuple[int, int] = (0, 0)  # of its location tokens, counted from where its phrase begins
-
-
-def _find_regions(kind: AnswerKind, text: str) -> list[_Region]:
-    """Everything of the given kind in a generated text, in order."""
-    if kind == "quads":
-        return list(_find_quads(*_remove(text, ("<s>",))))
-    cleaned = _remove(text, _MARKERS)
-    if kind == "boxes_or_polygons":
-        kind = "polygons" if "<poly>" in text else "boxes"
-        return list(_find_outlines(_LABELLED_OUTLINES, *cleaned) if kind == "polygons" else _find_boxes(kind, *cleaned))
-    if kind in ("boxes", "phrases", "proposals"):
-        return list(_find_boxes(kind, *cleaned))
-    return list(_find_outlines(_OUTLINES, *cleaned)) if kind == "polygons" else []
-
-
-def _find_boxes(kind: AnswerKind, text: str, origin: Sequence[int]) -> Iterator[_Region]:
-    """Phrases of a label and at least four locations; every four are a box of that label, a rest is dropped."""
-    before = 0
-    for phrase in (_BOXES if kind == "proposals" else _LABELLED_BOXES).finditer(text):
-        label = _read_label(phrase.group())
-        if label is not None and not (kind == "phrases" and label in _UNGROUNDED):
-            for box in _BOX.finditer(phrase.group()):
-                yield _region(Box, label, [box.group()], origin, phrase.start(), [box.span()], before)
-        before += len(phrase.group())
-
-
-def _find_quads(text: str, origin: Sequence[int]) -> Iterator[_Region]:
-    """Eight locations after a line of text, of which there must be at least one character."""
-    last = max((run.end() for run in _QUADS.finditer(text)), default=0)
-    for quad in _QUAD.finditer(text, 0, last):  # behind it there is none, and looking from every letter takes long
-        yield _region(Quad, quad.group(1), [quad.group(2)], origin, 0, [quad.span(2)])
-
-
-def _find_outlines(pattern: re.Pattern[str], text: str, origin: Sequence[int]) -> Iterator[_Region]:
-    """Phrases of outlines: `<poly>` ... `</poly>` around each object where both occur, `<sep>` between its rings."""
-    for phrase in pattern.finditer(text):
-        words = phrase.group()
-        stray = _STRAY_LOCATION.match(words)  # what is left of a location token whose "<" ended the phrase before
-        label = _read_label(words[stray.end() :] if stray else words)
-        if label is None:
-            continue
-        wrapped = "<poly>" in words and "</poly>" in words
-        parts = [(part.group(1), part.start(1)) for part in _INSTANCE.finditer(words)] if wrapped else [(words, 0)]
-        for part, offset in parts:
-            rings = list(_RING.finditer(part))
-            if rings:
-                spans = [(offset + ring.start(1), offset + ring.end(1)) for ring in rings]
-                yield _region(Polygon, label, [ring.group(1) for ring in rings], origin, phrase.start(), spans)
-
-
-def _region(
-    shape: type[Box] | type[Quad] | type[Polygon],
-    label: str,
-    rows: Sequence[str],
-    origin: Sequence[int],
-    start: int,
-    spans: Sequence[tuple[int, int]],
-    phrase: int = 0,
-) -> _Region:
-    bins = [[int(bin) for bin in LOCATION.findall(row)] for row in rows]
-    positions = [origin[start + i] for first, last in spans for i in range(first, last)]
-    # a coordinate without its partner is dropped
-    pairs = tuple(tuple(row[: len(row) // 2 * 2]) for row in bins)
-    return _Region(shape, label, pairs, tuple(positions), phrase, spans[0])
-
-
-def _read_label(phrase: str) -> str | None:
-    found = _LABEL.match(phrase)
-    return found.group().strip() if found else None
-
-
-def _remove(text: str, markers: Sequence[str]) -> tuple[str, Sequence[int]]:
-    """`text` without the markers, one after another, and for every character left its position before."""
-    origin: Sequence[int] = range(len(text))
-    for marker in markers:
-        if marker in text:
-            parts = text.split(marker)
-            starts = [sum(map(len, parts[:i])) + i * len(marker) for i in range(len(parts))]
-            origin = [origin[s + k] for s, part in zip(starts, parts, strict=True) for k in range(len(part))]
-            text = "".join(parts)
-    return text, origin
-
-
-def _to_shape(region: _Region, image_size: tuple[int, int], score: float | None) -> Box | Quad | Polygon:
-    label = _clean_label(region.label)
+def _to_shape(region: Region, image_size: tuple[int, int], score: float | None) -> Box | Quad | Polygon:
+    label = clean_label(region.label)
     rows = [tuple(dequantize(bins, image_size)) for bins in region.bins]
-    if region.shape is Polygon:
+    if region.shape == "polygon":
         return Polygon(tuple(row for row in rows if row), label, score)
-    if region.shape is Quad:
+    if region.shape == "quad":
         return Quad(rows[0], label, score)
     x1, y1, x2, y2 = rows[0]
     return Box((x1, y1, x2, y2), label, score)
-
-
-_TAGS = re.compile("|".join(map(re.escape, (*_MARKERS, *ADDED_TOKENS))))
-# what parsing leaves of a tag before a label: its "<" cannot be part of one
-_STRAY_TAG = re.compile("|".join([r"loc_\d+>"] + [re.escape(t[1:]) for t in ADDED_TOKENS if not t.startswith("<loc_")]))
-
-
-def _clean_label(label: str) -> str:
-    """A label without the remains of tags."""
-    label = _TAGS.sub("", label)
-    while stray := _STRAY_TAG.match(label):
-        label = label[stray.end() :]
-    return label.strip()
 
 
 def _mean_probability(logprobs: Sequence[float]) -> float | None:
@@ -363,8 +211,8 @@ def _corners(xyxy: tuple[float, float, float, float]) -> list[tuple[float, float
 
 def _to_florence(answer: Answer) -> Any:
     if answer.kind == "text":  # padding stays
-        return _remove(answer.raw_text, ("<s>", "</s>"))[0]
-    regions = _find_regions(answer.kind, answer.raw_text)
+        return remove_markers(answer.raw_text, ("<s>", "</s>"))[0]
+    regions = find_regions(answer.kind, answer.raw_text)
     rows = [[dequantize(bins, answer.image_size) for bins in region.bins] for region in regions]
     # Labels of boxes lose what is not ASCII, after stripping; those of quads and polygons keep it, and quads are not
     # even stripped of "</s>".
@@ -396,7 +244,7 @@ def _reference_scores(answer: Answer) -> list[float]:
     first = len("<s>") if text.startswith("<s>") else 0
     ends = list(itertools.accumulate(len(piece) for piece in pieces))
     scores = []
-    for region in _find_regions(answer.kind, text):
+    for region in find_regions(answer.kind, text):
         start, stop = (first + region.phrase + i for i in region.inside)
         tokens = [i for i, end in enumerate(ends) if end > start and end - len(pieces[i]) < stop]
         scores.append(math.exp(sum(answer.token_logprobs[i] for i in tokens) / len(tokens)))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from florence2.answers import Answer
-from florence2.decoding import GenerationOptions
+from florence2.cascade import Cascade
 from florence2.errors import Florence2Error, ImageError
 from florence2.image import picture_suffixes
-from florence2.pipeline import Cascade, Detail, EncodedImage, Florence2, PreparedImage, Request
+from florence2.options import GenerationOptions
+from florence2.pipeline import Detail, EncodedImage, Florence2, PreparedImage, Request
 from florence2.processor import TaskText
 from florence2.tasks import find_task
 

@@ -1,9 +1,8 @@
-"""A folder or file <-> a model: verified loading, saving, conversion between layouts, random initialisation.
+"""A folder or file <-> a model: verified loading, saving, conversion between layouts.
 
 Tensors are renamed between the two layouts by the rules of `layouts`.
 """
 
-import hashlib
 import math
 import shutil
 from collections import Counter
@@ -37,19 +36,6 @@ COMPANIONS = (
     "LICENSE",
 )
 """What belongs beside configuration and weights."""
-PUBLISHED_PREPROCESSOR: dict[str, Any] = {
-    "image_processor_type": "CLIPImageProcessor",
-    "do_resize": True,
-    "size": {"height": 768, "width": 768},
-    "resample": 3,
-    "do_rescale": True,
-    "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "do_center_crop": False,
-    "image_seq_length": 577,
-}
-"""`preprocessor_config.json` of every published checkpoint."""
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -314,7 +300,7 @@ def convert_checkpoint(
 
     `dtype` None keeps the stored type. The tokenizer and preprocessor settings beside the source come along.
     """
-    _refuse_existing(folder)
+    refuse_existing(folder)
     files = find_weights(source, allow_pickle)
     model = load_model(source, dtype=dtype or stored_dtype(files), allow_pickle=allow_pickle)
     if adapter is not None:
@@ -334,86 +320,8 @@ def copy_companions(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def init_checkpoint(
-    folder: Path, config: Florence2Config, tokenizer: Path, seed: int = 0, dtype: torch.dtype = torch.float16
-) -> None:
-    """Write an untrained checkpoint in Microsoft's layout, with the tokenizer files of the folder `tokenizer`.
-
-    Weights are normal with a standard deviation of 0.02 and equal for equal `seed`; norms are identities.
-    Raises CheckpointError when `folder` already holds weights or `tokenizer` holds no tokenizer.json.
-    """
-    _refuse_existing(folder)
-    if not (tokenizer / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{tokenizer} holds no tokenizer.json; give a folder or Hub name of a Florence-2 checkpoint."
-        )
-    model = Florence2Model(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if name == "bias":
-                    parameter.zero_()
-                elif isinstance(module, nn.LayerNorm):
-                    parameter.fill_(1.0)
-                else:
-                    parameter.normal_(std=0.02, generator=generator)
-    save_checkpoint(model, folder, "microsoft", dtype)
-    copy_companions(tokenizer, folder)
-    if not (folder / "preprocessor_config.json").is_file():
-        write_json(folder / "preprocessor_config.json", PUBLISHED_PREPROCESSOR)
-
-
-def _refuse_existing(folder: Path) -> None:
-    """A folder is not to hold the files of two checkpoints."""
+def refuse_existing(folder: Path) -> None:
+    """A folder is not to hold the files of two checkpoints. Raises CheckpointError where it would."""
     present = [name for name in ("config.json", SAFETENSORS, f"{SAFETENSORS}.index.json") if (folder / name).exists()]
     if present:
         raise CheckpointError(f"{folder} holds a checkpoint already ({', '.join(present)}); choose another folder.")
-
-
-def describe_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Any]:
-    """What `path` holds, from its headers and configuration: layout, types, sizes, parameters, hashes."""
-    files = find_weights(path, allow_pickle)
-    headers = files.read_headers()
-    config = read_config(checkpoint_folder(path))
-    parameters: Counter[str] = Counter()
-    dtypes: Counter[str] = Counter()
-    layout = weights_layout(files, headers)
-    for name, info in headers.items():
-        ours = to_ours(name, layout) or f"unknown: {name}"
-        if ours in TIED_TO_SHARED and any(to_ours(other, layout) == SHARED for other in headers):
-            continue  # the same tensor once more
-        parameters[_module_of(ours)] += math.prod(info.shape)
-        dtypes[str(info.dtype).removeprefix("torch.")] += math.prod(info.shape)
-    return {
-        "path": str(path),
-        "layout": layout,
-        "tensors": len(headers),
-        "dtypes": dict(dtypes.most_common()),
-        "parameters": {"total": sum(parameters.values()), **parameters},
-        "image_tokens_from": list(config.vision.image_feature_source),
-        "dim_embed": list(config.vision.dim_embed),
-        "depths": list(config.vision.depths),
-        "d_model": config.text.d_model,
-        "layers": [config.text.encoder_layers, config.text.decoder_layers],
-        "vocab_size": config.text.vocab_size,
-        "max_position_embeddings": config.text.max_position_embeddings,
-        "generation": dict(config.generation),
-        "files": [{"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files.paths],
-    }
-
-
-def _module_of(ours: str) -> str:
-    parts = ours.split(".")
-    if parts[0] == "language_model" and ours not in TIED_TO_SHARED:
-        return ".".join(parts[:2])
-    return SHARED.removesuffix(".weight") if ours in TIED_TO_SHARED else parts[0]
-
-
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal: what the Hub shows for its large files."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

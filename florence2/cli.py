@@ -17,17 +17,15 @@ from typing import Any
 
 from florence2 import __version__
 from florence2.batch import CASCADE, Question, Row, Source, answer_pictures, find_pictures
-from florence2.checkpoint import (
-    checkpoint_folder,
-    convert_checkpoint,
-    describe_checkpoint,
-    init_checkpoint,
-)
-from florence2.decoding import GenerationOptions
+from florence2.checkpoint import checkpoint_folder, convert_checkpoint
+from florence2.describe import describe_checkpoint
+from florence2.devices import DTYPES
 from florence2.errors import Florence2Error, PromptError
 from florence2.extras import EXTRAS, run_extra
 from florence2.hub import DEFAULT_MODEL, NAMES, download, resolve, resolve_adapter
-from florence2.pipeline import DTYPES, Florence2, load
+from florence2.initialise import init_checkpoint
+from florence2.options import GenerationOptions
+from florence2.pipeline import Florence2, load
 from florence2.presets import preset
 from florence2.processor import TaskText, input_to_text
 from florence2.sinks import Console, Folder, Progress, Sink
@@ -339,8 +337,15 @@ def _info(options: argparse.Namespace) -> int:
                 print(f"{file['name']}: {file['bytes']:,} bytes, sha256 {file['sha256']}")
         elif isinstance(value, dict):
             print(f"{key}:")
-            for name, count in value.items():
-                print(f"  {name}: {f'{count:,}' if isinstance(count, int) else count}")
+            for name, part in value.items():
+                print(f"  {name}: {_as_text(part)}")
         else:
             print(f"{key}: {value}")
     return 0
+
+
+def _as_text(value: Any) -> str:
+    """A number with its thousands apart, a text as it is, anything else as its JSON file has it."""
+    if type(value) is int:
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -6,15 +6,16 @@ Dimensions: B inputs, K beams, t tokens so far, V vocabulary.
 """
 
 import abc
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from florence2.errors import OptionError
+from florence2.options import GenerationOptions as GenerationOptions  # whoever searches needs it too
 from florence2.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty, Rule
+from florence2.topk import topk
 from florence2.trace import Trace, record
 
 Step = Callable[[Tensor], Tensor]
@@ -28,94 +29,6 @@ State = TypeVar("State", bound="SearchState")
 _NEVER = float("-inf")
 _CROWDED = 0.75  # of a batch: with fewer still running, the others are left out
 _UNBORN = -1e9  # at the start all K beams are equal, and only the first may be continued: as in the reference
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """The settings of one generation. The defaults are those of the published checkpoints.
-
-    A checkpoint's own are `from_checkpoint(config.generation)`, or `Florence2.options()`.
-    """
-
-    num_beams: int = 3
-    """1 is greedy search."""
-    max_new_tokens: int = 1024
-    """Upper limit of the generated ids, the closing one included; a model's positions may set a lower one."""
-    min_new_tokens: int = 0
-    """The end id is impossible before this many."""
-    length_penalty: float = 1.0
-    """Exponent of the length by which a hypothesis' summed log-probability is divided; above 0 favours long ones."""
-    early_stopping: bool | Literal["never"] = True
-    """When K hypotheses are finished: True stops; False stops when the best running beam could not beat the worst of
-    them at its present length; "never" only when it could not at any length."""
-    no_repeat_ngram_size: int = 3
-    """No n-gram of this many ids occurs twice; 0 switches the rule off."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes ids that already occurred less likely."""
-    num_return_sequences: int = 1
-    """How many of the K hypotheses are returned for each input, best first."""
-    forced_bos_token_id: int | None = 0
-    """The id that must be generated first."""
-    forced_eos_token_id: int | None = 2
-    """The id that must be generated last when `max_new_tokens` is reached."""
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)!r}; it must be a whole number of at least {least}"
-            for name, least in _LEAST.items()
-            if type(getattr(self, name)) is not int or getattr(self, name) < least
-        ]
-        if type(self.early_stopping) is not bool and self.early_stopping != "never":
-            problems.append(f'early_stopping is {self.early_stopping!r}; it must be True, False or "never"')
-        if type(self.length_penalty) not in (int, float) or not abs(self.length_penalty) <= _MOST_PENALTY:
-            problems.append(
-                f"length_penalty is {self.length_penalty!r}; it must be -{_MOST_PENALTY} to {_MOST_PENALTY}"
-            )
-        if type(self.repetition_penalty) not in (int, float) or not 0 < self.repetition_penalty <= _MOST_PENALTY:
-            problems.append(
-                f"repetition_penalty is {self.repetition_penalty!r}; it must be above 0 and at most {_MOST_PENALTY}"
-            )
-        for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 0):
-                problems.append(f"{name} is {value!r}; it must be an id or None")
-        if not problems and self.num_return_sequences > self.num_beams:
-            problems.append(f"num_return_sequences {self.num_return_sequences} is more than num_beams {self.num_beams}")
-        if problems:
-            raise OptionError("; ".join(problems) + ".")
-
-    @classmethod
-    def from_checkpoint(cls, settings: Mapping[str, Any]) -> "GenerationOptions":
-        """The settings that a checkpoint's files state; what they leave out is off, as in transformers.
-
-        Only `max_new_tokens` is then this class' default. Raises OptionError as `changed`.
-        """
-        off: dict[str, Any] = {
-            "num_beams": 1,
-            "early_stopping": False,
-            "no_repeat_ngram_size": 0,
-            "forced_bos_token_id": None,
-            "forced_eos_token_id": None,
-        }
-        return cls().changed(**{**off, **settings})
-
-    def changed(self, **changes: Any) -> "GenerationOptions":
-        """A copy with some settings changed. Raises OptionError for names and values that do not exist."""
-        known = [field.name for field in fields(self)]
-        unknown = [name for name in changes if name not in known]
-        if unknown:
-            raise OptionError(f"Unknown generation settings: {', '.join(unknown)}. Known ones: {', '.join(known)}.")
-        return replace(self, **changes)
-
-
-_MOST_PENALTY = 100  # keeps powers of lengths, and scores, finite
-_LEAST = {
-    "num_beams": 1,
-    "max_new_tokens": 1,
-    "min_new_tokens": 0,
-    "no_repeat_ngram_size": 0,
-    "num_return_sequences": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -337,7 +250,7 @@ class _BeamSearch(SearchState):
         B, K = self.newest.shape
         scores = self._apply_rules(logits.log_softmax(dim=-1), self.sequences.flatten(0, 1), n, trace)
         scores = record(trace, "scores", scores).view(B, K, -1)
-        sums, flat = _top((scores + self.sums[:, :, None]).flatten(1), 2 * K)  # (B, 2·K), best first
+        sums, flat = topk((scores + self.sums[:, :, None]).flatten(1), 2 * K)  # (B, 2·K), best first
         parents, tokens = flat // scores.shape[2], flat % scores.shape[2]
         generated = self.generated + 1
         candidates = replace(
@@ -435,26 +348,6 @@ def _show_choice(
     trace("search.finished", finished)
     trace("search.survivors", survivors)
     trace("search.done", done)
-
-
-_BLOCK = 256
-
-
-def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`values.topk(k)` of each row (B, N), looking only into the k blocks with the largest maxima.
-
-    On a CPU topk goes through a row one by one: 2 ms of a step of 14 for three beams of base, 0.04 ms this way.
-    """
-    whole = values.shape[1] // _BLOCK * _BLOCK
-    if whole <= k * _BLOCK:
-        return values.topk(k)
-    maxima = values[:, :whole].view(len(values), -1, _BLOCK).amax(dim=-1)
-    blocks = maxima.topk(k).indices.sort().values  # of equal values the first is found, as without blocks
-    near = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=values.device)).flatten(1)
-    rest = torch.arange(whole, values.shape[1], device=values.device).expand(len(values), -1)
-    places = torch.cat([near, rest], dim=1)
-    best, which = values.gather(1, places).topk(k)
-    return best, places.gather(1, which)
 
 
 def _pick(values: Tensor, which: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from florence2.bart import DecoderCache
-from florence2.decoding import Generation, GenerationOptions, SpecialIds, Step, search
+from florence2.decoding import Generation, SpecialIds, Step, search
 from florence2.errors import Florence2Error, OptionError
 from florence2.graphed import generate_graphed
 from florence2.model import Florence2Model, decodes_as_built
+from florence2.options import GenerationOptions
 from florence2.packed import packed_decoder
 from florence2.trace import Trace
 

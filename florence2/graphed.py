@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from florence2.bart import POSITION_OFFSET, Decoder, DecoderCache, Positions
-from florence2.decoding import Generation, GenerationOptions, SearchState, SpecialIds, logit_rules, start_search
+from florence2.decoding import Generation, SearchState, SpecialIds, logit_rules, start_search
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Work that only touches fixed buffers -> a call that does it again."""

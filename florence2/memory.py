@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from florence2.config import Florence2Config
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
+from florence2.options import GenerationOptions
 
 _SHARE = 0.9  # of what is free: the allocator cannot use every byte
 _WORKING = 4  # copies of the logits, and of the encoder's widest layer, that exist at one moment

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from florence2.adapters import merge_adapter
-from florence2.answers import Answer, Box
+from florence2.answers import Answer
 from florence2.attention import AttentionKind
+from florence2.cascade import Cascade
 from florence2.checkpoint import checkpoint_folder, load_model
 from florence2.config import Florence2Config
 from florence2.coordinates import bins_to_tokens, quantize
-from florence2.decoding import Generation, GenerationOptions
+from florence2.decoding import Generation
+from florence2.devices import choose_device, choose_dtype
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError
 from florence2.extras import load_extra
 from florence2.generation import generate
@@ -25,12 +26,12 @@ from florence2.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.image import ImageInput, image_to_tensor, open_image
 from florence2.memory import generation_bytes, how_many_fit
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 from florence2.processor import Processor, TaskText, input_to_text
 from florence2.tasks import check_prompt, find_task
 from florence2.trace import Trace, note, start_trace
 
 Detail = Literal["short", "detailed", "more_detailed"]
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CAPTIONS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detailed": "<MORE_DETAILED_CAPTION>"}
 
 
@@ -58,33 +59,6 @@ class EncodedImage:
 
 Picture: TypeAlias = "ImageInput | EncodedImage"
 Request: TypeAlias = "tuple[str, Picture] | tuple[str, Picture, TaskText]"
-
-
-@dataclass(frozen=True)
-class Cascade:
-    """A caption, its phrases found in the picture, and the outline of each."""
-
-    caption: Answer
-    grounding: Answer
-    segments: tuple[Answer, ...]
-    """One for each box of `grounding`, in its order; the polygons bear the box's phrase."""
-
-    def to_dict(self, tokens: bool = False) -> dict[str, Any]:
-        """Plain JSON values: one answer, one answer, a list of answers."""
-        return {
-            "caption": self.caption.to_dict(tokens),
-            "grounding": self.grounding.to_dict(tokens),
-            "segments": [segment.to_dict(tokens) for segment in self.segments],
-        }
-
-    def draw(self, image: ImageInput) -> Image.Image:
-        """The picture with every phrase's boxes and filled outlines."""
-        outlines = tuple(polygon for segment in self.segments for polygon in segment.polygons)
-        return replace(self.grounding, polygons=outlines).draw(image)
-
-    def __str__(self) -> str:
-        segments = "\n".join(str(segment) for segment in self.segments)
-        return "\n".join(part for part in (str(self.caption), str(self.grounding), segments) if part)
 
 
 class Florence2:
@@ -236,13 +210,11 @@ class Florence2:
         phrases = caption.text.strip()
         if not phrases:
             nothing = self.processor.answer("<CAPTION_TO_PHRASE_GROUNDING>", "", image_size=encoded.size)
-            return Cascade(caption, nothing, ())
+            return Cascade.join(caption, nothing, ())
         grounding = self.ground(encoded, phrases, options=options)
         regions = [bins_to_tokens(quantize(box.xyxy, encoded.size)) for box in grounding.boxes]
         requests: list[Request] = [("<REGION_TO_SEGMENTATION>", encoded, region) for region in regions]
-        segments = self.run_batch(requests, options=options)
-        labelled = zip(segments, grounding.boxes, strict=True)
-        return Cascade(caption, grounding, tuple(_labelled(segment, box) for segment, box in labelled))
+        return Cascade.join(caption, grounding, self.run_batch(requests, options=options))
 
     def _encode_together(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
         """One batch."""
@@ -364,31 +336,6 @@ def load(
     return Florence2(model, processor)
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto" or a torch device name -> the device. Raises OptionError when it does not exist here."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen).tolist()  # which a device without memory, such as "meta", refuses
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise OptionError(f"The device {str(device)!r} cannot be used here: {reason}") from None
-    return chosen
-
-
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """ "auto" or the name of a type -> the type. Raises OptionError for others than the three in use."""
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    chosen = DTYPES.get(str(dtype).removeprefix("torch."))
-    if chosen is None:
-        raise OptionError(f"The type {dtype!s} is not supported; choose one of auto, {', '.join(DTYPES)}.")
-    return chosen
-
-
 class _EncodeOnce:
     """Encodes the pictures of many requests when their turn comes, and keeps each until its last use."""
 
@@ -444,7 +391,3 @@ def _check_vocabulary(config: Florence2Config, known: int) -> None:
             + (f", of which {image} are for tokens" if image is not None else "")
             + "; they belong to different checkpoints."
         )
-
-
-def _labelled(segment: Answer, box: Box) -> Answer:
-    return replace(segment, polygons=tuple(replace(polygon, label=box.label) for polygon in segment.polygons))

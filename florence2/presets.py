@@ -1,7 +1,23 @@
-"""Configurations of the published sizes, for checkpoints that are made rather than read."""
+"""What the published checkpoints state, for those that are made rather than read."""
+
+from typing import Any
 
 from florence2.config import FEATURE_SOURCES, Florence2Config, TextConfig, VisionConfig
 from florence2.errors import ConfigError
+
+PUBLISHED_PREPROCESSOR: dict[str, Any] = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"height": 768, "width": 768},
+    "resample": 3,
+    "do_rescale": True,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "do_center_crop": False,
+    "image_seq_length": 577,
+}
+"""`preprocessor_config.json` of every published checkpoint."""
 
 
 def preset(name: str) -> Florence2Config:

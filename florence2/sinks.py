@@ -13,9 +13,9 @@ from typing import Any, Protocol, TextIO
 
 from florence2.answers import Answer
 from florence2.batch import Row, RowKey, row_key
+from florence2.cascade import Cascade
 from florence2.errors import OptionError
 from florence2.files import write_json, written_whole
-from florence2.pipeline import Cascade
 from florence2.strict_json import read_json
 
 _PROGRESS_SECONDS = 10.0  # between progress lines where they cannot overwrite each other

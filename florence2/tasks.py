@@ -21,7 +21,7 @@ class Task:
     """One task.
 
     `sentence` holds "{input}" where the text that follows the token goes. `takes` says what that text is: nothing,
-    free text, or a region (four location tokens). `answer` names how the generated text is read (see `answers.py`).
+    free text, or a region (four location tokens). `answer` names how the generated text is read (see `parsing.py`).
     """
 
     token: str

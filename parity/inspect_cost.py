@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from florence2.decoding import GenerationOptions
 from florence2.errors import Florence2Error
 from florence2.inspect import trace
+from florence2.options import GenerationOptions
 from florence2.packed import packed_decoder
 from florence2.pipeline import EncodedImage, Florence2
 from florence2.trace import record, scope

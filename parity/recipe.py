@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from florence2.checkpoint import PUBLISHED_PREPROCESSOR, save_checkpoint
+from florence2.checkpoint import save_checkpoint
 from florence2.config import Florence2Config
 from florence2.files import write_json
 from florence2.layouts import TRANSPOSED, from_ours
 from florence2.model import Florence2Model
+from florence2.presets import PUBLISHED_PREPROCESSOR
 
 GOLDEN = Path(__file__).parent / "golden"
 _LOCATIONS = slice(50269, 51269)

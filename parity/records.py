@@ -12,10 +12,10 @@ import torch
 from florence2.answers import parse_answer
 from florence2.checkpoint import load_model
 from florence2.config import read_config
-from florence2.decoding import GenerationOptions
 from florence2.generation import generate
 from florence2.image import ImageConfig, image_to_tensor, open_image, read_image_config
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 from florence2.tasks import TASKS, build_sentence, split_prompt
 from florence2.tokenizer import FlorenceTokenizer
 from parity.recipe import GOLDEN, make_checkpoint, make_picture

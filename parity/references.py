@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from florence2.config import Layout, read_config
-from florence2.decoding import GenerationOptions
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 
 _NEVER_CHOSEN = -1e9
 Inside: TypeAlias = dict[str, list[Tensor]]

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 import florence2
-from florence2.checkpoint import PUBLISHED_PREPROCESSOR
 from florence2.image import parse_image_config
 from florence2.pipeline import Florence2
-from florence2.presets import preset
+from florence2.presets import PUBLISHED_PREPROCESSOR, preset
 from florence2.processor import Processor
 from florence2.tokenizer import FlorenceTokenizer
 from parity.engines import synchronise

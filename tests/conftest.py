@@ -76,6 +76,23 @@ def without_bias(tensors: dict[str, torch.Tensor]) -> None:
     tensors["language_model.final_logits_bias"].zero_()
 
 
+def keep_only(*kept: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    """Leave the tied embedding under some of its names in Microsoft's layout alone."""
+    names = {
+        "shared": "language_model.model.shared.weight",
+        "lm_head": "language_model.lm_head.weight",
+        "encoder": "language_model.model.encoder.embed_tokens.weight",
+        "decoder": "language_model.model.decoder.embed_tokens.weight",
+    }
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        table = tensors.pop(names["shared"])
+        del tensors[names["lm_head"]]
+        tensors.update({names[key]: table.clone() for key in kept})
+
+    return change
+
+
 def random_box(rng: np.random.Generator, width: int, height: int) -> tuple[float, float, float, float]:
     """A box inside a picture."""
     x1, x2 = sorted(rng.uniform(0, width, 2))

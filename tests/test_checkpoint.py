@@ -1,8 +1,7 @@
-"""A folder <-> a model: loading verified, saving, conversion, random initialisation."""
+"""A folder <-> a model: loading verified, saving, conversion."""
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import florence2
-from florence2.checkpoint import (
-    convert_checkpoint,
-    describe_checkpoint,
-    hash_file,
-    init_checkpoint,
-    load_model,
-    save_checkpoint,
-)
+from florence2.checkpoint import convert_checkpoint, load_model, save_checkpoint
 from florence2.errors import CheckpointError, ConfigError
-from florence2.presets import preset
-from tests.conftest import copy_checkpoint, without_bias
+from tests.conftest import copy_checkpoint, keep_only, without_bias
 
-SHARED = "language_model.model.shared.weight"
 HEAD = "language_model.lm_head.weight"
-Change = Callable[[dict[str, Tensor]], object]
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -63,22 +52,6 @@ def test_types(small_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(
         again.language_model.shared.weight, load_model(small_folder).language_model.shared.weight.to(dtype).float()
     )
-
-
-def keep_only(*kept: str) -> Change:
-    names = {
-        "shared": SHARED,
-        "lm_head": HEAD,
-        "encoder": "language_model.model.encoder.embed_tokens.weight",
-        "decoder": "language_model.model.decoder.embed_tokens.weight",
-    }
-
-    def change(tensors: dict[str, Tensor]) -> None:
-        table = tensors.pop(SHARED)
-        tensors.pop(HEAD, None)
-        tensors.update({names[key]: table.clone() for key in kept})
-
-    return change
 
 
 @pytest.mark.parametrize(
@@ -244,44 +217,3 @@ def test_huge_sizes_in_the_configuration_take_no_memory(small_folder: Path, tmp_
 def test_converting_onto_the_source_is_refused(small_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="holds a checkpoint already"):
         convert_checkpoint(small_folder / "model.safetensors", small_folder)
-
-
-# ---- made checkpoints -----------------------------------------------------------------------------------------------
-
-
-def test_init(small_folder: Path, tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        init_checkpoint(tmp_path / name, preset("tiny"), small_folder, seed)
-    a, b, c = (weights_of(tmp_path / name) for name in "abc")
-    assert all(torch.equal(a[key], b[key]) for key in a) and not torch.equal(
-        a["image_projection"], c["image_projection"]
-    )
-    assert {tensor.dtype for tensor in a.values()} == {torch.float16}
-    assert float(a["image_projection"].float().std()) == pytest.approx(0.02, rel=0.05)
-    assert (a["image_proj_norm.weight"] == 1).all() and (a["image_proj_norm.bias"] == 0).all()
-    f = florence2.load(tmp_path / "a")
-    assert f.model.config == preset("tiny") and f.processor.image_config.height == 160
-
-
-def test_init_refuses_to_overwrite_and_needs_a_tokenizer(small_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
-        init_checkpoint(small_folder, preset("tiny"), small_folder)
-    with pytest.raises(CheckpointError, match="holds no tokenizer"):
-        init_checkpoint(tmp_path / "new", preset("tiny"), tmp_path)
-
-
-def test_description(small_folder: Path, native_folder: Path) -> None:
-    described = describe_checkpoint(small_folder)
-    model = load_model(small_folder)
-    assert described["layout"] == "microsoft" and described["dtypes"].keys() == {"float32"}
-    assert described["parameters"]["total"] == sum(t.numel() for t in model.state_dict().values())
-    vision = sum(p.numel() for p in model.vision_tower.parameters())
-    assert described["parameters"]["vision_tower"] == vision
-    assert described["files"][0]["sha256"] == hash_file(small_folder / "model.safetensors")
-    assert describe_checkpoint(native_folder)["layout"] == "native"
-    assert describe_checkpoint(native_folder)["vocab_size"] == 51328
-
-
-def test_hash(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"abc")
-    assert hash_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

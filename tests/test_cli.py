@@ -167,6 +167,20 @@ def test_init_info_convert(small_folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "holds a checkpoint already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("early_stopping", "shown"), [(True, "true"), (False, "false"), ("never", "never")])
+def test_info_says_settings_as_the_file_does(
+    early_stopping: object, shown: str, small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_folder, tmp_path / "c")
+    file = tmp_path / "c" / "config.json"
+    values = json.loads(file.read_text())
+    values["text_config"] |= {"early_stopping": early_stopping, "length_penalty": 0.5, "max_new_tokens": 1000}
+    file.write_text(json.dumps(values))
+    assert run("info", tmp_path / "c") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {f"  early_stopping: {shown}", "  length_penalty: 0.5", "  max_new_tokens: 1,000"} <= set(lines)
+
+
 def test_convert_a_pickle(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(small_folder, folder)

@@ -10,8 +10,8 @@ import torch
 
 from florence2.config import GENERATION_SETTINGS, Florence2Config, config_to_json, parse_config, read_config
 from florence2.davit import DaViT
-from florence2.decoding import GenerationOptions
 from florence2.errors import ConfigError
+from florence2.options import GenerationOptions
 from florence2.presets import preset
 from parity.cases import shapes
 from parity.recipe import GOLDEN

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence2.decoding import Generation, GenerationOptions, SpecialIds, _top, logit_rules, search
-from florence2.errors import OptionError
+from florence2.decoding import Generation, GenerationOptions, SpecialIds, logit_rules, search
 from florence2.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty
 from tests.slow_search import Table, beam_search, greedy, log_softmax
 
@@ -271,71 +270,9 @@ def test_rules_stand_in_the_reference_order() -> None:
     assert logit_rules(neutral, IDS) == []
 
 
-# ---- options --------------------------------------------------------------------------------------------------------
-
-
-def test_defaults_are_the_published_settings() -> None:
-    published = {
-        "num_beams": 3,
-        "early_stopping": True,
-        "no_repeat_ngram_size": 3,
-        "forced_bos_token_id": 0,
-        "forced_eos_token_id": 2,
-    }
-    assert GenerationOptions() == GenerationOptions.from_checkpoint(published)
-
-
-def test_what_a_checkpoint_leaves_out_is_off() -> None:
-    options = GenerationOptions.from_checkpoint({})
-    assert (options.num_beams, options.no_repeat_ngram_size, options.early_stopping) == (1, 0, False)
-    assert options.forced_bos_token_id is None and options.forced_eos_token_id is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"num_beams": 0}, "num_beams is 0"),
-        ({"num_beams": 2.0}, "num_beams is 2.0"),
-        ({"num_beams": True}, "num_beams is True"),
-        ({"max_new_tokens": 0}, "at least 1"),
-        ({"early_stopping": "maybe"}, "early_stopping"),
-        ({"length_penalty": "1"}, "length_penalty"),
-        ({"repetition_penalty": 0.0}, "above 0"),
-        ({"num_return_sequences": 4}, "more than num_beams 3"),
-        ({"forced_bos_token_id": -1}, "forced_bos_token_id"),
-        ({"beams": 3}, "Unknown generation settings: beams. Known ones: num_beams"),
-    ],
-)
-def test_wrong_options_are_named(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(OptionError, match=words):
-        GenerationOptions().changed(**changes)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"early_stopping": 1},
-        {"length_penalty": math.nan},
-        {"length_penalty": 1e300},
-        {"repetition_penalty": math.nan},
-        {"repetition_penalty": math.inf},
-    ],
-)
-def test_values_that_only_look_right_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=next(iter(changes))):
-        GenerationOptions(**changes)
-    with pytest.raises(OptionError):
-        GenerationOptions.from_checkpoint(changes)
-
-
 def test_greedy_with_a_negative_penalty() -> None:
     found = run([markov(HAND)], replace(PLAIN, length_penalty=-1))
     assert float(found.sequence_scores[0]) == pytest.approx(float(found.token_logprobs.sum() * found.lengths[0]))
-
-
-def test_unknown_settings_of_a_checkpoint_are_refused() -> None:
-    with pytest.raises(OptionError, match="Unknown generation settings: beams"):
-        GenerationOptions.from_checkpoint({"beams": 3})
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -348,15 +285,3 @@ def test_leaving_out_what_is_done_changes_nothing(changes: dict[str, Any]) -> No
     assert kept.sequence_scores.tolist() == left_out.sequence_scores.tolist()
     assert kept.lengths.tolist() == left_out.lengths.tolist() and kept.finish_reasons == left_out.finish_reasons
     assert torch.equal(kept.token_logprobs, left_out.token_logprobs)
-
-
-@pytest.mark.parametrize("size", [5, 256, 257, 2000, 51289 * 3])
-@pytest.mark.parametrize("k", [1, 2, 7])
-def test_the_best_of_all_by_blocks(size: int, k: int) -> None:
-    values = torch.randn(2, max(size, k), generator=torch.Generator().manual_seed(size + k))
-    values[0, ::3] = -math.inf
-    if k < size // 2:
-        values[1, -1], values[1, 1] = 9.0, 8.0
-    best, places = _top(values, k)
-    assert torch.equal(best, values.topk(k).values) and torch.equal(values.gather(1, places), best)
-    assert all(len(set(row)) == k for row in places.tolist())

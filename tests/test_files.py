@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,27 @@ def test_half_written_files_never_appear(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"] and target.stat().st_mode & 0o600 == 0o600
 
 
-def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+@pytest.fixture
+def group_reads() -> Iterator[None]:
+    """New files may be read by the owner's group and nobody else."""
     before = os.umask(0o027)
-    try:
-        write_json(tmp_path / "a.json", {"a": 1})
-    finally:
-        os.umask(before)
-    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+    yield
+    os.umask(before)
+
+
+def permissions(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_permissions_follow_the_umask(tmp_path: Path, group_reads: None) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert permissions(tmp_path / "a.json") == 0o640
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_permissions_follow_the_umask_whatever_wrote_the_file(tmp_path: Path, group_reads: None) -> None:
+    """Some writers put a file of their own, for the owner alone, in the place of the one they were given."""
+    with written_whole(tmp_path / "private") as draft:
+        draft.unlink()
+        draft.touch(mode=0o600)
+    assert permissions(tmp_path / "private") == 0o640

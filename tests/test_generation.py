@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 import florence2
-from florence2.decoding import GenerationOptions, SpecialIds, search
+from florence2.decoding import SpecialIds, search
 from florence2.errors import OptionError
 from florence2.generation import generate
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 from parity.cases import SETTINGS, shapes
 from parity.recipe import make_model
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from florence2 import graphed
-from florence2.decoding import Generation, GenerationOptions, SpecialIds
+from florence2.decoding import Generation, SpecialIds
 from florence2.generation import generate
 from florence2.graphed import StaticCache, generate_graphed
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 from parity.cases import SETTINGS, shapes
 from parity.recipe import make_model
 

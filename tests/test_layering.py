@@ -11,8 +11,9 @@ import florence2
 PACKAGE = Path(florence2.__file__).parent
 READING_ORDER = """
     errors files strict_json config presets coordinates tasks image tokenizer trace attention linear shortcuts davit
-    projection bart model packed rules decoding graphed memory generation drawing answers layouts tensors adapters
-    checkpoint processor hub extras pipeline batch sinks cli __main__
+    projection bart model packed options rules topk decoding graphed memory generation drawing parsing answers cascade
+    layouts tensors adapters checkpoint initialise describe processor hub extras devices pipeline batch sinks cli
+    __main__
 """.split()
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {
@@ -63,11 +64,13 @@ def test_one_place_each(name: str, allowed: set[str]) -> None:
 
 def test_decoding_knows_no_model() -> None:
     assert {name for name in imports("decoding") if name.startswith("florence2.")} == {
-        "florence2.errors",
+        "florence2.options",
         "florence2.rules",
+        "florence2.topk",
         "florence2.trace",
     }
-    assert not {name for name in imports("rules") if name.startswith("florence2.")}
+    for module, known in (("options", {"florence2.errors"}), ("rules", set()), ("topk", set())):
+        assert {name for name in imports(module) if name.startswith("florence2.")} == known
 
 
 def test_the_core_imports_no_folder() -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from florence2 import packed
-from florence2.decoding import GenerationOptions
 from florence2.generation import generate
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 from florence2.packed import packed_decoder
 from parity.cases import shapes
 from parity.recipe import make_model

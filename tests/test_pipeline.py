@@ -1,4 +1,4 @@
-"""Florence2: every task, batches against singles, encode once, cascade, errors."""
+"""Florence2: every task, batches against singles, encode once, errors."""
 
 import json
 import shutil
@@ -16,7 +16,6 @@ from PIL import Image
 import florence2
 from florence2.errors import CheckpointError, Florence2Error, HubError, ImageError, OptionError, PromptError
 from florence2.model import Florence2Model
-from florence2.pipeline import choose_device, choose_dtype
 from florence2.tasks import TASKS
 from parity.cases import shapes
 from parity.recipe import make_model, make_picture
@@ -201,39 +200,6 @@ def test_shorthands_name_the_right_tasks(
         small.caption(picture, "long")  # type: ignore[arg-type]
 
 
-def test_cascade(small: florence2.Florence2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain by hand: the caption's text is grounded, and every box found is outlined under its phrase."""
-    found = "".join(f"<loc_{bin}>" for bin in (100, 200, 300, 400))
-    size = picture.size
-    grounding = small.processor.answer(
-        "<CAPTION_TO_PHRASE_GROUNDING>", f"a car{found}a dog{found}{found}", image_size=size
-    )
-    outline = small.processor.answer("<REGION_TO_SEGMENTATION>", found + found, image_size=size)
-    described = small.processor.answer("<CAPTION>", "</s><s>a car and two dogs</s>", image_size=size)
-    canned = {answer.task: answer for answer in (described, grounding, outline)}
-    asked: list[tuple[Any, ...]] = []
-
-    def run_batch(requests: Any, **_: Any) -> list[florence2.Answer]:
-        asked.extend((request[0], request[2]) for request in requests)
-        return [canned[request[0]] for request in requests]
-
-    monkeypatch.setattr(small, "run_batch", run_batch)
-    cascade = small.cascade(picture)
-    assert (
-        asked
-        == [("<CAPTION>", None), ("<CAPTION_TO_PHRASE_GROUNDING>", "a car and two dogs")]
-        + [("<REGION_TO_SEGMENTATION>", found)] * 3
-    )
-    assert [segment.polygons[0].label for segment in cascade.segments] == ["a car", "a dog", "a dog"]
-    assert cascade.to_dict()["segments"][2]["polygons"][0]["label"] == "a dog"
-    assert cascade.draw(picture).size == size and "a car" in str(cascade)
-
-
-def test_a_cascade_of_nothing(small: florence2.Florence2, picture: Image.Image) -> None:
-    empty = small.cascade(picture, options=small.options(max_new_tokens=1))
-    assert empty.caption.text == "" and empty.grounding.boxes == () and empty.segments == ()
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -342,18 +308,6 @@ def test_a_tokenizer_of_another_model_is_refused(small_folder: Path, tmp_path: P
 def test_names_that_are_nothing(name: str) -> None:
     with pytest.raises(HubError, match="no existing path"):
         florence2.load(name)
-
-
-def test_devices_and_types() -> None:
-    assert choose_device("cpu").type == "cpu" and choose_device("auto").type in ("cpu", "cuda", "mps")
-    for wrong in ("tpu9", "cuda:99", "gpu"):
-        with pytest.raises(OptionError, match="cannot be used here"):
-            choose_device(wrong)
-    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
-    assert choose_dtype("auto", torch.device("cuda")) == torch.float16
-    assert choose_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
-    with pytest.raises(OptionError, match="int8 is not supported"):
-        choose_dtype("int8", torch.device("cpu"))
 
 
 def test_all_errors_are_one_family() -> None:

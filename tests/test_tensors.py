@@ -1,6 +1,7 @@
 """Weight files: found, refused, read."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_the_only_file_of_another_name(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "other.safetensors", TENSORS)
     with pytest.raises(CheckpointError, match=r"several weight files and no index: fine-tune\.safetensors, other"):
         find_weights(tmp_path)
+
+
+def test_the_umask_says_who_may_read_what_is_written(tmp_path: Path) -> None:
+    """The library itself would let only the owner."""
+    before = os.umask(0o022)
+    try:
+        write_safetensors(tmp_path / "model.safetensors", TENSORS)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def write_shards(folder: Path) -> Path:

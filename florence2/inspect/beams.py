@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from florence2.config import TextConfig
-from florence2.decoding import GenerationOptions
 from florence2.inspect.names import RULES
+from florence2.options import GenerationOptions
 
 Fate = Literal["lives", "finished", "ended low", "dropped", "stopped", "cut"]
 """What became of a candidate. "lives": it goes on as a beam. "finished": it ended and became a hypothesis. "ended

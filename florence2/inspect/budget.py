@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from florence2.config import Florence2Config
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
 from florence2.inspect.names import RULES, Name, picture_letters
+from florence2.options import GenerationOptions
 
 DEFAULT_LIMIT = 2 << 30
 _BYTES = {"int64": 8, "bool": 1}

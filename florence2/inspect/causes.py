@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
 from florence2.inspect.audit_text import format_table
 from florence2.inspect.budget import DEFAULT_LIMIT
@@ -26,6 +25,7 @@ from florence2.inspect.forced import KINDS, Case, Kind, answer_logprobs, force, 
 from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.patching import Patch, patched
 from florence2.inspect.tracing import Recording, Tracing
+from florence2.options import GenerationOptions
 from florence2.pipeline import Florence2, Request
 from florence2.sinks import Progress
 from florence2.trace import in_force

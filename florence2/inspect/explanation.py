@@ -18,10 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from florence2.answers import Answer, Box, Polygon, Quad, find_region_tokens
+from florence2.answers import Answer, Box, Polygon, Quad
 from florence2.config import Florence2Config
 from florence2.coordinates import LOCATION, NUM_BINS
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
 from florence2.image import ImageInput, open_image
 from florence2.inspect.attention_maps import AttentionMaps, map_attention
@@ -32,6 +31,8 @@ from florence2.inspect.rollout import roll_out
 from florence2.inspect.runs import Run
 from florence2.inspect.saliency import Saliency, find_saliency
 from florence2.inspect.tracing import trace
+from florence2.options import GenerationOptions
+from florence2.parsing import find_region_tokens
 from florence2.pipeline import EncodedImage, Florence2
 from florence2.processor import TaskText
 from florence2.tokenizer import FlorenceTokenizer

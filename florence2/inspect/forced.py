@@ -18,10 +18,10 @@ from torch import Tensor
 
 from florence2.answers import Answer
 from florence2.coordinates import LOCATION, NUM_BINS
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError, PromptError
 from florence2.generation import generate
 from florence2.inspect.names import Name, When
+from florence2.options import GenerationOptions
 from florence2.pipeline import EncodedImage, Florence2, PreparedImage, Request
 from florence2.processor import input_to_text
 from florence2.tasks import check_prompt

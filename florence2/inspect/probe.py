@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from florence2.batch import find_pictures
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
 from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.tracing import trace
+from florence2.options import GenerationOptions
 from florence2.pipeline import EncodedImage, Florence2, Picture
 from florence2.processor import TaskText
 from florence2.sinks import Progress

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from florence2.answers import Answer
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
 from florence2.inspect.beams import BeamStep, read_beams, rows_of
 from florence2.inspect.names import Name, pooled_spans
+from florence2.options import GenerationOptions
 from florence2.pipeline import EncodedImage
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from florence2.answers import Answer
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
 from florence2.inspect.audit_text import format_table
 from florence2.inspect.forced import (
@@ -36,6 +35,7 @@ from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.patching import Patch, patched, zero, zero_heads
 from florence2.inspect.regions import Corners, mean_iou
 from florence2.inspect.sweep_file import SweepFile, fingerprint
+from florence2.options import GenerationOptions
 from florence2.pipeline import Florence2, Request
 from florence2.sinks import Progress
 

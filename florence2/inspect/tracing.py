@@ -20,7 +20,6 @@ from torch import Tensor
 
 from florence2.answers import Answer
 from florence2.config import Florence2Config
-from florence2.decoding import GenerationOptions
 from florence2.errors import OptionError
 from florence2.inspect.beams import BeamStep
 from florence2.inspect.budget import (
@@ -33,6 +32,7 @@ from florence2.inspect.budget import (
 )
 from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.runs import Run, TracedPicture
+from florence2.options import GenerationOptions
 from florence2.pipeline import EncodedImage, Florence2
 from florence2.trace import in_force
 

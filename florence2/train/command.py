@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from florence2.checkpoint import checkpoint_folder, copy_companions, load_model, save_checkpoint, stored_dtype
+from florence2.devices import choose_device
 from florence2.errors import OptionError
 from florence2.hub import DEFAULT_MODEL, resolve
 from florence2.model import Florence2Model
-from florence2.pipeline import Florence2, choose_device
+from florence2.pipeline import Florence2
 from florence2.processor import Processor
 from florence2.tensors import find_weights
 from florence2.train.check import check_samples

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from florence2.decoding import GenerationOptions
+from florence2.options import GenerationOptions
 from florence2.pipeline import Florence2
 from florence2.train.data import Sample
 from florence2.train.evaluate import answer_samples

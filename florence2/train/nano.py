@@ -19,11 +19,12 @@ from accelerate import PartialState
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from florence2.checkpoint import PUBLISHED_PREPROCESSOR, copy_companions, save_checkpoint
+from florence2.checkpoint import copy_companions, save_checkpoint
 from florence2.config import FEATURE_SOURCES, Florence2Config, TextConfig, VisionConfig
 from florence2.coordinates import NUM_BINS
 from florence2.files import write_json
 from florence2.model import Florence2Model
+from florence2.presets import PUBLISHED_PREPROCESSOR
 from florence2.processor import Processor
 from florence2.tasks import TASKS
 from florence2.tokenizer import ADDED_TOKENS, FlorenceTokenizer

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from florence2.coordinates import NUM_BINS
-from florence2.decoding import GenerationOptions
 from florence2.errors import ImageError, OptionError, PromptError
 from florence2.model import Florence2Model
+from florence2.options import GenerationOptions
 from florence2.pipeline import Florence2, load
 from florence2.processor import Processor
 from florence2.tasks import TASKS
