@@ -146,7 +146,7 @@ class Florence2:
             raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
         options = options or self._options
         for request in requests:
-            _check_request(request)
+            check_request(request)
         encoder = _EncodeOnce(self, [request[1] for request in requests])
         answers: list[Answer] = []
         for start in range(0, len(requests), batch_size):
@@ -368,7 +368,7 @@ def _key(picture: Picture) -> str | int:
 _SOME_SIZE = (1 << 30, 1 << 30)  # stands for a picture's until it is opened
 
 
-def _check_request(request: Request) -> None:
+def check_request(request: Request) -> None:
     """Raises PromptError for what can be known to be wrong before the picture is opened."""
     if not isinstance(request, tuple) or len(request) not in (2, 3):
         raise PromptError(f"A request must be (task, picture) or (task, picture, input), not {str(request)[:80]}.")

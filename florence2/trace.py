@@ -6,14 +6,12 @@ paths of the modules whose output they are (`vision_tower.blocks.2.4.spatial_blo
 no module of its own (`decoder.layers.0.cross_attention.weights`); in the two text stacks attention goes by what it
 looks at, `self_attention` and `cross_attention`. `florence2.inspect.names` lists them all.
 
-A trace is passed down as an argument. For those who call a `Florence2`, which takes none, `in_force` puts traces in
+A trace is passed down as an argument. For those who call a `Florence2`, which takes none, `InForce` puts traces in
 force for a block of one thread, and each call of the pipeline asks for its own with `start_trace`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -94,32 +92,33 @@ def scope(trace: Trace | None, prefix: str) -> Trace | None:
     return None if trace is None or not trace.enters(prefix) else _Scoped(trace, prefix)
 
 
-@dataclass(frozen=True)
-class _InForce:
-    owner: object
-    start: Callable[[], Trace]
-    changes: bool
-
-
-_in_force: ContextVar[tuple[_InForce, ...]] = ContextVar("florence2_traces", default=())
-
-
-@contextmanager
-def in_force(owner: object, start: Callable[[], Trace], changes: bool) -> Iterator[None]:
-    """Within the block, and only in its thread or task, every call on `owner` is traced by what `start` makes for it.
+class InForce:
+    """A block in which, and only in its thread or task, every call on `owner` is traced by what `start` makes for it.
 
     Blocks nest. Those that change values (`changes`) come first, the outer one before the inner, and those that only
-    look see what the run goes on with.
+    look see what the run goes on with. One object may be entered any number of times, by several threads at once too:
+    it holds nothing, each thread and task knows for itself which blocks it is in.
     """
-    token = _in_force.set((*_in_force.get(), _InForce(owner, start, changes)))
-    try:
-        yield
-    finally:
-        _in_force.reset(token)
+
+    def __init__(self, owner: object, start: Callable[[], Trace], changes: bool):
+        self.owner, self.start, self.changes = owner, start, changes
+
+    def __enter__(self) -> None:
+        """Put the traces in force."""
+        _entered.set((*_entered.get(), self))
+
+    def __exit__(self, *_: object) -> None:
+        """Take them out of force, whatever happened within."""
+        entered = _entered.get()
+        last = max(i for i, block in enumerate(entered) if block is self)
+        _entered.set(entered[:last] + entered[last + 1 :])
+
+
+_entered: ContextVar[tuple[InForce, ...]] = ContextVar("florence2_traces", default=())
 
 
 def start_trace(owner: object) -> Trace | None:
     """The trace of one call on `owner`, made for it alone; None outside of every block."""
-    ours = [entry for entry in _in_force.get() if entry.owner is owner]
-    traces = [entry.start() for entry in sorted(ours, key=lambda entry: not entry.changes)]
+    ours = [block for block in _entered.get() if block.owner is owner]
+    traces = [block.start() for block in sorted(ours, key=lambda block: not block.changes)]
     return None if not traces else traces[0] if len(traces) == 1 else _Chain(traces)

@@ -28,7 +28,7 @@ from florence2.inspect.tracing import Recording, Tracing
 from florence2.options import GenerationOptions
 from florence2.pipeline import Florence2, Request
 from florence2.sinks import Progress
-from florence2.trace import in_force
+from florence2.trace import InForce
 
 Groups = Mapping[str, Sequence[int]]
 """Positions by name."""
@@ -171,7 +171,7 @@ def _record(f: Florence2, case: Case, names: Sequence[Name], limit: int) -> dict
     exactly = [f"={name.name}" for name in names]
     tracing = Tracing(f.model.config, exactly, limit, (1, 3, *_pixels(case, f)), f.model.dtype)
     recording = Recording(tracing)
-    with in_force(f, lambda: recording, changes=False):
+    with InForce(f, lambda: recording, changes=False):
         answer_logprobs(f, case, stage_of(names))
     return {name.name: recording.values[name.name][0] for name in names}
 

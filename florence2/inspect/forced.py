@@ -22,9 +22,7 @@ from florence2.errors import OptionError, PromptError
 from florence2.generation import generate
 from florence2.inspect.names import Name, When
 from florence2.options import GenerationOptions
-from florence2.pipeline import EncodedImage, Florence2, PreparedImage, Request
-from florence2.processor import input_to_text
-from florence2.tasks import check_prompt
+from florence2.pipeline import EncodedImage, Florence2, PreparedImage, Request, check_request
 from florence2.trace import start_trace
 
 Kind = Literal["word", "location", "special"]
@@ -75,6 +73,7 @@ def force(
     Patches in force take no part in it. `options` are of the search for the model's own answer. Raises PromptError and
     ImageError as `f.run` does, and PromptError for a text that is longer than the model's positions.
     """
+    check_request(request)
     image = request[1]
     if isinstance(image, EncodedImage):
         return _make_case(f, request, None, image, answer, options or f.options())
@@ -87,6 +86,7 @@ def force_all(f: Florence2, requests: Iterable[Request], options: GenerationOpti
     cases: list[Case] = []
     seen: dict[object, Case] = {}
     for request in requests:
+        check_request(request)
         image = request[1]
         key = str(image) if isinstance(image, str | os.PathLike) else id(image)
         before = seen.get(key)
@@ -109,7 +109,6 @@ def _make_case(
     options: GenerationOptions,
 ) -> Case:
     task, given = request[0], request[2] if len(request) == 3 else None
-    check_prompt(task, input_to_text(given, encoded.size))
     prompt = f.processor.prompt(task, given, encoded.size)
     with torch.no_grad():
         memory = f.model.encode(encoded.features, torch.tensor([prompt], device=f.model.device))

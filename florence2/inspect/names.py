@@ -113,7 +113,9 @@ def select(patterns: Iterable[str], names: Sequence[Name], exactly: bool = False
     what it matches. Raises OptionError, naming the nearest, for a pattern that selects nothing.
     """
     found: dict[str, list[str]] = {}
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not isinstance(pattern, str):
+            raise OptionError(f"A name or pattern is text, as 'decoder.layers.*', not {str(pattern)[:60]!r}.")
         alone = exactly or pattern.startswith("=")
         parts = pattern.removeprefix("=").split(".")
         found[pattern] = [name.name for name in names if _matches(parts, name.name.split("."), alone)]

@@ -12,10 +12,10 @@ Patches are in force in their block alone, in its thread or task: nothing is wri
 themselves, and other threads may use it meanwhile. Blocks nest, the outer one's patches coming first.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +27,7 @@ from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.runs import Run, TracedPicture
 from florence2.inspect.tracing import Tracing
 from florence2.pipeline import Florence2
-from florence2.trace import in_force
+from florence2.trace import InForce
 
 Change: TypeAlias = Callable[[Tensor, Name, int], Tensor]
 """(the value, its name, the step that it is of, 0 for what is computed once) -> what the run shall go on with."""
@@ -36,7 +36,7 @@ PatchLike: TypeAlias = "Patch | Tensor | Callable[[Tensor], Tensor]"
 
 @dataclass(frozen=True)
 class Patch:
-    """A change of one value, with words for it that tell it from others."""
+    """A change of one value, with words for it that tell it from others; it must not write into what it is given."""
 
     change: Change
     words: str = "a patch"
@@ -45,21 +45,21 @@ class Patch:
         return self.words
 
 
-@contextmanager
-def patched(f: Florence2, patches: Mapping[str, PatchLike]) -> Iterator[None]:
-    """Within the block, every run of `f` in this thread goes on with what `patches` make of the values they name.
+def patched(f: Florence2, patches: Mapping[str, PatchLike]) -> InForce:
+    """A block in which every run of `f` in this thread goes on with what `patches` make of the values they name.
 
     Keys are names or patterns of them, values as the module says. Where two patterns name one value, both patches act,
-    in the order of the mapping. Raises OptionError for a name that does not exist, and, when the value is computed,
-    for a patch of the wrong shape.
+    in the order of the mapping. The block may be kept and entered as often as one likes, by several threads at once
+    too. Raises OptionError for a name that does not exist, and, when the value is computed, for a patch of the wrong
+    shape.
     """
-    chosen = choose_patches(f.model.config, patches)
-    with in_force(f, partial(_Patching, chosen), changes=True):
-        yield
+    return InForce(f, partial(_Patching, choose_patches(f.model.config, patches)), changes=True)
 
 
 def choose_patches(config: Florence2Config, patches: Mapping[str, PatchLike]) -> dict[str, tuple[Name, list[Patch]]]:
     """The patches of every single name. Raises OptionError for what cannot be patched."""
+    if not isinstance(patches, Mapping):
+        raise OptionError(f"Patches are {str(patches)[:60]!r}; they must map names to them, as {{'memory': zero()}}.")
     known = {name.name: name for name in names_of(config) if not name.searched}
     chosen: dict[str, tuple[Name, list[Patch]]] = {}
     for pattern, names in select(patches, list(known.values()), exactly=True).items():
@@ -76,8 +76,8 @@ def as_patch(pattern: str, patch: PatchLike) -> Patch:
     if isinstance(patch, Tensor):
         return replace(patch)
     if callable(patch):
-        change = patch
-        return Patch(lambda value, name, step: change(value), "a function")  # noqa: ARG005
+        change = patch  # given a copy, so that one that writes into it changes no encoded picture and no other trace
+        return Patch(lambda value, name, step: change(value.clone()), "a function")  # noqa: ARG005
     raise OptionError(
         f"The patch of {pattern} is {str(patch)[:60]!r}; it must be a tensor, a function of one, or a Patch such as "
         "zero()."
@@ -116,10 +116,12 @@ class _Patching:
 def fit(new: Any, value: Tensor, known: Name) -> Tensor:
     """`new` in place of `value`: of its shape, or of one request alone, which then serves all of the batch.
 
-    Raises OptionError, with both shapes, for any other.
+    Raises OptionError, with both shapes, for any other, and for complex numbers.
     """
     if not isinstance(new, Tensor):
         raise OptionError(f"The patch of {known.name} gave {type(new).__name__}, not a tensor.")
+    if not torch.can_cast(new.dtype, value.dtype):
+        raise OptionError(f"The patch of {known.name} is of {new.dtype}, which does not go into {value.dtype}.")
     given: Tensor = new.to(value.device, value.dtype)
     if given.shape == value.shape:
         return given
@@ -151,12 +153,19 @@ def zero() -> Patch:
 
 
 def scale(factor: float) -> Patch:
-    """What was computed, times `factor`."""
+    """What was computed, times `factor`. Raises OptionError when that is no number."""
+    if not isinstance(factor, Real):
+        raise OptionError(f"The factor of scale is {str(factor)[:60]!r}; it must be a number.")
     return Patch(lambda value, name, step: value * factor, f"scale({factor})")  # noqa: ARG005
 
 
 def replace(new: Tensor) -> Patch:
-    """`new` in place of what was computed: of its shape, or of the shape without B, which then serves every request."""
+    """`new` in place of what was computed: of its shape, or of the shape without B, which then serves every request.
+
+    Raises OptionError when it is no tensor.
+    """
+    if not isinstance(new, Tensor):
+        raise OptionError(f"replace takes a tensor, not {type(new).__name__}; torch.as_tensor makes one of numbers.")
     return Patch(lambda value, name, step: new, f"replace({tuple(new.shape)})")  # noqa: ARG005
 
 
@@ -175,8 +184,10 @@ def from_run(source: Run | TracedPicture | Tracing) -> Patch:
 
     `source` is a run or a picture of a trace, or a trace that holds only one. The trace must have kept the name, and
     the values must have the same shape: the same number of beams, and where positions of the memory count, prompts
-    of the same length.
+    of the same length. Raises OptionError for any other source, and where the value is computed for what it lacks.
     """
+    if not isinstance(source, Run | TracedPicture | Tracing):
+        raise OptionError(f"from_run takes a trace, or one of its runs or pictures, not {type(source).__name__}.")
     return Patch(partial(_take_from, source), "from_run(...)")
 
 
@@ -207,11 +218,13 @@ def at(
 
     Positions are those of the value's sequence: of the memory (S), the image tokens (N), the prompt (P), or the grid
     (h x w, counted row by row); of weights and of the memory's keys and values, the positions looked at. The change is
-    computed on the whole value, and taken over where all that is given holds. Raises OptionError, when the value is
-    computed, where it has no such dimension or not so many.
+    computed on the whole value, and taken over where all that is given holds. Raises OptionError for anything but
+    whole numbers, and, when the value is computed, where it has no such dimension or not so many.
     """
     inner = as_patch("at(...)", patch)
     given = {"steps": steps, "positions": positions, "heads": heads}
+    for key, numbers in given.items():
+        _check_numbers(key, numbers)
     words = ", ".join(f"{key}={value}" for key, value in given.items() if value is not None)
 
     def change(value: Tensor, name: Name, step: int) -> Tensor:
@@ -226,6 +239,23 @@ def at(
         return torch.where(chosen, new, value)
 
     return Patch(change, f"at({inner!r}, {words})")
+
+
+def _check_numbers(what: str, given: Any) -> None:
+    """Raises OptionError for what is neither left out nor several whole numbers from 0; positions may be a slice."""
+    if given is None or (isinstance(given, slice) and what == "positions"):
+        return
+    several = isinstance(given, Collection | Tensor) and not isinstance(given, str)
+    if not several or not all(_is_index(number) for number in given):
+        raise OptionError(f"{what} is {str(given)[:60]}; it must be several whole numbers from 0, as [3].")
+
+
+def _is_index(number: Any) -> bool:
+    """Whether it is a whole number from 0, of Python, NumPy or PyTorch; a truth value is none."""
+    if isinstance(number, Tensor):
+        whole = not (number.dtype.is_floating_point or number.dtype.is_complex or number.dtype == torch.bool)
+        return whole and number.dim() == 0 and bool(number >= 0)
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 0
 
 
 def _head_dim(name: Name) -> int:

@@ -10,10 +10,12 @@ with the same penalty. Alain and Bengio, "Understanding intermediate layers usin
 """
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -132,6 +134,11 @@ def fit_probe(
     classes, y = _encode_targets(given)
     _check_settings(len(listed), ridge, held_out)
     train, rest = _split(len(listed), held_out, seed)
+    if classes is not None and len(set(y[train].tolist())) < 2:
+        raise OptionError(
+            f"The pictures to train on are all of the class {classes[int(y[train[0]])]!r}; give more of the others, or "
+            "another seed."
+        )
     features = collect(f, listed, name, task, text, position, options)
     return make_probe(features, y, classes, train, rest, ridge, (name, task, text, position, options))
 
@@ -147,6 +154,10 @@ def collect(
 ) -> Tensor:
     """The pooled value of each picture: (pictures, features), float64, on the CPU."""
     known = _find_name(f, name)
+    if type(position) is not int and position not in ("mean", "max", "last") and not callable(position):
+        raise OptionError(f"position is {position!r}; it must be 'mean', 'max', 'last', a number, or a function.")
+    if not pictures:
+        raise OptionError("There is no picture to read from; give at least one.")
     if known.when != "step":  # of what comes before the answer begins, one step of it is enough
         options = f.options(num_beams=1, num_return_sequences=1, max_new_tokens=1, min_new_tokens=0)
     progress, rows = Progress(len(pictures)), []
@@ -335,9 +346,9 @@ def _encode_targets(targets: Iterable[Target]) -> tuple[tuple[str, ...] | None, 
 
 
 def _check_settings(count: int, ridge: float, held_out: float) -> None:
-    if ridge < 0:
-        raise OptionError(f"ridge is {ridge}; it must be 0 or more.")
-    if not 0 < held_out < 1:
+    if not isinstance(ridge, Real) or not 0 <= ridge < math.inf:
+        raise OptionError(f"ridge is {ridge!r}; it must be a number of 0 or more.")
+    if not isinstance(held_out, Real) or not 0 < held_out < 1:
         raise OptionError(f"held_out is {held_out}; it must be a share between 0 and 1.")
     if count < _LEAST:
         raise OptionError(f"A probe needs at least {_LEAST} pictures, not {count}.")

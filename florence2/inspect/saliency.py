@@ -6,7 +6,7 @@ the log-probability would fall if the input went to zero. Zero is the mean colou
 normalised, and the zero vector for a word. Signs are kept: what is negative speaks against the token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,8 @@ def saliency_of(
 
 def choose_tokens(tokens: Sequence[int] | None, length: int) -> tuple[int, ...]:
     """The numbers of the tokens asked for, of an answer of `length`. Raises OptionError for those it does not have."""
+    if not isinstance(tokens, Iterable | None):
+        raise OptionError(f"tokens is {tokens!r}; it must be several numbers of tokens, as [3].")
     chosen = tuple(range(length)) if tokens is None else tuple(tokens)
     wrong = [token for token in chosen if type(token) is not int or not 0 <= token < length]
     if wrong:

@@ -9,8 +9,8 @@ given to the decoder (`florence2.inspect.forced`), and how much less probable it
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -235,15 +235,14 @@ def _sweep(
     asked: _Asked,
     out: Path | str | None,
 ) -> Sweep:
-    if asked.expected is not None and (len(asked.expected) != len(requests) or not all(asked.expected)):
-        raise OptionError(
-            f"{len(requests)} requests need as many lists of expected boxes, none of them empty; there are "
-            f"{[len(boxes) for boxes in asked.expected]} boxes."
-        )
+    if asked.expected is not None:
+        _check_expected(asked.expected, len(requests))
     cases = force_all(f, requests, asked.options)
     if not any(any(case.counted) for case in cases):
         raise OptionError("The model chose no token of these answers, so there is nothing to measure.")
-    file = SweepFile(None if out is None else Path(out), fingerprint(f, cases, asked.answers, asked.expected))
+    columns = [column.name for column in fields(Ablation)]  # which may be others in another version
+    mark = fingerprint(f, cases, asked.answers, asked.expected, columns)
+    file = SweepFile(None if out is None else Path(out), mark)
     rows, progress = [], Progress(len(parts), things=things)
     with file:
         for number, part in enumerate(parts, 1):
@@ -254,6 +253,17 @@ def _sweep(
             progress.show(number)
     progress.close()
     return Sweep(tuple(rows), tuple(case.answer.raw_text for case in cases), _mean(cases, [c.logprobs for c in cases]))
+
+
+def _check_expected(expected: Sequence[Sequence[Corners]], count: int) -> None:
+    if len(expected) != count or not all(expected):
+        raise OptionError(
+            f"{count} requests need as many lists of expected boxes, none of them empty; there are "
+            f"{[len(boxes) for boxes in expected]} boxes."
+        )
+    wrong = [box for boxes in expected for box in boxes if len(box) != 4]
+    if wrong:
+        raise OptionError(f"The expected box {wrong[0]!r} must be left, top, right, bottom in pixels.")
 
 
 def _measure(f: Florence2, cases: Sequence[Case], part: _Part, asked: _Asked) -> Ablation:
@@ -317,12 +327,12 @@ def _find(f: Florence2, patterns: Sequence[str]) -> list[Name]:
 
 
 def _chosen(names: Sequence[Name], layers: Sequence[int] | None, what: str) -> list[Name]:
-    wrong = [layer for layer in layers or () if not 0 <= layer < len(names)]
-    if wrong or (layers is not None and not layers):
-        raise OptionError(
-            f"layers is {list(layers or ())}; of {what} this checkpoint has the layers 0 to {len(names) - 1}."
-        )
-    return list(names) if layers is None else [names[layer] for layer in sorted(set(layers))]
+    if layers is None:
+        return list(names)
+    found = sorted(set(layers).intersection(range(len(names)))) if isinstance(layers, Iterable) else []
+    if not found or len(found) < len(set(layers)):
+        raise OptionError(f"layers is {layers}; of {what} this checkpoint has the layers 0 to {len(names) - 1}.")
+    return [names[int(layer)] for layer in found]
 
 
 def _head_count(name: Name) -> int:

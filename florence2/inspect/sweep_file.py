@@ -13,8 +13,6 @@ from florence2.files import written_whole
 from florence2.inspect.forced import Case
 from florence2.pipeline import Florence2
 
-_SAMPLES = 64  # of each tensor's values, which training changes one and all
-
 
 class SweepFile:
     """A JSON Lines file: {"sweep": fingerprint}, then rows. Nothing is written without a path."""
@@ -41,25 +39,22 @@ class SweepFile:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
             mark = json.loads(lines[0])["sweep"]
+            rows = [row for row in map(_read_row, lines[1:]) if row is not None]
+            return mark, {(row["name"], row["head"]): row | {"by_request": tuple(row["by_request"])} for row in rows}
         except (OSError, ValueError, IndexError, KeyError, TypeError):
             raise OptionError(f"{path} is no file of a sweep; choose another one for `out`.") from None
-        rows = {}
-        for line in lines[1:]:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            rows[row["name"], row["head"]] = row | {"by_request": tuple(row["by_request"])}
-        return mark, rows
 
     def __enter__(self) -> "SweepFile":
         """Open the file, rewritten without what was cut short."""
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             lines = [{"sweep": self.mark}, *self.rows.values()]
-            with written_whole(self.path) as draft:
-                draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-            self.file = self.path.open("a", encoding="utf-8")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with written_whole(self.path) as draft:
+                    draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+                self.file = self.path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise OptionError(f"{self.path} cannot be written ({error}); choose another `out`.") from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,13 +68,23 @@ class SweepFile:
             self.file.flush()
 
 
+def _read_row(line: str) -> Any:
+    """One row; None for a line that was cut short."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
 def fingerprint(f: Florence2, cases: Sequence[Case], *settings: object) -> str:
-    """A hash of what the rows of a sweep depend on: weights, requests, unablated answers and settings."""
+    """A hash of what the rows of a sweep depend on: weights, requests, unablated answers and settings.
+
+    All weights count, for what changed may be one head. It takes a second or two for a gigabyte.
+    """
     found = hashlib.sha256()
     for name, tensor in f.model.state_dict().items():
-        flat = tensor.flatten()
-        some = flat[:: max(1, len(flat) // _SAMPLES)].to("cpu", torch.float32)
-        found.update(name.encode() + some.numpy().tobytes())
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
     for case in cases:
         found.update(repr((case.prompt_ids, case.encoded.size, case.answer.token_ids)).encode())
         if case.prepared is not None:  # a picture given encoded is known by its answer alone

@@ -34,7 +34,7 @@ from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.runs import Run, TracedPicture
 from florence2.options import GenerationOptions
 from florence2.pipeline import EncodedImage, Florence2
-from florence2.trace import in_force
+from florence2.trace import InForce
 
 Part = TypeVar("Part")
 
@@ -48,7 +48,7 @@ def trace(f: Florence2, *patterns: str, limit: int = DEFAULT_LIMIT) -> Iterator[
     OptionError for a pattern that names nothing.
     """
     tracing = Tracing(f.model.config, patterns, limit, _usual_shape(f), f.model.dtype)
-    with in_force(f, tracing.start, changes=False):
+    with InForce(f, tracing.start, changes=False):
         yield tracing
 
 
@@ -135,6 +135,8 @@ class Tracing:
 
 
 def _only(parts: Sequence[Part], many: str) -> Part:
+    if not parts:
+        raise OptionError(f"This trace holds no {many}; ask the model something within its block.")
     if len(parts) != 1:
         raise OptionError(f"This trace holds {len(parts)} {many}, not one: choose with t.{many}[number].[...].")
     return parts[0]

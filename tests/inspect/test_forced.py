@@ -1,5 +1,7 @@
 """Teacher forcing, against the search and against the decoder run token by token."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from PIL import Image
@@ -148,6 +150,9 @@ def test_where_names_are(mini: Florence2) -> None:
 def test_wrong_requests(mini: Florence2, pictures: list[Image.Image]) -> None:
     with pytest.raises(PromptError, match="takes no|needs"):
         force(mini, ("<OD>", pictures[0], "a car"))
+    for wrong in ("<OD>", ("<OD>",)):
+        with pytest.raises(PromptError, match=r"A request must be \(task, picture\)"):
+            force_all(mini, cast(Any, [wrong]))
     with pytest.raises(PromptError, match="more than the 1024 positions of the model"):
         force(mini, ("<OD>", pictures[0]), "<loc_1>" * 1024)
     with pytest.raises(OptionError, match="at least one"):

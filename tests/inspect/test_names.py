@@ -147,6 +147,12 @@ def test_unknown_names_get_the_nearest(pattern: str, nearest: str) -> None:
     assert f"called {pattern!r}" in str(error.value) and nearest in str(error.value)
 
 
+@pytest.mark.parametrize("pattern", [None, 3, ["decoder.layers.*"]])
+def test_a_pattern_is_text(small: Florence2, pattern: Any) -> None:
+    with pytest.raises(OptionError, match="A name or pattern is text"), small.trace(pattern):
+        raise AssertionError
+
+
 def test_a_name_like_no_other() -> None:
     with pytest.raises(OptionError, match="none is like it"):
         select(["qqqqqqqqqq"], names_of(shapes()[3].config))

@@ -1,9 +1,11 @@
 """Patches: what they change, what they leave, and that they are gone afterwards."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +13,18 @@ from torch import Tensor
 
 from florence2 import EncodedImage, Florence2, GenerationOptions
 from florence2.errors import OptionError
-from florence2.inspect import at, from_run, names_of, replace, scale, scale_heads, zero, zero_heads
+from florence2.inspect import (
+    answer_logprobs,
+    at,
+    force,
+    from_run,
+    names_of,
+    replace,
+    scale,
+    scale_heads,
+    zero,
+    zero_heads,
+)
 from tests.inspect.conftest import PROMPTS
 
 LAYER = "decoder.layers.0"
@@ -31,6 +44,20 @@ def ask(small: Florence2, encoded: list[EncodedImage], beams: GenerationOptions)
         with small.trace(*names) as t:
             small.run("<OD>", encoded[which], options=beams)
         return t
+
+    return run
+
+
+@pytest.fixture
+def memory(mini: Florence2, pictures: list[Image.Image]) -> Callable[[], Tensor]:
+    """What the encoder gives in a run that writes one id."""
+    picture, options = mini.encode_image(pictures[0]), mini.options(num_beams=1, max_new_tokens=1)
+
+    def run() -> Tensor:
+        with mini.trace("memory") as t:
+            mini.run("<OD>", picture, options=options)
+        found: Tensor = t["memory"]
+        return found
 
     return run
 
@@ -134,6 +161,40 @@ def test_gone_after_the_block_and_after_an_exception(small: Florence2, ask: Any)
     assert ask(0).run.answer == before.run.answer and ask(0).beams == before.beams
 
 
+def test_a_block_is_a_value(mini: Florence2, memory: Callable[[], Tensor]) -> None:
+    """It may be entered again, within itself too, and left in any order."""
+    plain, halved = memory(), mini.patched({"memory": scale(0.5)})
+    added = mini.patched({"memory": lambda x: x + 1})
+    for _ in range(2):
+        with halved:
+            assert torch.equal(memory(), plain * 0.5)
+    with halved, added, halved:
+        assert torch.allclose(memory(), (plain * 0.5 + 1) * 0.5, atol=1e-6)
+    with halved:
+        added.__enter__()
+        halved.__enter__()
+        added.__exit__(None, None, None)
+        assert torch.equal(memory(), plain * 0.25)
+        halved.__exit__(None, None, None)
+    assert torch.equal(memory(), plain)
+
+
+def test_a_function_that_writes_into_its_value(
+    mini: Florence2, pictures: list[Image.Image], memory: Callable[[], Tensor]
+) -> None:
+    """It changes the run, and neither the encoded picture nor what a trace keeps by another name."""
+    picture = mini.encode_image(pictures[0])
+    before, case = picture.features.clone(), force(mini, ("<OD>", picture), "a square</s>")
+    with mini.patched({"image_tokens": lambda x: x.mul_(0)}):
+        assert not torch.equal(answer_logprobs(mini, case, "prompt"), case.logprobs)
+    assert torch.equal(picture.features, before)
+    last, plain = f"encoder.layers.{mini.model.config.text.encoder_layers - 1}", memory()
+    with mini.patched({"memory": at(lambda x: x.zero_(), positions=[1])}), mini.trace(f"={last}") as t:
+        changed = memory()
+    assert torch.equal(t[last], plain) and not changed[1].any()
+    assert torch.equal(changed[2:], plain[2:])
+
+
 def test_patches_compose_outer_first(small: Florence2, ask: Any) -> None:
     plain = ask(0, "memory")["memory"]
     with small.patched({"memory": lambda x: x + 1}), small.patched({"memory": scale(2), "mem*": lambda x: x - 3}):
@@ -192,21 +253,23 @@ def test_a_batch_is_patched_row_by_row(
     assert [a.token_ids for a in answers] == [a.token_ids for a in expected]
 
 
-def test_two_threads_with_one_model(small: Florence2, pictures: list[Image.Image], beams: GenerationOptions) -> None:
+def test_threads_with_one_model(small: Florence2, pictures: list[Image.Image], beams: GenerationOptions) -> None:
+    """Two of them in the same block."""
     encoded = small.encode_image(pictures[0])
-    patches = [{"memory": scale(0.5)}, {"memory": scale(-1.0)}, {}]
+    shared = small.patched({"memory": scale(0.5)})
+    blocks = [shared, small.patched({"memory": scale(-1.0)}), small.patched({}), shared]
 
     def work(i: int, together: threading.Barrier | None) -> list[Any]:
-        with small.patched(patches[i]):
+        with blocks[i]:
             if together is not None:
                 together.wait(timeout=60)
             return [small.run("<OD>", encoded, options=beams).token_ids for _ in range(3)]
 
-    alone = [work(i, None) for i in range(3)]
+    alone = [work(i, None) for i in range(4)]
     assert len({str(answers) for answers in alone}) == 3
-    barrier = threading.Barrier(3)
-    with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(lambda i: work(i, barrier), range(3)))
+    barrier = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: work(i, barrier), range(4)))
     assert together == alone
 
 
@@ -217,11 +280,39 @@ def test_two_threads_with_one_model(small: Florence2, pictures: list[Image.Image
         ({"decoder": zero()}, "called 'decoder'"),  # a module without a value
         ({"search.survivors": zero()}, "called 'search.survivors'"),
         ({"memory": 0.5}, "The patch of memory is '0.5'; it must be a tensor, a function of one, or a Patch"),
+        ({3: zero()}, "A name or pattern is text, as 'decoder.layers.*', not '3'"),
+        ([("memory", zero())], "they must map names to them"),
     ],
 )
-def test_wrong_patches_are_refused_at_once(small: Florence2, patches: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptionError, match=message), small.patched(patches):
-        raise AssertionError
+def test_wrong_patches_are_refused_at_once(small: Florence2, patches: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        small.patched(patches)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: scale("a"), "The factor of scale is 'a'; it must be a number"),
+        (lambda: scale(torch.ones(3)), "The factor of scale is .* it must be a number"),
+        (lambda: replace([1.0]), "replace takes a tensor, not list"),
+        (lambda: from_run("run"), "from_run takes a trace, or one of its runs or pictures, not str"),
+        (lambda: zero_heads(3), r"heads is 3; it must be several whole numbers from 0, as \[3\]"),
+        (lambda: zero_heads(cast(Any, [1.5])), r"heads is \[1.5\]; it must be several whole numbers"),
+        (lambda: at(zero(), steps=[-1]), r"steps is \[-1\]"),
+        (lambda: at(zero(), steps=slice(2)), "steps is slice"),
+        (lambda: at(zero(), positions="12"), "positions is 12"),
+        (lambda: at(zero(), positions=torch.tensor([True, False])), "positions is tensor"),
+    ],
+)
+def test_patches_that_cannot_be_made(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+def test_numbers_of_any_library_choose(memory: Callable[[], Tensor], mini: Florence2) -> None:
+    for positions in ([2], (2,), {2}, range(2, 3), np.array([2]), torch.tensor([2])):
+        with mini.patched({"memory": at(zero(), positions=positions)}):
+            assert (~memory().any(dim=1)).nonzero().tolist() == [[2]]
 
 
 @pytest.mark.parametrize(
@@ -230,6 +321,7 @@ def test_wrong_patches_are_refused_at_once(small: Florence2, patches: dict[str, 
         ("memory", torch.zeros(3, 4), r"has the shape \(3, 4\), but the value there has \(1, 574, 64\), \(B, S, D\)"),
         ("memory", lambda x: x[:, :5], r"memory has the shape \(1, 5, 64\), but the value there has \(1, 574, 64\)"),
         ("memory", lambda x: 3, "The patch of memory gave int, not a tensor"),
+        ("memory", lambda x: x.to(torch.complex64), "is of torch.complex64, which does not go into torch.float32"),
         (HEADS, replace(torch.zeros(4, 3, 15)), r"\(4, 3, 15\), but the value there has \(1, 4, 3, 16\)"),
         (HEADS, zero_heads([4]), f"{HEADS} has the heads 0 to 3, so there is no head 4"),
         ("memory", zero_heads([0]), r"memory has no heads: its shape is \(B, S, D\)"),

@@ -11,9 +11,10 @@ from PIL import Image
 
 from florence2 import Florence2
 from florence2.errors import Florence2Error, OptionError
-from florence2.inspect.probe import collect, fit_probe, make_probe
+from florence2.inspect.probe import _split, collect, fit_probe, make_probe
 
 WHAT: Any = ("memory", "<CAPTION>", None, "mean", None)
+ONLY_HELD_OUT = next(seed for seed in range(99) if 23 in _split(24, 0.25, seed)[1])
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -156,7 +157,11 @@ def test_the_split_depends_on_the_seed_alone(mini: Florence2, shades: list[Image
         ({"targets": [float("nan")] * 24}, "finite"),
         ({"targets": [1.0] * 24}, "all equal"),
         ({"targets": {"a.png": 1.0}}, "go with a folder"),
+        ({"targets": ["a"] * 23 + ["b"], "seed": ONLY_HELD_OUT}, "all of the class 'a'; give more of the others"),
         ({"ridge": -1.0}, "ridge is -1.0"),
+        ({"ridge": float("nan")}, "ridge is nan"),
+        ({"ridge": "1"}, "ridge is '1'"),
+        ({"position": "middle"}, "position is 'middle'; it must be 'mean', 'max', 'last', a number, or a function"),
         ({"held_out": 1.0}, "held_out is 1.0"),
         ({"position": 64}, "no position 64"),
         ({"pictures": "no/such/folder"}, "is no folder"),

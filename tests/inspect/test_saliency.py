@@ -1,6 +1,6 @@
 """Gradient x input against differences, in float64."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -96,6 +96,8 @@ def test_some_tokens_alone(model: Florence2Model, pixels: Tensor) -> None:
 def test_a_token_that_is_not_there(model: Florence2Model, pixels: Tensor, tokens: Any) -> None:
     with pytest.raises(OptionError, match=r"The answer has no token .*; it has 4, numbered from 0 to 3, the end incl"):
         saliency_of(model, pixels, PROMPT, ANSWER, tokens)
+    with pytest.raises(OptionError, match=r"tokens is 3; it must be several numbers of tokens, as \[3\]"):
+        saliency_of(model, pixels, PROMPT, ANSWER, cast(Any, 3))
 
 
 def test_cells_add_up_their_pixels(model: Florence2Model, pixels: Tensor) -> None:
