@@ -14,7 +14,7 @@ from florence2.trace import Trace
 from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_picture
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
