@@ -18,7 +18,7 @@ from florence2.tasks import TASKS
 from parity import bench, inspect_cost, scaling
 from parity.adapters import compare_adapter
 from parity.cases import PICTURES, base_shape, shapes
-from parity.compare import Work, compare_checkpoint, compare_shape, compare_text
+from parity.compare import Work, compare_checkpoint, compare_shape, compare_specimen, compare_text
 from parity.gradients import compare_dropout
 from parity.machine import describe_machine
 from parity.recipe import make_checkpoint
@@ -97,6 +97,7 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Row]:
         if group in shape.references:
             yield from compare_shape(group, shape, make_reference, Work())
     if group == "native":
+        yield from compare_specimen("nano", make_reference)
         yield from compare_dropout(group, make_reference)
         yield from compare_adapter(group, shapes()[3], make_reference)
     if options.full:

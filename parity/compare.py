@@ -15,6 +15,7 @@ from florence2.checkpoint import load_model
 from florence2.coordinates import quantize
 from florence2.decoding import Generation
 from florence2.generation import generate
+from florence2.hub import resolve
 from florence2.image import image_to_tensor, open_image, read_image_config
 from florence2.model import Florence2Model
 from florence2.options import GenerationOptions
@@ -81,6 +82,18 @@ def compare_checkpoint(
     if work.rounded_gradients:
         yield from compare_gradients(group, subject, ours, reference, batch)
     yield from _compare_search(group, subject, ours, reference, pixels, prompts, work.settings)
+
+
+def compare_specimen(group: str, make_reference: MakeReference) -> Iterator[Row]:
+    """What happens inside the specimen that comes with the package, whose weights are trained."""
+    folder = resolve("nano")
+    ours, tokenizer = load_model(folder, dtype=torch.float64), FlorenceTokenizer(folder / "tokenizer.json")
+    reference = make_reference(folder, ours, torch.float64)
+    if isinstance(reference, Native):
+        prompts = [tokenizer.encode(build_sentence(*split_prompt(prompt))) for prompt in ("<OD>", "<CAPTION>")]
+        written = [2, *tokenizer.encode("red circle<loc_41><loc_552><loc_140><loc_706>square<loc_9>")[:-1]]
+        pixels = [_pixel_values(picture, folder) for picture in PICTURES]
+        yield from compare_inside(group, f"the specimen / {reference.name}", ours, reference, pixels, prompts, written)
 
 
 def compare_text(group: str, folder: Path, reference: Reference, count: int = 2000) -> Iterator[Row]:

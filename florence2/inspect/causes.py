@@ -121,6 +121,8 @@ def trace_causes(
     is goes to stderr. Raises OptionError for requests that do not fit each other, or of which the corrupted one does
     no harm, and for what does not exist.
     """
+    if kind not in (None, *KINDS):
+        raise OptionError(f"{kind!r} is no kind of tokens; choose one of {', '.join(KINDS)}.")
     chosen = _choose(f, names)
     true = force(f, clean, answer, options)
     false = force(f, corrupt, true.answer, options)

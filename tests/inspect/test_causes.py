@@ -144,6 +144,7 @@ def test_what_cannot_be_traced(mini: Florence2, ends: tuple[Request, Request]) -
         ((clean, corrupt, ["memory"]), {"groups": {"far": [900]}}, "The group 'far' has position 900; memory has"),
         ((clean, corrupt, ["memory"]), {"groups": {"none": []}}, "The group 'none' has no position"),
         ((clean, corrupt, ["memory"]), {"limit": 100}, "limit"),
+        ((clean, corrupt, ["memory"]), {"kind": "words"}, "'words' is no kind of tokens; choose one of word, location"),
         ((clean, corrupt, ["memory"]), {"answer": "<loc_1>", "kind": "word"}, "has no token to score"),
     ):
         with pytest.raises(OptionError, match=message):

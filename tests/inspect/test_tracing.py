@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from florence2 import Florence2, GenerationOptions
+from florence2 import Florence2, GenerationOptions, load
 from florence2.errors import OptionError
 from florence2.inspect import BeamStep, Tracing
+from florence2.inspect.names import RULES
+from florence2.train.scenes import make_scene
 from tests import plain
 from tests.inspect.conftest import PROMPTS
 
@@ -52,6 +54,21 @@ def test_the_traced_run_gives_the_same_answers(
         assert found.token_logprobs == pytest.approx(expected.token_logprobs, abs=1e-4)
         assert found.finish_reason == expected.finish_reason
     assert [run.answer for run in t.runs] == answers
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_on_the_specimen_tokens_are_the_same_with_everything_kept(beams: int) -> None:
+    f, scene = load("nano"), make_scene(8, 0)
+    quiet = {f"scores.{rule}" for rule in RULES[:3]}  # that are off in its settings
+    options = f.options(num_beams=beams, max_new_tokens=60)
+    for task in ("<OD>", "<OCR_WITH_REGION>", "<MORE_DETAILED_CAPTION>"):
+        untraced = f.run(task, scene.image, options=options)
+        with f.trace("**") as t:
+            traced = f.run(task, scene.image, options=options)
+        assert traced.token_ids == untraced.token_ids and len(untraced.token_ids) > 2
+        assert traced.token_logprobs == pytest.approx(untraced.token_logprobs, abs=1e-4)
+        wanted = {name.name for name in t.selected if not name.name.startswith("search.banned")}
+        assert set(t.names) == wanted - quiet
 
 
 @pytest.mark.parametrize("settings", ["beams", "greedy"])
