@@ -265,7 +265,8 @@ def test_progress(plain_folder: Path, sound: Audit) -> None:
 def test_json_holds_everything(sound: Audit) -> None:
     values = json.loads(json.dumps(sound.to_dict(), allow_nan=False))
     assert values.keys() == {
-        "path", "layout", "dtypes", "parameters", "sha256", "modules", "tensors", "equal", "findings"
+        "path", "layout", "dtypes", "parameters", "parts", "sha256", "modules", "tensors", "equal", "findings"
     }  # fmt: skip
+    assert sum(values["parts"].values()) == values["parameters"]
     tensor = next(t for t in values["tensors"] if t["name"] == "multi_modal_projector.image_projection.weight")
     assert tensor["stored"] == ["image_projection"] and tensor["shape"] == [64, 48] and tensor["spectrum"]["side"] == 48
