@@ -3,7 +3,7 @@
 import copy
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,17 @@ def save_adapter(model: Florence2Model, folder: Path, layout: Layout | None = No
         raise ConfigError("The model has no LoRA matrices to save; `add_lora` puts them in.")
     configs: Any = model.peft_config
     config = copy.copy(configs[_ADAPTER])
-    names = {path: _name(path, layout) for path in config.target_modules}
-    config.target_modules = set(names.values())
     matrices: dict[str, Tensor] = peft.get_peft_model_state_dict(model, adapter_name=_ADAPTER)
+    named: dict[str, Tensor] = {}
+    targets: set[str] = set()
+    for key, matrix in matrices.items():
+        path, _, part = key.partition(".lora_")
+        targets.add(_name(path, layout))
+        named[f"{_PREFIX}{_name(path, layout)}.lora_{part}"] = matrix.cpu()
+    if layout is not None:
+        config.target_modules = targets  # peft shortened ours to what tells them from other modules of ours
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / ADAPTER_WEIGHTS, {_in_file(key, names): value.cpu() for key, value in matrices.items()})
+    write_safetensors(folder / ADAPTER_WEIGHTS, named)
     config.save_pretrained(str(folder))
 
 
@@ -116,12 +122,6 @@ def _name(path: str, layout: Layout | None) -> str:
     if name is None:
         raise ConfigError(f"The {layout} layout has no module {path}; save the adapter by our own names.")
     return name
-
-
-def _in_file(key: str, names: Mapping[str, str]) -> str:
-    """Our key of a matrix, "...fc1.lora_A.weight", as the file has it."""
-    path, _, matrix = key.partition(".lora_")
-    return f"{_PREFIX}{names[path]}.lora_{matrix}"
 
 
 def _can_learn(module: nn.Module) -> bool:
