@@ -18,6 +18,7 @@ from florence2.hub import DEFAULT_MODEL, resolve
 from florence2.model import Florence2Model
 from florence2.pipeline import Florence2, choose_device
 from florence2.processor import Processor
+from florence2.sinks import Progress
 from florence2.tensors import find_weights
 from florence2.train.check import Finding, check_samples
 from florence2.train.data import Sample
@@ -127,7 +128,7 @@ def _train(
     def after_save(step: int) -> dict[str, Any]:
         if step < settings.steps:
             _plot(options.out)
-        return {"evaluation": evaluate(Florence2(model, processor), held_out)} if held_out else {}
+        return {"evaluation": _measure(Florence2(model, processor), held_out)} if held_out else {}
 
     _tell(_describe(model, settings))
     train(model, processor, samples, settings, options.out, _notes(options, lora, samples), after_save)
@@ -148,6 +149,15 @@ def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list
     questions = json.dumps([(sample.name, sample.pairs) for sample in samples])
     digest = hashlib.sha256(questions.encode()).hexdigest()[:16]
     return {**notes, "task": options.task, "questions": digest, "lora": asdict(lora) if lora else None}
+
+
+def _measure(model: Florence2, held_out: list[Sample]) -> dict[str, Any]:
+    """The metrics of `--validation`; how far it is goes to stderr."""
+    progress = Progress(len(held_out))
+    try:
+        return dict(evaluate(model, held_out, progress=lambda done, _: progress.show(done)))
+    finally:
+        progress.close()
 
 
 def _plot(folder: Path) -> None:

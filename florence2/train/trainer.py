@@ -61,7 +61,7 @@ def train(
     when the gradient is no longer finite: what was saved before stays as it is.
     """
     accelerator = Accelerator(
-        mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
+        mixed_precision="no",  # one process cannot change accelerate's; see `_update`
         cpu=model.device.type == "cpu",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
@@ -156,7 +156,7 @@ def _update(
     for number, batch in enumerate(batches):
         last = number + 1 == len(batches)
         with nullcontext() if last else accelerator.no_sync(module):
-            with accelerator.autocast():
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 loss = module(batch.to(device))
             # the processes' gradients are averaged, not added
             accelerator.backward(loss * (accelerator.num_processes / labels))

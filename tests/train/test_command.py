@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from florence2.errors import Florence2Error
+from florence2.pipeline import Florence2
 from florence2.train import command
 from florence2.train.command import main
+from florence2.train.data import Sample
 from florence2.train.write_scenes import write_scenes
 
 Capture = pytest.CaptureFixture[str]
@@ -144,8 +146,13 @@ def _lines(folder: Path) -> Path:
 def test_of_a_coco_file_the_trained_task_is_measured(
     given: list[str], data: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    monkeypatch.setattr(command, "evaluate", lambda model, samples: seen.append(samples) or {})
+    seen: list[Any] = []
+
+    def see(model: Florence2, samples: list[Sample], progress: object) -> dict[str, Any]:
+        seen.append(samples)
+        return {}
+
+    monkeypatch.setattr(command, "evaluate", see)
     words = [str(coco), *given[1:], "--images", str(data), "--validation", str(coco), "--batch", "1"]
     assert main([*words, "--task", "<REGION_TO_CATEGORY>"]) == 0
     ((sample,),) = seen  # one evaluation, of one sample

@@ -139,6 +139,17 @@ def test_a_run_that_saved_nothing_holds_nobody(mini, processor, tmp_path) -> Non
     assert json.loads((tmp_path / "settings.json").read_text())["batch"] == 2 and len(rows(tmp_path)) == 1
 
 
+def test_runs_of_one_process_may_differ_in_precision(mini, mini_config, processor, tmp_path) -> None:
+    """The second is autocast, and its weights stay float32."""
+    other = make_model(mini_config, processor, seed=3)
+    settings = replace(SETTINGS, steps=1)
+    train(mini, processor, SceneSamples(1, 8), settings, tmp_path / "float32")
+    train(other, processor, SceneSamples(1, 8), replace(settings, precision="bfloat16"), tmp_path / "bfloat16")
+    (one,), (two,) = (rows(tmp_path / name) for name in ("float32", "bfloat16"))
+    assert two["loss"] != one["loss"] and two["loss"] == pytest.approx(one["loss"], rel=1e-2)
+    assert {p.dtype for p in other.parameters()} == {torch.float32}
+
+
 def test_half_a_row_of_the_log_is_dropped(mini, processor, tmp_path) -> None:
     """As a kill leaves one; it may end with a brace all the same."""
     train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=1), tmp_path)
