@@ -86,6 +86,8 @@ def train(
     module, optimizer = accelerator.prepare(objective, optimizer)
     _check_same_step(first, folder, accelerator)
     log = _Log(folder, settings, first, accelerator.is_main_process)
+    if accelerator.num_processes > 1 and accelerator.is_main_process:  # a launcher may have started others than meant
+        print(f"{accelerator.num_processes} processes share each batch.", file=sys.stderr)
     if first and accelerator.is_main_process:
         print(f"{folder} goes on behind step {first} of {settings.steps}.", file=sys.stderr)
 

@@ -109,6 +109,7 @@ def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path) ->
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr[-2000:]
+        assert ("2 processes share each batch." in done.stderr) == (processes == 2)
         assert sorted(done.stdout.split()) == [f"{rank}/{processes}" for rank in range(processes)]
     one, two = (torch.load(tmp_path / str(n) / "state.pt", weights_only=True) for n in (1, 2))
     for name, value in one["parameters"].items():
