@@ -57,7 +57,7 @@ def test_the_line_shown_is_one_that_is_written(tmp_path: Path) -> None:
     """And what `--check` says of them all is of as many."""
     page = script.PAGE.read_text(encoding="utf-8")
     (shown,) = re.findall(r"```json\n(.*?)```", page, re.S)
-    (words,) = [words for words in script.commands() if "german/train" in words and "--count" in words]
+    (words,) = [words for words in script.commands() if "sizes/train" in words and "--count" in words]
     write_scenes.main(
         [str(tmp_path), *words[4 : words.index("--count")], "--count", "2", *words[words.index("--ask") :]]
     )
