@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from florence2.config import Layout
 from florence2.errors import CheckpointError, ConfigError
-from florence2.layouts import SHARED, TIED_TO_SHARED, to_ours
+from florence2.layouts import SHARED, TIED_TO_SHARED, from_ours, to_ours
 from florence2.model import Florence2Model, Head
 from florence2.strict_json import Fields, read_json, shown
 from florence2.tensors import TensorInfo, WeightFiles
@@ -135,6 +136,12 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if problems:
         raise ConfigError(f"{folder / ADAPTER_CONFIG} cannot be merged: " + "; ".join(problems) + ".")
     return config
+
+
+def name_module(path: str, layout: Layout) -> str | None:
+    """Our path of a module -> its name in the layout's reference; None where that has no such module."""
+    name = from_ours(f"{path}.weight", layout)
+    return name.removesuffix(".weight") if name is not None and name.endswith(".weight") else None
 
 
 def _take_patterns(fields: Fields, key: str, kind: type) -> dict[str, Any]:

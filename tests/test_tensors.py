@@ -34,6 +34,13 @@ def test_one_file_by_name_or_folder(tmp_path: Path) -> None:
         assert_same(read(files))
 
 
+def test_the_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    """By whom the process' umask says, not by its owner alone."""
+    (tmp_path / "other").touch()
+    write_safetensors(tmp_path / "model.safetensors", TENSORS)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_the_only_file_of_another_name(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "fine-tune.safetensors", TENSORS)
     assert_same(read(find_weights(tmp_path)))

@@ -22,10 +22,19 @@ class TrainState:
 
 
 def save_state(folder: Path, state: TrainState) -> None:
-    """Replace the state in `folder`; a kill in between leaves the old one."""
+    """Replace the state in `folder`; a kill in between leaves the old one.
+
+    Raises CheckpointError when it cannot be written.
+    """
     values = {"step": state.step, "parameters": state.parameters, "optimizer": state.optimizer}
-    with written_whole(folder / STATE) as path:
-        torch.save(values, path)
+    try:
+        with written_whole(folder / STATE) as path:
+            torch.save(values, path)
+    except RuntimeError as error:  # as which torch reports a full disk
+        raise CheckpointError(
+            f"The state of step {state.step} cannot be written to {folder} ({error}); is the disk full? Make room, and "
+            "give the same command again: it goes on from the state saved before."
+        ) from None
 
 
 def load_state(folder: Path) -> TrainState | None:

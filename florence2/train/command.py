@@ -1,8 +1,11 @@
 """`florence2 train DATA --model base --out DIR`."""
 
 import argparse
+import hashlib
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,39 +19,91 @@ from florence2.hub import DEFAULT_MODEL, resolve
 from florence2.model import Florence2Model
 from florence2.pipeline import Florence2
 from florence2.processor import Processor
+from florence2.sinks import Progress
 from florence2.tensors import find_weights
-from florence2.train.check import check_samples
+from florence2.train.check import Finding, check_samples
 from florence2.train.data import Sample
 from florence2.train.entries import DataError
 from florence2.train.evaluate import evaluate
-from florence2.train.freeze import PARTS, count_trainable
+from florence2.train.freeze import PARTS, count_trainable, freeze
 from florence2.train.lora import LoraSettings, add_lora, save_adapter
 from florence2.train.settings import TrainSettings
 from florence2.train.sources import read_samples
 
 CHECKPOINT, ADAPTER, CURVE = "checkpoint", "adapter", "curve.png"
+_NAMES_HELP = "how its file names modules: for peft on which model (ours; florence2 itself reads all three)"
+_MOST_EPOCHS = 1_000_000
 
 
 def main(arguments: Sequence[str]) -> int:
     """Check the data, train, and write the run folder; 1 when `--check` finds labels that would be lost or cut."""
     options = build_parser().parse_args(arguments)
-    if options.out is None and not options.check:
-        raise OptionError("Where to? Give --out DIR for the run, or --check to look at the data only.")
+    _check_options(options)
     path = resolve(options.model, revision=options.revision)
     processor = Processor.from_folder(checkpoint_folder(path))
     samples = read_samples(options.data, options.images, tasks=options.task)
+    held_out = _held_out(options)
+    settings = _settings(options, len(samples))
     device = choose_device(options.device)
     # in bfloat16 on a CPU the backward pass of torch's fused attention takes twice as long as the written-out one
     written_out = device.type == "cpu" and options.precision == "bfloat16"
     model = load_model(path, device=device, attention="eager" if written_out else "sdpa")
-    report = check_samples(samples, processor, *_room(model, processor))
-    print(report, file=sys.stdout if options.check else sys.stderr)
+    lora = None if options.check else _restrict(options, settings, model)
+    say = print if options.check else _tell
+    findings = _report(samples, model, processor, say)
+    if held_out:
+        say("Of --validation:")
+        findings += _report(held_out, model, processor, say)
     if options.check:
-        return 1 if report.findings else 0
-    if report.refused or report.unreadable:
+        return 1 if findings else 0
+    if any(finding.fault in ("refused", "unreadable") for finding in findings):
         raise DataError("Not every prompt and picture can be used, see above; mend them or leave them out.")
-    _train(options, model, processor, samples, path)
+    _train(options, settings, lora, model, processor, samples, held_out, path)
     return 0
+
+
+def _restrict(options: argparse.Namespace, settings: TrainSettings, model: Florence2Model) -> LoraSettings | None:
+    """Leave only that of the model to be trained which is meant to be."""
+    lora = _lora(options)
+    if lora:
+        add_lora(model, lora, settings.seed)
+    freeze(model, settings.freeze)
+    return lora
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuse what `TrainSettings` and `LoraSettings` do not see. Raises OptionError."""
+    if options.out is None and not options.check:
+        raise OptionError("Where to? Give --out DIR for the run, or --check to look at the data only.")
+    if not 0 < options.epochs <= _MOST_EPOCHS:
+        raise OptionError(f"--epochs is {options.epochs}; it must be above 0 and at most {_MOST_EPOCHS:,}.")
+    if options.batch < 1:
+        raise OptionError(f"--batch is {options.batch}; it must be at least 1.")
+    if options.lora is None and (options.lora_alpha is not None or options.lora_names != "ours"):
+        raise OptionError("--lora-alpha and --lora-names are for an adapter; give --lora RANK too, or leave them out.")
+
+
+def _held_out(options: argparse.Namespace) -> list[Sample]:
+    """The samples of `--validation`; of a COCO file they are asked what is trained."""
+    if options.validation is None:
+        return []
+    tasks = options.task if options.validation.suffix.lower() == ".json" else ()
+    return read_samples(options.validation, options.images, sys.maxsize, tasks)
+
+
+def _report(
+    samples: list[Sample], model: Florence2Model, processor: Processor, say: Callable[[str], None]
+) -> tuple[Finding, ...]:
+    """Say what of the samples would be lost or cut."""
+    report = check_samples(samples, processor, *_room(model, processor))
+    say(str(report))
+    return report.findings
+
+
+def _tell(text: str) -> None:
+    """To stderr, by the first of several processes: launchers number them so."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def _room(model: Florence2Model, processor: Processor) -> tuple[int, int]:
@@ -60,36 +115,73 @@ def _room(model: Florence2Model, processor: Processor) -> tuple[int, int]:
 
 
 def _train(
-    options: argparse.Namespace, model: Florence2Model, processor: Processor, samples: list[Sample], path: Path
+    options: argparse.Namespace,
+    settings: TrainSettings,
+    lora: LoraSettings | None,
+    model: Florence2Model,
+    processor: Processor,
+    samples: list[Sample],
+    held_out: list[Sample],
+    path: Path,
 ) -> None:
+    from florence2.train.trainer import is_first_process, train  # accelerate takes a second, and --check does without
+
+    def after_save(step: int) -> dict[str, Any]:
+        if step < settings.steps:
+            _plot(options.out)
+        return {"evaluation": _measure(Florence2(model, processor), held_out)} if held_out else {}
+
+    _tell(_describe(model, settings))
+    train(model, processor, samples, settings, options.out, _notes(options, lora, samples), after_save)
+    if is_first_process():
+        print(_write_result(model, options, path))
+
+
+def _lora(options: argparse.Namespace) -> LoraSettings | None:
+    if options.lora is None:
+        return None
+    return LoraSettings(options.lora, 2 * options.lora if options.lora_alpha is None else options.lora_alpha)
+
+
+def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list[Sample]) -> dict[str, Any]:
+    """What a run depends on beside its settings. The digest is of the questions and answers, not of the pictures."""
+    given = ("data", "images", "validation", "model", "revision")
+    notes = {name: None if (value := getattr(options, name)) is None else str(value) for name in given}
+    questions = json.dumps([(sample.name, sample.pairs) for sample in samples])
+    digest = hashlib.sha256(questions.encode()).hexdigest()[:16]
+    return {**notes, "task": options.task, "questions": digest, "lora": asdict(lora) if lora else None}
+
+
+def _measure(model: Florence2, held_out: list[Sample]) -> dict[str, Any]:
+    """The metrics of `--validation`; how far it is goes to stderr."""
+    progress = Progress(len(held_out))
+    try:
+        return dict(evaluate(model, held_out, progress=lambda done, _: progress.show(done)))
+    finally:
+        progress.close()
+
+
+def _plot(folder: Path) -> None:
     from florence2.train.plot import plot_log
-    from florence2.train.trainer import train  # accelerate takes a second to import, and --check does without
 
-    settings = _settings(options, len(samples))
-    lora = LoraSettings(options.lora, options.lora_alpha or 2 * options.lora) if options.lora else None
-    if lora:
-        add_lora(model, lora)
-    held_out = read_samples(options.validation, options.images) if options.validation else []
+    plot_log(folder / "log.jsonl", folder / CURVE)
 
-    def measure() -> dict[str, Any]:
-        return {"evaluation": evaluate(Florence2(model, processor), held_out)} if held_out else {}
 
-    notes = {"data": str(options.data), "model": options.model, "lora": asdict(lora) if lora else None}
-    print(_describe(model, settings), file=sys.stderr)
-    train(model, processor, samples, settings, options.out, notes, lambda _: measure())
-    plot_log(options.out / "log.jsonl", options.out / CURVE)
-    if lora:
-        save_adapter(model, options.out / ADAPTER)
-        print(options.out / ADAPTER)
-        return
+def _write_result(model: Florence2Model, options: argparse.Namespace, path: Path) -> Path:
+    """Write the adapter, or the checkpoint in layout and type of the one at `path`, and the curve."""
+    _plot(options.out)
+    if options.lora is not None:
+        target: Path = options.out / ADAPTER
+        save_adapter(model, target, None if options.lora_names == "ours" else options.lora_names)
+        return target
     target = options.out / CHECKPOINT
     save_checkpoint(model, target, model.config.layout, stored_dtype(find_weights(path)))
     copy_companions(checkpoint_folder(path), target)
-    print(target)
+    return target
 
 
 def _settings(options: argparse.Namespace, count: int) -> TrainSettings:
-    steps = options.steps or max(1, round(options.epochs * count / options.batch))
+    steps = max(1, round(options.epochs * count / options.batch)) if options.steps is None else options.steps
     warmup = options.warmup if options.warmup is not None else min(100, steps // 10)
     names = "batch micro_batch learning_rate weight_decay clip seed precision gradient_checkpointing log_every workers"
     given = {name: getattr(options, name) for name in names.split()}
@@ -126,6 +218,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--freeze", nargs="+", default=[], metavar="PART", help=f"{', '.join(PARTS)}, or module paths")
     parser.add_argument("--lora", type=int, metavar="RANK", help="train an adapter of this rank, not the weights")
     parser.add_argument("--lora-alpha", type=float, help="its scale (twice the rank)")
+    parser.add_argument("--lora-names", choices=("ours", "native", "microsoft"), default="ours", help=_NAMES_HELP)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")

@@ -58,7 +58,7 @@ def read_pixels(values: object, image_size: tuple[int, int]) -> list[float]:
     """A JSON value -> coordinates x, y, x, y, ... in pixels, as it has them.
 
     `image_size` is (width, height). Raises DataError unless they are numbers, in pairs, of which some part lies in
-    the picture; and for numbers that must be fractions of its sides.
+    the picture; and for numbers that must be fractions of its sides, or of another scale: more than a side beyond it.
     """
     numbers = read_numbers(values)
     if not numbers or len(numbers) % 2:
@@ -69,6 +69,12 @@ def read_pixels(values: object, image_size: tuple[int, int]) -> list[float]:
         if max(row) < 0 or min(row) >= side:
             width, height = image_size
             raise DataError(f"{shown(values)} lies outside the picture of {width} x {height} pixels.")
+        if max(row) > 2 * side or min(row) < -side:
+            width, height = image_size
+            raise DataError(
+                f"{shown(values)} reaches far beyond the picture of {width} x {height} pixels; give pixels of this "
+                "picture, not of another size and not location bins."
+            )
     return numbers
 
 

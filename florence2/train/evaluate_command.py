@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         value = getattr(chosen, option)
         if value is not None and value < 1:
             raise OptionError(f"--{option} is {value}; it must be at least 1.")
-    samples = read_samples(chosen.data, chosen.images, questions_per_picture=sys.maxsize)[: chosen.limit]
+    samples = read_samples(chosen.data, chosen.images, sys.maxsize, chosen.task)[: chosen.limit]
     model = load(
         chosen.model,
         device=chosen.device,
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 evaluate", description="Answer the questions of a data file and measure the answers, by task."
     )
     parser.add_argument("data", type=Path, metavar="DATA", help="JSON Lines of image, prefix, suffix; or a COCO file")
+    parser.add_argument("--task", action="append", default=[], help="what to ask of a COCO file (its usual task)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="where the pictures are (beside DATA)")
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"name, OWNER/NAME, folder or file ({DEFAULT_MODEL})")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")

@@ -1,5 +1,6 @@
 """LoRA: training a few low-rank matrices in place of the model's weights, through peft."""
 
+import copy
 import difflib
 import importlib
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from florence2.adapters import ADAPTER_WEIGHTS
+from florence2.adapters import ADAPTER_WEIGHTS, name_module
+from florence2.config import Layout
 from florence2.errors import ConfigError
 from florence2.model import Florence2Model
 from florence2.tensors import write_safetensors
@@ -89,19 +91,37 @@ def find_targets(model: Florence2Model, settings: LoraSettings) -> list[str]:
     return [path for path in maps if _last_word(path) in (settings.targets or linear)]
 
 
-def save_adapter(model: Florence2Model, folder: Path) -> None:
+def save_adapter(model: Florence2Model, folder: Path, layout: Layout | None = None) -> None:
     """Write the matrices of `add_lora` to `folder` as peft does: `adapter_config.json`, `adapter_model.safetensors`.
 
-    `florence2.load(..., adapter=folder)` merges them, and peft's `PeftModel.from_pretrained` takes them up.
+    `florence2.load(..., adapter=folder)` merges them, whatever the names. peft's `PeftModel.from_pretrained` takes
+    them up where the modules are named so: on this project's model, or with `layout` on Microsoft's or transformers'
+    native one. Raises ConfigError for a module that the layout's reference does not have.
     """
     peft = _import_peft()
     if not hasattr(model, "peft_config"):
         raise ConfigError("The model has no LoRA matrices to save; `add_lora` puts them in.")
     configs: Any = model.peft_config
+    config = copy.copy(configs[_ADAPTER])
     matrices: dict[str, Tensor] = peft.get_peft_model_state_dict(model, adapter_name=_ADAPTER)
+    named: dict[str, Tensor] = {}
+    targets: set[str] = set()
+    for key, matrix in matrices.items():
+        path, _, part = key.partition(".lora_")
+        targets.add(_name(path, layout))
+        named[f"{_PREFIX}{_name(path, layout)}.lora_{part}"] = matrix.cpu()
+    if layout is not None:
+        config.target_modules = targets  # peft shortened ours to what tells them from other modules of ours
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / ADAPTER_WEIGHTS, {_PREFIX + name: matrix.cpu() for name, matrix in matrices.items()})
-    configs[_ADAPTER].save_pretrained(str(folder))
+    write_safetensors(folder / ADAPTER_WEIGHTS, named)
+    config.save_pretrained(str(folder))
+
+
+def _name(path: str, layout: Layout | None) -> str:
+    name = path if layout is None else name_module(path, layout)
+    if name is None:
+        raise ConfigError(f"The {layout} layout has no module {path}; save the adapter by our own names.")
+    return name
 
 
 def _can_learn(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Everything a training run depends on, besides its data and the checkpoint it starts from."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,14 +43,16 @@ class TrainSettings:
             if getattr(self, name) < least
         ]
         problems += [
-            f"{name} is {getattr(self, name)}; it must be above 0"
-            for name in ("learning_rate", "clip")
-            if not getattr(self, name) > 0
+            f"{name} is {getattr(self, name)}; it must be above 0{end}"
+            for name, most, end in (("learning_rate", 1e6, " and at most 1e6"), ("clip", math.inf, ""))
+            if not 0 < getattr(self, name) <= most
         ]
         if self.micro_batch is not None and self.micro_batch < 1:
             problems.append(f"micro_batch is {self.micro_batch}; it must be at least 1")
-        if self.workers < 0 or self.weight_decay < 0:
-            problems.append("workers and weight_decay must not be negative")
+        if self.workers < 0 or not 0 <= self.weight_decay < math.inf:
+            problems.append("workers and weight_decay must be finite and not negative")
+        if not 0 <= self.seed < 1 << 32:
+            problems.append(f"seed is {self.seed}; it must be at least 0 and below 2**32")
         if self.precision not in ("float32", "bfloat16"):
             problems.append(f"precision is {self.precision!r}; it must be 'float32' or 'bfloat16'")
         if problems:

@@ -5,21 +5,23 @@ Several processes or GPUs go through Hugging Face accelerate: start the same com
 
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from florence2.errors import ConfigError
-from florence2.files import write_json
+from florence2.errors import ConfigError, Florence2Error
+from florence2.files import write_json, written_whole
 from florence2.model import Florence2Model
 from florence2.processor import Processor
 from florence2.strict_json import read_json
@@ -32,6 +34,10 @@ from florence2.train.schedule import rate_at
 from florence2.train.settings import TrainSettings
 
 LOG, SETTINGS = "log.jsonl", "settings.json"
+_FREE = ("save_every", "log_every", "workers")
+"""Settings that change nothing of what is learnt."""
+_PATIENCE = timedelta(days=1)
+"""How long processes wait for the one that evaluates."""
 
 
 def train(
@@ -51,23 +57,14 @@ def train(
     that holds a state is gone on with, from the update after the last one saved, to the very bits that a run without
     a break would have come to. `after_save(step)` may return what is to be logged then, such as an evaluation.
     `objective` around the model may compute another loss, with parameters of its own that are trained too, from the
-    batches that `collate` makes. Raises ConfigError when `folder` was begun with other settings, or when the loss is
-    no longer finite.
+    batches that `collate` makes. Raises ConfigError when `folder` holds the state of a run with other settings, or
+    when the gradient is no longer finite: what was saved before stays as it is.
     """
     accelerator = Accelerator(
-        mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
+        mixed_precision="no",  # one process cannot change accelerate's; see `_update`
         cpu=model.device.type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    _hold_settings(folder, {**asdict(settings), **(notes or {})}, accelerator)
-    objective = (objective or LossModule(model)).train()
-    freeze(model, settings.freeze)
-    optimizer = make_optimizer(objective, settings)
-    state = load_state(folder)
-    first = 0 if state is None else state.step
-    if state is not None:
-        _restore(objective, optimizer, state)
-    module, optimizer = accelerator.prepare(objective, optimizer)
     data = StepData(
         samples,
         processor,
@@ -77,7 +74,22 @@ def train(
         accelerator.num_processes,
         collate,
     )
+    objective = (objective or LossModule(model)).train()
+    freeze(model, settings.freeze)
+    optimizer = make_optimizer(objective, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = load_state(folder)
+    first = 0 if state is None else state.step
+    _hold_settings(folder, {**asdict(settings), **(notes or {})}, state is not None, accelerator)
+    if state is not None:
+        _restore(objective, optimizer, state)
+    module, optimizer = accelerator.prepare(objective, optimizer)
+    _check_same_step(first, folder, accelerator)
     log = _Log(folder, settings, first, accelerator.is_main_process)
+    if accelerator.num_processes > 1 and accelerator.is_main_process:  # a launcher may have started others than meant
+        print(f"{accelerator.num_processes} processes share each batch.", file=sys.stderr)
+    if first and accelerator.is_main_process:
+        print(f"{folder} goes on behind step {first} of {settings.steps}.", file=sys.stderr)
 
     def save(step: int) -> None:
         accelerator.wait_for_everyone()
@@ -101,6 +113,11 @@ def train(
     finally:
         log.close()
     model.eval()
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of several processes that writes results, or the only one."""
+    return bool(PartialState().is_main_process)
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -141,34 +158,57 @@ def _update(
     for number, batch in enumerate(batches):
         last = number + 1 == len(batches)
         with nullcontext() if last else accelerator.no_sync(module):
-            with accelerator.autocast():
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 loss = module(batch.to(device))
             # the processes' gradients are averaged, not added
             accelerator.backward(loss * (accelerator.num_processes / labels))
         total += loss.detach()
-    norm = accelerator.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], settings.clip)
+    norm = float(accelerator.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], settings.clip))
+    mean = float(accelerator.reduce(total, reduction="sum") / labels)
+    if not math.isfinite(norm + mean):  # before it gets into the weights, and with them into the state
+        raise ConfigError(
+            f"At step {step + 1} the loss is {mean} and the norm of its gradient {norm}. Try a lower --learning-rate, "
+            "more --warmup, or float32."
+        )
     optimizer.step()
     optimizer.zero_grad()
-    mean = accelerator.reduce(total, reduction="sum") / labels
-    return float(mean), float(norm), int(labels)
+    return mean, norm, int(labels)
 
 
 def _load(data: StepData, first: int) -> Iterator[list[Batch]]:
     """The steps' batches from `first` on, made ahead by worker processes."""
     workers = data.settings.workers
     loader = DataLoader(
-        data,
+        _Told(data),
         batch_size=None,
         sampler=range(first, len(data)),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_be_a_worker,
     )
-    yield from loader
+    for batches in loader:
+        if isinstance(batches, Florence2Error):
+            raise batches
+        yield batches
 
 
-def _one_thread(_: int) -> None:
+class _Told(Dataset[list[Batch] | Florence2Error]):
+    """`data`, with errors handed over as values: what a worker process raises comes out as its traceback."""
+
+    def __init__(self, data: StepData):
+        self.data = data
+
+    def __getitem__(self, step: int) -> list[Batch] | Florence2Error:
+        try:
+            return self.data[step]
+        except Florence2Error as error:
+            return error
+
+
+def _be_a_worker(_: int) -> None:
+    """One thread, and Ctrl-C is for the main process, which stops its workers."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _capture(module: nn.Module, optimizer: Any, step: int) -> TrainState:
@@ -186,19 +226,29 @@ def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, state: TrainSt
     optimizer.load_state_dict(state.optimizer)
 
 
-def _hold_settings(folder: Path, values: dict[str, Any], accelerator: Accelerator) -> None:
-    """Write the run's settings, or find the same ones there."""
+def _hold_settings(folder: Path, values: dict[str, Any], begun: bool, accelerator: Accelerator) -> None:
+    """Write the run's settings; of a run that has `begun`, only what its weights do not depend on may be new."""
     path = folder / SETTINGS
     values = json.loads(json.dumps(values))
-    if path.is_file():
+    if begun and path.is_file():
         found = read_json(path)
         other = sorted(key for key in values.keys() | found.keys() if values.get(key) != found.get(key))
+        other = [key for key in other if key not in _FREE]
         if other:
             listing = ", ".join(f"{key} {found.get(key)!r}, not {values.get(key)!r}" for key in other)
             raise ConfigError(f"{folder} was begun with {listing}; use those, or another folder.")
-    elif accelerator.is_main_process:
-        write_json(path, values)
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(path, values)
+
+
+def _check_same_step(first: int, folder: Path, accelerator: Accelerator) -> None:
+    """Every process must have found the same state, which it reads from the folder itself."""
+    steps = accelerator.gather(torch.tensor([first], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ConfigError(
+            f"The processes would go on from steps {steps}: {folder} must be one folder that all machines share."
+        )
 
 
 class _Log:
@@ -229,10 +279,6 @@ class _Log:
         if self.active:
             line = f"step {done} of {settings.steps}  loss {mean:.4f}  rate {lr:.2e}  {rate:.2f} steps/s  "
             print(line + f"{_clock(left)} left", file=sys.stderr, flush=True)
-        if not math.isfinite(mean):
-            raise ConfigError(
-                f"The loss is {mean} at step {done}. Try a lower --learning-rate, more --warmup, or float32."
-            )
 
     def write(self, row: dict[str, Any]) -> None:
         if self.file is not None:
@@ -247,9 +293,10 @@ class _Log:
 def _drop_after(path: Path, step: int) -> None:
     """Of a broken run's log, keep what the saved state has seen."""
     if path.is_file():
-        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        rows = path.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may leave half a row, without its end
         kept = [row for row in rows if json.loads(row)["step"] <= step]
-        path.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+        with written_whole(path) as draft:
+            draft.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
 
 
 def _clock(seconds: float) -> str:

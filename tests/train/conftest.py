@@ -1,13 +1,17 @@
 """A model small enough to train in a test, with the specimen's tokenizer."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from florence2.checkpoint import save_checkpoint
 from florence2.config import Florence2Config
+from florence2.files import write_json
 from florence2.model import Florence2Model
 from florence2.processor import Processor
+from florence2.strict_json import read_json
 from florence2.train.nano import make_model, nano_config, write_processor
 
 
@@ -54,3 +58,16 @@ def mini_config(processor: Processor) -> Florence2Config:
 def mini(mini_config: Florence2Config, processor: Processor) -> Florence2Model:
     """The model, untrained, the same each time."""
     return make_model(mini_config, processor, seed=3)
+
+
+@pytest.fixture(scope="session")
+def mini_folder(
+    mini_config: Florence2Config, processor: Processor, processor_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same as a checkpoint. Do not write to it."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "mini"
+    shutil.copytree(processor_folder, folder)
+    settings = read_json(folder / "preprocessor_config.json")
+    write_json(folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}})
+    save_checkpoint(make_model(mini_config, processor, seed=3), folder)
+    return folder

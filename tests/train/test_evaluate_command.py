@@ -44,6 +44,18 @@ def test_json_of_the_first_pictures(given: list[str], capsys: Capture) -> None:
     assert rows[1].keys() >= {"map_50", "map_50_95", "precision", "recall", "f1"}
 
 
+def test_a_coco_file_is_asked_what_one_likes(given: list[str], data: Path, capsys: Capture) -> None:
+    rows = [{"id": i, "image_id": 1, "category_id": 1, "bbox": [10 * i, 5, 9, 9]} for i in range(3)]
+    file = data.parent / "coco.json"
+    values = {"images": [{"id": 1, "file_name": "0.png"}], "categories": [{"id": 1, "name": "cup"}]}
+    file.write_text(json.dumps({**values, "annotations": rows}))
+    for task, count in (("<OD>", 1), ("<REGION_TO_CATEGORY>", 3)):
+        assert main([str(file), *given[1:], "--task", task, "--json"]) == 0
+        assert [(row["task"], row["count"]) for row in map(json.loads, capsys.readouterr().out.splitlines())] == [
+            (task, count)
+        ]
+
+
 def test_a_question_that_cannot_be_answered_costs_a_row(given: list[str], data: Path, capsys: Capture) -> None:
     """A picture cut short has a size, but no pixels."""
     (data.parent / "1.png").write_bytes((data.parent / "1.png").read_bytes()[:2000])

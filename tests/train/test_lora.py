@@ -9,9 +9,11 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from florence2.adapters import merge_adapter
+from florence2.config import Layout
 from florence2.errors import ConfigError
 from florence2.model import Florence2Model
 from florence2.processor import Processor
@@ -129,6 +131,42 @@ def test_merged_equals_unmerged_and_both_peft(
     for name, value in merged.state_dict().items():
         torch.testing.assert_close(peft_merged.state_dict()[name], value, atol=1e-6, rtol=1e-6)
     assert (logits(without, batch) - expected).abs().max() > 0.01  # there was something to learn
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("native", ("model.language_model.decoder.layers.0.fc1", "model.vision_tower.convs.0.conv")),
+        ("microsoft", ("language_model.model.decoder.layers.0.fc1", "vision_tower.convs.0.proj")),
+    ],
+)
+def test_names_of_the_references(layout: Layout, names: tuple[str, ...], mini: Florence2Model, tmp_path: Path) -> None:
+    """Keys and targets have them; what is merged is the same."""
+    by_ours, by_theirs = (copy.deepcopy(mini) for _ in range(2))
+    add_lora(
+        mini, LoraSettings(parts=("language", "vision"), targets=("fc1", "fc2", "k_proj", "v_proj", "qkv", "conv"))
+    )
+    with torch.no_grad():
+        for name, parameter in mini.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_()
+    save_adapter(mini, tmp_path / "ours")
+    save_adapter(mini, tmp_path / "theirs", layout)
+    config = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    keys = set(load_file(tmp_path / "theirs" / "adapter_model.safetensors"))
+    assert {key.split(".lora_")[0].removeprefix("base_model.model.") for key in keys} == set(config["target_modules"])
+    assert set(names) <= set(config["target_modules"]) and len(keys) == 2 * len(config["target_modules"]) > 40
+    merge_adapter(by_ours, tmp_path / "ours")
+    merge_adapter(by_theirs, tmp_path / "theirs")
+    assert all(torch.equal(a, b) for a, b in zip(by_ours.parameters(), by_theirs.parameters(), strict=True))
+    assert not torch.equal(by_ours.vision_tower.convs[0].conv.weight, mini.vision_tower.convs[0].conv.weight)
+
+
+def test_a_module_that_the_reference_does_not_have(mini: Florence2Model, tmp_path: Path) -> None:
+    """Microsoft's projection is a bare matrix."""
+    add_lora(mini, LoraSettings(parts=("projection",)))
+    with pytest.raises(ConfigError, match="microsoft layout has no module multi_modal_projector.image_projection"):
+        save_adapter(mini, tmp_path, "microsoft")
 
 
 def test_what_peft_saves_itself_is_merged_too(mini: Florence2Model, batch: Batch, tmp_path: Path) -> None:

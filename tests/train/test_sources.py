@@ -151,6 +151,11 @@ WRONG_LINES: list[tuple[Any, str]] = [
     ({**DETECT, "boxes": [{"label": "cup", "box": [0.1, 0.2, 0.6, 1]}]}, "fractions"),
     ({**DETECT, "boxes": [{"label": "cup", "box": [500, 2, 600, 4]}]}, "outside the picture of 500 x 200"),
     ({**DETECT, "boxes": [{"label": "cup", "box": [1, -9, 2, -4]}]}, "outside"),
+    (
+        {**DETECT, "boxes": [{"label": "cup", "box": [10, 10, 90, 999]}]},
+        "far beyond the picture of 500 x 200 pixels; .* bins",
+    ),
+    ({**DETECT, "boxes": [{"label": "cup", "box": [-501, 10, 90, 99]}]}, "far beyond"),
     ({**DETECT, "quads": [{"label": "cup", "quad": [1, 2, 3, 4, 5, 6, 7, 8]}]}, "no answer to '<OD>'"),
     ({**GOOD, "suffix": None, "boxes": [{"label": "cup", "box": [1, 2, 3, 4]}]}, "no answer to '<CAPTION>'"),
     ({"image": "a.jpg", "prefix": "<REGION_PROPOSAL>", "boxes": [{"label": "cup", "box": [1, 2, 3, 4]}]}, "no place"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from florence2.errors import ConfigError
+from florence2.errors import CheckpointError, ConfigError, ImageError
+from florence2.train.checkpoints import TrainState, save_state
+from florence2.train.data import Sample
 from florence2.train.nano import SceneSamples, make_model
 from florence2.train.places import SceneSample
 from florence2.train.settings import TrainSettings
-from florence2.train.trainer import make_optimizer, train
+from florence2.train.trainer import _be_a_worker, _check_same_step, make_optimizer, train
 
 SETTINGS = TrainSettings(
     steps=6, batch=4, learning_rate=1e-3, warmup=2, save_every=2, log_every=1, workers=0, seed=5, freeze=()
@@ -106,6 +109,7 @@ def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path) ->
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr[-2000:]
+        assert ("2 processes share each batch." in done.stderr) == (processes == 2)
         assert sorted(done.stdout.split()) == [f"{rank}/{processes}" for rank in range(processes)]
     one, two = (torch.load(tmp_path / str(n) / "state.pt", weights_only=True) for n in (1, 2))
     for name, value in one["parameters"].items():
@@ -118,6 +122,104 @@ def test_other_settings_are_refused(mini, processor, tmp_path) -> None:
     train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=1), tmp_path)
     with pytest.raises(ConfigError, match=r"begun with .*batch 4, not 2"):
         train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=1, batch=2), tmp_path)
+
+
+def test_what_changes_no_weight_may_be_changed(mini, processor, tmp_path) -> None:
+    train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=1), tmp_path)
+    free = replace(SETTINGS, steps=1, save_every=9, log_every=9, workers=2)
+    train(mini, processor, SceneSamples(1, 8), free, tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["save_every"] == 9
+
+
+def test_a_run_that_saved_nothing_holds_nobody(mini, processor, tmp_path) -> None:
+    """Its folder is free for other settings."""
+    with pytest.raises(KeyboardInterrupt):
+        train(mini, processor, Breaking(1, 8, 6), SETTINGS, tmp_path)
+    assert rows(tmp_path) and not (tmp_path / "state.pt").exists()
+    train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, batch=2, steps=1), tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["batch"] == 2 and len(rows(tmp_path)) == 1
+
+
+def test_runs_of_one_process_may_differ_in_precision(mini, mini_config, processor, tmp_path) -> None:
+    """The second is autocast, and its weights stay float32."""
+    other = make_model(mini_config, processor, seed=3)
+    settings = replace(SETTINGS, steps=1)
+    train(mini, processor, SceneSamples(1, 8), settings, tmp_path / "float32")
+    train(other, processor, SceneSamples(1, 8), replace(settings, precision="bfloat16"), tmp_path / "bfloat16")
+    (one,), (two,) = (rows(tmp_path / name) for name in ("float32", "bfloat16"))
+    assert two["loss"] != one["loss"] and two["loss"] == pytest.approx(one["loss"], rel=1e-2)
+    assert {p.dtype for p in other.parameters()} == {torch.float32}
+
+
+def test_half_a_row_of_the_log_is_dropped(mini, processor, tmp_path) -> None:
+    """As a kill leaves one; it may end with a brace all the same."""
+    train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=1), tmp_path)
+    whole = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(whole + '{"step": 1, "evaluation": {"<OD>": {"count": 3}')
+    train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=1), tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == whole
+
+
+def test_the_state_keeps_what_was_finite(mini, processor, tmp_path) -> None:
+    """A third update whose gradient is NaN, with a log too rare to see it and a state that is saved at once."""
+
+    class Poisoned(SceneSamples):
+        def __getitem__(self, index: int) -> SceneSample:
+            self.seen = getattr(self, "seen", 0) + 1
+            if self.seen > 8:
+                with torch.no_grad():
+                    mini.language_model.decoder.layers[0].fc1.bias[0] = float("nan")
+            return super().__getitem__(index)
+
+    settings = replace(SETTINGS, save_every=1, log_every=100)
+    with pytest.raises(ConfigError, match="At step 3 the loss is nan .*lower --learning-rate"):
+        train(mini, processor, Poisoned(1, 8), settings, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 2 and all(torch.isfinite(value).all() for value in state["parameters"].values())
+
+
+def test_what_a_worker_cannot_read_is_one_sentence(mini, processor, tmp_path) -> None:
+    samples = [Sample(tmp_path / "gone.png", (("<CAPTION>", "x"),), "gone.png (line 4)")] * 4
+    with pytest.raises(ImageError) as raised:
+        train(mini, processor, samples, replace(SETTINGS, workers=1), tmp_path / "run")
+    assert str(raised.value).startswith("gone.png (line 4): ") and "\n" not in str(raised.value)
+
+
+def test_a_worker_leaves_ctrl_c_to_the_main_process() -> None:
+    handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+    try:
+        _be_a_worker(0)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        torch.set_num_threads(threads)
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_old_state(mini, processor, tmp_path, monkeypatch) -> None:
+    train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=2, save_every=1), tmp_path)
+    old = (tmp_path / "state.pt").read_bytes()
+
+    def full(values: object, path: Path) -> None:
+        path.write_bytes(b"as far as it went")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 801856 vs 801744")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="step 7 cannot be written .*Make room, .*the same command"):
+        save_state(tmp_path, TrainState(7, {}, {}))
+    assert (tmp_path / "state.pt").read_bytes() == old
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "log.jsonl", "state.pt"}
+
+
+def test_processes_that_found_different_states_do_not_start(tmp_path) -> None:
+    class Two:
+        device = torch.device("cpu")
+
+        def gather(self, step: torch.Tensor) -> torch.Tensor:
+            return torch.cat([step, torch.tensor([0])])
+
+    _check_same_step(0, tmp_path, Two())
+    with pytest.raises(ConfigError, match=r"steps \[4, 0\]: .* all machines share"):
+        _check_same_step(4, tmp_path, Two())
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(mini, processor, tmp_path) -> None:

@@ -1,0 +1,181 @@
+"""The command, from a data file to the run folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from florence2.errors import Florence2Error
+from florence2.pipeline import Florence2
+from florence2.train import command
+from florence2.train.command import main
+from florence2.train.data import Sample
+from florence2.train.write_scenes import write_scenes
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures with two questions each. Do not write to it."""
+    folder = tmp_path_factory.mktemp("data")
+    write_scenes(folder, 5, 4, ["<OD>", "<CAPTION>"])
+    return folder
+
+
+@pytest.fixture
+def given(data: Path, mini_folder: Path, tmp_path: Path) -> list[str]:
+    """A run of one update of two pictures."""
+    words = f"{data} --model {mini_folder} --out {tmp_path / 'run'} --steps 1 --batch 2 --workers 0 --device cpu"
+    return [*words.split(), "--learning-rate", "1e-2", "--warmup", "0"]
+
+
+@pytest.fixture
+def coco(data: Path, tmp_path: Path) -> Path:
+    """One object on one of the pictures."""
+    values: dict[str, list[dict[str, Any]]] = {
+        "images": [{"id": 1, "file_name": "000000.png"}],
+        "categories": [{"id": 3, "name": "cup"}],
+        "annotations": [{"id": 7, "image_id": 1, "category_id": 3, "bbox": [10, 20, 100, 120]}],
+    }
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def settings(run: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run / "settings.json").read_text())
+    return values
+
+
+def test_a_run(given: list[str], data: Path, mini_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(given) == 0
+    run = tmp_path / "run"
+    assert capsys.readouterr().out == f"{run / 'checkpoint'}\n"
+    files = {path.name for path in run.iterdir()}
+    assert files == {"settings.json", "log.jsonl", "state.pt", "curve.png", "checkpoint"}
+    assert {p.name for p in (run / "checkpoint").iterdir()} == {p.name for p in mini_folder.iterdir()}
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    before, after = (load_file(folder / "model.safetensors") for folder in (mini_folder, run / "checkpoint"))
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    kept = settings(run)
+    assert kept["steps"] == 1 and kept["learning_rate"] == 1e-2 and kept["seed"] == 0
+    assert kept["data"] == str(data) and kept["model"] == str(mini_folder)
+    absent = {name: kept[name] for name in ("images", "validation", "revision", "task", "lora")}
+    assert absent == {"images": None, "validation": None, "revision": None, "task": [], "lora": None}
+
+
+def test_what_is_frozen_is_counted_so_and_stays(
+    given: list[str], mini_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main([*given, "--freeze", "vision"]) == 0
+    told = capsys.readouterr().err
+    before, after = (load_file(f / "model.safetensors") for f in (mini_folder, tmp_path / "run" / "checkpoint"))
+    vision = [name for name in before if name.startswith("vision_tower.")]
+    count = sum(before[name].numel() for name in vision)
+    assert f"vision: 0 of {count:,};" in told and "projection: 0 of" not in told
+    assert all(torch.equal(before[name], after[name]) for name in vision)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("encoder" in name for name in moved) and any("decoder" in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--epochs nan", "--epochs is nan; it must be above 0"),
+        ("--epochs inf", "--epochs is inf; it must be above 0 and at most"),
+        ("--epochs 0", "--epochs is 0.0"),
+        ("--steps 0", "steps is 0; it must be at least 1"),
+        ("--batch 0", "--batch is 0; it must be at least 1"),
+        ("--lora 0", "rank is 0; it must be at least 1"),
+        ("--lora 2 --lora-alpha 0", "alpha is 0.0; it must be above 0"),
+        ("--lora-alpha 4", "--lora-alpha .* give --lora RANK too"),
+        ("--lora-names native", "--lora-names .* give --lora RANK too"),
+        ("--seed -1", "seed is -1; it must be at least 0"),
+        ("--seed 1000000000000000000000", "seed is 1000000000000000000000; .* below"),
+        ("--learning-rate inf", "learning_rate is inf; it must be above 0 and at most"),
+        ("--weight-decay nan", "weight_decay must be finite"),
+        ("--freeze visoin", "no part 'visoin' to freeze"),
+        ("--validation nowhere.jsonl", "nowhere.jsonl does not exist"),
+        ("--batch 5", "4 pictures are fewer than one batch of 5"),
+    ],
+)
+def test_what_cannot_be_meant(given: list[str], words: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(Florence2Error, match=sentence):
+        main([*given, *words.split()])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_and_says_so(given: list[str], capsys: Capture) -> None:
+    main(given)
+    assert "goes on" not in capsys.readouterr().err
+    assert main([*given, "--save-every", "1", "--log-every", "3", "--workers", "1"]) == 0  # none of it changes weights
+    assert "goes on behind step 1 of 1" in capsys.readouterr().err
+
+
+def test_a_run_on_other_answers_is_another_run(given: list[str], data: Path, tmp_path: Path) -> None:
+    lines = (data / "data.jsonl").read_text().splitlines()
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(lines))
+    words = [str(file), *given[1:], "--images", str(data)]
+    main(words)
+    file.write_text("\n".join([*lines[:-1], lines[-1].replace("a ", "one ")]))
+    with pytest.raises(Florence2Error, match="begun with questions '.*', not '.*'; use those, or another folder"):
+        main(words)
+
+
+def test_what_is_measured_later_is_checked_before(
+    given: list[str], data: Path, coco: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "000000.png").write_bytes((data / "000000.png").read_bytes()[:900])
+    with pytest.raises(Florence2Error, match="Not every prompt and picture"):
+        main([*given, "--validation", str(_lines(tmp_path))])
+    assert "unreadable: 000000.png" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*given, "--check", "--validation", str(_lines(tmp_path))]) == 1
+    assert "unreadable: 000000.png" in capsys.readouterr().out
+
+
+def _lines(folder: Path) -> Path:
+    (folder / "later.jsonl").write_text(json.dumps({"image": "000000.png", "prefix": "<CAPTION>", "suffix": "x"}))
+    return folder / "later.jsonl"
+
+
+def test_of_a_coco_file_the_trained_task_is_measured(
+    given: list[str], data: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def see(model: Florence2, samples: list[Sample], progress: object) -> dict[str, Any]:
+        seen.append(samples)
+        return {}
+
+    monkeypatch.setattr(command, "evaluate", see)
+    words = [str(coco), *given[1:], "--images", str(data), "--validation", str(coco), "--batch", "1"]
+    assert main([*words, "--task", "<REGION_TO_CATEGORY>"]) == 0
+    ((sample,),) = seen  # one evaluation, of one sample
+    assert [(prefix[:20], suffix) for prefix, suffix in sample.pairs] == [("<REGION_TO_CATEGORY>", "cup")]
+
+
+def test_of_several_processes_one_writes(
+    given: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("florence2.train.trainer.is_first_process", lambda: False)
+    monkeypatch.setenv("RANK", "1")
+    assert main(given) == 0
+    told = capsys.readouterr()
+    assert told.out == "" and "answers" not in told.err and "Parameters" not in told.err
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_the_seed_draws_the_adapter(given: list[str], tmp_path: Path) -> None:
+    weights = []
+    for seed in ("0", "1"):
+        out = tmp_path / seed
+        assert main([*given, "--out", str(out), "--lora", "2", "--seed", seed]) == 0
+        weights.append(load_file(out / "adapter" / "adapter_model.safetensors"))
+    name = next(name for name in weights[0] if name.endswith("lora_A.weight"))
+    apart = (weights[0][name] - weights[1][name]).abs().max()
+    assert apart > 0.1  # one update moves an entry by 0.01
