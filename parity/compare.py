@@ -84,7 +84,7 @@ def compare_checkpoint(
     yield from _compare_search(group, subject, ours, reference, pixels, prompts, work.settings)
 
 
-def compare_specimen(group: str, make_reference: MakeReference) -> Iterator[Row]:
+def compare_inside_specimen(group: str, make_reference: MakeReference) -> Iterator[Row]:
     """What happens inside the specimen that comes with the package, whose weights are trained."""
     folder = resolve("nano")
     ours, tokenizer = load_model(folder, dtype=torch.float64), FlorenceTokenizer(folder / "tokenizer.json")
