@@ -18,13 +18,14 @@ from florence2.tasks import TASKS
 from parity import bench, inspect_cost, scaling
 from parity.adapters import compare_adapter
 from parity.cases import PICTURES, base_shape, shapes
-from parity.compare import Work, compare_checkpoint, compare_shape, compare_specimen, compare_text
+from parity.compare import Work, compare_checkpoint, compare_inside_specimen, compare_shape, compare_text
 from parity.gradients import compare_dropout
 from parity.machine import describe_machine
 from parity.recipe import make_checkpoint
 from parity.records import compare_records
 from parity.references import Native, Reference, Remote
 from parity.report import Row, format_table, load_tolerances, record_tolerances
+from parity.specimen import FEW, SCENES, compare_specimen, compare_specimen_records
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -89,6 +90,8 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Row]:
         yield from compare_checkpoint(group, options.model, folder, make_reference, work)
         return
     yield from compare_records()
+    yield from compare_specimen_records(SCENES)
+    yield from compare_specimen(group, make_reference, SCENES if options.full else FEW)
     with tempfile.TemporaryDirectory() as name:
         shape = shapes()[0]
         make_checkpoint(Path(name), shape.config, shape.seed, shape.end_bonus, shape.size)
@@ -97,7 +100,7 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Row]:
         if group in shape.references:
             yield from compare_shape(group, shape, make_reference, Work())
     if group == "native":
-        yield from compare_specimen("nano", make_reference)
+        yield from compare_inside_specimen("nano", make_reference)
         yield from compare_dropout(group, make_reference)
         yield from compare_adapter(group, shapes()[3], make_reference)
     if options.full:
