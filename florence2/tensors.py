@@ -122,10 +122,8 @@ def find_weights(path: Path, allow_pickle: bool = False) -> WeightFiles:
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write `tensors` as one file, whole or not at all."""
     with written_whole(path) as draft:
-        mode = draft.stat().st_mode
         # "format" is what transformers wants to see before it reads the file
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata={"format": "pt"})
-        draft.chmod(mode)  # safetensors makes a file of its own, for its owner only
 
 
 def _read_index(path: Path) -> WeightFiles:

@@ -30,7 +30,7 @@ from parity.engines import synchronise
 from parity.machine import describe_machine
 from parity.recipe import make_picture
 from parity.report import format_rows
-from parity.scaling import TASK, load_subject
+from parity.scaling import TASK, add_subject_options, load_subject
 
 WEIGHTS = "decoder.layers.*.cross_attention.weights"
 GROUPS: dict[str, Sequence[str] | None] = {
@@ -93,10 +93,7 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m parity inspect_cost", description=__doc__)
-    parser.add_argument("--model", help="a checkpoint; made-up weights without it")
-    parser.add_argument("--preset", default="base", help="the shape of made-up weights: base or large (base)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    add_subject_options(parser)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)

@@ -59,10 +59,7 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m parity scaling", description=__doc__)
-    parser.add_argument("--model", help="a checkpoint; made-up weights without it")
-    parser.add_argument("--preset", default="base", help="the shape of made-up weights: base or large (base)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    add_subject_options(parser)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--pictures", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--beams", type=int, nargs="*", default=[1, 2, 3, 5, 10])
@@ -71,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--output", type=Path, help=f"also write the table, as the one in parity/{RESULTS.name}")
     return parser
+
+
+def add_subject_options(parser: argparse.ArgumentParser) -> None:
+    """What `load_subject` goes by."""
+    parser.add_argument("--model", help="a checkpoint; made-up weights without it")
+    parser.add_argument("--preset", default="base", help="the shape of made-up weights: base or large (base)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
 
 
 def load_subject(options: argparse.Namespace) -> Florence2:

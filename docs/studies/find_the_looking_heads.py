@@ -19,7 +19,7 @@ from torch import Tensor
 import florence2
 from florence2.errors import Florence2Error, OptionError
 from florence2.inspect import Tracing, coverage, force, image_cells, sweep_heads
-from florence2.inspect.audit_text import format_table
+from florence2.inspect.table import format_table
 from florence2.train.scene_tasks import ask
 from florence2.train.scenes import Scene, make_scene
 

@@ -17,7 +17,7 @@ import florence2
 from florence2.coordinates import dequantize
 from florence2.errors import Florence2Error, OptionError
 from florence2.inspect import answer_scores, at, box_iou, cells_in, force, image_cells, likeliest_bins, replace
-from florence2.inspect.audit_text import format_table
+from florence2.inspect.table import format_table
 from florence2.train.scene_tasks import caption
 from florence2.train.scenes import Scene, Thing, make_scene
 from florence2.train.targets import boxes_target

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from florence2.inspect.audit import Audit, Finding, TensorAudit
 from florence2.inspect.difference import Difference, TensorDifference
+from florence2.inspect.table import format_table
 
 _SHORT = {"float16": "f16", "float32": "f32", "float64": "f64", "bfloat16": "bf16"}
 
@@ -184,17 +185,6 @@ def _tensor_row(tensor: TensorDifference) -> list[str]:
         ["-", "-"] if spectrum is None else [f"{spectrum.rank_99} of {spectrum.side}", f"{spectrum.stable_rank:.1f}"]
     )
     return [tensor.name, show_shape(tensor.compared), show_share(change.changed, tensor.parameters), *numbers, *ranks]
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of aligned columns, the first to the left, the others to the right; the first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
 
 
 def show_number(value: float | None) -> str:

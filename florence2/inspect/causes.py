@@ -9,21 +9,19 @@ much of the lost log-probability comes back is what that value carries. After Me
 Factual Associations in GPT" (NeurIPS 2022, section 2.1), with another request in the place of their noise.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from florence2.errors import OptionError
-from florence2.inspect.audit_text import format_table
 from florence2.inspect.budget import DEFAULT_LIMIT
 from florence2.inspect.forced import KINDS, Case, Kind, answer_logprobs, force, stage_of
 from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.patching import Patch, patched
+from florence2.inspect.table import Table, format_table
 from florence2.inspect.tracing import Recording, Tracing
 from florence2.options import GenerationOptions
 from florence2.pipeline import Florence2, Request
@@ -52,7 +50,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Causes:
+class Causes(Table):
     """The table of a causal tracing, in the order of computation until it is sorted."""
 
     rows: tuple[Cause, ...]
@@ -66,15 +64,6 @@ class Causes:
     def sorted(self) -> "Causes":
         """The rows that restore most first."""
         return replace(self, rows=tuple(sorted(self.rows, key=lambda row: row.restored, reverse=True)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
-
-    def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
     def format(self, top: int | None = None) -> str:
         """The first `top` rows, or all, as aligned text."""
@@ -93,9 +82,6 @@ class Causes:
             ["(corrupted run)", "", "", f"{self.corrupt:.4f}", "0"],
         ]
         return "\n".join(format_table([["name", "positions", "count", "log-prob", "restored"], *ends, *rows]))
-
-    def __str__(self) -> str:
-        return self.format()
 
 
 def trace_causes(

@@ -8,18 +8,16 @@ given to the decoder (`florence2.inspect.forced`), and how much less probable it
 """
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from florence2.answers import Answer
 from florence2.errors import OptionError
-from florence2.inspect.audit_text import format_table
 from florence2.inspect.forced import (
     Case,
     Kind,
@@ -35,6 +33,7 @@ from florence2.inspect.names import Name, names_of, select
 from florence2.inspect.patching import Patch, patched, zero, zero_heads
 from florence2.inspect.regions import Corners, mean_iou
 from florence2.inspect.sweep_file import SweepFile, fingerprint
+from florence2.inspect.table import Table, format_table
 from florence2.options import GenerationOptions
 from florence2.pipeline import Florence2, Request
 from florence2.sinks import Progress
@@ -102,7 +101,7 @@ _COLUMNS: tuple[Column, ...] = ("drop", "words", "locations", "shift", "changed"
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Table):
     """The table of a sweep: a row for every part, in the order of computation until it is sorted."""
 
     rows: tuple[Ablation, ...]
@@ -124,23 +123,11 @@ class Sweep:
             )
         return replace(self, rows=tuple(sorted(self.rows, key=lambda row: getattr(row, by), reverse=by != "iou")))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
-
-    def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-
     def format(self, top: int | None = None) -> str:
         """The first `top` rows, or all, as aligned text, without columns that nothing was measured for."""
         columns = [name for name in _COLUMNS if any(getattr(row, name) is not None for row in self.rows)]
         rows = [[row.part, *(_shown(getattr(row, name)) for name in columns)] for row in self.rows[:top]]
         return "\n".join(format_table([["part", *columns], *rows]))
-
-    def __str__(self) -> str:
-        return self.format()
 
 
 def sweep_heads(

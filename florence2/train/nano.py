@@ -112,7 +112,7 @@ PHASES: tuple[Phase, ...] = (
     Phase("reading", True, 4, replace(_COMMON, steps=1500, learning_rate=6e-4, warmup=100), READING_WEIGHTS),
     # which of several things is meant: answers of two or three labels, which weigh little unless they are many
     Phase("pointing", True, 4, replace(_COMMON, steps=4000, learning_rate=8e-4, warmup=100), POINTING_WEIGHTS),
-    # everything in turn, each once: with the tasks before nearly right, the two that one slip spoils
+    # all that is there, each once: captions and print, which a single slip spoils
     Phase("telling", True, 4, replace(_COMMON, steps=1300, learning_rate=6e-4, warmup=50), TELLING_WEIGHTS),
 )
 

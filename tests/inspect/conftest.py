@@ -15,6 +15,7 @@ from florence2.train.nano import nano_config, write_processor
 from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_model, make_picture
 from tests.conftest import copy_checkpoint, without_bias
+from tests.two_stages import two_stages
 
 
 @pytest.fixture(scope="session")
@@ -53,19 +54,7 @@ def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = read_json(folder / "preprocessor_config.json")
     write_json(folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}})
     full = nano_config(processor.tokenizer.vocab_size)
-    vision = replace(
-        full.vision,
-        dim_embed=(16, 32),
-        depths=(1, 1),
-        num_heads=(2, 4),
-        num_groups=(2, 4),
-        patch_size=(7, 3),
-        patch_stride=(4, 2),
-        patch_padding=(3, 1),
-        patch_prenorm=(False, True),
-        window_size=4,
-        projection_dim=32,
-    )
+    vision = two_stages(full.vision)
     layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
     model = make_model(replace(full, vision=vision, text=replace(full.text, d_model=32, **layers, **heads)), 31, 6.0)

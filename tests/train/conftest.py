@@ -13,6 +13,7 @@ from florence2.model import Florence2Model
 from florence2.processor import Processor
 from florence2.strict_json import read_json
 from florence2.train.nano import make_model, nano_config, write_processor
+from tests.two_stages import two_stages
 
 
 @pytest.fixture(scope="session")
@@ -34,20 +35,7 @@ def processor(processor_folder: Path) -> Processor:
 def mini_config(processor: Processor) -> Florence2Config:
     """Two stages and one layer each, with every kind of dropout."""
     config = nano_config(processor.tokenizer.vocab_size)
-    vision = replace(
-        config.vision,
-        dim_embed=(16, 32),
-        depths=(1, 1),
-        num_heads=(2, 4),
-        num_groups=(2, 4),
-        patch_size=(7, 3),
-        patch_stride=(4, 2),
-        patch_padding=(3, 1),
-        patch_prenorm=(False, True),
-        window_size=4,
-        projection_dim=32,
-        drop_path_rate=0.2,
-    )
+    vision = replace(two_stages(config.vision), drop_path_rate=0.2)
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
     rates = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
