@@ -14,7 +14,16 @@ from typing import Any
 
 from florence2.coordinates import box_to_tokens
 from florence2.strict_json import shown
-from florence2.train.entries import DataError, Entry, Problems, check_choice, read_numbers, read_pixels, read_text
+from florence2.train.entries import (
+    DataError,
+    Entry,
+    Problems,
+    check_choice,
+    read_answer,
+    read_numbers,
+    read_pixels,
+    read_text,
+)
 from florence2.train.pictures import Pictures
 from florence2.train.targets import Size, boxes_target, polygons_target
 
@@ -104,7 +113,7 @@ def _captions(image: Path, rows: _Rows, tasks: Sequence[str], problems: Problems
     for task in tasks:
         for place, row in rows:
             with problems.at(place):
-                yield Entry(image, place, task, read_text(row, "caption").strip())
+                yield Entry(image, place, task, read_answer(row, "caption").strip())
 
 
 def _size_of(path: Path, image: dict[str, Any], pictures: Pictures) -> Size:
@@ -163,7 +172,7 @@ def _regions(task: str, answer: Callable[[_Thing, Size], str]) -> _Questions:
 
 
 def _outlines(thing: _Thing, image_size: Size) -> str:
-    if not isinstance(thing.segmentation, list):
+    if not isinstance(thing.segmentation, list) or not thing.segmentation:
         raise DataError(f"segmentation is {shown(thing.segmentation)}; it must be a list of polygons in pixels.")
     return polygons_target([read_pixels(ring, image_size) for ring in thing.segmentation], image_size)
 

@@ -28,8 +28,8 @@ class DataError(Florence2Error):
 class Entry:
     """One question about one picture, as a file has it; `place` says where, such as "line 3".
 
-    Raises DataError or PromptError for a prompt that no task reads, an empty answer, and location tokens that do not
-    exist.
+    An empty suffix says that there is nothing to be found. Raises DataError or PromptError for a prompt that no task
+    reads, and for location tokens that do not exist.
     """
 
     image: Path
@@ -39,8 +39,6 @@ class Entry:
 
     def __post_init__(self) -> None:
         check_prompt(self.prefix)
-        if not self.suffix.strip():
-            raise DataError(f"the answer to {shown(self.prefix)} is empty; write one, or leave the question out.")
         check_text("prefix", self.prefix)
         check_text("suffix", self.suffix)
 
@@ -93,6 +91,14 @@ def read_text(values: dict[str, Any], key: str) -> str:
         found = f"{key} is {shown(values[key])}" if key in values else f"{key!r} is missing"
         raise DataError(f"{found}; it must be a text.")
     text: str = values[key]
+    return text
+
+
+def read_answer(values: dict[str, Any], key: str) -> str:
+    """The text under `key`. Raises DataError when there is none, and for a blank one, which nobody may have meant."""
+    text = read_text(values, key)
+    if not text.strip():
+        raise DataError(f'{key} is empty; write an answer, or leave the question out. "boxes": [] says: none there.')
     return text
 
 

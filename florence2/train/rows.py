@@ -9,7 +9,8 @@ picture:
     {"image": "a.jpg", "prefix": "<REGION_TO_SEGMENTATION>", "region": [10, 20, 110, 140],
      "polygons": [[12, 20, 108, 25, 60, 138]]}
 
-`region` is the box asked about; `polygons` are the outlines of one object. Boxes and quads keep the order they have.
+`region` is the box asked about; `polygons` are the outlines of one object. Boxes and quads keep the order they have;
+an empty list of them teaches to find nothing where nothing is. An empty `suffix` is taken for a label that was lost.
 Other fields are left alone, and those that are null are as good as absent.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 from florence2.coordinates import box_to_tokens
 from florence2.strict_json import shown
 from florence2.tasks import AnswerKind, find_task
-from florence2.train.entries import DataError, Entry, Problems, read_pixels, read_text
+from florence2.train.entries import DataError, Entry, Problems, read_answer, read_pixels, read_text
 from florence2.train.pictures import Pictures
 from florence2.train.targets import Size, boxes_target, polygons_target, quads_target
 
@@ -58,7 +59,7 @@ def _read_row(row: dict[str, Any], place: str, pictures: Pictures) -> Entry:
         found = f"{' and '.join(given)} are" if given else "none is"
         raise DataError(f"one of suffix, {', '.join(_SHAPES)} says the answer, but {found} there.")
     key = given[0]
-    suffix = read_text(row, key) if key == "suffix" else _build(key, row[key], prefix, pictures.size(image))
+    suffix = read_answer(row, key) if key == "suffix" else _build(key, row[key], prefix, pictures.size(image))
     return Entry(image, place, prefix, suffix)
 
 
@@ -73,8 +74,8 @@ def _build(key: str, items: object, prefix: str, image_size: Size) -> str:
     task = find_task(prefix)
     if task is None or task.answer not in kinds:
         raise DataError(f"{key} are no answer to {shown(prefix)}; give suffix, or another task.")
-    if not isinstance(items, list) or not items:
-        raise DataError(f"{key} is {shown(items)}; it must be a list with something in it.")
+    if not isinstance(items, list) or (key == "polygons" and not items):
+        raise DataError(f"{key} is {shown(items)}; it must be a list{' of outlines' * (key == 'polygons')}.")
     return build(items, image_size, task.answer)
 
 

@@ -5,7 +5,6 @@ Several processes or GPUs go through Hugging Face accelerate: start the same com
 
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from florence2.train.loss import LossModule
 from florence2.train.rematerialise import rematerialised
 from florence2.train.schedule import rate_at
 from florence2.train.settings import TrainSettings
+from florence2.train.stopping import asked_to_stop, leave_signals_to_the_main_process
 
 LOG, SETTINGS = "log.jsonl", "settings.json"
 _FREE = ("save_every", "log_every", "workers")
@@ -55,7 +55,8 @@ def train(
 
     `folder` gets `settings.json` (with `notes`: what else the run depends on), `log.jsonl` and `state.pt`; a folder
     that holds a state is gone on with, from the update after the last one saved, to the very bits that a run without
-    a break would have come to. `after_save(step)` may return what is to be logged then, such as an evaluation.
+    a break would have come to. `after_save(step)` may return what is to be logged then, such as an evaluation. Asked to
+    stop by Ctrl-C or SIGTERM, it saves the update under way and raises KeyboardInterrupt.
     `objective` around the model may compute another loss, with parameters of its own that are trained too, from the
     batches that `collate` makes. Raises ConfigError when `folder` holds the state of a run with other settings, or
     when the gradient is no longer finite: what was saved before stays as it is.
@@ -91,25 +92,26 @@ def train(
     if first and accelerator.is_main_process:
         print(f"{folder} goes on behind step {first} of {settings.steps}.", file=sys.stderr)
 
-    def save(step: int) -> None:
+    def save(step: int, stopping: bool) -> None:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             save_state(folder, _capture(objective, optimizer, step))
-            if after_save is not None:
+            if after_save is not None and not stopping:
                 if row := after_save(step):
                     log.write({"step": step, **row})
                 set_training(model)
 
-    step = first
     try:
-        with rematerialised(model, settings.gradient_checkpointing):
-            for step, batches in zip(range(first, settings.steps), _load(data, first), strict=True):
-                loss, norm, labels = _update(module, optimizer, batches, step, settings, accelerator)
-                log.step(step, loss, norm, labels)
-                if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
-                    save(step + 1)
-        if first < settings.steps:
-            save(settings.steps)
+        with rematerialised(model, settings.gradient_checkpointing), asked_to_stop() as asked:
+            for step, batches in zip(range(first + 1, settings.steps + 1), _load(data, first), strict=True):
+                loss, norm, labels = _update(module, optimizer, batches, step - 1, settings, accelerator)
+                log.step(step - 1, loss, norm, labels)
+                last = step == settings.steps
+                stopping = not last and _any_process(asked(), accelerator)
+                if last or stopping or step % settings.save_every == 0:
+                    save(step, stopping)
+                if stopping:
+                    raise KeyboardInterrupt
     finally:
         log.close()
     model.eval()
@@ -206,9 +208,9 @@ class _Told(Dataset[list[Batch] | Florence2Error]):
 
 
 def _be_a_worker(_: int) -> None:
-    """One thread, and Ctrl-C is for the main process, which stops its workers."""
+    """One thread, and stopping is the main process's business."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_the_main_process()
 
 
 def _capture(module: nn.Module, optimizer: Any, step: int) -> TrainState:
@@ -240,6 +242,11 @@ def _hold_settings(folder: Path, values: dict[str, Any], begun: bool, accelerato
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(path, values)
+
+
+def _any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether one of them has raised the flag; all of them come to the same answer."""
+    return bool(accelerator.reduce(torch.tensor(int(flag), device=accelerator.device), reduction="sum"))
 
 
 def _check_same_step(first: int, folder: Path, accelerator: Accelerator) -> None:

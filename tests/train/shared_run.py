@@ -1,4 +1,4 @@
-"""What `test_trainer.py` starts in one process and in two."""
+"""What `test_trainer.py` runs in one process and in two."""
 
 import sys
 from dataclasses import replace

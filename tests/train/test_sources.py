@@ -53,6 +53,13 @@ def test_lines_of_a_picture_share_samples(folder: Path) -> None:
     assert samples[0].name == "a.jpg (line 1, line 3, line 4)"
 
 
+def test_nothing_to_be_found_is_an_answer(folder: Path) -> None:
+    asked = (("<OD>", "boxes"), ("<OPEN_VOCABULARY_DETECTION>a cup", "boxes"), ("<OCR_WITH_REGION>", "quads"))
+    rows = [{"image": "a.jpg", "prefix": prefix, key: []} for prefix, key in asked]
+    samples = read_samples(write_lines(folder / "x.jsonl", rows))
+    assert [pair for sample in samples for pair in sample.pairs] == [(prefix, "") for prefix, _ in asked]
+
+
 def test_pictures_may_be_elsewhere_and_lines_empty(folder: Path) -> None:
     (folder / "labels").mkdir()
     row = json.dumps({"image": "b.png", "prefix": "<OCR>", "suffix": "Zürich 東京", "id": 7, "boxes": None})
@@ -135,7 +142,8 @@ WRONG_LINES: list[tuple[Any, str]] = [
     ({**GOOD, "suffix": 3}, "suffix is 3"),
     ({**GOOD, "boxes": []}, "suffix and boxes are there"),
     (DETECT, "none is there"),
-    ({**DETECT, "boxes": []}, r"boxes is \[\]"),
+    ({**DETECT, "boxes": {}}, r"boxes is \{\}; it must be a list\."),
+    ({"image": "a.jpg", "prefix": "<REGION_TO_SEGMENTATION>", "region": [1, 2, 3, 4], "polygons": []}, "of outlines"),
     ({**DETECT, "boxes": ["cup"]}, "must be an object with 'box' and label"),
     ({**DETECT, "boxes": [{"box": [1, 2, 3, 4]}]}, "'label' is missing"),
     ({**DETECT, "boxes": [{"label": " ", "box": [1, 2, 3, 4]}]}, "is empty"),
@@ -269,7 +277,7 @@ def test_coco_captions(folder: Path) -> None:
         ({"segmentation": {"counts": [1], "size": [2, 2]}}, "annotation 70: segmentation"),
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation 70: .*three points"),
         ({"segmentation": [5]}, "annotation 70: coordinates"),
-        ({"segmentation": []}, "annotation 70: .*is empty"),
+        ({"segmentation": []}, r"annotation 70: segmentation is \[\]; it must be a list of polygons"),
     ],
 )
 def test_a_wrong_annotation_is_named(folder: Path, change: dict[str, Any], words: str) -> None:

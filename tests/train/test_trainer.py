@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from florence2.errors import CheckpointError, ConfigError, ImageError
-from florence2.train.checkpoints import TrainState, save_state
+from florence2.train.checkpoints import TrainState, load_state, save_state
 from florence2.train.data import Sample
 from florence2.train.nano import SceneSamples, make_model
 from florence2.train.places import SceneSample
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import _be_a_worker, _check_same_step, make_optimizer, train
+from tests.train import shared_run
 
 SETTINGS = TrainSettings(
     steps=6, batch=4, learning_rate=1e-3, warmup=2, save_every=2, log_every=1, workers=0, seed=5, freeze=()
@@ -96,21 +97,21 @@ def test_micro_batches_add_up(mini, mini_config, processor, tmp_path, size) -> N
     assert [row["norm"] for row in cut] == pytest.approx([row["norm"] for row in one], rel=1e-4)
 
 
-def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path) -> None:
-    """The same global batch, shared by two processes, as torch's launcher starts them."""
-    script = Path(__file__).with_name("shared_run.py")
-    for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        done = subprocess.run(
-            [*command, str(script), str(processor_folder), str(tmp_path / str(processes))],
-            capture_output=True,
-            text=True,
-            timeout=200,
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert ("2 processes share each batch." in done.stderr) == (processes == 2)
-        assert sorted(done.stdout.split()) == [f"{rank}/{processes}" for rank in range(processes)]
+def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, capfd) -> None:
+    """The same global batch, by this process, and shared by two as torch's launcher starts them."""
+    shared_run.run(processor_folder, tmp_path / "1")
+    assert capfd.readouterr().out.split() == ["0/1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, shared_run.__file__, str(processor_folder), str(tmp_path / "2")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 processes share each batch." in done.stderr
+    assert sorted(done.stdout.split()) == ["0/2", "1/2"]
     one, two = (torch.load(tmp_path / str(n) / "state.pt", weights_only=True) for n in (1, 2))
     for name, value in one["parameters"].items():
         torch.testing.assert_close(two["parameters"][name], value, rtol=1e-4, atol=2e-5)
@@ -185,13 +186,51 @@ def test_what_a_worker_cannot_read_is_one_sentence(mini, processor, tmp_path) ->
     assert str(raised.value).startswith("gone.png (line 4): ") and "\n" not in str(raised.value)
 
 
-def test_a_worker_leaves_ctrl_c_to_the_main_process() -> None:
-    handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+class Signalled(SceneSamples):
+    """Asks the run to stop, as a person or a scheduler would, when sample after sample has been read."""
+
+    def __init__(self, seed: int, count: int, after: int, number: signal.Signals):
+        super().__init__(seed, count)
+        self.left, self.number = after, number
+
+    def __getitem__(self, index: int) -> SceneSample:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_what_it_has(mini, mini_config, processor, tmp_path, number) -> None:
+    """In update 3, between two states; and nothing is evaluated, for which nobody would wait."""
+    train(mini, processor, SceneSamples(1, 10), replace(SETTINGS, save_every=100), tmp_path / "whole")
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    evaluated = []
+    stopped, settings = make_model(mini_config, processor, seed=3), replace(SETTINGS, save_every=100)
+
+    def evaluate(step: int) -> dict:
+        evaluated.append(step)
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, processor, Signalled(1, 10, 9, number), settings, tmp_path / "run", after_save=evaluate)
+    assert load_state(tmp_path / "run").step == 3 and not evaluated
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    again = make_model(mini_config, processor, seed=3)
+    train(again, processor, SceneSamples(1, 10), settings, tmp_path / "run", after_save=evaluate)
+    assert evaluated == [6]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in weights(mini).items())
+
+
+def test_a_worker_leaves_stopping_to_the_main_process() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers, threads = [signal.getsignal(number) for number in numbers], torch.get_num_threads()
     try:
         _be_a_worker(0)
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN, signal.SIG_DFL]
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
         torch.set_num_threads(threads)
 
 
