@@ -25,7 +25,7 @@ from parity.recipe import make_checkpoint
 from parity.records import compare_records
 from parity.references import Native, Reference, Remote
 from parity.report import Row, format_table, load_tolerances, record_tolerances
-from parity.specimen import FEW, SCENES, compare_specimen, compare_specimen_records
+from parity.specimen import compare_specimen, compare_specimen_records
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -90,8 +90,8 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Row]:
         yield from compare_checkpoint(group, options.model, folder, make_reference, work)
         return
     yield from compare_records()
-    yield from compare_specimen_records(SCENES)
-    yield from compare_specimen(group, make_reference, SCENES if options.full else FEW)
+    yield from compare_specimen_records()
+    yield from compare_specimen(group, make_reference)
     with tempfile.TemporaryDirectory() as name:
         shape = shapes()[0]
         make_checkpoint(Path(name), shape.config, shape.seed, shape.end_bonus, shape.size)

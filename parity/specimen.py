@@ -4,6 +4,7 @@
 """
 
 import argparse
+import random
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -22,43 +23,49 @@ from parity.references import Reference, Remote
 from parity.report import Row
 
 RECORDS = GOLDEN / "nano.npz"
-SCENES_SEED, SCENES, FEW = 4, 200, 8
-_SUBJECT = "nano, shipped"
+SCENES_SEED, SCENES = 4, 200
 
 
-def compare_specimen(group: str, make_reference: MakeReference, count: int) -> Iterator[Row]:
+def compare_specimen(group: str, make_reference: MakeReference, count: int = SCENES) -> Iterator[Row]:
     """A live reference's tokens, with the checkpoint's own settings, on `count` pictures and all tasks."""
     f = load(EMBEDDED_MODEL, device="cpu")
     folder = resolve(EMBEDDED_MODEL)
     reference = make_reference(folder, load_model(folder), torch.float32)
     theirs = [ids for index in range(count) for ids in _reference_answers(reference, f, index)]
-    ours = [ids for index in range(count) for ids in our_answers(f, index)]
-    yield _row(group, f"{_SUBJECT} / {reference.name}", f"tokens, {count} pictures x all tasks", ours, theirs)
+    yield _row(group, reference.name, f"tokens, {count} pictures x all tasks", answer_one_by_one(f, count), theirs)
 
 
-def compare_specimen_records(count: int) -> Iterator[Row]:
+def compare_specimen_records(count: int = SCENES) -> Iterator[Row]:
     """The recorded tokens of Microsoft's code on the first `count` pictures, and this project against itself."""
     f = load(EMBEDDED_MODEL, device="cpu")
-    ours = [ids for index in range(count) for ids in our_answers(f, index)]
-    yield _row("records", f"{_SUBJECT} / records", f"tokens, {count} pictures x all tasks", ours, read_records(count))
-    singles = [ids for index in range(FEW) for ids in our_answers(f, index, batch_size=1)]
-    together = [ids for index in range(FEW) for ids in our_answers(f, index, batch_size=8)]
-    yield _row("records", f"{_SUBJECT} / itself", "tokens, batches of 1 and of 8", together, singles)
     threads = torch.get_num_threads()
     by_threads = []
     for number in (1, 2):
         torch.set_num_threads(number)
-        by_threads.append([ids for index in range(FEW) for ids in our_answers(f, index)])
+        by_threads.append(answer_one_by_one(f, count))
     torch.set_num_threads(threads)
-    yield _row("records", f"{_SUBJECT} / itself", "tokens, 1 thread and 2", *by_threads)
+    alone, pictures = by_threads[1], f"{count} pictures x all tasks"
+    yield _row("records", "records", f"tokens, {pictures}", alone, read_records(count))
+    yield _row("records", "itself", f"1 thread and 2, {pictures}", *by_threads)
+    yield _row("records", "itself", f"batches of 1 and of 8, {pictures}", alone, answer_in_batches(f, count))
 
 
-def our_answers(f: Florence2, index: int, batch_size: int = 8) -> list[list[int]]:
-    """The ids of every answer on scene `index`, start id first, nothing behind the end."""
-    sample = _exam()[index]
-    picture = f.encode_image(sample.image)
-    answers = f.run_batch([(prefix, picture) for prefix, _ in sample.pairs], batch_size=batch_size)
-    return [list(answer.token_ids) for answer in answers]
+def answer_one_by_one(f: Florence2, count: int) -> list[list[int]]:
+    """The ids of every answer on the first `count` scenes, start id first, nothing behind the end."""
+    rows = []
+    for sample in map(_exam().__getitem__, range(count)):
+        picture = f.encode_image(sample.image)
+        rows += [list(f.run(prefix, picture).token_ids) for prefix, _ in sample.pairs]
+    return rows
+
+
+def answer_in_batches(f: Florence2, count: int, size: int = 8) -> list[list[int]]:
+    """The same in batches of whatever pictures and tasks come together."""
+    asked = [(prefix, sample.image) for sample in map(_exam().__getitem__, range(count)) for prefix, _ in sample.pairs]
+    order = random.Random(0).sample(range(len(asked)), len(asked))
+    answers = f.run_batch([asked[number] for number in order], batch_size=size)
+    found = dict(zip(order, answers, strict=True))
+    return [list(found[number].token_ids) for number in range(len(asked))]
 
 
 def read_records(count: int) -> list[list[int]]:
@@ -108,9 +115,9 @@ def _exam() -> Exam:
     return Exam(SCENES_SEED, SCENES)
 
 
-def _row(group: str, subject: str, stage: str, ours: Iterable[list[int]], theirs: Iterable[list[int]]) -> Row:
+def _row(group: str, other: str, stage: str, ours: Iterable[list[int]], theirs: Iterable[list[int]]) -> Row:
     pairs = list(zip(ours, theirs, strict=True))
-    return Row(group, subject, stage, sum(mine == other for mine, other in pairs), len(pairs))
+    return Row(group, f"nano, shipped / {other}", stage, sum(mine == other for mine, other in pairs), len(pairs))
 
 
 if __name__ == "__main__":

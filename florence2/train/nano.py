@@ -78,6 +78,7 @@ POINTING_WEIGHTS: dict[str, float] = {
     "<REFERRING_EXPRESSION_SEGMENTATION>": 1.6,
 }
 TELLING_WEIGHTS: dict[str, float] = {**POINTING_WEIGHTS, "<OCR>": 9.0, "<CAPTION>": 9.0, "<REGION_TO_CATEGORY>": 1.5}
+RETELLING_WEIGHTS: dict[str, float] = {**TELLING_WEIGHTS, "<CAPTION>": 14.0}
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,10 @@ PHASES: tuple[Phase, ...] = (
     Phase("reading", True, 4, replace(_COMMON, steps=1500, learning_rate=6e-4, warmup=100), READING_WEIGHTS),
     # which of several things is meant: answers of two or three labels, which weigh little unless they are many
     Phase("pointing", True, 4, replace(_COMMON, steps=4000, learning_rate=8e-4, warmup=100), POINTING_WEIGHTS),
-    # all that is there, each once: captions and print, which a single slip spoils
+    # all that is there, each once: captions and print, which a single slip spoils. It takes long; the second time the
+    # rate begins high again, and captions are every third question
     Phase("telling", True, 4, replace(_COMMON, steps=1300, learning_rate=6e-4, warmup=50), TELLING_WEIGHTS),
+    Phase("retelling", True, 4, replace(_COMMON, steps=3000, learning_rate=8e-4, warmup=100), RETELLING_WEIGHTS),
 )
 
 

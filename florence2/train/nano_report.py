@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ _SHEET = (
     "<CAPTION>",
     "<CAPTION_TO_PHRASE_GROUNDING>",
 )
-_CELL = 340
+_CELL, _LINES = 340, 4
+_HEIGHT = _CELL + 16 * _LINES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,6 +135,7 @@ def plot_curves(run: Path, exams: Sequence[Mapping[str, Any]], picture: Path) ->
         style = ("-", "--", ":")[number % 3]
         points = [(row["step"], row["exam"][task][name]) for row in exams if task in row["exam"]]
         right.plot(*zip(*points, strict=True), style, label=f"{task.strip('<>').lower()}: {name}")
+    right.locator_params(axis="x", nbins=6)
     right.set(xlabel="update", ylim=(0, 1), title="32 scenes not trained on, greedy")
     right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(picture, dpi=110)
@@ -144,25 +147,26 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 def draw_sheet(f: Florence2) -> Image.Image:
     """The first six held-out scenes with four things and print, and the model's answers drawn or written below."""
-    sheet = Image.new("RGB", (3 * _CELL, 2 * (_CELL + 40)), "white")
+    sheet = Image.new("RGB", (3 * _CELL, 2 * _HEIGHT), "white")
     scenes = (make_scene(HELD_OUT_SEED, index) for index in itertools.count())
     full = (scene for scene in scenes if len(scene.things) >= 4 and any(thing.text for thing in scene.things))
     for number, (task, scene) in enumerate(zip(_SHEET, full, strict=False)):
         asked = ask(task, scene, random.Random(number))
         assert asked is not None  # there is print, and more
         cell = draw_cell(f.run(asked.prefix, scene.image), scene.image, asked.prefix)
-        sheet.paste(cell, (number % 3 * _CELL, number // 3 * (_CELL + 40)))
+        sheet.paste(cell, (number % 3 * _CELL, number // 3 * _HEIGHT))
     return sheet
 
 
 def draw_cell(answer: Answer, image: Image.Image, prompt: str) -> Image.Image:
     """One picture with its answer, the prompt below it, and the answer too where it is text."""
-    cell = Image.new("RGB", (_CELL, _CELL + 40), "white")
+    cell = Image.new("RGB", (_CELL, _HEIGHT), "white")
     cell.paste(answer.draw(image), ((_CELL - image.width) // 2, (_CELL - 10 - image.height) // 2))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(11)
     words = [prompt] + ([str(answer)] if answer.kind == "text" else [])
-    for row, text in enumerate(words):
-        draw.text((6, _CELL - 6 + 16 * row), text[:64], fill="black", font=font)
+    lines = [line for text in words for line in textwrap.wrap(text, 56)]
+    for row, line in enumerate(lines[:_LINES]):
+        draw.text((6, _CELL - 6 + 16 * row), line, fill="black", font=font)
     return cell
 
 
