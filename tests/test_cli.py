@@ -255,9 +255,11 @@ def test_ctrl_c_keeps_what_is_done(small_folder: Path, tmp_path: Path) -> None:
     assert 3 <= len(rows) < 200 and all("error" not in row for row in rows)
 
 
-def test_version_and_help() -> None:
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert program("--version").stdout == f"florence2 {florence2.__version__}\n"
-    assert "cascade" in program("--help").stdout
+    with pytest.raises(SystemExit, match="0"):
+        run("--help")
+    assert "cascade" in capsys.readouterr().out
 
 
 def test_a_misspelt_task_is_asked_about(

@@ -34,8 +34,8 @@ def watch(event, args):
     elif event.startswith(FORBIDDEN):
         events.append(event)
 
+import pickle, safetensors, tokenizers, torch  # which look for libraries of theirs, torch's CUDA build by ldconfig
 sys.addaudithook(watch)
-import pickle, safetensors, tokenizers, torch
 
 def recorded(name, function):
     def call(*args, **kwargs):

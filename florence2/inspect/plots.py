@@ -94,7 +94,10 @@ def plot_location_spread(explanation: Any, token: int) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as its name's ending says (.png, .svg, .pdf); an SVG of equal content has equal bytes."""
+    """Write a figure as its name's ending says (.png, .svg, .pdf).
+
+    An SVG of equal content has equal bytes from matplotlib 3.11 on; before, the names of its clip paths differ.
+    """
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "florence2"}):

@@ -54,9 +54,11 @@ def test_what_carries_everything_and_what_carries_nothing(mini: Florence2, ends:
 
 
 def test_the_ends_are_the_two_runs(mini: Florence2, ends: tuple[Request, Request]) -> None:
-    found = trace_causes(mini, *ends, ["memory"], answer=ANSWER, kind="location")
     cases = [force(mini, request, ANSWER) for request in ends]
     expected = [float(case.logprobs[case.positions("location")].mean()) for case in cases]
+    if expected[0] < expected[1]:  # the words may have made the other the better one
+        ends, expected = ends[::-1], expected[::-1]
+    found = trace_causes(mini, *ends, ["memory"], answer=ANSWER, kind="location")
     assert [found.clean, found.corrupt] == pytest.approx(expected, abs=1e-6)
 
 
