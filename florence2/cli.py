@@ -1,7 +1,7 @@
 """The command line: `florence2 run`, `cascade`, `download`, `convert`, `init`, `info`.
 
 Results go to stdout or files, everything else to stderr. Exit codes: 0, 1 when some pictures failed, 2 for a request
-that cannot be answered at all, 130 after Ctrl-C.
+that cannot be answered at all, 130 after Ctrl-C, or SIGTERM in a training.
 """
 
 import argparse

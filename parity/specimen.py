@@ -16,6 +16,7 @@ import torch
 from florence2.checkpoint import load_model
 from florence2.hub import EMBEDDED_MODEL, resolve
 from florence2.pipeline import Florence2, load
+from florence2.train.data import Sample
 from florence2.train.exam import Exam
 from parity.compare import MakeReference
 from parity.recipe import GOLDEN
@@ -40,10 +41,12 @@ def compare_specimen_records(count: int = SCENES) -> Iterator[Row]:
     f = load(EMBEDDED_MODEL, device="cpu")
     threads = torch.get_num_threads()
     by_threads = []
-    for number in (1, 2):
-        torch.set_num_threads(number)
-        by_threads.append(answer_one_by_one(f, count))
-    torch.set_num_threads(threads)
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            by_threads.append(answer_one_by_one(f, count))
+    finally:
+        torch.set_num_threads(threads)
     alone, pictures = by_threads[1], f"{count} pictures x all tasks"
     yield _row("records", "records", f"tokens, {pictures}", alone, read_records(count))
     yield _row("records", "itself", f"1 thread and 2, {pictures}", *by_threads)
@@ -53,7 +56,7 @@ def compare_specimen_records(count: int = SCENES) -> Iterator[Row]:
 def answer_one_by_one(f: Florence2, count: int) -> list[list[int]]:
     """The ids of every answer on the first `count` scenes, start id first, nothing behind the end."""
     rows = []
-    for sample in map(_exam().__getitem__, range(count)):
+    for sample in _samples(count):
         picture = f.encode_image(sample.image)
         rows += [list(f.run(prefix, picture).token_ids) for prefix, _ in sample.pairs]
     return rows
@@ -61,7 +64,7 @@ def answer_one_by_one(f: Florence2, count: int) -> list[list[int]]:
 
 def answer_in_batches(f: Florence2, count: int, size: int = 8) -> list[list[int]]:
     """The same in batches of whatever pictures and tasks come together."""
-    asked = [(prefix, sample.image) for sample in map(_exam().__getitem__, range(count)) for prefix, _ in sample.pairs]
+    asked = [(prefix, sample.image) for sample in _samples(count) for prefix, _ in sample.pairs]
     order = random.Random(0).sample(range(len(asked)), len(asked))
     answers = f.run_batch([asked[number] for number in order], batch_size=size)
     found = dict(zip(order, answers, strict=True))
@@ -108,6 +111,10 @@ def _without_padding(ids: list[int], pad: int) -> list[int]:
     while ids and ids[-1] == pad:
         ids = ids[:-1]
     return ids
+
+
+def _samples(count: int) -> Iterator[Sample]:
+    return (_exam()[index] for index in range(count))
 
 
 @cache

@@ -98,7 +98,7 @@ def read_answer(values: dict[str, Any], key: str) -> str:
     """The text under `key`. Raises DataError when there is none, and for a blank one, which nobody may have meant."""
     text = read_text(values, key)
     if not text.strip():
-        raise DataError(f'{key} is empty; write an answer, or leave the question out. "boxes": [] says: none there.')
+        raise DataError(f"{key} is empty; write an answer, or leave the question out.")
     return text
 
 

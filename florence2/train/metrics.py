@@ -29,7 +29,8 @@ def measure_by_task(pairs: Sequence[Pair]) -> dict[str, Metrics]:
     """Pairs of any tasks -> the metrics of each task by its token, those of prompts without one as FREE_PROMPTS.
 
     Beside `count`, the number of pairs, a task has the metrics of its kind of answer: see `measure_text`,
-    `measure_boxes`, `measure_quads` and `measure_polygons`; an open vocabulary's those of what its truths hold.
+    `measure_boxes`, `measure_quads` and `measure_polygons`; an open vocabulary's those of what its truths hold,
+    or its answers where there is nothing.
     """
     groups: dict[str, list[Pair]] = {token: [] for token in (*TASKS, FREE_PROMPTS)}
     for truth, answer in pairs:
@@ -104,7 +105,8 @@ def _measure(pairs: Sequence[Pair]) -> Metrics:
     for truth, answer in pairs:
         kind = truth.kind
         if kind == "boxes_or_polygons":
-            kind = "polygons" if truth.polygons else "boxes"
+            shown = truth if truth.boxes or truth.polygons else answer  # of nothing, the answer's kind
+            kind = "polygons" if shown.polygons else "boxes"
         parts[kind].append((truth, answer))
     metrics: Metrics = {"count": len(pairs)}
     for kind, part in parts.items():

@@ -265,8 +265,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processor = write_processor(options.run)
     model = make_model(nano_config(processor.tokenizer.vocab_size), processor, seed=0)
     objective = PlacesLoss(model, first_location(processor))
-    for number, phase in enumerate(PHASES):
-        run_phase(objective, processor, phase, number, options.run)
+    try:
+        for number, phase in enumerate(PHASES):
+            run_phase(objective, processor, phase, number, options.run)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on.", file=sys.stderr)
+        return 130
     if state.is_main_process:
         write_specimen(model, options.run, options.folder)
         print(options.folder)

@@ -31,7 +31,7 @@ from florence2.train.loss import LossModule
 from florence2.train.rematerialise import rematerialised
 from florence2.train.schedule import rate_at
 from florence2.train.settings import TrainSettings
-from florence2.train.stopping import asked_to_stop, leave_signals_to_the_main_process
+from florence2.train.stopping import Stop, asked_to_stop, leave_signals_to_the_main_process
 
 LOG, SETTINGS = "log.jsonl", "settings.json"
 _FREE = ("save_every", "log_every", "workers")
@@ -54,12 +54,15 @@ def train(
     """Train `model` in place, for as many steps as `settings` say.
 
     `folder` gets `settings.json` (with `notes`: what else the run depends on), `log.jsonl` and `state.pt`; a folder
-    that holds a state is gone on with, from the update after the last one saved, to the very bits that a run without
-    a break would have come to. `after_save(step)` may return what is to be logged then, such as an evaluation. Asked to
-    stop by Ctrl-C or SIGTERM, it saves the update under way and raises KeyboardInterrupt.
-    `objective` around the model may compute another loss, with parameters of its own that are trained too, from the
-    batches that `collate` makes. Raises ConfigError when `folder` holds the state of a run with other settings, or
-    when the gradient is no longer finite: what was saved before stays as it is.
+    that holds a state is gone on with, from the update after the last one saved, to the very bits of the weights that
+    a run without a break would have come to. `after_save(step)`, every `settings.save_every` steps and at the end, may
+    return what is to be logged then, such as an evaluation; one that was broken off is made up for. `objective` around
+    the model may compute another loss, with parameters of its own that are trained too, from the batches that
+    `collate` makes.
+
+    Raises KeyboardInterrupt when Ctrl-C or SIGTERM asked for it, behind the update under way, which is saved; and
+    ConfigError when `folder` holds the state of a run with other settings, or when the gradient is no longer finite:
+    what was saved before stays as it is.
     """
     accelerator = Accelerator(
         mixed_precision="no",  # one process cannot change accelerate's; see `_update`
@@ -92,29 +95,43 @@ def train(
     if first and accelerator.is_main_process:
         print(f"{folder} goes on behind step {first} of {settings.steps}.", file=sys.stderr)
 
-    def save(step: int, stopping: bool) -> None:
+    def save(step: int) -> None:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             save_state(folder, _capture(objective, optimizer, step))
-            if after_save is not None and not stopping:
-                if row := after_save(step):
-                    log.write({"step": step, **row})
-                set_training(model)
+
+    def follow(step: int, stop: Stop) -> None:
+        if accelerator.is_main_process and after_save is not None:
+            with stop.at_once():
+                row = after_save(step)
+            if row:
+                log.write({"step": step, **row})
+            set_training(model)
 
     try:
-        with rematerialised(model, settings.gradient_checkpointing), asked_to_stop() as asked:
+        with (
+            rematerialised(model, settings.gradient_checkpointing),
+            asked_to_stop(tell=accelerator.is_main_process) as stop,
+        ):
+            if first and _is_due(first, settings) and not log.has_more_of(first):
+                follow(first, stop)
             for step, batches in zip(range(first + 1, settings.steps + 1), _load(data, first), strict=True):
                 loss, norm, labels = _update(module, optimizer, batches, step - 1, settings, accelerator)
                 log.step(step - 1, loss, norm, labels)
-                last = step == settings.steps
-                stopping = not last and _any_process(asked(), accelerator)
-                if last or stopping or step % settings.save_every == 0:
-                    save(step, stopping)
+                stopping = _any_process(stop.asked, accelerator)
+                if stopping or _is_due(step, settings):
+                    save(step)
                 if stopping:
                     raise KeyboardInterrupt
+                if _is_due(step, settings):
+                    follow(step, stop)
     finally:
         log.close()
     model.eval()
+
+
+def _is_due(step: int, settings: TrainSettings) -> bool:
+    return step == settings.steps or step % settings.save_every == 0
 
 
 def is_first_process() -> bool:
@@ -262,7 +279,7 @@ class _Log:
     """`log.jsonl`, and a line for people now and then."""
 
     def __init__(self, folder: Path, settings: TrainSettings, first: int, active: bool):
-        self.settings, self.first, self.active = settings, first, active
+        self.folder, self.settings, self.first, self.active = folder, settings, first, active
         self.losses: list[tuple[float, int]] = []
         self.start = time.monotonic()
         self.file = None
@@ -286,6 +303,13 @@ class _Log:
         if self.active:
             line = f"step {done} of {settings.steps}  loss {mean:.4f}  rate {lr:.2e}  {rate:.2f} steps/s  "
             print(line + f"{_clock(left)} left", file=sys.stderr, flush=True)
+
+    def has_more_of(self, step: int) -> bool:
+        """Whether something else than its loss was written of a step."""
+        if not self.active:
+            return False
+        rows = map(json.loads, (self.folder / LOG).read_text(encoding="utf-8").splitlines())
+        return any(row["step"] == step and "loss" not in row for row in rows)
 
     def write(self, row: dict[str, Any]) -> None:
         if self.file is not None:

@@ -13,6 +13,7 @@ from florence2.model import Florence2Model
 from florence2.processor import Processor
 from florence2.strict_json import read_json
 from florence2.train.nano import make_model, nano_config, write_processor
+from florence2.train.write_scenes import write_scenes
 from tests.two_stages import two_stages
 
 
@@ -58,4 +59,12 @@ def mini_folder(
     settings = read_json(folder / "preprocessor_config.json")
     write_json(folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}})
     save_checkpoint(make_model(mini_config, processor, seed=3), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures with two questions each. Do not write to it."""
+    folder = tmp_path_factory.mktemp("data")
+    write_scenes(folder, 5, 4, ["<OD>", "<CAPTION>"])
     return folder

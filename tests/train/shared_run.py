@@ -1,5 +1,7 @@
 """What `test_trainer.py` runs in one process and in two."""
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,23 +9,40 @@ from pathlib import Path
 from accelerate import PartialState
 
 from florence2.processor import Processor
+from florence2.train.checkpoints import load_state
 from florence2.train.nano import SceneSamples, make_model, nano_config
+from florence2.train.places import SceneSample
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import train
 
 
+class Signalled(SceneSamples):
+    """Asks this process to stop when a sample is read."""
+
+    def __getitem__(self, index: int) -> SceneSample:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
+
+
 def run(processor_folder: Path, out: Path) -> None:
-    """Three updates without dropout, two micro-batches each."""
+    """Three updates without dropout, two micro-batches each; of several processes the last is asked to stop."""
     full = Processor.from_folder(processor_folder)
     processor = Processor(full.tokenizer, replace(full.image_config, height=64, width=64))
     config = nano_config(processor.tokenizer.vocab_size)
-    model = make_model(config, processor, seed=1)
     settings = TrainSettings(
         steps=3, batch=5, micro_batch=2, learning_rate=1e-4, warmup=1, log_every=1, workers=0, save_every=10
     )
-    train(model, processor, SceneSamples(4, 16), settings, out)
-    state = PartialState()
-    print(f"{state.process_index}/{state.num_processes}")
+    state = PartialState(cpu=True)
+    name = f"{state.process_index}/{state.num_processes}"
+    if state.num_processes > 1:
+        samples = (Signalled if state.is_last_process else SceneSamples)(4, 16)
+        try:
+            train(make_model(config, processor, seed=1), processor, samples, settings, out)
+        except KeyboardInterrupt:
+            state.wait_for_everyone()
+            print(f"{name}:{load_state(out).step}")
+    train(make_model(config, processor, seed=1), processor, SceneSamples(4, 16), settings, out)
+    print(name)
 
 
 if __name__ == "__main__":

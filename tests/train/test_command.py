@@ -13,17 +13,8 @@ from florence2.pipeline import Florence2
 from florence2.train import command
 from florence2.train.command import main
 from florence2.train.data import Sample
-from florence2.train.write_scenes import write_scenes
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures with two questions each. Do not write to it."""
-    folder = tmp_path_factory.mktemp("data")
-    write_scenes(folder, 5, 4, ["<OD>", "<CAPTION>"])
-    return folder
 
 
 @pytest.fixture

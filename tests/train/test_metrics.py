@@ -128,6 +128,14 @@ def test_polygons() -> None:
     assert both == pytest.approx(20_000 / 30_000, abs=0.01)
 
 
+def test_of_what_is_not_there_boxes_and_outlines_are_wrong() -> None:
+    task = "<OPEN_VOCABULARY_DETECTION>"
+    nothing, outlined = read(task, ""), read(task, f"sign<poly>{polygons_target([STOP], SIZE)}</poly>")
+    assert outlined.polygons and measure_by_task([(nothing, outlined)])[task]["miou"] == 0
+    assert measure_by_task([(nothing, boxes(task, ("sign", LEFT)))])[task]["f1"] == 0
+    assert measure_by_task([(nothing, nothing)])[task]["f1"] == 1
+
+
 def test_a_label_matters_in_an_open_vocabulary_only() -> None:
     def labelled(task: str, label: str) -> Answer:
         rings = polygons_target([STOP], SIZE)

@@ -259,6 +259,8 @@ def test_coco_captions(folder: Path) -> None:
     assert sample.pairs == (("<CAPTION>", "A cup."), ("<CAPTION>", "A spoon."))
     (sample,) = read_samples(write_coco(folder, rows[:1]), tasks=["<DETAILED_CAPTION>"])
     assert sample.pairs == (("<DETAILED_CAPTION>", "A cup."),)
+    with pytest.raises(DataError, match="annotation 9: caption is empty"):
+        read_samples(write_coco(folder, [{"id": 9, "image_id": 4, "caption": " "}]))
     with pytest.raises(DataError, match="'<OD>' cannot be made from this file; choose from <CAPTION>"):
         read_samples(write_coco(folder, rows), tasks=["<OD>"])
 

@@ -98,7 +98,10 @@ def test_micro_batches_add_up(mini, mini_config, processor, tmp_path, size) -> N
 
 
 def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, capfd) -> None:
-    """The same global batch, by this process, and shared by two as torch's launcher starts them."""
+    """The same global batch, by this process, and shared by two as torch's launcher starts them.
+
+    Those stop on the way, because one of them is asked to, and go on.
+    """
     shared_run.run(processor_folder, tmp_path / "1")
     assert capfd.readouterr().out.split() == ["0/1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -111,7 +114,7 @@ def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, ca
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes share each batch." in done.stderr
-    assert sorted(done.stdout.split()) == ["0/2", "1/2"]
+    assert sorted(done.stdout.split()) == ["0/2", "0/2:1", "1/2", "1/2:1"]  # both behind update 1
     one, two = (torch.load(tmp_path / str(n) / "state.pt", weights_only=True) for n in (1, 2))
     for name, value in one["parameters"].items():
         torch.testing.assert_close(two["parameters"][name], value, rtol=1e-4, atol=2e-5)
@@ -200,26 +203,63 @@ class Signalled(SceneSamples):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_saves_what_it_has(mini, mini_config, processor, tmp_path, number) -> None:
-    """In update 3, between two states; and nothing is evaluated, for which nobody would wait."""
-    train(mini, processor, SceneSamples(1, 10), replace(SETTINGS, save_every=100), tmp_path / "whole")
+@pytest.mark.parametrize(("number", "save_every"), [(signal.SIGINT, 100), (signal.SIGTERM, 3)])
+def test_asked_to_stop_it_saves_what_it_has(mini, mini_config, processor, tmp_path, number, save_every) -> None:
+    """In update 3. Nobody waits for the evaluation that may be due then; it is made up for."""
+    settings = replace(SETTINGS, save_every=save_every)
+    train(mini, processor, SceneSamples(1, 10), settings, tmp_path / "whole")
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     evaluated = []
-    stopped, settings = make_model(mini_config, processor, seed=3), replace(SETTINGS, save_every=100)
 
     def evaluate(step: int) -> dict:
         evaluated.append(step)
-        return {}
+        return {"evaluation": {}}
 
+    stopped = make_model(mini_config, processor, seed=3)
     with pytest.raises(KeyboardInterrupt):
         train(stopped, processor, Signalled(1, 10, 9, number), settings, tmp_path / "run", after_save=evaluate)
     assert load_state(tmp_path / "run").step == 3 and not evaluated
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    again = make_model(mini_config, processor, seed=3)
-    train(again, processor, SceneSamples(1, 10), settings, tmp_path / "run", after_save=evaluate)
-    assert evaluated == [6]
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in weights(mini).items())
+    for _ in range(2):  # the second finds all done
+        again = make_model(mini_config, processor, seed=3)
+        train(again, processor, SceneSamples(1, 10), settings, tmp_path / "run", after_save=evaluate)
+        assert evaluated == ([3, 6] if save_every == 3 else [6])
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in weights(mini).items())
+
+
+def test_an_evaluation_is_broken_off_at_once_and_made_up_for(mini, mini_config, processor, tmp_path) -> None:
+    done = []
+
+    def evaluate(step: int) -> dict:
+        if step == 2 and not done:
+            os.kill(os.getpid(), signal.SIGINT)
+        done.append(step)
+        return {"evaluation": {}}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(mini, processor, SceneSamples(1, 10), SETTINGS, tmp_path, after_save=evaluate)
+    assert not done and load_state(tmp_path).step == 2
+    done.append(0)
+    train(
+        make_model(mini_config, processor, seed=3), processor, SceneSamples(1, 10), SETTINGS, tmp_path, None, evaluate
+    )
+    assert done == [0, 2, 4, 6]
+
+
+def test_a_group_that_is_ended_saves_what_it_has(data, mini_folder, tmp_path) -> None:
+    """As a launcher, `timeout` or a scheduler ends a command: SIGTERM to its worker processes as well."""
+    words = f"train {data} --model {mini_folder} --out {tmp_path} --steps 10000 --batch 2 --log-every 1"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "florence2", *words.split(), "--workers", "1", "--device", "cpu"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    with process:
+        said = [line for line in process.stderr if not line.startswith("step 3 ") or os.killpg(process.pid, 15)]
+    assert process.returncode == 130, said
+    assert load_state(tmp_path).step == rows(tmp_path)[-1]["step"] >= 3
 
 
 def test_a_worker_leaves_stopping_to_the_main_process() -> None:
@@ -227,7 +267,7 @@ def test_a_worker_leaves_stopping_to_the_main_process() -> None:
     handlers, threads = [signal.getsignal(number) for number in numbers], torch.get_num_threads()
     try:
         _be_a_worker(0)
-        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN, signal.SIG_DFL]
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN, signal.SIG_IGN]
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
