@@ -228,7 +228,7 @@ def test_asked_to_stop_it_saves_what_it_has(mini, mini_config, processor, tmp_pa
 
 
 def test_an_evaluation_is_broken_off_at_once_and_made_up_for(mini, mini_config, processor, tmp_path) -> None:
-    done = []
+    done: list[int] = []
 
     def evaluate(step: int) -> dict:
         if step == 2 and not done:
@@ -257,8 +257,10 @@ def test_a_group_that_is_ended_saves_what_it_has(data, mini_folder, tmp_path) ->
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     with process:
-        said = [line for line in process.stderr if not line.startswith("step 3 ") or os.killpg(process.pid, 15)]
-    assert process.returncode == 130, said
+        for line in process.stderr:
+            if line.startswith("step 3 "):
+                os.killpg(process.pid, signal.SIGTERM)
+    assert process.returncode == 130
     assert load_state(tmp_path).step == rows(tmp_path)[-1]["step"] >= 3
 
 
