@@ -1,6 +1,8 @@
 """A model small enough to train in a test, with the specimen's tokenizer."""
 
 import shutil
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,14 @@ from florence2.strict_json import read_json
 from florence2.train.nano import make_model, nano_config, write_processor
 from florence2.train.write_scenes import write_scenes
 from tests.two_stages import two_stages
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what runs in the background deaf to Ctrl-C, and tests may run there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

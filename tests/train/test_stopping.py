@@ -9,6 +9,7 @@ import pytest
 from florence2.train.stopping import asked_to_stop
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_is_noted_and_the_second_breaks_in(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
@@ -28,6 +29,7 @@ def test_what_comes_twice_within_a_second_is_one() -> None:
         assert stop.asked
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_where_nothing_is_unsaved_the_first_breaks_in() -> None:
     with asked_to_stop() as stop:
         with pytest.raises(KeyboardInterrupt), stop.at_once():

@@ -203,6 +203,7 @@ class Signalled(SceneSamples):
         return super().__getitem__(index)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "save_every"), [(signal.SIGINT, 100), (signal.SIGTERM, 3)])
 def test_asked_to_stop_it_saves_what_it_has(mini, mini_config, processor, tmp_path, number, save_every) -> None:
     """In update 3. Nobody waits for the evaluation that may be due then; it is made up for."""
@@ -227,6 +228,7 @@ def test_asked_to_stop_it_saves_what_it_has(mini, mini_config, processor, tmp_pa
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in weights(mini).items())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_evaluation_is_broken_off_at_once_and_made_up_for(mini, mini_config, processor, tmp_path) -> None:
     done: list[int] = []
 
