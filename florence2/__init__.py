@@ -4,18 +4,18 @@ f = florence2.load("base")
 print(f.run("<CAPTION>", "photo.jpg"))
 """
 
-from florence2.answers import Answer, Box, Polygon, Quad
-from florence2.cascade import Cascade
-from florence2.config import Florence2Config
-from florence2.coordinates import dequantize, quantize
-from florence2.decoding import Generation
+from florence2.answers.answer import Answer, Box, Polygon, Quad
+from florence2.answers.cascade import Cascade
 from florence2.errors import Florence2Error
-from florence2.generation import generate
-from florence2.model import Florence2Model
-from florence2.options import GenerationOptions
+from florence2.generation.generate import generate
+from florence2.generation.options import GenerationOptions
+from florence2.generation.search import Generation
+from florence2.inputs.coordinates import bins_to_pixels, pixels_to_bins
+from florence2.inputs.tasks import TASKS, Task, register_task
+from florence2.model.config import Florence2Config
+from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import EncodedImage, Florence2, load
 from florence2.processor import Processor
-from florence2.tasks import TASKS, Task, register_task
 
 __version__ = "0.1.0"
 
@@ -35,9 +35,9 @@ __all__ = [
     "Processor",
     "Quad",
     "Task",
-    "dequantize",
+    "bins_to_pixels",
     "generate",
     "load",
-    "quantize",
+    "pixels_to_bins",
     "register_task",
 ]

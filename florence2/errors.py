@@ -27,3 +27,9 @@ class PromptError(Florence2Error):
 
 class OptionError(Florence2Error):
     """A generation setting is unknown, out of range, or in conflict with another."""
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -4,57 +4,39 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
 
-from florence2.adapters import merge_adapter
-from florence2.answers import Answer
-from florence2.attention import AttentionKind
-from florence2.cascade import Cascade
-from florence2.checkpoint import checkpoint_folder, load_model
-from florence2.config import Florence2Config
-from florence2.coordinates import bins_to_tokens, quantize
-from florence2.decoding import Generation
+from florence2.answers.answer import Answer
+from florence2.answers.cascade import Cascade
+from florence2.checkpoints.adapters import merge_adapter
+from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
+from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.devices import choose_device, choose_dtype
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError
-from florence2.extras import load_extra
-from florence2.generation import generate
-from florence2.hub import DEFAULT_MODEL, resolve, resolve_adapter
-from florence2.image import ImageInput, image_to_tensor, open_image
-from florence2.memory import generation_bytes, how_many_fit
-from florence2.model import Florence2Model
-from florence2.options import GenerationOptions
-from florence2.processor import Processor, TaskText, input_to_text
-from florence2.tasks import check_prompt, find_task
-from florence2.trace import Trace, note, start_trace
+from florence2.generation.budget import generation_bytes, how_many_fit
+from florence2.generation.generate import generate
+from florence2.generation.options import GenerationOptions
+from florence2.generation.search import Generation
+from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
+from florence2.inputs.image import ImageInput, image_to_array, open_image
+from florence2.inputs.processor import TaskText, input_to_text
+from florence2.inputs.tasks import check_prompt, find_task
+from florence2.model.attention import AttentionKind
+from florence2.model.config import Florence2Config
+from florence2.model.florence2 import Florence2Model
+from florence2.model.images import EncodedImage as EncodedImage
+from florence2.model.images import PreparedImage as PreparedImage
+from florence2.model.trace import Trace, TraceBlock, note, start_trace
+from florence2.processor import Processor
+from florence2.tracing.budget import DEFAULT_LIMIT
+from florence2.tracing.patches import PatchLike, patched
+from florence2.tracing.recording import Tracing, trace
 
 Detail = Literal["short", "detailed", "more_detailed"]
 _CAPTIONS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detailed": "<MORE_DETAILED_CAPTION>"}
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedImage:
-    """A picture read and resized, which any thread can do while the model is at work on others.
-
-    `pixel_values` (1, 3, H, W); `size` is (width, height) of the upright picture in pixels.
-    """
-
-    pixel_values: Tensor
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """A picture after the vision tower, the expensive part; every task on it may start from here.
-
-    `features` (1, N, D) on the model's device; `size` is (width, height) of the upright picture in pixels.
-    """
-
-    features: Tensor
-    size: tuple[int, int]
 
 
 Picture: TypeAlias = "ImageInput | EncodedImage"
@@ -69,7 +51,7 @@ class Florence2:
         _check_vocabulary(model.config, processor.tokenizer.vocab_size)
         self.model, self.processor = model, processor
         try:
-            self._options = GenerationOptions.from_checkpoint(model.config.generation)
+            self._options = GenerationOptions.from_settings(model.config.generation)
         except OptionError as error:
             raise CheckpointError(f"The checkpoint's own generation settings cannot be used: {error}") from None
 
@@ -84,7 +66,7 @@ class Florence2:
     def prepare_image(self, image: ImageInput) -> PreparedImage:
         """Read and resize a picture (see `open_image`) for `encode_images`."""
         opened = open_image(image)
-        return PreparedImage(image_to_tensor(opened, self.processor.image_config), opened.size)
+        return PreparedImage(torch.from_numpy(image_to_array(opened, self.processor.image_config)), opened.size)
 
     def encode_images(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
         """Run the vision tower on several pictures."""
@@ -95,24 +77,20 @@ class Florence2:
             encoded += self._encode_together(images[start : start + at_once])
         return encoded
 
-    def trace(self, *patterns: str, limit: int = 2 << 30) -> AbstractContextManager[Any]:
-        """Within the block, keep what `patterns` name of every run of this object in this thread, and every beam.
+    def trace(self, *patterns: str, limit: int = DEFAULT_LIMIT) -> AbstractContextManager[Tracing]:
+        """Within the block, keep what `patterns` name in every run of this object in this thread, and every beam.
 
-        `with f.trace("decoder.layers.*.cross_attention") as t: f.run(...)`; see `florence2.inspect.trace`.
+        `with f.trace("decoder.layers.*.cross_attention") as t: f.run(...)`; see `florence2.tracing.recording`.
         """
-        module = load_extra("florence2.inspect", "inspect", "Florence2.trace")
-        block: AbstractContextManager[Any] = module.trace(self, *patterns, limit=limit)
-        return block
+        return trace(self, *patterns, limit=limit)
 
-    def patched(self, patches: Mapping[str, Any]) -> AbstractContextManager[Any]:
-        """Within the block, change what `patches` names in every run of this object in this thread.
+    def patched(self, patches: Mapping[str, PatchLike]) -> TraceBlock:
+        """Within the block, change what `patches` name in every run of this object in this thread.
 
         `with f.patched({"decoder.layers.2.cross_attention.heads": zero_heads([3])}): f.run(...)`; see
-        `florence2.inspect.patched`.
+        `florence2.tracing.patches`.
         """
-        module = load_extra("florence2.inspect", "inspect", "Florence2.patched")
-        block: AbstractContextManager[Any] = module.patched(self, patches)
-        return block
+        return patched(self, patches)
 
     def run(
         self,
@@ -212,7 +190,7 @@ class Florence2:
             nothing = self.processor.answer("<CAPTION_TO_PHRASE_GROUNDING>", "", image_size=encoded.size)
             return Cascade.join(caption, nothing, ())
         grounding = self.ground(encoded, phrases, options=options)
-        regions = [bins_to_tokens(quantize(box.xyxy, encoded.size)) for box in grounding.boxes]
+        regions = [bins_to_tokens(pixels_to_bins(box.xyxy, encoded.size)) for box in grounding.boxes]
         requests: list[Request] = [("<REGION_TO_SEGMENTATION>", encoded, region) for region in regions]
         return Cascade.join(caption, grounding, self.run_batch(requests, options=options))
 

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 
-from florence2.checkpoint import checkpoint_folder, load_model
+from benchmarks import scaling
+from benchmarks import speed as bench
+from benchmarks import traces as inspect_cost
+from benchmarks.machine import describe_machine
+from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
+from florence2.checkpoints.hub import NAMES, resolve
 from florence2.errors import Florence2Error
-from florence2.hub import NAMES, resolve
-from florence2.model import Florence2Model
-from florence2.tasks import TASKS
-from parity import bench, inspect_cost, scaling
+from florence2.inputs.tasks import TASKS
+from florence2.model.florence2 import Florence2Model
 from parity.adapters import compare_adapter
 from parity.cases import PICTURES, base_shape, shapes
 from parity.compare import Work, compare_checkpoint, compare_inside_specimen, compare_shape, compare_text
 from parity.gradients import compare_dropout
-from parity.machine import describe_machine
 from parity.recipe import make_checkpoint
 from parity.records import compare_records
 from parity.references import Native, Reference, Remote

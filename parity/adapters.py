@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from florence2.adapters import merge_adapter
-from florence2.checkpoint import load_model
-from florence2.image import image_to_tensor, open_image, read_image_config
-from florence2.tokenizer import FlorenceTokenizer
+from florence2.checkpoints.adapters import merge_adapter
+from florence2.checkpoints.checkpoint import load_model
+from florence2.checkpoints.config_files import read_image_config
+from florence2.inputs.image import image_to_array, open_image
+from florence2.inputs.tokenizer import FlorenceTokenizer
 from parity.cases import PICTURES, Shape
 from parity.compare import MakeReference
 from parity.recipe import make_checkpoint, make_picture
@@ -34,7 +35,9 @@ def compare_adapter(group: str, shape: Shape, make_reference: MakeReference) -> 
         ids = FlorenceTokenizer(folder / "tokenizer.json").encode("What does the image describe?")
         worst = dict.fromkeys(("features", "logits"), 0.0)
         for picture in PICTURES:
-            pixel_values = image_to_tensor(open_image(make_picture(*picture)), read_image_config(folder))
+            pixel_values = torch.from_numpy(
+                image_to_array(open_image(make_picture(*picture)), read_image_config(folder))
+            )
             with torch.no_grad():
                 features = ours.encode_image(pixel_values)
                 logits = ours.decode(torch.tensor([_DECODER_IDS]), ours.encode(features, torch.tensor([ids])))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from florence2.inspect import Tracing
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from parity.references import Inside, Native
 from parity.report import Row, largest_difference
 

@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from florence2.config import Florence2Config, VisionConfig
-from florence2.presets import preset
+from florence2.checkpoints.presets import preset
+from florence2.model.config import Florence2Config, VisionConfig
 
 
 @dataclass(frozen=True)

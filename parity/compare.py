@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from florence2.answers import parse_answer
-from florence2.checkpoint import load_model
-from florence2.coordinates import quantize
-from florence2.decoding import Generation
-from florence2.generation import generate
-from florence2.hub import resolve
-from florence2.image import image_to_tensor, open_image, read_image_config
-from florence2.model import Florence2Model
-from florence2.options import GenerationOptions
-from florence2.tasks import TASKS, build_sentence, split_prompt
-from florence2.tokenizer import FlorenceTokenizer
+from florence2.answers.answer import parse_answer
+from florence2.checkpoints.checkpoint import load_model
+from florence2.checkpoints.config_files import read_image_config
+from florence2.checkpoints.hub import resolve
+from florence2.generation.generate import generate
+from florence2.generation.options import GenerationOptions
+from florence2.generation.search import Generation
+from florence2.inputs.coordinates import pixels_to_bins
+from florence2.inputs.image import image_to_array, open_image
+from florence2.inputs.tasks import TASKS, build_sentence, split_prompt
+from florence2.inputs.tokenizer import FlorenceTokenizer
+from florence2.model.florence2 import Florence2Model
 from parity.attentions import compare_inside
 from parity.cases import PICTURES, PIXEL_PICTURES, PROMPTS, SETTINGS, Shape, random_text
 from parity.gradients import compare_gradients, make_batch
@@ -113,7 +114,7 @@ def compare_text(group: str, folder: Path, reference: Reference, count: int = 20
     equal = 0
     for picture in PIXEL_PICTURES:
         image = make_picture(*picture)
-        ours = image_to_tensor(open_image(image), read_image_config(folder))
+        ours = torch.from_numpy(image_to_array(open_image(image), read_image_config(folder)))
         equal += torch.equal(ours, reference.pixels(image.convert("RGB")))
     yield Row(group, subject, "pixels, bit for bit", equal, len(PIXEL_PICTURES))
     if isinstance(reference, Remote):
@@ -156,7 +157,7 @@ def _compare_answers(
     sizes = [(640, 480), (333, 517), (1, 1080), (1920, 1), (4000, 3000)]
     for size in sizes:
         boxes = torch.rand(400, 4, generator=generator) * 1.1 * torch.tensor([*size, *size])
-        equal += quantize(boxes.numpy(), size) == reference.quantize(boxes, size).tolist()
+        equal += pixels_to_bins(boxes.numpy(), size) == reference.pixels_to_bins(boxes, size).tolist()
     yield Row(group, subject, "coordinates to bins, 400 boxes each", equal, len(sizes))
 
 
@@ -199,7 +200,7 @@ def _compare_search(
     prompts: Sequence[list[int]],
     settings: Sequence[dict[str, Any]],
 ) -> Iterator[Row]:
-    defaults = GenerationOptions.from_checkpoint(ours.config.generation)
+    defaults = GenerationOptions.from_settings(ours.config.generation)
     equal = total = scored = written = 0
     worst, notes = 0.0, []
     for pixel_values in pixels:
@@ -244,4 +245,4 @@ def _first_difference(ours: list[list[int]], theirs: list[list[int]]) -> str:
 
 def _pixel_values(picture: Any, folder: Path) -> Tensor:
     image = make_picture(*picture) if isinstance(picture, tuple) else picture
-    return image_to_tensor(open_image(image), read_image_config(folder))
+    return torch.from_numpy(image_to_array(open_image(image), read_image_config(folder)))

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from florence2.checkpoint import load_model
-from florence2.config import Florence2Config
-from florence2.layouts import SHARED, TIED_TO_SHARED, TRANSPOSED, to_ours
-from florence2.model import IGNORED_LABEL, Florence2Model
+from florence2.checkpoints.checkpoint import load_model
+from florence2.checkpoints.layouts import SHARED, TIED_TO_SHARED, TRANSPOSED, to_canonical
+from florence2.model.config import Florence2Config
+from florence2.model.florence2 import IGNORED_LABEL, Florence2Model
 from parity.cases import shapes
 from parity.recipe import make_checkpoint
 from parity.references import Native, Reference
@@ -99,7 +99,7 @@ def named_as_ours(theirs: dict[str, Tensor], reference: Reference) -> dict[str, 
     layout = reference.layout
     named: dict[str, Tensor] = {}
     for their_name, value in theirs.items():
-        name = to_ours(their_name, layout) or their_name
+        name = to_canonical(their_name, layout) or their_name
         value = value.T if name in TRANSPOSED[layout] else value
         name = SHARED if name in TIED_TO_SHARED else name
         named[name] = named[name] + value if name in named else value

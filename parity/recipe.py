@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from florence2.checkpoint import save_checkpoint
-from florence2.config import Florence2Config
-from florence2.files import write_json
-from florence2.layouts import TRANSPOSED, from_ours
-from florence2.model import Florence2Model
-from florence2.presets import PUBLISHED_PREPROCESSOR
+from florence2.checkpoints.checkpoint import save_checkpoint
+from florence2.checkpoints.files import write_json
+from florence2.checkpoints.layouts import TRANSPOSED, from_canonical
+from florence2.checkpoints.presets import PUBLISHED_PREPROCESSOR
+from florence2.model.config import Florence2Config
+from florence2.model.florence2 import Florence2Model
 
 GOLDEN = Path(__file__).parent / "golden"
 _LOCATIONS = slice(50269, 51269)
@@ -65,7 +65,7 @@ def make_model(config: Florence2Config, seed: int, end_bonus: float) -> Florence
     for ours, tensor in model.state_dict().items():
         flip = ours in TRANSPOSED["microsoft"]
         shape = tuple(tensor.shape)[::-1] if flip else tuple(tensor.shape)
-        name = from_ours(ours, "microsoft")
+        name = from_canonical(ours, "microsoft")
         assert name is not None
         value = torch.from_numpy(make_weight(name, shape, seed, end_bonus))
         weights[ours] = value.T.contiguous() if flip else value

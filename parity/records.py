@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from florence2.answers import parse_answer
-from florence2.checkpoint import load_model
-from florence2.config import read_config
-from florence2.generation import generate
-from florence2.image import ImageConfig, image_to_tensor, open_image, read_image_config
-from florence2.model import Florence2Model
-from florence2.options import GenerationOptions
-from florence2.tasks import TASKS, build_sentence, split_prompt
-from florence2.tokenizer import FlorenceTokenizer
+from florence2.answers.answer import parse_answer
+from florence2.checkpoints.checkpoint import load_model
+from florence2.checkpoints.config_files import read_config, read_image_config
+from florence2.generation.generate import generate
+from florence2.generation.options import GenerationOptions
+from florence2.inputs.image import ImageConfig, image_to_array, open_image
+from florence2.inputs.tasks import TASKS, build_sentence, split_prompt
+from florence2.inputs.tokenizer import FlorenceTokenizer
+from florence2.model.florence2 import Florence2Model
 from parity.recipe import GOLDEN, make_checkpoint, make_picture
 from parity.report import Row, largest_difference
 
@@ -67,7 +67,7 @@ def compare_pixels() -> Row:
     for record in records:
         width, height = record["size"]
         picture = open_image(make_picture(record["seed"], width, height, record["mode"]))
-        values = image_to_tensor(picture, config).flatten()
+        values = torch.from_numpy(image_to_array(picture, config)).flatten()
         sampled = values[record["index"]].numpy()
         expected = np.array(record["value"], np.float32)
         equal += bool((sampled == expected).all() and abs(float(values.double().sum()) - record["sum"]) < 1e-6)
@@ -125,7 +125,7 @@ def compare_model(change: Callable[[Florence2Model], None] | None = None, runs: 
         picture = open_image(make_picture(*golden["pictures"][run["picture"]]))
         ids = tokenizer.encode(build_sentence(*split_prompt(golden["prompts"][run["prompt"]])))
         with torch.no_grad():
-            pixel_values, prompt = image_to_tensor(picture, images), torch.tensor([ids])
+            pixel_values, prompt = torch.from_numpy(image_to_array(picture, images)), torch.tensor([ids])
             features = model.encode_image(pixel_values)
             memory = model.encode(features, prompt)
             logits = model.decode(torch.tensor([run["decoder_input_ids"]]), memory)
@@ -135,7 +135,7 @@ def compare_model(change: Callable[[Florence2Model], None] | None = None, runs: 
                 note(stage, tensor.flatten().numpy()[arrays[f"{key}.{stage}.index"]], arrays[f"{key}.{stage}.value"])
         choices += logits[0].argmax(dim=-1).tolist() == run["logits_argmax"]
         for recorded in run["generations"]:
-            options = GenerationOptions.from_checkpoint(model.config.generation).changed(**recorded["options"])
+            options = GenerationOptions.from_settings(model.config.generation).changed(**recorded["options"])
             found = generate(model, memory, options)
             same = found.sequences.tolist() == recorded["sequences"]
             equal, total = equal + same, total + 1
@@ -155,9 +155,11 @@ def _compare_batch(golden: dict[str, Any], model: Florence2Model, images: ImageC
     batch = golden["batch"]
     pictures = [open_image(make_picture(*picture)) for picture in golden["pictures"]]
     ids = FlorenceTokenizer(GOLDEN / "tokenizer.json").encode(build_sentence(*split_prompt(batch["prompt"])))
-    options = GenerationOptions.from_checkpoint(model.config.generation).changed(**batch["options"])
+    options = GenerationOptions.from_settings(model.config.generation).changed(**batch["options"])
     with torch.no_grad():
-        features = model.encode_image(torch.cat([image_to_tensor(picture, images) for picture in pictures]))
+        features = model.encode_image(
+            torch.cat([torch.from_numpy(image_to_array(picture, images)) for picture in pictures])
+        )
         memory = model.encode(features, torch.tensor([ids] * len(pictures)))
     found = generate(model, memory, options).sequences.tolist()
     equal = sum(a == b for a, b in zip(found, batch["sequences"], strict=True))

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from florence2.config import Layout, read_config
-from florence2.model import Florence2Model
-from florence2.options import GenerationOptions
+from florence2.checkpoints.config_files import read_config
+from florence2.generation.options import GenerationOptions
+from florence2.model.config import Layout
+from florence2.model.florence2 import Florence2Model
 
 _NEVER_CHOSEN = -1e9
 Inside: TypeAlias = dict[str, list[Tensor]]
@@ -324,9 +325,9 @@ class Remote:
         )
         return answer
 
-    def quantize(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    def pixels_to_bins(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes (N, 4) in pixels -> bins."""
-        bins: Tensor = self.processor.post_processor.box_quantizer.quantize(boxes, size)
+        bins: Tensor = self.processor.post_processor.box_quantizer.pixels_to_bins(boxes, size)
         return bins
 
     def _forward(self, pixel_values: Tensor, ids: Sequence[int], **others: Any) -> Any:
@@ -335,9 +336,9 @@ class Remote:
 
 def _convert(folder: Path, scratch: Path) -> Path:
     """The checkpoint in the native layout, its final_logits_bias left out."""
-    from florence2.checkpoint import copy_companions, load_model, save_checkpoint, stored_dtype
-    from florence2.tensors import find_weights
-    from florence2.tokenizer import FlorenceTokenizer
+    from florence2.checkpoints.checkpoint import copy_companions, load_model, save_checkpoint, stored_dtype
+    from florence2.checkpoints.tensors import find_weights
+    from florence2.inputs.tokenizer import FlorenceTokenizer
 
     model = load_model(folder, dtype=stored_dtype(find_weights(folder)))
     model.final_logits_bias.zero_()

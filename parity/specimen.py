@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from florence2.checkpoint import load_model
-from florence2.hub import EMBEDDED_MODEL, resolve
+from florence2.checkpoints.checkpoint import load_model
+from florence2.checkpoints.hub import EMBEDDED_MODEL, resolve
 from florence2.pipeline import Florence2, load
 from florence2.train.data import Sample
-from florence2.train.exam import Exam
 from parity.compare import MakeReference
 from parity.recipe import GOLDEN
 from parity.references import Reference, Remote
 from parity.report import Row
+from recipes.nano.exam import Exam
 
 RECORDS = GOLDEN / "nano.npz"
 SCENES_SEED, SCENES = 4, 200

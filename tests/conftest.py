@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 
 import florence2
-from florence2.checkpoint import convert_checkpoint
-from florence2.trace import Trace
+from florence2.checkpoints.checkpoint import convert_checkpoint
+from florence2.model.trace import Trace
 from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_picture
 
 torch.set_num_threads(1)
+
+pytest_plugins = ["tests.traced"]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Beam search written again, slowly and with lists, from the description of transformers' BeamSearchScorer (4.49).
 
-Nothing is shared with florence2.decoding, so that the two check each other.
+Nothing is shared with florence2.generation.search, so that the two check each other.
 """
 
 import math

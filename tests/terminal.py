@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["florence2.cli", "florence2.pipeline", "tests.terminal"])
+_server.set_forkserver_preload(["florence2.cli.main", "florence2.pipeline", "tests.terminal"])
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def _run(arguments: list[str], environment: dict[str, str], outputs: list[Path])
     os.environ.update(environment)
     for number, output in enumerate(outputs, start=1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
-    from florence2.cli import main
+    from florence2.cli.main import main
 
     assert "huggingface_hub" not in sys.modules  # or it would have read another environment
     sys.exit(main(arguments))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from florence2.config import Florence2Config
-from florence2.davit import _Block
-from florence2.model import Florence2Model
+from florence2.model.config import Florence2Config
+from florence2.model.davit import _Block
+from florence2.model.florence2 import Florence2Model
 from parity.cases import shapes
 from parity.gradients import (
     LIMIT,

@@ -56,7 +56,7 @@ def state():
         len(warnings.filters), logging.getLogger().level, threading.active_count(), os.getcwd(), torch.initial_seed(),
     ]
 before = state()
-import florence2, florence2.cli
+import florence2, florence2.cli.main
 print(json.dumps([before == state(), os.listdir(".")]))
 """
     assert json.loads(python(code, cwd=tmp_path)) == [True, []]

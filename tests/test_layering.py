@@ -1,4 +1,4 @@
-"""The architecture's two rules, read from the import statements."""
+"""The architecture, read from the import statements: imports point one way, and each dependency has its place."""
 
 import ast
 import sys
@@ -9,71 +9,74 @@ import pytest
 import florence2
 
 PACKAGE = Path(florence2.__file__).parent
-READING_ORDER = """
-    errors files strict_json config presets coordinates tasks image tokenizer trace attention linear shortcuts davit
-    projection bart model packed options rules topk decoding graphed memory generation drawing parsing answers cascade
-    layouts tensors adapters checkpoint initialise describe processor hub extras devices pipeline batch sinks cli
-    __main__
-""".split()
+ORDER = "errors inputs model generation answers checkpoints fast devices processor tracing pipeline bulk cli".split()
+EXTRAS = {"train", "inspect"}
+TORCH_FREE = ("errors", "inputs", "answers", "model.config", "checkpoints.files", "checkpoints.config_files")
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {
-    "huggingface_hub": {"hub"},
-    "safetensors": {"tensors"},
-    "tokenizers": {"tokenizer"},
-    "layouts": {"adapters", "checkpoint"},
+    "huggingface_hub": {"checkpoints.hub"},
+    "safetensors": {"checkpoints.tensors"},
+    "tokenizers": {"inputs.tokenizer"},
+    "florence2.checkpoints.layouts": {"checkpoints.adapters", "checkpoints.checkpoint"},
 }
 """Who alone may import something: the network, the file format, the two layouts of names."""
+FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
+CORE = {module: path for module, path in FILES.items() if module.split(".")[0] in ORDER}
 
 
 def imports(module: str) -> set[str]:
-    """Every module named by an import statement anywhere in a file, as "florence2.x" or a top-level package."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    """Every module that a file imports anywhere, by statement or as a string given to importlib."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: relative import"
-            assert node.module is not None
-            found |= {f"florence2.{a.name}" for a in node.names} if node.module == "florence2" else {node.module}
-    return {name if name.startswith("florence2.") else name.split(".")[0] for name in found}
+            assert node.level == 0 and node.module, f"{module}: relative import"
+            whole = node.module == "florence2" or f"{node.module.removeprefix('florence2.')}.__init__" in FILES
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if whole else {node.module}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("florence2."):
+            found.add(node.value)
+    return found
 
 
-def test_the_order_lists_every_file() -> None:
-    assert sorted(READING_ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+def inside(module: str) -> set[str]:
+    """The parts of this package that a file imports, without its version."""
+    names = {name.removeprefix("florence2.") for name in imports(module) if name.startswith("florence2.")}
+    return names - {"__version__"}
 
 
-@pytest.mark.parametrize("module", READING_ORDER)
-def test_imports_point_up_only(module: str) -> None:
-    above = {f"florence2.{name}" for name in READING_ORDER[: READING_ORDER.index(module)]} | {"florence2.__version__"}
-    inside = {name for name in imports(module) if name.startswith("florence2.")}
-    assert inside <= above, inside - above
+def test_every_file_has_a_room() -> None:
+    known = {*ORDER, *EXTRAS, "__init__", "__main__"}
+    assert {module.split(".")[0] for module in FILES} == known
 
 
-@pytest.mark.parametrize("module", [*READING_ORDER, "__init__"])
+@pytest.mark.parametrize("module", CORE)
+def test_imports_point_one_way(module: str) -> None:
+    room = module.split(".")[0]
+    allowed = {*ORDER[: ORDER.index(room) + 1]} | (EXTRAS if room == "cli" else set())
+    allowed |= {"fast"} if room in ("model", "generation") else set()  # until fast.install
+    assert {name.split(".")[0] for name in inside(module)} <= allowed
+
+
+@pytest.mark.parametrize("module", CORE)
 def test_only_the_allowed_packages(module: str) -> None:
-    outside = {name for name in imports(module) if not name.startswith("florence2.")}
-    assert outside <= THIRD_PARTY | set(sys.stdlib_module_names), outside
+    outside = {name.split(".")[0] for name in imports(module) if not name.startswith("florence2.")}
+    free = module.startswith(TORCH_FREE)
+    assert outside - set(sys.stdlib_module_names) <= THIRD_PARTY - ({"torch", "safetensors"} if free else set())
 
 
 @pytest.mark.parametrize(("name", "allowed"), ONLY_IN.items())
 def test_one_place_each(name: str, allowed: set[str]) -> None:
-    users = {m for m in READING_ORDER if {name, f"florence2.{name}"} & imports(m)}
-    assert users == allowed
+    assert {
+        module for module in CORE if any(f"{found}.".startswith(f"{name}.") for found in imports(module))
+    } == allowed
 
 
-def test_decoding_knows_no_model() -> None:
-    assert {name for name in imports("decoding") if name.startswith("florence2.")} == {
-        "florence2.options",
-        "florence2.rules",
-        "florence2.topk",
-        "florence2.trace",
-    }
-    for module, known in (("options", {"florence2.errors"}), ("rules", set()), ("topk", set())):
-        assert {name for name in imports(module) if name.startswith("florence2.")} == known
+def test_the_search_knows_no_model() -> None:
+    known = {"errors", "model.trace", "generation.options", "generation.rules", "generation.topk"}
+    assert all(inside(f"generation.{module}") <= known for module in ("search", "options", "rules", "topk"))
 
 
-def test_the_core_imports_no_folder() -> None:
-    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    for module in [*READING_ORDER, "__init__"]:
-        assert not {name.split(".")[1] for name in imports(module) if name.startswith("florence2.")} & folders
+@pytest.mark.parametrize("room", [room for room in ORDER if (PACKAGE / room).is_dir()] + ["."])
+def test_no_folder_of_the_core_has_more_than_ten_files(room: str) -> None:
+    assert len(list((PACKAGE / room).glob("*.py"))) <= 10

@@ -15,8 +15,8 @@ from PIL import Image
 
 import florence2
 from florence2.errors import CheckpointError, Florence2Error, HubError, ImageError, OptionError, PromptError
-from florence2.model import Florence2Model
-from florence2.tasks import TASKS
+from florence2.inputs.tasks import TASKS
+from florence2.model.florence2 import Florence2Model
 from parity.cases import shapes
 from parity.recipe import make_model, make_picture
 from tests.conftest import count_encodings, random_box
@@ -118,7 +118,7 @@ def test_every_form_of_picture(small: florence2.Florence2, picture: Image.Image,
 def test_inputs_in_pixels_and_as_tokens(small: florence2.Florence2, picture: Image.Image) -> None:
     options = small.options(max_new_tokens=8)
     box = (20.0, 30.0, 200.0, 150.0)
-    tokens = "".join(f"<loc_{b}>" for b in florence2.quantize(box, picture.size))
+    tokens = "".join(f"<loc_{b}>" for b in florence2.pixels_to_bins(box, picture.size))
     answers = [
         small.run("<REGION_TO_OCR>", picture, box, options=options),
         small.run("<REGION_TO_OCR>", picture, box=box, options=options),

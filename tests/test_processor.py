@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from florence2.errors import CheckpointError, ConfigError, PromptError
-from florence2.processor import Processor, input_to_text
+from florence2.inputs.processor import input_to_text
+from florence2.processor import Processor
 from parity.records import read_record
 
 

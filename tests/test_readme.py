@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import florence2
-from florence2.cli import _question, _split_arguments, build_parser
-from florence2.extras import EXTRAS
+from florence2.cli.extras import EXTRAS
+from florence2.cli.main import _question, _split_arguments, build_parser
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from florence2 import bart, decoding
-from florence2.decoding import SpecialIds
-from florence2.model import Florence2Model
-from florence2.projection import PositionTable
-from florence2.rules import ForcedId, NoRepeatNgram
+from florence2.generation import search as decoding
+from florence2.generation.rules import ForcedId, NoRepeatNgram
+from florence2.generation.search import SpecialIds
+from florence2.model import bart
+from florence2.model.florence2 import Florence2Model
+from florence2.model.projection import PositionTable
 from parity.records import compare_model, compare_pixels, compare_records
 from parity.report import Row, load_tolerances
 

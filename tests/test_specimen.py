@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 import florence2
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 from parity.specimen import SCENES, answer_in_batches, answer_one_by_one, read_records
 

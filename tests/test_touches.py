@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.strict_json import read_json
+from florence2.checkpoints.files import read_json
 from tests.conftest import copy_checkpoint
 
 WATCH = """
@@ -78,7 +78,7 @@ f.processor.answer("<OD>", "cup<loc_1><loc_2><loc_300><loc_400>", image_size=(32
 """
 COMMAND = """
 import contextlib, io
-from florence2.cli import main
+from florence2.cli.main import main
 with contextlib.redirect_stdout(io.StringIO()):
     assert main(sys.argv[1:]) == 0
 """
@@ -168,14 +168,15 @@ Tokenizer.from_file(sys.argv[3])
 def test_loading_by_torch_would_be_seen(folder: Path, picture_file: Path) -> None:
     """The same run with the reading of weights changed to torch's."""
     code = f"""
-import florence2.tensors
+import florence2.checkpoints.tensors
 from safetensors.torch import load_file
 torch.save(load_file(sys.argv[1] + "/model.safetensors"), sys.argv[1] + "/pytorch_model.bin")
-florence2.tensors.find_weights.__defaults__ = (True,)
+florence2.checkpoints.tensors.find_weights.__defaults__ = (True,)
 os.remove(sys.argv[1] + "/model.safetensors")
 events.clear()
-import florence2.pipeline
-florence2.pipeline.load_model = lambda path, **k: florence2.checkpoint.load_model(path, **k | {{"allow_pickle": True}})
+import florence2.pipeline as pipeline
+load_model = pipeline.load_model
+pipeline.load_model = lambda path, **k: load_model(path, **k | {{"allow_pickle": True}})
 {ANSWER}"""
     report = watched(code, folder, picture_file)
     assert str(folder / "pytorch_model.bin") in report["files"] and "torch.load" in report["events"]

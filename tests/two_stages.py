@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from florence2.config import VisionConfig
+from florence2.model.config import VisionConfig
 
 
 def two_stages(vision: VisionConfig) -> VisionConfig:

@@ -20,8 +20,8 @@ import florence2
 from florence2.errors import Florence2Error, OptionError
 from florence2.inspect import Tracing, coverage, force, image_cells, sweep_heads
 from florence2.inspect.table import format_table
-from florence2.train.scene_tasks import ask
-from florence2.train.scenes import Scene, make_scene
+from recipes.nano.scene_tasks import ask
+from recipes.nano.scenes import Scene, make_scene
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import florence2
-from florence2.coordinates import dequantize
 from florence2.errors import Florence2Error, OptionError
+from florence2.inputs.coordinates import bins_to_pixels
 from florence2.inspect import answer_scores, at, box_iou, cells_in, force, image_cells, likeliest_bins, replace
 from florence2.inspect.table import format_table
-from florence2.train.scene_tasks import caption
-from florence2.train.scenes import Scene, Thing, make_scene
 from florence2.train.targets import boxes_target
+from recipes.nano.scene_tasks import caption
+from recipes.nano.scenes import Scene, Thing, make_scene
 
 GROUNDING = "<CAPTION_TO_PHRASE_GROUNDING>"
 
@@ -61,7 +61,7 @@ def outcomes(f: florence2.Florence2, scene: Scene, other: Scene) -> Iterator[Out
             with f.patched({"image_tokens": at(replace(tokens), positions=[start + cell for cell in cells])}):
                 scores = answer_scores(f, case, "prompt")
             logprobs = scores[places, [case.answer.token_ids[1:][place] for place in places]]
-            box = dequantize(likeliest_bins(f, scores)[places].tolist(), size)
+            box = bins_to_pixels(likeliest_bins(f, scores)[places].tolist(), size)
             nearest = max(box_iou(box, one, size) for one in there)
             yield Outcome(condition, float(logprobs.mean()), box_iou(box, thing.box, size), nearest)
 

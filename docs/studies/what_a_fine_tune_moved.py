@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence2 import Florence2, load
-from florence2.checkpoint import checkpoint_folder, copy_companions, save_checkpoint
+from florence2.checkpoints.checkpoint import checkpoint_folder, copy_companions, save_checkpoint
+from florence2.checkpoints.hub import resolve
 from florence2.errors import Florence2Error
-from florence2.hub import resolve
-from florence2.inspect.difference import Difference, compare_checkpoints
+from florence2.inspect.audit.difference import Difference, compare_checkpoints
 from florence2.inspect.regions import mean_iou
 from florence2.inspect.table import format_table
 from florence2.train.data import Sample
-from florence2.train.scenes import Scene, make_scene
 from florence2.train.settings import TrainSettings
 from florence2.train.targets import boxes_target
 from florence2.train.trainer import train
+from recipes.nano.scenes import Scene, make_scene
 
 OLD, NEW, TAUGHT, ASKED = "circle", "ball", 5, 6  # the words; the seeds of scenes
 

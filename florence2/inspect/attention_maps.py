@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from florence2.inspect.names import pooled_spans
-from florence2.inspect.runs import Run
+from florence2.tracing.names import pooled_spans
+from florence2.tracing.runs import Run
 
 
 @dataclass(frozen=True, eq=False)

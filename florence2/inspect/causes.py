@@ -16,17 +16,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from florence2.bulk.sinks import Progress
 from florence2.errors import OptionError
-from florence2.inspect.budget import DEFAULT_LIMIT
+from florence2.generation.options import GenerationOptions
 from florence2.inspect.forced import KINDS, Case, Kind, answer_logprobs, force, stage_of
-from florence2.inspect.names import Name, names_of, select
-from florence2.inspect.patching import Patch, patched
 from florence2.inspect.table import Table, format_table
-from florence2.inspect.tracing import Recording, Tracing
-from florence2.options import GenerationOptions
+from florence2.model.trace import TraceBlock
 from florence2.pipeline import Florence2, Request
-from florence2.sinks import Progress
-from florence2.trace import InForce
+from florence2.tracing.budget import DEFAULT_LIMIT
+from florence2.tracing.names import Name, names_of, select
+from florence2.tracing.patches import Patch, patched
+from florence2.tracing.recording import Recording, Tracing
 
 Groups = Mapping[str, Sequence[int]]
 """Positions by name."""
@@ -99,7 +99,7 @@ def trace_causes(
     """How much of the clean answer's log-probability each value of the clean run restores in the corrupted run.
 
     `clean` and `corrupt` are (task, picture) or (task, picture, input), with prompts of the same number of ids.
-    `names` are names or patterns that match them (see `florence2.inspect.names`), up to the logits. Positions are
+    `names` are names or patterns that match them (see `florence2.tracing.names`), up to the logits. Positions are
     taken together in groups: of the memory (S) "image" and "prompt"; of the answer (step by step, T) what is foretold
     there, "word", "location" and "special"; of everything else "all". `groups` has others for the memory and the
     image tokens (N), counted alike, as "region": [1, 2, ...]. `kind` counts tokens of one kind only; `answer` is
@@ -159,7 +159,7 @@ def _record(f: Florence2, case: Case, names: Sequence[Name], limit: int) -> dict
     exactly = [f"={name.name}" for name in names]
     tracing = Tracing(f.model.config, exactly, limit, (1, 3, *_pixels(case, f)), f.model.dtype)
     recording = Recording(tracing)
-    with InForce(f, lambda: recording, changes=False):
+    with TraceBlock(f, lambda: recording, changes=False):
         answer_logprobs(f, case, stage_of(names))
     return {name.name: recording.values[name.name][0] for name in names}
 

@@ -18,24 +18,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from florence2.answers import Answer, Box, Polygon, Quad
-from florence2.config import Florence2Config
-from florence2.coordinates import LOCATION, NUM_BINS
+from florence2.answers.answer import Answer, Box, Polygon, Quad
+from florence2.answers.parsing import find_region_tokens
 from florence2.errors import OptionError
-from florence2.image import ImageInput, open_image
+from florence2.generation.options import GenerationOptions
+from florence2.inputs.coordinates import LOCATION, NUM_BINS
+from florence2.inputs.image import ImageInput, open_image
+from florence2.inputs.processor import TaskText
+from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.inspect.attention_maps import AttentionMaps, map_attention
-from florence2.inspect.beams import Ban, BeamStep
 from florence2.inspect.explanation_json import to_plain_explanation
 from florence2.inspect.lens import read_lens
 from florence2.inspect.rollout import roll_out
-from florence2.inspect.runs import Run
 from florence2.inspect.saliency import Saliency, find_saliency
-from florence2.inspect.tracing import trace
-from florence2.options import GenerationOptions
-from florence2.parsing import find_region_tokens
+from florence2.model.config import Florence2Config
 from florence2.pipeline import EncodedImage, Florence2
-from florence2.processor import TaskText
-from florence2.tokenizer import FlorenceTokenizer
+from florence2.tracing.beams import Ban, BeamStep
+from florence2.tracing.recording import trace
+from florence2.tracing.runs import Run
 
 ALTERNATIVES, LENS = 8, 3
 LIMIT = 4 << 30
@@ -253,7 +253,7 @@ def _location_ids(tokenizer: FlorenceTokenizer) -> list[int]:
 
 
 def _find_regions(answer: Answer) -> tuple[Region, ...]:
-    """The shapes of an answer with the tokens that `florence2.answers` read each from."""
+    """The shapes of an answer with the tokens that `florence2.answers.answer` read each from."""
     shapes: list[Box | Quad | Polygon] = [*answer.boxes, *answer.quads, *answer.polygons]
     written = find_region_tokens(answer.kind, answer.token_texts)
     logprobs = torch.tensor(answer.token_logprobs)

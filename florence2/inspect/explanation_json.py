@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from florence2.answers import Answer, Box, Polygon, Quad
-from florence2.config import VisionConfig
-from florence2.inspect.beams import Ban, BeamStep, Candidate
+from florence2.answers.answer import Answer, Box, Polygon, Quad
+from florence2.model.config import VisionConfig
+from florence2.tracing.beams import Ban, BeamStep, Candidate
 
 if TYPE_CHECKING:
     from florence2.inspect.explanation import Alternative, ExplainedToken, Explanation, Region, Spread

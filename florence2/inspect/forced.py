@@ -16,14 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from florence2.answers import Answer
-from florence2.coordinates import LOCATION, NUM_BINS
+from florence2.answers.answer import Answer
 from florence2.errors import OptionError, PromptError
-from florence2.generation import generate
-from florence2.inspect.names import Name, When
-from florence2.options import GenerationOptions
+from florence2.generation.generate import generate
+from florence2.generation.options import GenerationOptions
+from florence2.inputs.coordinates import LOCATION, NUM_BINS
+from florence2.model.trace import start_trace
 from florence2.pipeline import EncodedImage, Florence2, PreparedImage, Request, check_request
-from florence2.trace import start_trace
+from florence2.tracing.names import Name, When
 
 Kind = Literal["word", "location", "special"]
 """What a token is: `<s>`, `</s>` and `<pad>` are special, what is neither that nor a location is (part of) a word."""

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from florence2.errors import OptionError
-from florence2.inspect.runs import Run
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
+from florence2.tracing.runs import Run
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from florence2.checkpoints.files import written_whole
 from florence2.errors import OptionError
-from florence2.files import written_whole
 
 
 def check_out(path: Path, overwrite: bool) -> None:

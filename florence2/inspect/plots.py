@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from florence2.errors import OptionError
-from florence2.inspect.page import decode_map
+from florence2.inspect.page.render import decode_map
 
 FORMATS = ("png", "svg")
 _LENS_COLUMNS = 40  # more are no longer legible in one figure

@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from florence2.batch import find_pictures
+from florence2.bulk.batch import find_pictures
+from florence2.bulk.sinks import Progress
 from florence2.errors import OptionError
-from florence2.inspect.names import Name, names_of, select
-from florence2.inspect.tracing import trace
-from florence2.options import GenerationOptions
+from florence2.generation.options import GenerationOptions
+from florence2.inputs.processor import TaskText
 from florence2.pipeline import EncodedImage, Florence2, Picture
-from florence2.processor import TaskText
-from florence2.sinks import Progress
+from florence2.tracing.names import Name, names_of, select
+from florence2.tracing.recording import trace
 
 Position: TypeAlias = "Literal['mean', 'max', 'last'] | int | Callable[[Tensor], Tensor]"
 """How a value becomes one row: over its positions, at one of them, or by a function of it in the shape `own_shape`."""

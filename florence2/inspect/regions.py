@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from florence2.answers import Box
-from florence2.coordinates import NUM_BINS
+from florence2.answers.answer import Box
 from florence2.errors import OptionError
-from florence2.inspect.names import pooled_spans
+from florence2.inputs.coordinates import NUM_BINS
 from florence2.pipeline import Florence2
+from florence2.tracing.names import pooled_spans
 
 Corners = Sequence[float]
 """Left, top, right, bottom in pixels."""

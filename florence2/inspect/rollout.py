@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from florence2.inspect.attention_maps import AttentionMaps, split_memory
-from florence2.inspect.runs import Run
+from florence2.tracing.runs import Run
 
 
 def roll_out(run: Run, alternative: int = 0) -> AttentionMaps:

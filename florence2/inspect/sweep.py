@@ -16,8 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from florence2.answers import Answer
+from florence2.answers.answer import Answer
+from florence2.bulk.sinks import Progress
 from florence2.errors import OptionError
+from florence2.generation.options import GenerationOptions
 from florence2.inspect.forced import (
     Case,
     Kind,
@@ -29,14 +31,12 @@ from florence2.inspect.forced import (
     of_ids,
     stage_of,
 )
-from florence2.inspect.names import Name, names_of, select
-from florence2.inspect.patching import Patch, patched, zero, zero_heads
 from florence2.inspect.regions import Corners, mean_iou
 from florence2.inspect.sweep_file import SweepFile, fingerprint
 from florence2.inspect.table import Table, format_table
-from florence2.options import GenerationOptions
 from florence2.pipeline import Florence2, Request
-from florence2.sinks import Progress
+from florence2.tracing.names import Name, names_of, select
+from florence2.tracing.patches import Patch, patched, zero, zero_heads
 
 HeadKind = Literal["cross_attention", "self_attention", "encoder", "window", "channel"]
 HEADS: Mapping[HeadKind, str] = {

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 
 import torch
 
+from florence2.checkpoints.files import written_whole
 from florence2.errors import OptionError
-from florence2.files import written_whole
 from florence2.inspect.forced import Case
 from florence2.pipeline import Florence2
 

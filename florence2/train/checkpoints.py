@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from florence2.checkpoints.files import written_whole
 from florence2.errors import CheckpointError
-from florence2.files import written_whole
 
 STATE = "state.pt"
 

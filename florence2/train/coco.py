@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from florence2.coordinates import box_to_tokens
-from florence2.strict_json import shown
+from florence2.errors import shown
+from florence2.inputs.coordinates import box_to_tokens
 from florence2.train.entries import (
     DataError,
     Entry,

@@ -12,15 +12,21 @@ from typing import Any
 
 import torch
 
-from florence2.checkpoint import checkpoint_folder, copy_companions, load_model, save_checkpoint, stored_dtype
+from florence2.bulk.sinks import Progress
+from florence2.checkpoints.checkpoint import (
+    checkpoint_folder,
+    copy_companions,
+    load_model,
+    save_checkpoint,
+    stored_dtype,
+)
+from florence2.checkpoints.hub import DEFAULT_MODEL, resolve
+from florence2.checkpoints.tensors import find_weights
 from florence2.devices import choose_device
 from florence2.errors import OptionError
-from florence2.hub import DEFAULT_MODEL, resolve
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 from florence2.processor import Processor
-from florence2.sinks import Progress
-from florence2.tensors import find_weights
 from florence2.train.check import Finding, check_samples
 from florence2.train.data import Sample
 from florence2.train.entries import DataError

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from florence2.errors import Florence2Error, PromptError
-from florence2.image import ImageInput
-from florence2.model import IGNORED_LABEL
+from florence2.inputs.image import ImageInput
+from florence2.model.florence2 import IGNORED_LABEL
 from florence2.processor import Processor
 from florence2.train.settings import TrainSettings
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import Florence2Error
-from florence2.strict_json import shown
-from florence2.tasks import check_prompt
-from florence2.tokenizer import ADDED_TOKENS
+from florence2.errors import Florence2Error, shown
+from florence2.inputs.tasks import check_prompt
+from florence2.inputs.tokenizer import ADDED_TOKENS
 
 LISTED = 20
 """How many problems of a file are told in words."""

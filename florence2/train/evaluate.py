@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from florence2.answers import Answer
+from florence2.answers.answer import Answer
 from florence2.errors import Florence2Error, OptionError
-from florence2.options import GenerationOptions
+from florence2.generation.options import GenerationOptions
 from florence2.pipeline import EncodedImage, Florence2, PreparedImage, Request
 from florence2.train.data import Sample, Samples
 from florence2.train.metrics import Metrics, Pair, measure_by_task

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from florence2.bulk.sinks import Progress
+from florence2.checkpoints.hub import DEFAULT_MODEL
 from florence2.devices import DTYPES
 from florence2.errors import OptionError
-from florence2.hub import DEFAULT_MODEL
 from florence2.pipeline import load
-from florence2.sinks import Progress
 from florence2.train.evaluate import Outcome, answer_samples
 from florence2.train.metrics import Metrics, Pair, format_metrics, measure_by_task
 from florence2.train.sources import read_samples

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from florence2.errors import ConfigError
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 
 PARTS: dict[str, tuple[str, ...]] = {
     "vision": ("vision_tower",),

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from florence2.adapters import ADAPTER_WEIGHTS, name_module
-from florence2.config import Layout
+from florence2.checkpoints.adapters import ADAPTER_WEIGHTS, name_module
+from florence2.checkpoints.tensors import write_safetensors
 from florence2.errors import ConfigError
-from florence2.model import Florence2Model
-from florence2.tensors import write_safetensors
+from florence2.model.config import Layout
+from florence2.model.florence2 import Florence2Model
 from florence2.train.freeze import PARTS
 
 _ADAPTER = "default"  # peft's own name for the only adapter of a model

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from florence2.train.data import Batch
 
 

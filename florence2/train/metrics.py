@@ -10,8 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from florence2.answers import Answer
-from florence2.tasks import TASKS, AnswerKind
+from florence2.answers.answer import Answer
+from florence2.inputs.tasks import TASKS, AnswerKind
 from florence2.train.average_precision import Detection, average_precision
 from florence2.train.overlap import Shape, box_shape, match, outline_shape, overlaps
 

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from pycocotools import mask
 
-from florence2.answers import Box
-from florence2.coordinates import NUM_BINS
+from florence2.answers.answer import Box
+from florence2.inputs.coordinates import NUM_BINS
 
 BoxShape: TypeAlias = list[float]
 """Left, top, width, height."""

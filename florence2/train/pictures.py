@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from florence2.image import open_image
-from florence2.strict_json import shown
+from florence2.errors import shown
+from florence2.inputs.image import open_image
 from florence2.train.entries import DataError
 
 _EXIF_ORIENTATION = 0x0112

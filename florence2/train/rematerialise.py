@@ -7,9 +7,9 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from florence2.bart import DecoderLayer, EncoderLayer
-from florence2.davit import DualBlock
-from florence2.model import Florence2Model
+from florence2.model.bart import DecoderLayer, EncoderLayer
+from florence2.model.davit import DualBlock
+from florence2.model.florence2 import Florence2Model
 
 LAYERS = (DualBlock, EncoderLayer, DecoderLayer)
 

@@ -1,7 +1,7 @@
 """One answer through tokenizer and parser and back: what of it would not be read as it was written.
 
-What a text means is read here a second time, more strictly than in `florence2.answers`, which passes over whatever it
-cannot use: there a model is speaking, here a person who would want to know.
+This reads a text more strictly than `florence2.answers.answer`, which skips whatever it cannot use: there a model is
+speaking, here a person who would want to know.
 """
 
 import re
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from florence2.answers import Answer
-from florence2.coordinates import LOCATION, NUM_BINS, bins_to_tokens, quantize
+from florence2.answers.answer import Answer
+from florence2.errors import shown
+from florence2.inputs.coordinates import LOCATION, NUM_BINS, bins_to_tokens, pixels_to_bins
+from florence2.inputs.tasks import AnswerKind, find_task
 from florence2.processor import Processor
-from florence2.strict_json import shown
-from florence2.tasks import AnswerKind, find_task
 from florence2.train.entries import DataError, check_text
 
 _SIZE_IN_BINS = (NUM_BINS, NUM_BINS)
@@ -65,7 +65,7 @@ def _regions(answer: Answer) -> list[_Region]:
     quads = [(quad.label, (quad.xyxyxyxy,)) for quad in answer.quads]
     polygons = [(polygon.label, polygon.rings) for polygon in answer.polygons]
     return [
-        _Region(label, tuple(tuple(quantize(row, _SIZE_IN_BINS)) for row in rows))
+        _Region(label, tuple(tuple(pixels_to_bins(row, _SIZE_IN_BINS)) for row in rows))
         for label, rows in (*shapes, *quads, *polygons)
     ]
 

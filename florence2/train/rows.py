@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from florence2.coordinates import box_to_tokens
-from florence2.strict_json import shown
-from florence2.tasks import AnswerKind, find_task
+from florence2.errors import shown
+from florence2.inputs.coordinates import box_to_tokens
+from florence2.inputs.tasks import AnswerKind, find_task
 from florence2.train.entries import DataError, Entry, Problems, read_answer, read_pixels, read_text
 from florence2.train.pictures import Pictures
 from florence2.train.targets import Size, boxes_target, polygons_target, quads_target

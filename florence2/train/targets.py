@@ -1,14 +1,14 @@
 """Pixel boxes, quads and polygons -> the text that Florence-2 is trained to write for them.
 
 The one place where training targets get their location tokens, by the same quantiser that reads prompts and answers.
-Everything built here parses back by `florence2.answers` to the same regions, up to half a bin.
+Everything built here parses back by `florence2.answers.answer` to the same regions, up to half a bin.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from florence2.coordinates import quantize
 from florence2.errors import PromptError
+from florence2.inputs.coordinates import pixels_to_bins
 
 Size = tuple[int, int]
 
@@ -19,7 +19,7 @@ def location_tokens(coordinates: Any, image_size: Size) -> str:
     `image_size` is (width, height). Outside the picture the border's bin is taken, so no token beyond `<loc_999>` can
     appear. Raises PromptError for an odd number of coordinates or non-finite ones.
     """
-    return "".join(f"<loc_{bin}>" for bin in quantize(list(coordinates), image_size))
+    return "".join(f"<loc_{bin}>" for bin in pixels_to_bins(list(coordinates), image_size))
 
 
 def boxes_target(boxes: Iterable[tuple[str, Sequence[float]]], image_size: Size) -> str:

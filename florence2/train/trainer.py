@@ -19,11 +19,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from florence2.checkpoints.files import read_json, write_json, written_whole
 from florence2.errors import ConfigError, Florence2Error
-from florence2.files import write_json, written_whole
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
-from florence2.strict_json import read_json
 from florence2.train.checkpoints import TrainState, load_state, save_state
 from florence2.train.data import Batch, Collate, Samples, StepData, make_batch
 from florence2.train.freeze import freeze, set_training

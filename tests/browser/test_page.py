@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page
 
-from florence2 import cli
-from florence2.inspect.page import decode_map, render_page
-from florence2.train.scenes import make_scene
+from florence2.cli import main as cli
+from florence2.inspect.page.render import decode_map, render_page
+from recipes.nano.scenes import make_scene
 from tests.browser.conftest import Opened
 from tests.inspect import made_up
 

@@ -19,8 +19,8 @@ from florence2.inspect.forced import (
     likeliest_bins,
     stage_of,
 )
-from florence2.inspect.patching import scale, zero
-from florence2.trace import start_trace
+from florence2.model.trace import start_trace
+from florence2.tracing.patches import scale, zero
 from tests.conftest import count_encodings
 
 GROUND = "<CAPTION_TO_PHRASE_GROUNDING>"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from florence2.errors import OptionError
-from florence2.inspect.page import decode_map
+from florence2.inspect.page.render import decode_map
 from florence2.inspect.plots import location_tokens, plot_attention, plot_lens, plot_location_spread, save_figure
 from tests.inspect import made_up
 

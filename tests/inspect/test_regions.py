@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from florence2 import Florence2
-from florence2.answers import Box
+from florence2.answers.answer import Box
 from florence2.errors import OptionError
 from florence2.inspect.regions import box_iou, cells_in, coverage, image_cells, mean_iou
 

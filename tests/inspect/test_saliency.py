@@ -10,7 +10,7 @@ from torch import Tensor
 from florence2 import Florence2
 from florence2.errors import OptionError
 from florence2.inspect import find_saliency, saliency_of, zero_heads
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from parity.cases import shapes
 from parity.recipe import make_model
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from florence2 import Florence2, load
-from florence2.checkpoint import load_model
+from florence2.checkpoints.checkpoint import load_model
 from florence2.errors import ConfigError
 from florence2.inspect.forced import force
 from florence2.inspect.sweep import sweep_heads
-from florence2.trace import start_trace
-from florence2.train.scene_tasks import ask
-from florence2.train.scenes import make_scene
+from florence2.model.trace import start_trace
 from florence2.train.settings import TrainSettings
+from recipes.nano.scene_tasks import ask
+from recipes.nano.scenes import make_scene
 
 STUDIES = Path(__file__).parents[2] / "docs" / "studies"
 NAMES = ("find_the_looking_heads", "patch_a_region", "what_a_fine_tune_moved")

@@ -13,16 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from florence2 import Answer, Florence2, load
+from florence2.bulk.sinks import Progress
 from florence2.errors import OptionError
 from florence2.inspect import sweep as sweep_module
 from florence2.inspect.forced import Case, answer_logprobs, answer_scores, force
-from florence2.inspect.patching import zero_heads
 from florence2.inspect.regions import mean_iou
 from florence2.inspect.sweep import Ablation, Sweep, read_rows, sweep_blocks, sweep_heads
 from florence2.pipeline import Request
-from florence2.sinks import Progress
-from florence2.train.scene_tasks import caption
-from florence2.train.scenes import make_scene
+from florence2.tracing.patches import zero_heads
+from recipes.nano.scene_tasks import caption
+from recipes.nano.scenes import make_scene
 
 GROUNDING = "<CAPTION_TO_PHRASE_GROUNDING>"
 CROSS = "decoder.layers.{}.cross_attention.heads"

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from florence2.checkpoint import save_checkpoint
-from florence2.config import Florence2Config
-from florence2.files import write_json
-from florence2.model import Florence2Model
+from florence2.checkpoints.checkpoint import save_checkpoint
+from florence2.checkpoints.files import read_json, write_json
+from florence2.model.config import Florence2Config
+from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
-from florence2.strict_json import read_json
-from florence2.train.nano import make_model, nano_config, write_processor
-from florence2.train.write_scenes import write_scenes
+from recipes.nano.train import make_model, nano_config, write_processor
+from recipes.nano.write_scenes import write_scenes
 from tests.two_stages import two_stages
 
 

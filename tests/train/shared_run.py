@@ -10,10 +10,10 @@ from accelerate import PartialState
 
 from florence2.processor import Processor
 from florence2.train.checkpoints import load_state
-from florence2.train.nano import SceneSamples, make_model, nano_config
-from florence2.train.places import SceneSample
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import train
+from recipes.nano.places import SceneSample
+from recipes.nano.train import SceneSamples, make_model, nano_config
 
 
 class Signalled(SceneSamples):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.data import Batch, Sample, make_batch
 from florence2.train.loss import LossModule

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from florence2.image import ImageConfig
+from florence2.inputs.image import ImageConfig
+from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.processor import Processor
-from florence2.tokenizer import FlorenceTokenizer
 from florence2.train.check import CheckReport, check_samples
 from florence2.train.data import Sample
-from florence2.train.scene_tasks import SCENE_TASKS, ask
-from florence2.train.scenes import make_scene
 from florence2.train.sources import read_samples
 from florence2.train.targets import boxes_target
 from parity.recipe import GOLDEN
+from recipes.nano.scene_tasks import SCENE_TASKS, ask
+from recipes.nano.scenes import make_scene
 
 PICTURE = Image.new("RGB", (8, 8))
 A, B = "<loc_1><loc_2><loc_3><loc_4>", "<loc_5><loc_6><loc_7><loc_8>"

@@ -7,8 +7,8 @@ import torch
 
 from florence2.errors import ImageError, PromptError
 from florence2.train.data import Sample, StepData, make_batch
-from florence2.train.nano import SceneSamples
 from florence2.train.settings import TrainSettings
+from recipes.nano.train import SceneSamples
 
 SETTINGS = TrainSettings(steps=20, batch=4, seed=3)
 

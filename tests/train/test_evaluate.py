@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from florence2.coordinates import NUM_BINS
 from florence2.errors import ImageError, OptionError, PromptError
-from florence2.model import Florence2Model
-from florence2.options import GenerationOptions
+from florence2.generation.options import GenerationOptions
+from florence2.inputs.coordinates import NUM_BINS
+from florence2.inputs.tasks import TASKS
+from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2, load
 from florence2.processor import Processor
-from florence2.tasks import TASKS
 from florence2.train.data import Sample
 from florence2.train.evaluate import answer_samples, evaluate
 from parity.recipe import make_picture

@@ -8,8 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from florence2 import cli, load
-from florence2.train import write_scenes
+from florence2 import load
+from florence2.cli import main as cli
+from recipes.nano import write_scenes
 
 DOCS = Path(__file__).parents[2] / "docs"
 FEWER = {"--count": "4", "--epochs": "0.5", "--batch": "2"}
@@ -40,7 +41,7 @@ def test_every_command_runs(
     verbs = []
     for words in script.commands():
         small = fewer(words, mini_folder)
-        if words[:3] == ["python", "-m", "florence2.train.write_scenes"]:
+        if words[:3] == ["python", "-m", "recipes.nano.write_scenes"]:
             assert write_scenes.main(small[3:]) == 0
         else:
             assert words[0] == "florence2" and cli.main(small[1:]) == 0, capsys.readouterr().err

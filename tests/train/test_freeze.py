@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from florence2.errors import ConfigError
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.data import Batch
 from florence2.train.freeze import PARTS, count_trainable, freeze, set_training

@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from florence2.adapters import merge_adapter
-from florence2.config import Layout
+from florence2.checkpoints.adapters import merge_adapter
 from florence2.errors import ConfigError
-from florence2.model import Florence2Model
+from florence2.model.config import Layout
+from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.data import Batch, Sample, make_batch
 from florence2.train.freeze import count_trainable, set_training
 from florence2.train.lora import LoraSettings, add_lora, find_targets, save_adapter
 from florence2.train.loss import LossModule
-from florence2.train.nano import SceneSamples
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import train
+from recipes.nano.train import SceneSamples
 
 EVERYWHERE = LoraSettings(rank=4, alpha=6, parts=("vision", "projection", "language"))
 LANGUAGE = {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}

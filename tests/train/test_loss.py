@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from florence2.model import Florence2Model
+from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.data import Batch, Sample
 from florence2.train.loss import LossModule

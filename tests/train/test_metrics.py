@@ -2,8 +2,8 @@
 
 import pytest
 
-from florence2.answers import Answer, Box, parse_answer
-from florence2.tasks import TASKS, Task, find_task
+from florence2.answers.answer import Answer, Box, parse_answer
+from florence2.inputs.tasks import TASKS, Task, find_task
 from florence2.train.metrics import (
     FREE_PROMPTS,
     format_metrics,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from florence2.answers import Box
+from florence2.answers.answer import Box
 from florence2.train.overlap import box_shape, match, outline_shape, overlaps
 
 SIZE = (400, 200)

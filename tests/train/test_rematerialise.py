@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from florence2.generation import generate
-from florence2.model import Florence2Model
-from florence2.options import GenerationOptions
+from florence2.generation.generate import generate
+from florence2.generation.options import GenerationOptions
+from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.data import Batch
 from florence2.train.freeze import freeze

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from florence2.errors import Florence2Error
-from florence2.image import open_image
+from florence2.inputs.image import open_image
 from florence2.train.data import Sample
 from florence2.train.entries import DataError
 from florence2.train.pictures import Pictures, upright_size

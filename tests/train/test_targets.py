@@ -2,7 +2,7 @@
 
 import pytest
 
-from florence2.answers import parse_answer
+from florence2.answers.answer import parse_answer
 from florence2.errors import PromptError
 from florence2.train.targets import boxes_target, location_tokens, polygons_target, quads_target
 

@@ -14,12 +14,13 @@ import torch
 from florence2.errors import CheckpointError, ConfigError, ImageError
 from florence2.train.checkpoints import TrainState, load_state, save_state
 from florence2.train.data import Sample
-from florence2.train.nano import SceneSamples, make_model
-from florence2.train.places import SceneSample
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import _be_a_worker, _check_same_step, make_optimizer, train
+from recipes.nano.places import SceneSample
+from recipes.nano.train import SceneSamples, make_model
 from tests.train import shared_run
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = TrainSettings(
     steps=6, batch=4, learning_rate=1e-3, warmup=2, save_every=2, log_every=1, workers=0, seed=5, freeze=()
 )
@@ -110,7 +111,7 @@ def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, ca
         capture_output=True,
         text=True,
         timeout=200,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes share each batch." in done.stderr

@@ -1,0 +1,1 @@
+"""Speed, scaling and memory against the reference implementations: `python -m benchmarks`."""

@@ -1,0 +1,367 @@
+"""One engine in a process of its own: load, run the clocks, print what they showed as JSON.
+
+`python -m benchmarks.engines SPEC` is started by `benchmarks.speed`; SPEC is a JSON object (see `Spec`).
+"""
+
+import io
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+_START = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to run. `tokens` are generated exactly, beyond the model's own end; all `jpegs` make a batch."""
+
+    engine: str
+    folder: str
+    jpegs: list[str]
+    device: str = "cpu"
+    dtype: str = "float32"
+    beams: int = 3
+    tokens: int = 64
+    repeats: int = 3
+    threads: int = 0
+    code: str = ""
+
+
+@dataclass
+class Clocks:
+    """Seconds, each the list of all runs; and what identifies the run.
+
+    `peak_memory` is in bytes, up to and with the first answer: of the process, or of the accelerator.
+    """
+
+    name: str = ""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peak_memory: int = 0
+    image_tokens: int = 0
+    tokens: list[list[int]] = field(default_factory=list)
+
+
+TASKS = ["<OD>", "<CAPTION>", "<OCR>", "<DENSE_REGION_CAPTION>"]
+FEW = 8
+"""Tokens of a short answer: the first steps, before the steady ones are timed."""
+
+
+class Engine(Protocol):
+    """What the clocks need. Tensors are the engine's own."""
+
+    name: str
+
+    def end_to_end(self, jpeg: bytes, task: str, tokens: int) -> list[int]:
+        """From the bytes of a file to a parsed answer; returns the ids."""
+        ...
+
+    def batch(self, jpegs: Sequence[bytes], task: str, tokens: int) -> list[list[int]]:
+        """The same for many files at once."""
+        ...
+
+    def tasks(self, jpeg: bytes, tasks: Sequence[str], tokens: int) -> list[list[int]]:
+        """Several tasks on one file, in the best way the engine has."""
+        ...
+
+    def pixels(self, jpeg: bytes) -> Any:
+        """The bytes of a file -> pixel tensor."""
+        ...
+
+    def vision(self, pixels: Any) -> Any:
+        """Pixel tensor -> projected image tokens."""
+        ...
+
+    def encode(self, features: Any, task: str) -> Any:
+        """Image tokens and prompt -> memory."""
+        ...
+
+    def decode(self, memory: Any, tokens: int) -> list[int]:
+        """Memory -> ids."""
+        ...
+
+
+def run_clocks(engine: Engine, spec: Spec) -> Clocks:
+    """Every clock `repeats` times after one run that does not count; those of many answers once, when all is warm."""
+    import torch
+
+    clocks = Clocks(engine.name)
+    jpegs = [Path(name).read_bytes() for name in spec.jpegs]
+    task, jpeg, tokens = TASKS[0], jpegs[0], spec.tokens
+
+    def measure(name: str, work: Callable[[], Any]) -> Any:
+        result = work()
+        for _ in range(spec.repeats):
+            synchronise(spec.device)
+            start = time.perf_counter()
+            work()
+            synchronise(spec.device)
+            clocks.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return result
+
+    def measure_once(name: str, work: Callable[[], Any], per: int = 1) -> Any:
+        synchronise(spec.device)
+        start = time.perf_counter()
+        result = work()
+        synchronise(spec.device)
+        clocks.seconds[name] = [(time.perf_counter() - start) / per]
+        return result
+
+    with torch.inference_mode():
+        clocks.tokens.append(measure("JPEG to answer", lambda: engine.end_to_end(jpeg, task, tokens)))
+        clocks.peak_memory = _peak_memory(spec.device)
+        pixels = measure("JPEG to pixels", lambda: engine.pixels(jpeg))
+        features = measure("vision", lambda: engine.vision(pixels))
+        memory = measure("encoder", lambda: engine.encode(features, task))
+        measure("first step", lambda: engine.decode(memory, 1))
+        measure("short answer", lambda: engine.decode(memory, FEW))
+        clocks.tokens.append(measure("long answer", lambda: engine.decode(memory, tokens)))
+        steady = zip(clocks.seconds.pop("long answer"), clocks.seconds.pop("short answer"), strict=True)
+        clocks.seconds["decode step"] = [(long - short) / (tokens - FEW) for long, short in steady]
+        clocks.tokens += measure_once("four tasks, one picture", lambda: engine.tasks(jpeg, TASKS, tokens))
+        if len(jpegs) > 1:
+            name = f"batch of {len(jpegs)}, a picture"
+            clocks.tokens += measure_once(name, lambda: engine.batch(jpegs, task, tokens), per=len(jpegs))
+    clocks.image_tokens = features.shape[1]
+    return clocks
+
+
+class Ours:
+    """This project, as a user calls it."""
+
+    def __init__(self, spec: Spec):
+        import florence2
+
+        self.name = f"florence2 {florence2.__version__}"
+        self.f = florence2.load(spec.folder, device=spec.device, dtype=spec.dtype)
+        self.options = self.f.options(num_beams=spec.beams, no_repeat_ngram_size=3)
+
+    def _exactly(self, tokens: int) -> Any:
+        return self.options.changed(max_new_tokens=tokens, min_new_tokens=tokens - 1)
+
+    def end_to_end(self, jpeg: bytes, task: str, tokens: int) -> list[int]:
+        return list(self.f.run(task, jpeg, options=self._exactly(tokens)).token_ids)
+
+    def batch(self, jpegs: Sequence[bytes], task: str, tokens: int) -> list[list[int]]:
+        requests = [(task, jpeg) for jpeg in jpegs]
+        answers = self.f.run_batch(requests, options=self._exactly(tokens), batch_size=len(jpegs))
+        return [list(answer.token_ids) for answer in answers]
+
+    def tasks(self, jpeg: bytes, tasks: Sequence[str], tokens: int) -> list[list[int]]:
+        picture = self.f.encode_image(jpeg)
+        answers = self.f.run_batch([(task, picture) for task in tasks], options=self._exactly(tokens))
+        return [list(answer.token_ids) for answer in answers]
+
+    def pixels(self, jpeg: bytes) -> Any:
+        return self.f.processor.image(jpeg)
+
+    def vision(self, pixels: Any) -> Any:
+        return self.f.model.encode_image(pixels)
+
+    def encode(self, features: Any, task: str) -> Any:
+        import torch
+
+        ids = torch.tensor([self.f.processor.prompt(task)] * len(features), device=self.f.model.device)
+        return self.f.model.encode(features, ids)
+
+    def decode(self, memory: Any, tokens: int) -> list[int]:
+        import florence2
+
+        found: list[int] = florence2.generate(self.f.model, memory, self._exactly(tokens)).sequences[0].tolist()
+        return found
+
+
+class _Transformers:
+    """What the two references have in common."""
+
+    name: str
+    model: Any
+    processor: Any
+    dtype: Any
+    device: str
+
+    def __init__(self, spec: Spec):
+        self.spec = spec
+
+    def _settings(self, tokens: int) -> dict[str, Any]:
+        return {
+            "num_beams": self.spec.beams,
+            "no_repeat_ngram_size": 3,
+            "early_stopping": True,
+            "forced_bos_token_id": 0,
+            "forced_eos_token_id": 2,
+            "max_new_tokens": tokens,
+            "min_new_tokens": tokens - 1,
+            "do_sample": False,
+        }
+
+    def _open(self, jpeg: bytes) -> Any:
+        from PIL import Image
+
+        return Image.open(io.BytesIO(jpeg)).convert("RGB")
+
+    def _inputs(self, jpegs: Sequence[bytes], tasks: Sequence[str]) -> Any:
+        images = [self._open(jpeg) for jpeg in jpegs]
+        inputs = self.processor(text=list(tasks), images=images, return_tensors="pt", padding=True)
+        return {
+            k: v.to(self.device, self.dtype) if v.is_floating_point() else v.to(self.device) for k, v in inputs.items()
+        }
+
+    def _generate(self, jpegs: Sequence[bytes], tasks: Sequence[str], tokens: int) -> Any:
+        inputs = self._inputs(jpegs, tasks)
+        ids = self.model.generate(**inputs, **self._settings(tokens))
+        for text, task in zip(self.processor.batch_decode(ids, skip_special_tokens=False), tasks, strict=True):
+            self.processor.post_process_generation(text=text, task=task, image_size=(600, 400))
+        return ids
+
+    def end_to_end(self, jpeg: bytes, task: str, tokens: int) -> list[int]:
+        found: list[int] = self._generate([jpeg], [task], tokens)[0].tolist()
+        return found
+
+    def batch(self, jpegs: Sequence[bytes], task: str, tokens: int) -> list[list[int]]:
+        found: list[list[int]] = self._generate(jpegs, [task] * len(jpegs), tokens).tolist()
+        return found
+
+    def tasks(self, jpeg: bytes, tasks: Sequence[str], tokens: int) -> list[list[int]]:
+        return [self.end_to_end(jpeg, task, tokens) for task in tasks]  # neither can keep an encoded picture
+
+    def pixels(self, jpeg: bytes) -> Any:
+        return self._inputs([jpeg], [TASKS[0]])["pixel_values"]
+
+
+class NativeEngine(_Transformers):
+    """transformers' own model, with torch's fused attention."""
+
+    def __init__(self, spec: Spec):
+        super().__init__(spec)
+        import torch
+        import transformers
+        from transformers import AutoProcessor, Florence2ForConditionalGeneration
+
+        self.name, self.device = f"transformers {transformers.__version__}", spec.device
+        self.dtype = getattr(torch, spec.dtype)
+        self.model = Florence2ForConditionalGeneration.from_pretrained(
+            spec.folder, dtype=self.dtype, attn_implementation="sdpa"
+        )
+        self.model = self.model.to(spec.device).eval()
+        self.processor = AutoProcessor.from_pretrained(spec.folder)  # type: ignore[no-untyped-call]
+        # what its own published processor_config.json says for the tasks here
+        self.processor.post_processor.parse_task_config = {"description_with_bboxes": {}, "pure_text": {}}
+
+    def vision(self, pixels: Any) -> Any:
+        inner = self.model.model
+        return inner.multi_modal_projector(inner.vision_tower(pixels).last_hidden_state)
+
+    def encode(self, features: Any, task: str) -> Any:
+        import torch
+
+        sentence = self.processor._construct_prompts([task])[0]
+        ids = torch.tensor([self.processor.tokenizer(sentence)["input_ids"]] * len(features), device=self.device)
+        embeddings = torch.cat([features, self.model.get_input_embeddings()(ids)], dim=1)
+        self.mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=self.device)
+        return self.model.model.language_model.encoder(inputs_embeds=embeddings, attention_mask=self.mask)
+
+    def decode(self, memory: Any, tokens: int) -> list[int]:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        # a fresh one, for generate repeats it for the beams in place
+        fresh = BaseModelOutput(last_hidden_state=memory.last_hidden_state)
+        ids = self.model.generate(encoder_outputs=fresh, attention_mask=self.mask, **self._settings(tokens))
+        found: list[int] = ids[0].tolist()
+        return found
+
+
+class RemoteEngine(_Transformers):
+    """Microsoft's own code."""
+
+    def __init__(self, spec: Spec):
+        super().__init__(spec)
+        import torch
+
+        from parity.references import Remote
+
+        self.dtype, self.device = getattr(torch, spec.dtype), spec.device
+        self.reference = Remote(Path(spec.folder), Path(spec.code), self.dtype)
+        self.name, self.processor = self.reference.name, self.reference.processor
+        self.model = self.reference.model.to(spec.device)
+
+    def _inputs(self, jpegs: Sequence[bytes], tasks: Sequence[str]) -> Any:
+        inputs = super()._inputs(jpegs, tasks)
+        inputs.pop("attention_mask")  # it has a use for its own alone
+        return inputs
+
+    def vision(self, pixels: Any) -> Any:
+        return self.model._encode_image(pixels)
+
+    def encode(self, features: Any, task: str) -> Any:
+        import torch
+
+        ids = torch.tensor([self.processor.tokenizer(self.processor._construct_prompts([task])[0])["input_ids"]])
+        embeddings = torch.cat([features, self.model.get_input_embeddings()(ids.to(self.device))], dim=1)
+        self.mask = torch.ones(embeddings.shape[:2], device=self.device)
+        return self.model.get_encoder()(inputs_embeds=embeddings, attention_mask=self.mask)
+
+    def decode(self, memory: Any, tokens: int) -> list[int]:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        fresh = BaseModelOutput(last_hidden_state=memory.last_hidden_state)
+        settings = self._settings(tokens)
+        ids = self.model.language_model.generate(encoder_outputs=fresh, attention_mask=self.mask, **settings)
+        found: list[int] = ids[0].tolist()
+        return found
+
+
+ENGINES: dict[str, Callable[[Spec], Engine]] = {"ours": Ours, "native": NativeEngine, "remote": RemoteEngine}
+_PACKAGES = {
+    "ours": "florence2",
+    "native": "transformers.models.florence2.modeling_florence2",
+    "remote": "transformers",
+}
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _peak_memory(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # the other figure is never below that of the process which started this one
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Run the engine that the first argument describes and print its clocks."""
+    import importlib
+
+    spec = Spec(**json.loads(sys.argv[1]))
+    start = time.perf_counter()
+    import torch
+
+    torch_seconds = time.perf_counter() - start
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    importlib.import_module(_PACKAGES[spec.engine])
+    import_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    engine = ENGINES[spec.engine](spec)
+    load_seconds = time.perf_counter() - start
+    clocks = run_clocks(engine, spec)
+    clocks.seconds |= {"import beyond torch": [import_seconds - torch_seconds], "load": [load_seconds]}
+    print(json.dumps(asdict(clocks)))
+
+
+if __name__ == "__main__":
+    main()

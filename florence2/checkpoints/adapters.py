@@ -1,0 +1,310 @@
+"""LoRA adapters: two files, read and merged into a model without peft.
+
+LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) learns a low-rank change of a weight, W + scale · B A. Merged,
+it costs nothing when the model answers. An adapter's modules may be named as in Microsoft's code, as in
+transformers' native model, or as here, with or without peft's prefix; the rules of `layouts` know them all.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from florence2.checkpoints.files import Fields, read_json
+from florence2.checkpoints.layouts import SHARED, TIED_TO_SHARED, from_canonical, to_canonical
+from florence2.checkpoints.tensors import TensorInfo, WeightFiles
+from florence2.errors import CheckpointError, ConfigError, shown
+from florence2.model.config import Layout
+from florence2.model.florence2 import Florence2Model, Head
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_HEAD = "lm_head"
+_COPY = ".base_layer.weight"
+_Value = TypeVar("_Value")
+_PEFT_PREFIX = "base_model.model."
+_MATRIX = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
+
+# What peft writes that says how an adapter was made or found its modules, not what it computes.
+_INERT = frozenset(
+    """
+    auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
+    exclude_modules inference_mode layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config
+    megatron_config megatron_core peft_version qalora_group_size revision runtime_config target_modules task_type
+    """.split()
+)
+_OFF = (False, None)
+_NONE: tuple[Any, ...] = (None, [], {})
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "fan_in_fan_out": _OFF,
+    # the other ways to begin change the base weights too, so their A and B fit no published checkpoint
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    **dict.fromkeys(("lora_bias", "use_bdlora", "use_dora", "use_qalora"), _OFF),
+    **dict.fromkeys(("arrow_config", "kasa_config", "monteclora_config", "velora_config"), _NONE),
+    **dict.fromkeys(("alora_invocation_tokens", "layer_replication", "modules_to_save"), _NONE),
+    **dict.fromkeys(("target_parameters", "trainable_token_indices"), _NONE),
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What `adapter_config.json` says of the ranks and weights of the matrices.
+
+    `ranks` and `alphas` are exceptions from `rank` and `alpha`: regular expressions for the end of a module's name.
+    """
+
+    rank: int
+    alpha: float
+    rslora: bool
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+
+    def rank_of(self, module: str) -> int:
+        """The rows of A for the module of that name."""
+        return _first_match(self.ranks, module, self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """What B A is multiplied by: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
+        rank = self.rank_of(module)
+        return _first_match(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What happens to one weight: the names of its two matrices in the file, and their weight."""
+
+    a: str
+    b: str
+    scale: float
+
+
+def merge_adapter(model: Florence2Model, folder: Path) -> None:
+    """Add the LoRA adapter in `folder` to the weights of `model`, in place: computed in float32, kept in the
+    model's type.
+
+    `folder` holds `adapter_config.json` and `adapter_model.safetensors`, as peft saves them. Raises ConfigError for an
+    adapter that is something else than LoRA or rsLoRA on linear maps, convolutions and position tables, and
+    CheckpointError listing everything that does not fit the model; then nothing is merged.
+
+    An adapter of the output projection (`lm_head`, which the common recipes for Florence-2 name) gives that a weight
+    of its own: the token embedding, as prompts and answers use it, stays as it is.
+    """
+    config = read_adapter_config(folder)
+    files = WeightFiles((_weights_file(folder),), pickled=False)
+    modules = dict(model.named_modules())
+    modules.setdefault(_HEAD, Head(model.output_weight.detach()))
+    changes = _plan(modules, files.read_headers(), config, files.paths[0])
+    stored = {name: tensor.clone() for name, tensor in files.read()}
+    with torch.no_grad():
+        problems = _find_foreign(modules, stored) + _find_infinite(modules, changes, stored)
+        if problems:
+            raise _misfits(files.paths[0], problems)
+        for path, weight, new in _merged(modules, changes, stored):
+            if path == _HEAD and model.lm_head is None:
+                model.lm_head = Head(new)
+            else:
+                weight.copy_(new)
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read `adapter_config.json` strictly. Raises ConfigError listing all that this project does not implement."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ConfigError(f"{folder} is no adapter: there is no {ADAPTER_CONFIG} in it, as peft saves one.")
+    problems: list[str] = []
+    fields = Fields("adapter", read_json(folder / ADAPTER_CONFIG), problems)
+    kind = fields.take("peft_type", str)
+    if kind != "LORA":
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} is of the type {shown(kind)}; only LORA can be merged.")
+    config = AdapterConfig(
+        rank=fields.take("r", int),
+        alpha=fields.take("lora_alpha", float),
+        rslora=fields.take("use_rslora", bool, False),
+        ranks=_take_patterns(fields, "rank_pattern", int),
+        alphas=_take_patterns(fields, "alpha_pattern", float),
+    )
+    if min(config.rank, *config.ranks.values(), 1) < 1:
+        problems.append("every rank must be at least 1")
+    # a setting of some later peft that is off needs nobody who knows it
+    off = {key for key, value in fields.values.items() if not value}
+    fields.finish(_INERT | (off - _FIXED.keys()), _FIXED)
+    if problems:
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} cannot be merged: " + "; ".join(problems) + ".")
+    return config
+
+
+def name_module(path: str, layout: Layout) -> str | None:
+    """Our path of a module -> its name in the layout's reference; None where that has no such module."""
+    name = from_canonical(f"{path}.weight", layout)
+    return name.removesuffix(".weight") if name is not None and name.endswith(".weight") else None
+
+
+def _take_patterns(fields: Fields, key: str, kind: type) -> dict[str, Any]:
+    """A table from patterns to numbers; null stands for an empty one."""
+    if fields.values.get(key, 0) is None:
+        del fields.values[key]
+    inner = Fields(f"{fields.name}.{key}", fields.take(key, dict, {}), fields.problems)
+    patterns = {pattern: inner.take(pattern, kind) for pattern in list(inner.values)}
+    unfit = [pattern for pattern in patterns if not _is_harmless(pattern)]
+    fields.problems += [f"{inner.name} has the pattern {shown(pattern)}; write names of modules" for pattern in unfit]
+    return patterns
+
+
+def _is_harmless(pattern: str) -> bool:
+    """Whether matching takes a moment: a regular expression can be made such that it takes years."""
+    repeats = pattern.count("*") + pattern.count("+")
+    plain = re.fullmatch(r"[\w.\\^$|()\[\]*+-]{1,200}", pattern) is not None
+    if not plain or repeats > 3 or ")*" in pattern or ")+" in pattern:
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def _first_match(patterns: Mapping[str, _Value], module: str, otherwise: _Value) -> _Value:
+    """As peft reads them: the first that matches the whole name, or its end behind a point."""
+    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(found, otherwise)
+
+
+def _weights_file(folder: Path) -> Path:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder} has no {ADAPTER_WEIGHTS}; if there is an adapter_model.bin, load it with peft and save it again."
+        )
+    return folder / ADAPTER_WEIGHTS
+
+
+def _plan(
+    modules: Mapping[str, nn.Module], headers: Mapping[str, TensorInfo], config: AdapterConfig, file: Path
+) -> dict[str, _Change]:
+    """Which weight gets which two matrices, by module path. Raises CheckpointError listing all that does not fit."""
+    problems: list[str] = []
+    stored: dict[str, dict[str, str]] = {}  # module path -> part -> name in the file
+    scales: dict[str, float] = {}
+    for name, info in headers.items():
+        if name.endswith(_COPY):
+            continue  # a weight of the base model; see `_find_foreign`
+        found = _MATRIX.fullmatch(name)
+        path = _module_path(found["module"], modules) if found else None
+        if found is None or path is None:
+            problems.append(_stray(name, found["module"] if found else None))
+        elif found["part"] in stored.setdefault(path, {}):
+            problems.append(f"{name} and {stored[path][found['part']]} are of the same module")
+        else:
+            module = found["module"].removeprefix(_PEFT_PREFIX)
+            stored[path][found["part"]], scales[path] = name, config.scale_of(module)
+            problems += _misfit(name, info.shape, found["part"], modules[path], config.rank_of(module))
+    changes = {}
+    for path, parts in stored.items():
+        if len(parts) == 2:
+            a, b = sorted(parts)
+            changes[path] = _Change(parts[a], parts[b], scales[path])
+        else:
+            problems.append(f"{path} has only one of its two matrices, {next(iter(parts.values()))}")
+    if problems or not changes:
+        raise _misfits(file, problems or ["it holds no matrices"])
+    return changes
+
+
+def _module_path(module: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """A file's name of a module -> its path here; None when there is none."""
+    found = {path for path in _possible_paths(module) if path in modules and f"{path}.weight" != SHARED}
+    assert len(found) <= 1, f"{module} could be any of {found}"
+    return next(iter(found), None)
+
+
+def _possible_paths(module: str) -> Iterator[str]:
+    """What the file may mean, in our names: by each of the three ways to name modules."""
+    weight = module.removeprefix(_PEFT_PREFIX) + ".weight"
+    for canonical in (weight, to_canonical(weight, "microsoft"), to_canonical(weight, "native")):
+        if canonical is not None:
+            yield canonical.removesuffix(".weight")
+
+
+def _stray(name: str, module: str | None) -> str:
+    """Why a tensor of the file has no place."""
+    if module is not None and any(f"{path}.weight" in {SHARED, *TIED_TO_SHARED} for path in _possible_paths(module)):
+        return f"{name} changes one use of the token embedding, of which prompt, answer and output share one"
+    if module is not None:
+        return f"{name} is of a module that this model does not have"
+    return f"{name} is no matrix of LoRA"
+
+
+def _misfit(name: str, shape: tuple[int, ...], part: str, module: nn.Module, rank: int) -> list[str]:
+    """What is wrong with one matrix, if anything."""
+    expected = _shapes(module, rank)
+    if part not in expected:
+        return [f"{name} is of a {type(module).__name__}, into which it cannot be merged"]
+    wanted = expected[part]
+    return [] if shape == wanted else [f"{name} is {list(shape)}, should be {list(wanted)}"]
+
+
+def _shapes(module: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the matrices that a module can take; empty for modules that can take none.
+
+    A convolution of single channels takes none because with LoRA every channel would see all others; nor does a text
+    position table, which is not looked up by its input.
+    """
+    if isinstance(module, nn.Linear | Head) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        rows, *columns = module.weight.shape
+        return {"lora_A.weight": (rank, *columns), "lora_B.weight": (rows, rank, *(1 for _ in columns[1:]))}
+    if type(module) is nn.Embedding:
+        rows, width = module.weight.shape
+        return {"lora_embedding_A": (rank, rows), "lora_embedding_B": (width, rank)}
+    return {}
+
+
+def _merged(
+    modules: Mapping[str, nn.Module], changes: Mapping[str, _Change], matrices: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Module path, weight, and what it becomes; one after another, so that no second model is ever in memory."""
+    for path, change in changes.items():
+        module = modules[path]
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        a, b = (matrices[name].to(weight.device, exact).flatten(1) for name in (change.a, change.b))
+        product = (b @ a).T if isinstance(module, nn.Embedding) else (b @ a).view(weight.shape)
+        yield path, weight, (weight.to(exact) + change.scale * product).to(weight.dtype)
+
+
+def _find_foreign(modules: Mapping[str, nn.Module], stored: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with weights of the base model, which peft stores too when its output projection is a target.
+
+    They tell whether this is the model that the adapter was trained on, up to the rounding of any type.
+    """
+    problems = []
+    for name in stored:
+        path = _module_path(name.removesuffix(_COPY), modules) if name.endswith(_COPY) else None
+        if name.endswith(_COPY) and (path is None or not _is_near(stored[name], modules[path].weight)):
+            problems.append(f"{name} is not the weight of this model; the adapter was trained on another one")
+    return problems
+
+
+def _is_near(stored: Tensor, weight: Tensor | nn.Module) -> bool:
+    assert isinstance(weight, Tensor)
+    same_shape = stored.shape == weight.shape
+    return same_shape and torch.allclose(stored.float(), weight.float().cpu(), rtol=2**-7, atol=1e-6)
+
+
+def _find_infinite(
+    modules: Mapping[str, nn.Module], changes: Mapping[str, _Change], stored: Mapping[str, Tensor]
+) -> list[str]:
+    return [
+        f"with it, {path}.weight is not finite (as {new.dtype})"
+        for path, _, new in _merged(modules, changes, stored)
+        if not torch.isfinite(new).all()
+    ]
+
+
+def _misfits(file: Path, problems: list[str]) -> CheckpointError:
+    listing = "\n".join(f"  {problem}" for problem in problems)
+    return CheckpointError(f"{file} does not fit this model; nothing was merged:\n{listing}")

@@ -1,0 +1,297 @@
+"""The settings files of a checkpoint: `config.json`, `generation_config.json` and `preprocessor_config.json`.
+
+Two layouts of `config.json` exist. Microsoft's (`microsoft/Florence-2-*`) names the stage widths `dim_embed` and keeps
+the generation settings in `text_config`; the native one of transformers (`florence-community/Florence-2-*`) says
+`embed_dim` and keeps them in `generation_config.json`. Both become the same `Florence2Config`.
+
+A size that the file does not state is an error, and so is an unknown field: ignoring either would run another model
+than the one that was trained.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from florence2.checkpoints.files import Fields, read_json
+from florence2.errors import ConfigError, shown
+from florence2.inputs.image import MAX_SIDE, ImageConfig
+from florence2.model.config import (
+    FEATURE_SOURCES,
+    STAGE_TUPLES,
+    Florence2Config,
+    Layout,
+    TextConfig,
+    VisionConfig,
+    find_problems,
+)
+
+# Fields that transformers writes beside the architecture and that change nothing of what the model computes here.
+_INERT = frozenset(
+    """
+    _attn_implementation_autoset _attn_implementation _commit_hash _from_model_config _name_or_path
+    _experts_implementation_autoset architectures attn_implementation auto_map chunk_size_feed_forward
+    classif_dropout classifier_dropout dtype enable_checkpoint finetuning_task gradient_checkpointing id2label
+    ignore_index init_std initializer_range is_decoder is_encoder_decoder label2id max_length
+    num_hidden_layers num_labels output_attentions output_hidden_states output_logits output_scores prefix
+    problem_type return_dict return_dict_in_generate sep_token_id task_specific_params temperature
+    tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers_version transformers.js_config
+    typical_p use_bfloat16 use_cache
+    """.split()
+)
+
+# Fields that would change the computation, with the only value that this project implements (and the reference uses).
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu",),
+    "add_bias_logits": (False,),
+    "add_cross_attention": (False, None),
+    "add_final_layer_norm": (False,),
+    "bad_words_ids": (None,),
+    "begin_suppress_tokens": (None,),
+    "cross_attention_hidden_size": (None,),
+    "decoder_layerdrop": (0,),
+    "diversity_penalty": (0, None),
+    "do_sample": (False, None),
+    "encoder_layerdrop": (0,),
+    "encoder_no_repeat_ngram_size": (0, None),
+    "exponential_decay_length_penalty": (None,),
+    "in_channels": (3,),
+    "min_length": (0, None),
+    "normalize_before": (False,),
+    "num_beam_groups": (1, None),
+    "pruned_heads": ({}, None),
+    "remove_invalid_values": (False, None),
+    "suppress_tokens": (None,),
+    "tie_encoder_decoder": (False,),
+    "tie_word_embeddings": (True,),
+}
+
+GENERATION_SETTINGS = (
+    "num_beams",
+    "max_new_tokens",
+    "min_new_tokens",
+    "length_penalty",
+    "early_stopping",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+    "num_return_sequences",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+
+
+def read_config(folder: Path) -> Florence2Config:
+    """Read `config.json` of `folder`, in either layout. Raises ConfigError listing every problem found."""
+    path = folder / "config.json"
+    values = read_json(path)
+    generation_path = folder / "generation_config.json"
+    generation = read_json(generation_path) if generation_path.is_file() else {}
+    try:
+        return parse_config(values, generation)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Florence2Config:
+    """A `config.json` as a dict, and the `generation_config.json` beside it, -> Florence2Config.
+
+    Microsoft's layout takes its generation settings from `text_config` and ignores `generation_config.json`, as the
+    reference does; the native layout does the opposite.
+    """
+    problems: list[str] = []
+    top = Fields("config", values, problems)
+    vision_fields = Fields("vision_config", top.take("vision_config", dict), problems)
+    text_fields = Fields("text_config", top.take("text_config", dict), problems)
+    layout: Layout = "native" if "embed_dim" in vision_fields.values else "microsoft"
+    _check_model_types(layout, top, vision_fields, text_fields, problems)
+    vision = _read_vision(layout, vision_fields)
+    text = _read_text(text_fields)
+    stated = _take_generation(text_fields)
+    if layout == "native":
+        own_file = Fields("generation_config", generation or {}, problems)
+        stated = _take_generation(own_file)
+        # its other settings matter only where they would change the search
+        own_file.values = {key: value for key, value in own_file.values.items() if key in _FIXED}
+        own_file.finish(_INERT, _FIXED)
+    image_token_id = top.take("image_token_id", int, None) if layout == "native" else None
+    for key in ("projection_dim", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
+        top.values.pop(key, None)  # stated a second time; the nested objects decide, as in the reference
+    for fields in (top, vision_fields, text_fields):
+        fields.finish(_INERT, _FIXED)
+    if not problems:
+        problems += find_problems(vision, text)
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    return Florence2Config(vision, text, stated, layout, image_token_id)
+
+
+def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Florence2Config -> (`config.json`, `generation_config.json`) of the wanted layout.
+
+    `dtype` is the name of the stored type, such as "float16". The files load in the reference of that layout.
+    """
+    vision, text, generation = _plain(config.vision), _plain(config.text), dict(config.generation)
+    ids = {key: text[key] for key in ("bos_token_id", "pad_token_id", "eos_token_id")}
+    top: dict[str, Any] = {"architectures": ["Florence2ForConditionalGeneration"], "model_type": "florence2", **ids}
+    top |= {"is_encoder_decoder": True}
+    text |= {"activation_function": "gelu", "is_encoder_decoder": True}
+    if layout == "microsoft":
+        for key in ("mlp_ratio", "qkv_bias"):  # fixed at 4 and True by the code that reads this layout
+            if vision.pop(key) != {"mlp_ratio": 4.0, "qkv_bias": True}[key]:
+                raise ConfigError(f"vision_config.{key} other than the usual one has no place in Microsoft's layout.")
+        vision |= {
+            "model_type": "davit",
+            "image_pos_embed": {
+                "type": "learned_abs_2d",
+                "max_pos_embeddings": vision.pop("max_position_embeddings"),
+            },
+            "visual_temporal_embedding": {
+                "type": "COSINE",
+                "max_temporal_embeddings": vision.pop("max_temporal_embeddings"),
+            },
+        }
+        top |= {"projection_dim": vision["projection_dim"], "vocab_size": text["vocab_size"], "torch_dtype": dtype}
+        text |= {"num_hidden_layers": text["encoder_layers"], **generation}
+        return {**top, "text_config": text, "vision_config": vision}, {}
+    if config.vision.image_feature_source != FEATURE_SOURCES[:2]:
+        raise ConfigError(
+            f"image_feature_source {list(config.vision.image_feature_source)} has no place in the native layout, "
+            f"which always uses {list(FEATURE_SOURCES[:2])}."
+        )
+    del vision["image_feature_source"]
+    vision |= {"model_type": "florence_vision", "embed_dim": vision.pop("dim_embed"), "activation_function": "gelu"}
+    generation |= {**ids, "decoder_start_token_id": text["decoder_start_token_id"]}
+    text |= {"model_type": "bart", "tie_word_embeddings": True}
+    if config.image_token_id is not None:
+        top["image_token_id"] = config.image_token_id
+    return {
+        **top,
+        "tie_word_embeddings": True,
+        "dtype": dtype,
+        "text_config": text,
+        "vision_config": vision,
+    }, generation
+
+
+def _check_model_types(layout: Layout, top: Fields, vision: Fields, text: Fields, problems: list[str]) -> None:
+    vision_type = "davit" if layout == "microsoft" else "florence_vision"
+    text_types = ("florence2_language", "bart", "")
+    for fields, known in ((top, ("florence2",)), (vision, (vision_type, "")), (text, text_types)):
+        found = fields.values.pop("model_type", "" if fields is not top else None)
+        if found not in known:
+            problems.append(
+                f"{fields.name}.model_type is {shown(found)}, not {known[0]!r}: not a Florence-2 checkpoint"
+            )
+
+
+def _read_vision(layout: Layout, fields: Fields) -> VisionConfig:
+    if layout == "native":
+        fields.values["dim_embed"] = fields.values.pop("embed_dim")
+        positions, frames = fields, fields
+        position_key, sources = "max_position_embeddings", FEATURE_SOURCES[:2]
+    else:
+        positions = Fields("image_pos_embed", fields.take("image_pos_embed", dict), fields.problems)
+        frames = Fields("visual_temporal_embedding", fields.take("visual_temporal_embedding", dict), fields.problems)
+        position_key, sources = "max_pos_embeddings", fields.take_tuple("image_feature_source", str)
+        for part, known in ((positions, "learned_abs_2d"), (frames, "COSINE")):
+            found = part.values.pop("type", None)
+            if found != known:
+                fields.problems.append(f"{part.name}.type is {shown(found)}; only {known!r} is implemented")
+    config = VisionConfig(
+        **{key: fields.take_tuple(key, int) for key in STAGE_TUPLES},
+        patch_prenorm=fields.take_tuple("patch_prenorm", bool),
+        window_size=fields.take("window_size", int),
+        projection_dim=fields.take("projection_dim", int),
+        max_position_embeddings=positions.take(position_key, int),
+        max_temporal_embeddings=frames.take("max_temporal_embeddings", int),
+        image_feature_source=sources,
+        drop_path_rate=fields.take("drop_path_rate", float, 0.0),
+        mlp_ratio=fields.take("mlp_ratio", float, 4.0) if layout == "native" else 4.0,
+        qkv_bias=fields.take("qkv_bias", bool, True) if layout == "native" else True,
+    )
+    if layout == "microsoft":
+        positions.finish(_INERT, _FIXED)
+        frames.finish(_INERT, _FIXED)
+    return config
+
+
+def _read_text(fields: Fields) -> TextConfig:
+    required = {
+        key: fields.take(key, int)
+        for key in (
+            "vocab_size",
+            "d_model",
+            "encoder_layers",
+            "encoder_attention_heads",
+            "encoder_ffn_dim",
+            "decoder_layers",
+            "decoder_attention_heads",
+            "decoder_ffn_dim",
+            "max_position_embeddings",
+        )
+    }
+    rates = {key: fields.take(key, float, 0.0) for key in ("dropout", "attention_dropout", "activation_dropout")}
+    # transformers leaves these ids out of the file where they are BART's own
+    ids = {
+        key: fields.take(key, int, usual)
+        for key, usual in (("bos_token_id", 0), ("pad_token_id", 1), ("eos_token_id", 2), ("decoder_start_token_id", 2))
+    }
+    return TextConfig(**required, **rates, **ids, scale_embedding=fields.take("scale_embedding", bool, False))
+
+
+def _take_generation(fields: Fields) -> dict[str, Any]:
+    """The stated generation settings; `null` means unstated, as in transformers."""
+    found = {key: fields.values.pop(key) for key in GENERATION_SETTINGS if key in fields.values}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def read_image_config(folder: Path) -> ImageConfig:
+    """Read `preprocessor_config.json` (or the same settings inside `processor_config.json`) of `folder`."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file() and (folder / "processor_config.json").is_file():
+        path = folder / "processor_config.json"
+    values = read_json(path)
+    try:
+        return parse_image_config(values.get("image_processor", values))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
+    """A `preprocessor_config.json` as a dict -> ImageConfig. Steps that would not run are refused, not skipped.
+
+    Raises ConfigError listing every problem.
+    """
+    problems: list[str] = []
+    fields = Fields("preprocessor_config", {k: v for k, v in values.items() if v is not None}, problems)
+    for step, needed in (("do_resize", True), ("do_rescale", True), ("do_normalize", True), ("do_center_crop", False)):
+        if fields.take(step, bool, needed) is not needed:
+            problems.append(f"{step} is {not needed}; only {needed} is implemented")
+    size = Fields("size", fields.take("size", dict), problems)
+    config = ImageConfig(
+        height=size.take("height", int),
+        width=size.take("width", int),
+        mean=fields.take_tuple("image_mean", float),
+        std=fields.take_tuple("image_std", float),
+        rescale_factor=fields.take("rescale_factor", float, 1 / 255),
+        resample=fields.take("resample", int, int(Image.Resampling.BICUBIC)),
+    )
+    if not 0 < config.rescale_factor <= 1:
+        problems.append(f"rescale_factor is {config.rescale_factor}; it must be above 0 and at most 1")
+    if not all(1 <= side <= MAX_SIDE for side in (config.height, config.width)):
+        problems.append(f"size is {config.height} x {config.width}; each side must be 1 to {MAX_SIDE} pixels")
+    if len(config.mean) != 3 or len(config.std) != 3 or 0 in config.std:
+        problems.append(
+            f"image_mean is {config.mean} and image_std {config.std}; they must be three numbers each, and no std 0"
+        )
+    if config.resample not in list(Image.Resampling):
+        problems.append(f"resample is {config.resample}; it must be one of Pillow's filter numbers, 0 to 5")
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    return config
+
+
+def _plain(section: VisionConfig | TextConfig) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(section).items()}

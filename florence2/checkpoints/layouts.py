@@ -1,0 +1,86 @@
+"""Tensor names: Microsoft's, transformers' native ones, and canonical, with one set of rules between them.
+
+Our names are the native ones without the leading "model.". A rule is a pair of templates; each key of a checkpoint
+matches exactly one rule, in either direction, and the rules serve whatever hangs below a module as well
+(`...qkv.weight`, `...qkv.lora_A.weight`). In this package only `checkpoint.py` and `adapters.py` use this.
+"""
+
+import re
+from collections.abc import Iterable
+
+from florence2.model.config import Layout
+
+SHARED = "language_model.shared.weight"
+TIED_TO_SHARED = frozenset(
+    ("lm_head.weight", "language_model.encoder.embed_tokens.weight", "language_model.decoder.embed_tokens.weight")
+)
+"""Our names of the other uses of the token embedding, under which a file may hold it too, or only."""
+
+TRANSPOSED = {"microsoft": frozenset(("multi_modal_projector.image_projection.weight",)), "native": frozenset[str]()}
+"""Our names of tensors that the layout stores transposed."""
+
+_BLOCK = "vision_tower.blocks.{stage}.{index}."
+_RULES: dict[Layout, tuple[tuple[str, str], ...]] = {
+    "microsoft": (
+        ("image_projection", "multi_modal_projector.image_projection.weight"),
+        ("image_proj_norm.{rest}", "multi_modal_projector.image_proj_norm.{rest}"),
+        ("image_pos_embed.{rest}", "multi_modal_projector.image_position_embed.{rest}"),
+        ("visual_temporal_embed.{rest}", "multi_modal_projector.visual_temporal_embed.{rest}"),
+        ("vision_tower.convs.{stage}.proj.{rest}", "vision_tower.convs.{stage}.conv.{rest}"),
+        ("vision_tower.convs.{stage}.norm.{rest}", "vision_tower.convs.{stage}.norm.{rest}"),
+        (_BLOCK + "{block}.{conv}.fn.dw.{rest}", _BLOCK + "{block}.{conv}.{rest}"),
+        (_BLOCK + "spatial_block.window_attn.norm.{rest}", _BLOCK + "spatial_block.norm1.{rest}"),
+        (_BLOCK + "channel_block.channel_attn.norm.{rest}", _BLOCK + "channel_block.norm1.{rest}"),
+        (_BLOCK + "{block}.{attn}.fn.{rest}", _BLOCK + "{block}.{attn}.{rest}"),
+        (_BLOCK + "{block}.ffn.norm.{rest}", _BLOCK + "{block}.norm2.{rest}"),
+        (_BLOCK + "{block}.ffn.fn.net.{rest}", _BLOCK + "{block}.ffn.{rest}"),
+        ("language_model.final_logits_bias", "final_logits_bias"),
+        ("language_model.lm_head.{rest}", "lm_head.{rest}"),
+        ("language_model.model.{rest}", "language_model.{rest}"),
+    ),
+    "native": (
+        ("model.{part}.{rest}", "{part}.{rest}"),
+        ("lm_head.{rest}", "lm_head.{rest}"),
+    ),
+}
+_HOLES = {
+    "stage": r"\d+",
+    "index": r"\d+",
+    "block": "spatial_block|channel_block",
+    "conv": "conv1|conv2",
+    "attn": "window_attn|channel_attn",
+    "part": "vision_tower|multi_modal_projector|language_model",
+    "rest": ".+",
+}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda hole: f"(?P<{hole[1]}>{_HOLES[hole[1]]})", re.escape(template)))
+
+
+_TO_CANONICAL = {layout: [(_pattern(a), b) for a, b in rules] for layout, rules in _RULES.items()}
+_FROM_CANONICAL = {layout: [(_pattern(b), a) for a, b in rules] for layout, rules in _RULES.items()}
+
+
+def detect_layout(names: Iterable[str]) -> Layout | None:
+    """The layout whose rules know more of `names`; None when neither knows any."""
+    names = list(names)
+    known = {layout: sum(to_canonical(name, layout) is not None for name in names) for layout in _TO_CANONICAL}
+    best = max(known, key=known.__getitem__)
+    return best if known[best] else None
+
+
+def to_canonical(name: str, layout: Layout) -> str | None:
+    """A checkpoint's name -> canonical; None when no rule knows it."""
+    return _rename(name, _TO_CANONICAL[layout])
+
+
+def from_canonical(name: str, layout: Layout) -> str | None:
+    """Our name -> the layout's; None when the layout has no such tensor."""
+    return _rename(name, _FROM_CANONICAL[layout])
+
+
+def _rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
+    found = [template.format(**match.groupdict()) for pattern, template in rules if (match := pattern.fullmatch(name))]
+    assert len(found) <= 1, f"{name} matches {len(found)} rules"
+    return found[0] if found else None

@@ -1,0 +1,1 @@
+"""The command line: `florence2 VERB TASK... IMAGE... --flags`. Begin with `main`."""

@@ -1,0 +1,1 @@
+"""Measure the tensors of a checkpoint, or compare two checkpoints tensor by tensor."""

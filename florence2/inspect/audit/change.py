@@ -1,0 +1,74 @@
+"""How far one tensor is from another of its shape, computed by parts in float64."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from florence2.inspect.audit.measures import Values, in_parts
+
+
+@dataclass(frozen=True)
+class Change:
+    """From A to B: `norms` are theirs, `distance` is |A - B|, all Frobenius'.
+
+    `relative` is |A - B| / |A|, None where A is zero and B is not; `cosine` is None where either is zero; `maximum` is
+    the largest |a - b|. `changed` counts the values that differ, NaN being equal to NaN. All but the counts is of the
+    positions where both are finite; `non_finite` counts the others.
+    """
+
+    norms: tuple[float, float]
+    distance: float
+    relative: float | None
+    cosine: float | None
+    maximum: float
+    changed: int
+    non_finite: int
+
+
+def measure_change(a: Tensor, b: Tensor) -> Change:
+    """Compare two matrices of one shape."""
+    squares_a = squares_b = squares = dot = maximum = 0.0
+    changed = non_finite = 0
+    for x, y in zip(in_parts(a), in_parts(b), strict=True):
+        changed += int(((x != y) & ~(x.isnan() & y.isnan())).sum())
+        finite = x.isfinite() & y.isfinite()
+        non_finite += int((~finite).sum())
+        x, y = x[finite], y[finite]  # (n,)
+        if not x.numel():
+            continue
+        squares_a, squares_b = squares_a + float(x @ x), squares_b + float(y @ y)
+        dot += float(x @ y)
+        x = x.sub_(y)
+        squares, maximum = squares + float(x @ x), max(maximum, float(x.abs_().max()))
+    return _describe(squares_a, squares_b, squares, dot, maximum, changed, non_finite)
+
+
+def no_change(values: Values) -> Change:
+    """A tensor beside itself."""
+    squares = values.norm**2
+    return _describe(squares, squares, 0.0, squares, 0.0, 0, values.nan + values.infinite)
+
+
+def sum_changes(changes: Iterable[Change]) -> Change:
+    """Several tensors as one."""
+    changes = list(changes)
+    return _describe(
+        sum(change.norms[0] ** 2 for change in changes),
+        sum(change.norms[1] ** 2 for change in changes),
+        sum(change.distance**2 for change in changes),
+        sum((change.cosine or 0.0) * change.norms[0] * change.norms[1] for change in changes),
+        max((change.maximum for change in changes), default=0.0),
+        sum(change.changed for change in changes),
+        sum(change.non_finite for change in changes),
+    )
+
+
+def _describe(
+    squares_a: float, squares_b: float, squares: float, dot: float, maximum: float, changed: int, non_finite: int
+) -> Change:
+    a, b, distance = math.sqrt(squares_a), math.sqrt(squares_b), math.sqrt(squares)
+    relative = distance / a if a else (None if distance else 0.0)
+    cosine = min(1.0, max(-1.0, dot / (a * b))) if a and b else None
+    return Change((a, b), distance, relative, cosine, maximum, changed, non_finite)

@@ -1,0 +1,323 @@
+"""What a checkpoint is made of: every tensor measured and hashed, one after another, and what is wrong with them.
+
+Loading refuses a checkpoint that is damaged; an audit says where. It looks at the tensors by their clean names and in
+the model's orientation, so that both layouts, sharded or not, give one audit.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from florence2.checkpoints.checkpoint import (
+    OPTIONAL,
+    checkpoint_folder,
+    find_misfits,
+    read_stored,
+    stored_names,
+    weights_layout,
+)
+from florence2.checkpoints.config_files import read_config
+from florence2.checkpoints.tensors import WeightFiles, find_weights
+from florence2.errors import ConfigError
+from florence2.inspect.audit.measures import (
+    NO_UNITS,
+    Spectrum,
+    Units,
+    Values,
+    as_matrix,
+    find_dead,
+    hash_all,
+    hash_tensor,
+    measure_spectrum,
+    measure_values,
+)
+from florence2.model.config import Florence2Config
+
+Progress = Callable[[int, int], None]
+"""Told how many tensors are done, of how many; 0 to begin with."""
+_LAYER = re.compile(
+    r"vision_tower\.(convs\.\d+|blocks\.\d+\.\d+)|multi_modal_projector|language_model\.(encoder|decoder)\.layers\.\d+"
+    r"|language_model\.\w+|[^.]+"
+)
+_PARTS = ("vision_tower", "multi_modal_projector", "language_model.shared", "language_model.enc", "language_model.dec")
+
+
+@dataclass(frozen=True)
+class TensorAudit:
+    """One tensor: `stored` are its names in the files, several where it is tied.
+
+    `spectrum` is None where it was not asked for, for vectors, biases and tables that are computed, and where values
+    are not finite. Dead units are looked for in what has learnt: weights, and the scales of norms.
+    """
+
+    name: str
+    stored: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    parameters: int
+    values: Values
+    spectrum: Spectrum | None
+    dead_rows: Units
+    dead_columns: Units
+    sha256: str
+
+    @property
+    def non_finite(self) -> int:
+        """How many values are NaN or infinite."""
+        return self.values.nan + self.values.infinite
+
+
+@dataclass(frozen=True)
+class ModuleAudit:
+    """One layer, block or table, by the path that its tensors share."""
+
+    name: str
+    tensors: int
+    parameters: int
+    dtypes: tuple[str, ...]
+    norm: float
+    zeros: int
+    non_finite: int
+    dead: int
+    largest: float | None
+    """The largest singular value of any of its maps."""
+    effective_rank: float | None
+    """The mean share of the full rank that the effective ranks of its maps are."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to know, in a sentence; a `problem` is what loading would refuse."""
+
+    kind: str
+    problem: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A whole checkpoint. `config` is None when `config.json` cannot be read, which is a finding.
+
+    `sha256` is of the lines "HASH  NAME" of all tensors sorted by name, without a `final_logits_bias` of zeros: equal
+    for equal weights of one type, whichever the layout and the files.
+    """
+
+    path: str
+    layout: str
+    dtypes: Mapping[str, int]
+    parameters: int
+    sha256: str
+    config: Florence2Config | None
+    modules: tuple[ModuleAudit, ...]
+    tensors: tuple[TensorAudit, ...]
+    equal: tuple[tuple[str, ...], ...]
+    """Groups of different tensors that are equal bit for bit, other than constants."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """What loading would refuse."""
+        return tuple(finding for finding in self.findings if finding.problem)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parameters of the parts that the layers belong to: vision tower, projector, embedding, encoder, …"""
+        sizes: Counter[str] = Counter()
+        for module in self.modules:
+            words = module.name.split(".")
+            sizes[".".join(words[: 2 if words[0] == "language_model" else 1])] += module.parameters
+        return dict(sizes)
+
+    @property
+    def tied(self) -> dict[str, tuple[str, ...]]:
+        """What is stored under several names, which stand for one tensor."""
+        return {tensor.name: tensor.stored for tensor in self.tensors if len(tensor.stored) > 1}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the configuration, for JSON: what is no finite number is None."""
+        values: dict[str, Any] = to_plain(asdict(self)) | {"parts": self.parts}
+        del values["config"]
+        return values
+
+
+def audit(path: Path, *, spectra: bool = True, allow_pickle: bool = False, progress: Progress | None = None) -> Audit:
+    """Measure every tensor of a checkpoint: a folder, a weight file, or an index of shards.
+
+    One tensor is in memory at a time. `spectra` takes most of the time. Raises CheckpointError when there are no
+    weights to read, a file is damaged, or the names are not Florence-2's; anything else that is wrong is a finding.
+    """
+    files = find_weights(path, allow_pickle)
+    names = sorted_names(stored_names(files))
+    tensors: list[TensorAudit] = []
+    findings: list[Finding] = []
+    stored = [name for group in names.values() for name in group]
+    source = read_stored(files, stored)
+    tell = progress or _say_nothing
+    tell(0, len(names))
+    for done, (name, group) in enumerate(names.items(), 1):
+        tensor = next(source)
+        tensors.append(_measure(name, group, tensor, spectra))
+        del tensor
+        others = [other for other in group[1:] if hash_tensor(next(source)) != tensors[-1].sha256]
+        findings += [_untied(group[0], other) for other in others]
+        tell(done, len(names))
+    config, misfits = _check(path, files)
+    findings += misfits + [finding for tensor in tensors for finding in _look_at(tensor)]
+    equal = _find_equal(tensors)
+    findings += [_equal(group) for group in equal]
+    return _put_together(path, files, config, tensors, equal, findings)
+
+
+def _say_nothing(_done: int, _total: int) -> None:
+    """Where nobody is to be told."""
+
+
+def _put_together(
+    path: Path,
+    files: WeightFiles,
+    config: Florence2Config | None,
+    tensors: Sequence[TensorAudit],
+    equal: tuple[tuple[str, ...], ...],
+    findings: Sequence[Finding],
+) -> Audit:
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype] += tensor.parameters
+    return Audit(
+        path=str(path),
+        layout=weights_layout(files, files.read_headers()),
+        dtypes=dict(dtypes.most_common()),
+        parameters=sum(dtypes.values()),
+        sha256=hash_all([(tensor.name, tensor.sha256) for tensor in tensors if not is_absent_zero(tensor)]),
+        config=config,
+        modules=tuple(_sum_up(name, group) for name, group in group_by_layer(tensors).items()),
+        tensors=tuple(tensors),
+        equal=equal,
+        findings=tuple(sorted(findings, key=lambda finding: not finding.problem)),
+    )
+
+
+def is_absent_zero(tensor: TensorAudit) -> bool:
+    """Whether a tensor says no more than its absence would."""
+    return tensor.name in OPTIONAL and tensor.values.zeros == tensor.parameters
+
+
+def sorted_names(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """By our names in the order of the computation, numbers as numbers; unknown ones last."""
+    return {name: names[name] for name in sorted(names, key=_place)}
+
+
+def _place(name: str) -> tuple[Any, ...]:
+    part = next((i for i, start in enumerate(_PARTS) if name.startswith(start)), len(_PARTS))
+    # a stage's convolution is before its blocks
+    name = re.sub(r"^vision_tower\.(c|b)\w+\.(\d+)", lambda m: f"{m[2]}.{'0' if m[1] == 'c' else '1'}", name)
+    return (part, name.startswith("unknown: "), [(int(w), "") if w.isdecimal() else (-1, w) for w in name.split(".")])
+
+
+def group_by_layer(tensors: Iterable[Any]) -> dict[str, list[Any]]:
+    """Anything with a `name` by the layer, block or table that it belongs to, in the order given."""
+    groups: dict[str, list[Any]] = {}
+    for tensor in tensors:
+        found = _LAYER.match(tensor.name)
+        groups.setdefault(found[0] if found else tensor.name, []).append(tensor)
+    return groups
+
+
+def to_plain(value: Any) -> Any:
+    """Lists for tuples, None for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_weight(name: str) -> bool:
+    """Whether a tensor has learnt as a map, a table or the scale of a norm, and is neither bias nor computed."""
+    return name.endswith(".weight")
+
+
+def _measure(name: str, stored: tuple[str, ...], tensor: Tensor, spectra: bool) -> TensorAudit:
+    matrix = as_matrix(tensor)
+    values = measure_values(matrix)
+    wanted = spectra and is_weight(name) and not (values.nan or values.infinite)
+    rows, columns = find_dead(tensor) if is_weight(name) else (NO_UNITS, NO_UNITS)
+    return TensorAudit(
+        name=name,
+        stored=stored,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tuple(tensor.shape),
+        parameters=tensor.numel(),
+        values=values,
+        spectrum=measure_spectrum(matrix) if wanted else None,
+        dead_rows=rows,
+        dead_columns=columns,
+        sha256=hash_tensor(tensor),
+    )
+
+
+def _sum_up(name: str, tensors: Sequence[TensorAudit]) -> ModuleAudit:
+    spectra = [tensor.spectrum for tensor in tensors if tensor.spectrum is not None]
+    return ModuleAudit(
+        name=name,
+        tensors=len(tensors),
+        parameters=sum(tensor.parameters for tensor in tensors),
+        dtypes=tuple(dict.fromkeys(tensor.dtype for tensor in tensors)),
+        norm=math.hypot(*(tensor.values.norm for tensor in tensors)),
+        zeros=sum(tensor.values.zeros for tensor in tensors),
+        non_finite=sum(tensor.non_finite for tensor in tensors),
+        dead=sum(tensor.dead_rows.count + tensor.dead_columns.count for tensor in tensors),
+        largest=max((spectrum.largest for spectrum in spectra), default=None),
+        effective_rank=sum(s.effective_rank / s.side for s in spectra) / len(spectra) if spectra else None,
+    )
+
+
+def _check(path: Path, files: WeightFiles) -> tuple[Florence2Config | None, list[Finding]]:
+    """The configuration and what of the weights does not fit it."""
+    try:
+        config = read_config(checkpoint_folder(path))
+    except ConfigError as error:
+        return None, [Finding("config", True, f"{error} Shapes could not be compared with it.")]
+    return config, [Finding("shape", True, problem) for problem in find_misfits(files, config)]
+
+
+def _look_at(tensor: TensorAudit) -> list[Finding]:
+    """What there is to say of one tensor."""
+    values, found = tensor.values, []
+    if tensor.non_finite:
+        message = f"{tensor.name} holds {values.nan:,} NaN and {values.infinite:,} infinite of {tensor.parameters:,}"
+        found.append(Finding("non-finite", True, message))
+    if is_weight(tensor.name) and values.zeros == tensor.parameters:
+        return [*found, Finding("zero", False, f"{tensor.name} is zero everywhere")]
+    for units, what, total in (
+        (tensor.dead_rows, "rows" if len(tensor.shape) > 1 else "scales", tensor.shape[:1]),
+        (tensor.dead_columns, "columns", tensor.shape[1:2]),
+    ):
+        if units.count:
+            which = ", ".join(map(str, units.first)) + (", ..." if units.count > len(units.first) else "")
+            message = f"{tensor.name}: {units.count:,} of {total[0]:,} {what} are dead ({which})"
+            found.append(Finding("dead", False, message))
+    return found
+
+
+def _untied(first: str, other: str) -> Finding:
+    message = f"the token embedding is stored under several names, but {other} is not equal bit for bit to {first}"
+    return Finding("tie", True, message)
+
+
+def _find_equal(tensors: Iterable[TensorAudit]) -> tuple[tuple[str, ...], ...]:
+    groups: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if tensor.values.minimum != tensor.values.maximum:  # zero biases and unit scales are equal to begin with
+            groups.setdefault(tensor.sha256, []).append(tensor.name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _equal(names: Sequence[str]) -> Finding:
+    return Finding("equal", False, f"{' and '.join(names)} are equal bit for bit")

@@ -1,0 +1,214 @@
+"""Audits and comparisons as text for people: what is wrong first, then a table by layer, then single tensors."""
+
+from collections.abc import Iterator, Sequence
+
+from florence2.inspect.audit.checkpoint import Audit, Finding, TensorAudit
+from florence2.inspect.audit.difference import Difference, TensorDifference
+from florence2.inspect.table import format_table
+
+_SHORT = {"float16": "f16", "float32": "f32", "float64": "f64", "bfloat16": "bf16"}
+
+LEGEND = (
+    "dead: rows, columns and scales of at most a thousandth of the tensor's median; largest s: singular value;",
+    "rank used: effective rank as a share of the full one, mean over the layer's maps",
+)
+
+
+LEGEND_OF_CHANGES = (
+    "rank of change: how many singular values hold 99 % of the change's square (of a layer, its largest)"
+)
+_CHANGE = ("changed", "relative", "cosine", "largest |a-b|", "rank of change")
+
+
+def format_audit(audit: Audit, top: int) -> str:
+    """A checkpoint, with its `top` most noteworthy findings and tensors."""
+    return "\n".join([*_head(audit), *_findings(audit.findings, top), "", *_modules(audit), *_extremes(audit, top)])
+
+
+def format_difference(found: Difference, top: int) -> str:
+    """What differs between two checkpoints, with the `top` most changed tensors."""
+    lines = ["A: " + _head(found.a)[0], *_head(found.a)[1:], *_findings(found.a.findings, top)]
+    lines += ["B: " + _head(found.b)[0], *_head(found.b)[1:], *_findings(found.b.findings, top)]
+    return "\n".join(
+        [*lines, "", *describe_verdict(found), *_config(found), *describe_unmatched(found, top), *_changes(found, top)]
+    )
+
+
+def _head(audit: Audit) -> list[str]:
+    types = ", ".join(audit.dtypes)
+    sizes = f"{audit.parameters:,} parameters in {len(audit.tensors):,} tensors"
+    parts = ", ".join(
+        f"{name} {count:,} ({show_share(count, audit.parameters)})" for name, count in audit.parts.items()
+    )
+    return [
+        f"{audit.path}: {audit.layout} layout, {types}, {sizes}",
+        f"sha256 of the weights: {audit.sha256}",
+        f"parameters: {parts}",
+        f"ties: {describe_ties(audit)}",
+    ]
+
+
+def describe_ties(audit: Audit) -> str:
+    """What is stored under several names, and whether those are one; the output map is the embedding in any case."""
+    broken = any(finding.kind == "tie" for finding in audit.findings)
+    if not audit.tied:
+        return "none are stored; every tensor has one name, and the output map is the token embedding"
+    said = "not all equal, see the problems" if broken else "equal bit for bit"
+    return "; ".join(f"{name} is stored as {', '.join(names)}, {said}" for name, names in audit.tied.items())
+
+
+def _findings(findings: Sequence[Finding], top: int) -> list[str]:
+    """Problems in full number, notes up to `top` of each kind."""
+    lines: list[str] = []
+    for problem, title in ((True, "problems, for which loading refuses it"), (False, "to know")):
+        chosen = [finding for finding in findings if finding.problem is problem]
+        kinds = dict.fromkeys(finding.kind for finding in chosen)
+        lines += [f"{title}:"] if chosen else []
+        for kind in kinds:
+            messages = [finding.message for finding in chosen if finding.kind == kind]
+            lines += [f"  {message}" for message in messages[:top]]
+            if len(messages) > top:
+                lines.append(f"  and {len(messages) - top:,} more of this kind (--top, or --json for all)")
+    return lines or ["no problems"]
+
+
+def _modules(audit: Audit) -> list[str]:
+    return [*format_table(module_rows(audit)), "", *LEGEND]
+
+
+def module_rows(audit: Audit) -> list[list[str]]:
+    """The table by layer, its heading first."""
+    head = ["layer", "tensors", "parameters", "type", "norm", "zeros", "not finite", "dead", "largest s", "rank used"]
+    rows = [
+        [
+            module.name,
+            str(module.tensors),
+            f"{module.parameters:,}",
+            "+".join(_SHORT[dtype] for dtype in module.dtypes),
+            show_number(module.norm),
+            show_share(module.zeros, module.parameters),
+            show_count(module.non_finite),
+            show_count(module.dead),
+            show_number(module.largest),
+            "-" if module.effective_rank is None else f"{module.effective_rank:.0%}",
+        ]
+        for module in audit.modules
+    ]
+    return [head, *rows]
+
+
+def _extremes(audit: Audit, top: int) -> Iterator[str]:
+    """The tensors at the ends of the scales; nothing without spectra."""
+    maps = [(tensor, tensor.spectrum) for tensor in audit.tensors if tensor.spectrum is not None]
+    if not maps or not top:
+        return
+    head = ["shape", "std", "largest s", "stable rank", "effective rank"]
+    largest = sorted(maps, key=lambda pair: -pair[1].largest)[:top]
+    yield from ["", *format_table([["largest singular values", *head], *(_map_row(tensor) for tensor, _ in largest)])]
+    lowest = sorted(maps, key=lambda pair: pair[1].effective_rank / pair[1].side)[:top]
+    yield from ["", *format_table([["least of its rank used", *head], *(_map_row(tensor) for tensor, _ in lowest)])]
+
+
+def _map_row(tensor: TensorAudit) -> list[str]:
+    spectrum = tensor.spectrum
+    assert spectrum is not None
+    ranks = [f"{spectrum.stable_rank:.1f}", f"{spectrum.effective_rank:.1f} of {spectrum.side}"]
+    return [
+        tensor.name,
+        show_shape(tensor.shape),
+        show_number(tensor.values.std),
+        show_number(spectrum.largest),
+        *ranks,
+    ]
+
+
+def describe_verdict(found: Difference) -> list[str]:
+    """In a sentence, how far the two are the same."""
+    if found.same:
+        types = "" if found.a.dtypes.keys() == found.b.dtypes.keys() else ", in another type"
+        return [f"The two hold the same weights{types}: {len(found.tensors):,} tensors are equal value by value."]
+    return [f"{found.identical:,} of {len(found.tensors):,} tensors that can be compared are equal value by value."]
+
+
+def _config(found: Difference) -> list[str]:
+    if found.a.config is None or found.b.config is None:
+        return ["The configurations were not compared: one cannot be read."]
+    if not found.config:
+        return ["The configurations are equal."]
+    return ["configuration:", *(f"  {change.field}: {change.a} -> {change.b}" for change in found.config)]
+
+
+def describe_unmatched(found: Difference, top: int) -> list[str]:
+    """What has no counterpart, or only part of one, or values that cannot be compared."""
+    lines = []
+    for title, names in (("only in A", found.only_a), ("only in B", found.only_b), ("of other sizes", found.misfits)):
+        more = f" and {len(names) - top:,} more" if len(names) > top else ""
+        lines += [f"{title}, not compared: {', '.join(names[:top])}{more}"] if names else []
+    for tensor in found.tensors:
+        if tensor.shapes[0] != tensor.shapes[1]:
+            a, b, common = (show_shape(shape) for shape in (*tensor.shapes, tensor.compared))
+            lines.append(f"{tensor.name} is {a} in A and {b} in B; the common {common} was compared")
+        if count := tensor.change.non_finite:
+            lines.append(f"{tensor.name}: {count:,} values are not finite in A or B; its figures are of the others")
+    return lines
+
+
+def _changes(found: Difference, top: int) -> Iterator[str]:
+    if found.identical == len(found.tensors):
+        return
+    yield from ["", *format_table(layer_rows(found))]
+    if top:
+        yield from ["", *format_table(changed_rows("most changed", found.most_changed(top)))]
+    yield f"\n{LEGEND_OF_CHANGES}"
+
+
+def layer_rows(found: Difference) -> list[list[str]]:
+    """The table of changes by layer, its heading first."""
+    rows = [["layer", "equal", *_CHANGE]]
+    for layer in found.layers:
+        change, ratio = layer.change, f"{layer.identical}/{layer.tensors}"
+        numbers = [show_number(change.relative), show_cosine(change.cosine), show_number(change.maximum)]
+        rank = "-" if layer.rank_99 is None else str(layer.rank_99)
+        rows.append([layer.name, ratio, show_share(change.changed, layer.parameters), *numbers, rank])
+    return rows
+
+
+def changed_rows(title: str, tensors: Sequence[TensorDifference]) -> list[list[str]]:
+    """A table of changes by tensor, its heading first."""
+    return [[title, "shape", *_CHANGE, "stable rank"], *(_tensor_row(tensor) for tensor in tensors)]
+
+
+def _tensor_row(tensor: TensorDifference) -> list[str]:
+    change, spectrum = tensor.change, tensor.spectrum
+    numbers = [show_number(change.relative), show_cosine(change.cosine), show_number(change.maximum)]
+    ranks = (
+        ["-", "-"] if spectrum is None else [f"{spectrum.rank_99} of {spectrum.side}", f"{spectrum.stable_rank:.1f}"]
+    )
+    return [tensor.name, show_shape(tensor.compared), show_share(change.changed, tensor.parameters), *numbers, *ranks]
+
+
+def show_number(value: float | None) -> str:
+    """Four digits of a number; a dash for none."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def show_cosine(value: float | None) -> str:
+    """Six decimals; a dash for none."""
+    return "-" if value is None else f"{value:.6f}"
+
+
+def show_share(count: int, total: int) -> str:
+    """A percentage that is 0 or 100 only when it is exactly that."""
+    if count in (0, total):
+        return "100%" if count else "0"
+    return f"{min(max(100 * count / total, 0.01), 99.99):.2f}%"
+
+
+def show_count(count: int) -> str:
+    """Digits in groups of three."""
+    return f"{count:,}"
+
+
+def show_shape(shape: Sequence[int]) -> str:
+    """ "64 x 3"; of a scalar "1"."""
+    return " x ".join(map(str, shape)) or "1"

@@ -1,0 +1,82 @@
+"""The bridge from vision to language: positions, pooling, projection. (B, h, w, C) -> (B, N, D)."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from florence2.errors import ImageError
+from florence2.fast.linear import Linear
+from florence2.model.config import VisionConfig
+from florence2.model.trace import Trace, record
+
+
+class Projection(nn.Module):
+    """Grid -> image tokens.
+
+    Each position gets a learned embedding of its column and row and the first row of a fixed cosine table (the
+    embedding of frame 0; the published models see single pictures). The pooled sources that `image_feature_source`
+    names are put one after another, projected and normalised: as published, the mean over the grid and then its
+    h·w positions, 577 tokens for 768 x 768 pixels.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        channels = config.dim_embed[-1]
+        self.sources = config.image_feature_source
+        self.image_position_embed = PositionTable(channels, config.max_position_embeddings)
+        self.visual_temporal_embed = CosineTable(config.max_temporal_embeddings, channels)
+        self.image_projection = Linear(channels, config.projection_dim, bias=False)
+        self.image_proj_norm = nn.LayerNorm(config.projection_dim)
+
+    def forward(self, grid: Tensor, trace: Trace | None = None) -> Tensor:
+        B, h, w, C = grid.shape
+        positions = (grid + self.image_position_embed(h, w)).view(B, h * w, C)
+        frames = (positions + self.visual_temporal_embed.pos_idx_to_embed[0])[:, None]  # (B, 1, h·w, C)
+        pooled = {
+            "spatial_avg_pool": lambda: frames.mean(dim=2),
+            "temporal_avg_pool": lambda: frames.mean(dim=1),
+            "last_frame": lambda: frames[:, -1],
+        }
+        tokens = record(trace, "pooled", torch.cat([pooled[source]() for source in self.sources], dim=1))  # (B, N, C)
+        out: Tensor = self.image_proj_norm(self.image_projection(tokens))
+        return out
+
+
+class PositionTable(nn.Module):
+    """A learned embedding of (column, row): column first, half of the channels each."""
+
+    def __init__(self, channels: int, size: int):
+        super().__init__()
+        self.row_embeddings = nn.Embedding(size, channels // 2)
+        self.column_embeddings = nn.Embedding(size, channels // 2)
+
+    def forward(self, h: int, w: int) -> Tensor:
+        """-> (h, w, C). Raises ImageError as `check`."""
+        self.check(h, w)
+        rows, columns = self.row_embeddings.weight, self.column_embeddings.weight
+        return torch.cat([columns[:w].expand(h, -1, -1), rows[:h, None].expand(-1, w, -1)], dim=-1)
+
+    def check(self, h: int, w: int) -> None:
+        """Raises ImageError for a grid that is empty, or larger than the table."""
+        size = self.row_embeddings.num_embeddings
+        if not (1 <= h <= size and 1 <= w <= size):
+            raise ImageError(
+                f"The picture gives a grid of {h} x {w} positions, but this checkpoint knows 1 x 1 to {size} x {size}; "
+                "use another image size."
+            )
+
+
+class CosineTable(nn.Module):
+    """A fixed table of sinusoids, one row per frame, stored in checkpoints as a buffer."""
+
+    pos_idx_to_embed: Tensor
+
+    def __init__(self, length: int, channels: int):
+        super().__init__()
+        # with NumPy, because on the meta device torch imports its compiler for these
+        step = np.exp(-math.log(10000.0) * np.arange(0, channels, 2, dtype=np.float32) / channels)
+        angles = np.arange(length, dtype=np.float32)[:, None] * step
+        table = np.stack([np.sin(angles), np.cos(angles)], axis=-1)  # sin, cos, sin, cos, ...
+        self.register_buffer("pos_idx_to_embed", torch.from_numpy(table.reshape(length, channels)))

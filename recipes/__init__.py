@@ -1,0 +1,1 @@
+"""How the models in `weights/` are made; not part of the installed package."""

@@ -1,0 +1,47 @@
+"""Files written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from florence2.checkpoints.files import write_json, written_whole
+
+
+def test_half_written_files_never_appear(tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    with pytest.raises(RuntimeError), written_whole(target) as draft:
+        draft.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with written_whole(target) as draft:
+        draft.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"] and target.stat().st_mode & 0o600 == 0o600
+
+
+@pytest.fixture
+def group_reads() -> Iterator[None]:
+    """New files may be read by the owner's group and nobody else."""
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def permissions(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_permissions_follow_the_umask(tmp_path: Path, group_reads: None) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert permissions(tmp_path / "a.json") == 0o640
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_permissions_follow_the_umask_whatever_wrote_the_file(tmp_path: Path, group_reads: None) -> None:
+    """Some writers put a file of their own, for the owner alone, in the place of the one they were given."""
+    with written_whole(tmp_path / "private") as draft:
+        draft.unlink()
+        draft.touch(mode=0o600)
+    assert permissions(tmp_path / "private") == 0o640

@@ -1,0 +1,280 @@
+"""The command line as a user types it: in this process, and as a program."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import florence2
+from florence2.cli.main import main
+from parity.recipe import make_picture
+
+FEW = ["--max-new-tokens", "8"]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_text_for_people(
+    small_folder: Path, picture_file: Path, small: florence2.Florence2, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", "<CAPTION>", picture_file, "--model", small_folder, *FEW) == 0
+    captured = capsys.readouterr()
+    expected = small.run("<CAPTION>", picture_file, options=small.options(max_new_tokens=8))
+    assert captured.out == f"{expected}\n" and captured.err == ""
+
+
+@pytest.mark.parametrize("task", ["<OD>", "od"])
+def test_json_lines_for_programs(
+    task: str, small_folder: Path, picture_file: Path, small: florence2.Florence2, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", task, picture_file, "--model", small_folder, "--json", "--beams", 2, *FEW) == 0
+    row = json.loads(capsys.readouterr().out)
+    expected = small.run("<OD>", picture_file, options=small.options(num_beams=2, max_new_tokens=8))
+    assert row == {"image": str(picture_file), "place": str(picture_file), **json.loads(expected.to_json())}
+
+
+def test_several_tasks_and_pictures(
+    small_folder: Path, picture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_picture(1, 30, 30).save(tmp_path / "second.png")
+    assert (
+        run(
+            "run", "od", "<CAPTION>", picture_file, tmp_path / "second.png", "--model", small_folder, "--batch", 2, *FEW
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert [line.split("  ")[1] for line in out.splitlines() if line.startswith("== ")] == ["<OD>", "<CAPTION>"] * 2
+
+
+def test_inputs(
+    small_folder: Path, picture_file: Path, small: florence2.Florence2, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [picture_file, "--model", small_folder, "--json", *FEW]
+    options = small.options(max_new_tokens=8)
+    assert run("run", "open_vocabulary_detection", *common, "--text", "a car", "--text", "a dog") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (
+        row["raw_text"]
+        == small.run("<OPEN_VOCABULARY_DETECTION>", picture_file, ["a car", "a dog"], options=options).raw_text
+    )
+    assert run("run", "region_to_ocr", "region_to_category", *common, "--box", "10,20,200,150") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["input"] for row in rows] == [[10, 20, 200, 150]] * 2
+    assert (
+        rows[0]["raw_text"]
+        == small.run("<REGION_TO_OCR>", picture_file, box=(10, 20, 200, 150), options=options).raw_text
+    )
+    assert run("run", "<CAPTION_TO_PHRASE_GROUNDING>a car", *common) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "<CAPTION_TO_PHRASE_GROUNDING>"
+    assert run("run", "Is there a car?", *common) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "Is there a car?"
+
+
+def test_one_bad_picture_in_many(
+    small_folder: Path, picture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(picture_file.read_bytes()[:500])
+    assert run("run", "<OD>", picture_file, bad, tmp_path / "absent.png", "--model", small_folder, "--json", *FEW) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["error" in row for row in rows] == [False, True, True]
+
+
+def test_out_and_resume(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    for i in range(3):
+        make_picture(i, 40, 30).save(album / f"{i}.png")
+    command = ["run", "<OD>", album, "--model", small_folder, "--out", tmp_path / "out", "--draw", *FEW]
+    assert run(*command) == 0
+    first = (tmp_path / "out" / "results.jsonl").read_text()
+    assert len(first.splitlines()) == 3
+    capsys.readouterr()
+    assert run(*command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and "already holds 3 answers" in captured.err
+    assert (tmp_path / "out" / "results.jsonl").read_text() == first
+
+
+def test_cascade(small_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("cascade", picture_file, "--model", small_folder, "--json", "--detail", "detailed", *FEW) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["task"] == "cascade" and row["caption"]["task"] == "<DETAILED_CAPTION>"
+    assert row["grounding"]["task"] == "<CAPTION_TO_PHRASE_GROUNDING>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "<VQA>", "x.png"], "is no task of this model"),
+        (["run", "<VQA>how?", "x.png"], "is no task of this model"),
+        (["run", "<OD>"], "Which picture?"),
+        (["run", "<OD>", "<CAPTION>"], "Which picture?"),
+        (["run", "<OD>", "x.png", "--text", "cat"], "None of the tasks <OD> takes --text"),
+        (["run", "<REGION_TO_OCR>", "x.png"], "needs a region"),
+        (["run", "<REGION_TO_OCR>", "x.png", "--text", "there"], "needs a region"),
+        (["run", "<OPEN_VOCABULARY_DETECTION>", "x.png"], "needs a text"),
+        (["run", "<OD>", "x.png", "--draw"], "--draw needs --out"),
+        (["run", "<OD>", "x.png", "--batch", "0"], "at least 1"),
+        (["run", "<OD>", "x.png", "--model", "no/such/place.safetensors"], "no existing path"),
+        (["run", "<OD>", "x.png", "--device", "tpu"], "cannot be used here"),
+        (["run", "<OD>", "x.png", "--beams", "0"], "num_beams is 0"),
+        (["convert", "nowhere/at/all", "out"], "no existing path"),
+        (["info", "nowhere/at/all"], "no existing path"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence_and_exit_code_2(
+    arguments: list[str], words: str, small_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] == "run" and "--model" not in arguments:
+        arguments = [*arguments, "--model", str(small_folder)]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.out == "" and len(captured.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "<OD>", "x", "--box", "1,2,3"], ["init", "d"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2 and "usage: florence2" in capsys.readouterr().err
+
+
+def test_init_info_convert(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tmp_path / "made"
+    assert run("init", made, "--preset", "tiny", "--tokenizer", small_folder, "--dtype", "bfloat16", "--seed", 3) == 0
+    assert capsys.readouterr().out == f"{made}\n"
+    assert run("info", made) == 0
+    text = capsys.readouterr().out
+    assert "layout: microsoft" in text and "bfloat16" in text and "sha256" in text
+    assert run("convert", made, tmp_path / "native", "--layout", "native", "--dtype", "float32") == 0
+    capsys.readouterr()
+    assert run("info", tmp_path / "native" / "model.safetensors", "--json") == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["layout"] == "native" and list(described["dtypes"]) == ["float32"]
+    assert run("init", made, "--preset", "tiny", "--tokenizer", small_folder) == 2
+    assert "holds a checkpoint already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("early_stopping", "shown"), [(True, "true"), (False, "false"), ("never", "never")])
+def test_info_says_settings_as_the_file_does(
+    early_stopping: object, shown: str, small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_folder, tmp_path / "c")
+    file = tmp_path / "c" / "config.json"
+    values = json.loads(file.read_text())
+    values["text_config"] |= {"early_stopping": early_stopping, "length_penalty": 0.5, "max_new_tokens": 1000}
+    file.write_text(json.dumps(values))
+    assert run("info", tmp_path / "c") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {f"  early_stopping: {shown}", "  length_penalty: 0.5", "  max_new_tokens: 1,000"} <= set(lines)
+
+
+def test_convert_a_pickle(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(small_folder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert run("run", "<OD>", "x.png", "--model", folder) == 2
+    assert "only as a pickle" in capsys.readouterr().err
+    assert run("convert", folder, tmp_path / "a") == 2
+    assert run("convert", folder / "pytorch_model.bin", tmp_path / "a") == 0
+    assert run("convert", folder, tmp_path / "b", "--allow-pickle") == 0
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+# ---- as a program --------------------------------------------------------------------------------------------------
+
+
+def program(*arguments: object, **options: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "florence2", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_a_picture_on_stdin_and_a_narrow_encoding(small_folder: Path, picture_file: Path) -> None:
+    command = [sys.executable, "-m", "florence2", "run", "<CAPTION>", "-", "--model", str(small_folder), *FEW]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        command, input=picture_file.read_bytes(), capture_output=True, timeout=120, check=False, env=environment
+    )
+    assert done.returncode == 0 and done.stdout and done.stderr == b""
+
+
+def test_a_reader_that_has_seen_enough(small_folder: Path, picture_file: Path) -> None:
+    command = f"{sys.executable} -m florence2 run od caption ocr {picture_file} --model {small_folder} | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.startswith("== ") and done.stderr == ""
+
+
+def _interruptible() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_ctrl_c_keeps_what_is_done(small_folder: Path, tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    for i in range(200):
+        make_picture(i, 40, 30).save(album / f"{i:03}.png")
+    out = tmp_path / "out" / "results.jsonl"
+    command = [
+        sys.executable,
+        "-m",
+        "florence2",
+        "run",
+        "<OD>",
+        str(album),
+        "--model",
+        str(small_folder),
+        "--out",
+        str(out.parent),
+        "--max-new-tokens",
+        "60",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    )
+    deadline = time.monotonic() + 100
+    while not (out.exists() and out.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped after" in errors and "Traceback" not in errors
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert 3 <= len(rows) < 200 and all("error" not in row for row in rows)
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program("--version").stdout == f"florence2 {florence2.__version__}\n"
+    with pytest.raises(SystemExit, match="0"):
+        run("--help")
+    assert "cascade" in capsys.readouterr().out
+
+
+def test_a_misspelt_task_is_asked_about(
+    small_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", "captoin", picture_file, "--model", small_folder) == 2
+    assert "did you mean caption?" in capsys.readouterr().err
+
+
+def test_an_unusable_output_folder_is_found_out_at_once(picture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "od", picture_file, "--model", "no/such/model", "--out", picture_file) == 2
+    assert str(picture_file) in capsys.readouterr().err
+
+
+def test_closed_stdout(small_folder: Path, picture_file: Path) -> None:
+    command = f"{sys.executable} -m florence2 run od {picture_file} --model {small_folder} --max-new-tokens 3 >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr

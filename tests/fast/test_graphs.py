@@ -1,0 +1,116 @@
+"""Generation by replay, with calling in the place of recording: all but the CUDA graph itself."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from florence2.fast import graphs as graphed
+from florence2.fast.graphs import StaticCache, generate_graphed
+from florence2.generation.generate import generate
+from florence2.generation.options import GenerationOptions
+from florence2.generation.search import Generation, SpecialIds
+from florence2.model.florence2 import Florence2Model
+from parity.cases import SETTINGS, shapes
+from parity.recipe import make_model
+
+
+@pytest.fixture(scope="module")
+def model() -> Florence2Model:
+    shape = shapes()[3]
+    return make_model(shape.config, shape.seed, shape.end_bonus)
+
+
+@pytest.fixture(scope="module")
+def memory() -> Tensor:
+    return torch.randn(3, 9, 64, generator=torch.Generator().manual_seed(4))
+
+
+def call_again(work: Callable[[], None]) -> Callable[[], None]:
+    return work
+
+
+@torch.inference_mode()
+def replayed(
+    model: Florence2Model, memory: Tensor, options: GenerationOptions, mask: Tensor | None = None
+) -> Generation:
+    return generate_graphed(model, memory, options, SpecialIds(), mask, record=call_again)
+
+
+def same(one: Generation, other: Generation) -> bool:
+    return (
+        one.sequences.tolist() == other.sequences.tolist()
+        and one.finish_reasons == other.finish_reasons
+        and torch.allclose(one.token_logprobs, other.token_logprobs, atol=1e-3)
+        and torch.allclose(one.sequence_scores, other.sequence_scores, atol=1e-3)
+    )
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=str)
+def test_same_as_the_search(
+    model: Florence2Model, memory: Tensor, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphed, "_FIRST_WINDOW", 4)  # several windows within the first tokens
+    options = GenerationOptions().changed(**changes)
+    expected = generate(model, memory, options)
+    assert same(replayed(model, memory, options), expected)
+
+
+def test_a_generator_serves_again(model: Florence2Model, memory: Tensor) -> None:
+    """Nothing of one call is left in the next, whatever its mask."""
+    options = GenerationOptions(max_new_tokens=12)
+    masks = [torch.ones(3, 9, dtype=torch.bool), torch.tensor([[True] * 5 + [False] * 4] * 3)]
+    graphed._idle.pop(model, None)
+    for scale, mask in ((1.0, masks[0]), (2.0, masks[1]), (1.0, masks[1])):
+        assert same(replayed(model, memory * scale, options, mask), generate(model, memory * scale, options, mask))
+    assert len(graphed._idle[model]) == 1
+    replayed(model, memory, options.changed(num_beams=2))
+    replayed(model, memory, options.changed(num_beams=1))
+    assert len(graphed._idle[model]) == graphed._KEPT
+
+
+def test_every_kind_of_step_is_recorded_once(model: Florence2Model, memory: Tensor) -> None:
+    """The first of a kind runs as it is, the second is recorded, the others are replayed."""
+    recorded, replays = [], []
+
+    def record(work: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(work)
+
+        def replay() -> None:
+            replays.append(work)
+            work()
+
+        return replay
+
+    options = GenerationOptions(max_new_tokens=40, min_new_tokens=39, num_beams=2)
+    with torch.inference_mode():
+        found = generate_graphed(model, memory, options, SpecialIds(), record=record)
+    assert same(found, generate(model, memory, options))
+    # forced begin; too short for an n-gram; the usual step; forced end
+    assert len(recorded) == 1 and len(replays) == 40 - 4
+
+
+def test_a_step_reads_and_writes_fixed_buffers_only(model: Florence2Model, memory: Tensor) -> None:
+    """What a CUDA graph needs: after a step every tensor lies where it lay before."""
+    cache = StaticCache(model.language_model.decoder, memory, 2, 20)
+    tensors = [cache.ancestry, cache.position, cache.slots, *(t for pair in cache.own + cache.memory for t in pair)]
+    before = [tensor.data_ptr() for tensor in tensors]
+    with torch.inference_mode():
+        for _ in range(3):
+            model.step(torch.tensor([5, 6] * 3), cache)
+            cache.reorder(torch.tensor([[0, 0], [1, 0], [1, 1]]))
+    after = [cache.ancestry, cache.position, cache.slots, *(t for pair in cache.own + cache.memory for t in pair)]
+    assert [tensor.data_ptr() for tensor in after] == before and int(cache.position) == 3
+
+
+def test_another_model_in_the_same_place_is_not_served_by_it(model: Florence2Model, memory: Tensor) -> None:
+    options = GenerationOptions(max_new_tokens=6)
+    other = Florence2Model(replace(model.config)).eval()
+    other.load_state_dict(model.state_dict())
+    replayed(other, memory, options)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.data = parameter.data * 1.5
+    assert same(replayed(other, memory, options), generate(other, memory, options))

@@ -1,0 +1,268 @@
+"""Any picture -> an upright RGB picture -> pixel_values."""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from florence2.checkpoints.config_files import parse_image_config, read_image_config
+from florence2.errors import ConfigError, ImageError
+from florence2.inputs import image as image_module
+from florence2.inputs.image import image_to_array, open_image, picture_suffixes
+from parity.recipe import GOLDEN, make_picture
+
+PUBLISHED = {
+    "size": {"height": 768, "width": 768},
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def test_every_form_of_input_gives_the_same_picture(tmp_path: Path) -> None:
+    picture = make_picture(1, 40, 30)
+    data = saved(picture)
+    path = tmp_path / "p.png"
+    path.write_bytes(data)
+    for source in (
+        picture,
+        data,
+        bytearray(data),
+        path,
+        str(path),
+        np.asarray(picture),
+        torch.from_numpy(np.array(picture)),
+    ):
+        assert np.array_equal(np.asarray(open_image(source)), np.asarray(picture)), type(source)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    grey = make_picture(2, 31, 17, "L")
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    elif mode == "I":
+        picture = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
+    elif mode in ("PA", "RGBa"):
+        picture = grey.convert({"PA": "P", "RGBa": "RGBA"}[mode]).convert(mode)
+    else:
+        picture = grey.convert(mode)
+    opened = open_image(picture)
+    assert opened.mode == "RGB" and opened.size == (31, 17)
+    if mode not in ("1", "CMYK", "YCbCr", "P", "PA"):
+        assert np.abs(np.asarray(opened).astype(int) - np.asarray(grey)[:, :, None]).max() <= 1
+
+
+def test_sixteen_bits_from_a_file_and_from_an_array() -> None:
+    values = np.linspace(0, 65535, 12, dtype=np.uint16).reshape(3, 4)
+    expected = (values >> 8).astype(np.uint8)
+    for source in (saved(Image.fromarray(values)), saved(Image.fromarray(values), "TIFF"), values):
+        assert np.array_equal(np.asarray(open_image(source))[:, :, 0], expected)
+
+
+def test_a_mode_without_a_way_to_rgb_gets_a_sentence() -> None:
+    with pytest.raises(ImageError, match="colour mode La"):
+        open_image(Image.new("LA", (4, 4)).convert("La"))
+
+
+def test_floats_are_refused_because_nobody_knows_their_white() -> None:
+    with pytest.raises(ImageError, match="float32 values"):
+        open_image(Image.fromarray(np.ones((3, 3), np.float32)))
+    with pytest.raises(ImageError, match="float64"):
+        open_image(np.ones((3, 3, 3)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    """The stored picture is turned as a camera of that orientation would; opened it is upright again."""
+    upright = make_picture(3, 24, 16)
+    undo: dict[int, Any] = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    opened = open_image(saved(stored, exif=exif))
+    assert opened.size == (24, 16) and np.array_equal(np.asarray(opened), np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_leaves_the_picture_as_stored() -> None:
+    picture = make_picture(3, 24, 16)
+    data = saved(picture, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+    assert open_image(data).size == (24, 16)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (3, 7), (7, 3), (5000, 2)])
+def test_extreme_sizes(size: tuple[int, int]) -> None:
+    """The reference takes pictures 1 or 3 pixels high for channels-first; these come out as what they are."""
+    config = parse_image_config(PUBLISHED)
+    picture = Image.new("RGB", size, (10, 200, 30))
+    values = image_to_array(open_image(np.asarray(picture)), config)
+    expected = (np.array([10, 200, 30]) / 255 - np.array(config.mean)) / np.array(config.std)
+    assert values.shape == (1, 3, 768, 768)
+    for extreme in (values.max((0, 2, 3)), values.min((0, 2, 3))):
+        np.testing.assert_allclose(extreme, expected, atol=1e-6)
+
+
+def test_animations_give_their_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    assert open_image(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_truncated_files_get_a_sentence(format: str) -> None:
+    data = saved(make_picture(4, 200, 150), format)
+    with pytest.raises(ImageError, match=r"cannot be read|is no picture"):
+        open_image(data[: len(data) * 2 // 3])
+
+
+def test_what_is_no_picture_gets_a_sentence(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not a picture")
+    for source, words in (
+        (text, "is no picture in a format that Pillow"),
+        (tmp_path / "absent.jpg", "does not exist"),
+        (tmp_path, "is a folder"),
+        (b"", "is no picture"),
+        (5, "must be a path"),
+        (np.zeros((3, 20, 20), np.uint8), "channels last"),
+        (np.zeros((2, 2, 2, 3), np.uint8), "shape"),
+        (np.zeros((0, 5, 3), np.uint8), "empty"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            open_image(source)  # type: ignore[arg-type]
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds a handful of bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    )
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded() -> None:
+    with pytest.raises(ImageError, match="more than the 178,956,970 pixels"):
+        open_image(png_header(60_000, 60_000))
+
+
+def test_our_own_limit_holds_where_pillow_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 100)
+    with pytest.raises(ImageError, match="more than the 100 pixels"):
+        open_image(make_picture(1, 11, 11))
+
+
+def test_text_bombs_in_png_are_refused() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "a" * (70 << 20), zip=True)
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_image(saved(make_picture(1, 8, 8), pnginfo=info))
+
+
+def test_the_opened_picture_is_a_copy_that_outlives_its_file(picture_file: Path) -> None:
+    opened = open_image(picture_file)
+    picture_file.unlink()
+    assert opened.getpixel((3, 3)) is not None
+
+
+def test_pixel_arithmetic_by_hand() -> None:
+    """Red 255: (1 - 0.485) / 0.229 = 2.2489; green 0: -0.456 / 0.224 = -2.0357; blue 128: (0.50196 - 0.406) / 0.225."""
+    config = parse_image_config(PUBLISHED | {"size": {"height": 2, "width": 3}})
+    values = image_to_array(Image.new("RGB", (9, 9), (255, 0, 128)), config)
+    assert values.shape == (1, 3, 2, 3) and values.dtype == np.float32
+    assert values[0, :, 0, 0].tolist() == pytest.approx([2.24891, -2.03571, 0.42649], abs=1e-5)
+
+
+def test_rescaling_is_double_and_normalising_single_to_the_last_bit() -> None:
+    """numpy's float32 scalars round after every operation; rescaled in single, or all in double, values differ."""
+    config = parse_image_config(PUBLISHED | {"size": {"height": 1, "width": 256}})
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    found = image_to_array(open_image(ramp), config)[0, :, 0]
+    single, double = found.copy(), found.copy()
+    for c in range(3):
+        mean, std = PUBLISHED["image_mean"][c], PUBLISHED["image_std"][c]
+        for v in range(256):
+            assert found[c, v] == (np.float32(v * (1 / 255)) - np.float32(mean)) / np.float32(std)
+            single[c, v] = (np.float32(v) * np.float32(1 / 255) - np.float32(mean)) / np.float32(std)
+            double[c, v] = (v * (1 / 255) - mean) / std
+    assert (single != found).any() and (double != found).any()
+
+
+def test_the_filter_is_the_one_asked_for() -> None:
+    picture = make_picture(6, 50, 40)
+    by_filter = [image_to_array(picture, parse_image_config(PUBLISHED | {"resample": r})) for r in range(6)]
+    assert all(not np.array_equal(by_filter[3], other) for i, other in enumerate(by_filter) if i != 3)
+
+
+def test_published_settings_are_read() -> None:
+    config = read_image_config(GOLDEN / "tiny")
+    assert (config.height, config.width, config.resample) == (768, 768, 3)
+
+
+def test_settings_inside_a_processor_config(tmp_path: Path) -> None:
+    (tmp_path / "processor_config.json").write_text(
+        '{"image_processor": {"size": {"height": 4, "width": 6}, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}}'
+    )
+    assert (read_image_config(tmp_path).height, read_image_config(tmp_path).width) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"do_resize": False}, "do_resize is False"),
+        ({"do_center_crop": True}, "do_center_crop"),
+        ({"size": {"shortest_edge": 224}}, "size lacks 'height'"),
+        ({"size": {"height": 0, "width": 5}}, "each side must be"),
+        ({"size": {"height": 10**6, "width": 5}}, "each side must be"),
+        ({"image_mean": [0.5]}, "three numbers"),
+        ({"image_std": [0.5, 0.5, 0]}, "no std 0"),
+        ({"resample": 9}, "filter numbers"),
+        ({"size": 768}, "must be dict"),
+    ],
+)
+def test_settings_that_nobody_implements_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_image_config(PUBLISHED | changes)
+
+
+def test_suffixes_of_folders() -> None:
+    assert {".jpg", ".jpeg", ".png", ".webp"} <= picture_suffixes() and ".txt" not in picture_suffixes()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="no regular file"):
+        open_image(tmp_path / "pipe.png")
+
+
+def test_closed_pictures_and_strange_arrays_get_a_sentence(picture_file: Path) -> None:
+    image = Image.open(picture_file)
+    image.close()
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_image(image)
+    for tensor in (torch.zeros(4, 4, 3, requires_grad=True), torch.zeros(4, 4, 3, dtype=torch.bfloat16)):
+        with pytest.raises(ImageError, match="A Tensor cannot be read as an array"):
+            open_image(tensor)  # type: ignore[arg-type]

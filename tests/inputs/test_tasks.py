@@ -1,0 +1,139 @@
+"""Tasks, their sentences, and what is refused."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from florence2.errors import PromptError
+from florence2.inputs import tasks
+from florence2.inputs.tasks import TASKS, build_sentence, check_prompt, find_task, register_task, split_prompt
+from parity.records import read_record
+
+
+@pytest.fixture
+def clean_registry() -> Iterator[None]:
+    before = dict(tasks._TASKS)
+    yield
+    tasks._TASKS.clear()
+    tasks._TASKS.update(before)
+
+
+def test_recorded_sentences() -> None:
+    for record in read_record("tokens.json")["prompts"]:
+        assert build_sentence(*split_prompt(record["text"])) == record["prompt"]
+
+
+def test_fifteen_tasks() -> None:
+    assert len(TASKS) == 15
+    assert [task.token for task in TASKS.values() if task.takes == "nothing"] == [
+        "<OCR>",
+        "<OCR_WITH_REGION>",
+        "<CAPTION>",
+        "<DETAILED_CAPTION>",
+        "<MORE_DETAILED_CAPTION>",
+        "<OD>",
+        "<DENSE_REGION_CAPTION>",
+        "<REGION_PROPOSAL>",
+    ]
+
+
+def test_the_input_may_stand_in_the_prompt_or_beside_it() -> None:
+    together = split_prompt("<OPEN_VOCABULARY_DETECTION>a car")
+    assert (
+        together
+        == split_prompt("<OPEN_VOCABULARY_DETECTION>", "a car")
+        == split_prompt("open_vocabulary_detection", "a car")
+    )
+    assert build_sentence(*together) == "Locate a car in the image."
+
+
+def test_braces_in_the_input_are_only_text() -> None:
+    assert (
+        build_sentence(*split_prompt("<OPEN_VOCABULARY_DETECTION>", "{input} {0}"))
+        == "Locate {input} {0} in the image."
+    )
+
+
+def test_free_prompts_pass_through() -> None:
+    assert split_prompt("What is in the picture, exactly?") == (None, "What is in the picture, exactly?")
+    assert split_prompt("<od>") == (None, "<od>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "words"),
+    [
+        ("<VQA>", None, "is no task of this model. Known tasks: <OCR>, .*<REGION_TO_OCR>"),
+        ("<VQA>", "how many?", "is no task"),
+        ("<OD>", "cars", "takes no input"),
+        ("<OD>cars", None, "takes no input"),
+        ("<CAPTION_TO_PHRASE_GROUNDING>", None, "needs a text"),
+        ("<CAPTION_TO_PHRASE_GROUNDING>", "  ", "needs a text"),
+        ("<REGION_TO_OCR>", None, "needs a region"),
+        ("<OPEN_VOCABULARY_DETECTION>a car", "a dog", "twice"),
+        ("Where is", "the car?", "takes no separate input"),
+    ],
+)
+def test_wrong_prompts_get_a_sentence(prompt: str, text: str | None, words: str) -> None:
+    with pytest.raises(PromptError, match=words):
+        split_prompt(prompt, text)
+
+
+def test_users_are_refused_more_than_the_reference_refuses() -> None:
+    assert split_prompt("<VQA>how many?") == (None, "<VQA>how many?")
+    with pytest.raises(PromptError, match="<VQA> is no task"):
+        check_prompt("<VQA>how many?")
+    with pytest.raises(PromptError, match="four location tokens"):
+        check_prompt("<REGION_TO_CATEGORY>", "the red one")
+    check_prompt("<REGION_TO_CATEGORY><loc_1><loc_2><loc_3><loc_4>")
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_a_fine_tune_adds_its_own() -> None:
+    task = register_task("<COUNT>", "How many {input} are in the image?")
+    assert task.takes == "text" and find_task("count") is task
+    assert build_sentence(*split_prompt("<COUNT>cats")) == "How many cats are in the image?"
+    assert register_task("<COUNT>", "How many {input} are in the image?") == task  # again, the same: fine
+    assert register_task("<CROP>", "What is in {input}?", answer="boxes", takes="region").takes == "region"
+
+
+@pytest.mark.usefixtures("clean_registry")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("count", "How many?"), "capitals in angle brackets"),
+        (("<OD>", "Something else."), "already exists"),
+        (("<COUNT>", "How many?", "masks"), "answer must be one of"),
+        (("<COUNT>", "How many?", "text", "text"), "must contain"),
+        (("<COUNT>", "How many {input}?", "text", "nothing"), "must not contain"),
+    ],
+)
+def test_wrong_registrations_get_a_sentence(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(PromptError, match=words):
+        register_task(*arguments)  # type: ignore[arg-type]
+
+
+def test_the_public_table_cannot_be_changed_by_accident() -> None:
+    with pytest.raises(TypeError):
+        TASKS["<X>"] = TASKS["<OD>"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        "<loc_5000><loc_1><loc_2><loc_3>",
+        "<loc_9><loc_1><loc_2><loc_3>",
+        "<loc_1><loc_1><loc_2><loc_3>" * 2,
+        "hello <loc_1><loc_1><loc_2><loc_3>",
+    ],
+)
+def test_a_region_is_four_locations_in_order(region: str) -> None:
+    with pytest.raises(PromptError, match="needs a region"):
+        check_prompt("<REGION_TO_CATEGORY>", region)
+    check_prompt("<REGION_TO_CATEGORY>", "<loc_1><loc_1><loc_2><loc_999>")
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", None, 5])
+def test_empty_prompts_are_refused(prompt: Any) -> None:
+    with pytest.raises(PromptError, match="must be a token, an alias or a prompt"):
+        check_prompt(prompt)

@@ -1,0 +1,87 @@
+"""Text <-> ids."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from florence2.errors import CheckpointError, PromptError
+from florence2.inputs.tokenizer import ADDED_TOKENS, MAX_FILE_BYTES, FlorenceTokenizer
+from parity.recipe import GOLDEN
+from parity.records import read_record
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> FlorenceTokenizer:
+    return FlorenceTokenizer(GOLDEN / "tokenizer.json")
+
+
+def test_recorded_strings_both_ways(tokenizer: FlorenceTokenizer) -> None:
+    for record in read_record("tokens.json")["strings"]:
+        assert tokenizer.encode(record["text"]) == record["ids"]
+        assert tokenizer.decode(record["ids"]) == record["decoded"]
+        assert tokenizer.decode(record["ids"], skip_special=True) == record["decoded_skip"]
+
+
+def test_ids_of_the_added_tokens(tokenizer: FlorenceTokenizer) -> None:
+    assert len(ADDED_TOKENS) == 1024 == len(set(ADDED_TOKENS))
+    assert [tokenizer.token_id(token) for token in ADDED_TOKENS] == list(range(50265, 51289))
+    assert tokenizer.token_id("<loc_0>") == 50269 and tokenizer.token_id("<loc_999>") == 51268
+    assert tokenizer.token_id("<loc_1000>") is None
+    assert tokenizer.vocab_size == 51289
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "a", "é日本🙂", "<loc_5> and </s>", "x" * 5000, "a\x00b", "\u2028", "👩‍👩‍👧"]
+)
+def test_any_text_survives(tokenizer: FlorenceTokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == f"<s>{text}</s>"
+
+
+def test_pieces_are_the_texts_of_single_tokens(tokenizer: FlorenceTokenizer) -> None:
+    ids = tokenizer.encode("a car<loc_7>日")
+    assert tokenizer.pieces(ids) == ["<s>", "a", " car", "<loc_7>", "�", "�", "</s>"]
+    assert "".join(tokenizer.pieces(tokenizer.encode("plain text"))) == "<s>plain text</s>"
+
+
+def test_a_tokenizer_that_has_the_tokens_already_keeps_its_ids(tmp_path: Path, tokenizer: FlorenceTokenizer) -> None:
+    tokenizer.save_native(tmp_path, 1024)
+    again = FlorenceTokenizer(tmp_path / "tokenizer.json")
+    assert again.token_id("<loc_0>") == 50269 and again.token_id("<image>") == 51289 and again.vocab_size == 51290
+    again.save_microsoft(tmp_path, 1024)
+    back = FlorenceTokenizer(tmp_path / "tokenizer.json")
+    assert back.token_id("<image>") is None and back.vocab_size == 51289
+    assert back.encode("<OD> a <mask> b") == tokenizer.encode("<OD> a <mask> b")
+
+
+def test_names_of_the_parts_of_a_character(tokenizer: FlorenceTokenizer) -> None:
+    parts = [tokenizer.name(id) for id in tokenizer.encode("🙂")[1:-1]]
+    assert len(parts) > 1 and all(part and "\ufffd" not in part for part in parts)
+    assert tokenizer.name(50269) == "<loc_0>" and tokenizer.name(99999) == "[99999]"
+
+
+def test_padding_and_truncation_set_in_the_file_are_off(tmp_path: Path) -> None:
+    values = json.loads((GOLDEN / "tokenizer.json").read_text())
+    values["truncation"] = {"max_length": 5, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    values["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    values["padding"] |= {"pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    assert len(FlorenceTokenizer(tmp_path / "tokenizer.json").encode("one two three four five six")) == 8
+
+
+def test_unusable_files_get_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(CheckpointError, match="copy tokenizer.json from any Florence-2 checkpoint"):
+        FlorenceTokenizer(path)
+    path.write_text('{"version": "1.0"}')
+    with pytest.raises(CheckpointError, match="cannot be read as a tokenizer"):
+        FlorenceTokenizer(path)
+    with path.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(CheckpointError, match="too large"):
+        FlorenceTokenizer(path)
+
+
+def test_text_that_is_no_unicode_gets_a_sentence(tokenizer: FlorenceTokenizer) -> None:
+    with pytest.raises(PromptError, match="no Unicode"):
+        tokenizer.encode("a \udcff")

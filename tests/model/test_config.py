@@ -1,0 +1,168 @@
+"""config.json of both layouts -> Florence2Config, and back."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from florence2.checkpoints.config_files import GENERATION_SETTINGS, config_to_json, parse_config, read_config
+from florence2.checkpoints.presets import preset
+from florence2.errors import ConfigError
+from florence2.generation.options import GenerationOptions
+from florence2.model.config import Florence2Config
+from florence2.model.davit import DaViT
+from parity.cases import shapes
+from parity.recipe import GOLDEN
+
+PUBLISHED = json.loads((GOLDEN / "configs.json").read_text())
+
+
+def published(name: str = "base") -> dict[str, Any]:
+    copy: dict[str, Any] = json.loads(json.dumps(PUBLISHED[name]))
+    return copy
+
+
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_presets_are_the_published_files(name: str) -> None:
+    assert parse_config(published(name)) == preset(name)
+
+
+def test_published_values() -> None:
+    large = parse_config(published("large"))
+    assert (large.vision.dim_embed, large.vision.depths) == ((256, 512, 1024, 2048), (1, 1, 9, 1))
+    assert large.text.max_position_embeddings == 4096
+    assert large.generation == {
+        "num_beams": 3,
+        "early_stopping": True,
+        "no_repeat_ngram_size": 3,
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": 2,
+    }
+
+
+@pytest.mark.parametrize("layout", ["microsoft", "native"])
+def test_writing_and_reading_again(layout: Any) -> None:
+    for config in [preset("base"), preset("large"), *(shape.config for shape in shapes()[:4])]:
+        values, generation = config_to_json(config, layout, "float16")
+        again = parse_config(json.loads(json.dumps(values)), json.loads(json.dumps(generation)))
+        assert again == replace(config, layout=layout)
+
+
+def test_microsoft_ignores_generation_config_and_native_uses_it() -> None:
+    config = parse_config(published(), {"num_beams": 7, "do_sample": True})
+    assert config.generation["num_beams"] == 3
+    values, _ = config_to_json(config, "native", "float16")
+    native = parse_config(values, {"num_beams": 7, "early_stopping": None, "top_k": 50})
+    assert native.generation == {"num_beams": 7}
+
+
+def test_what_transformers_writes_beside_the_architecture_is_accepted() -> None:
+    values = published()
+    noise = {"return_dict": True, "torchscript": False, "id2label": {"0": "x"}, "bad_words_ids": None, "top_k": 50}
+    values["text_config"] |= noise
+    values["vision_config"] |= noise
+    values |= {**noise, "_name_or_path": "somewhere", "tie_word_embeddings": True}
+    assert parse_config(values) == preset("base")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("vision_config", {"shifted_windows": True}, "vision_config.shifted_windows is an unknown field"),
+        ("text_config", {"rotary": 1}, "text_config.rotary is an unknown field"),
+        (None, {"experts": 4}, "config.experts is an unknown field"),
+        ("text_config", {"activation_function": "gelu_new"}, "only 'gelu' is implemented"),
+        ("text_config", {"normalize_before": True}, "only False is implemented"),
+        ("text_config", {"add_final_layer_norm": True}, "add_final_layer_norm"),
+        ("text_config", {"do_sample": True}, "do_sample"),
+        ("text_config", {"num_beam_groups": 2}, "num_beam_groups"),
+        ("vision_config", {"model_type": "swin"}, "not 'davit'"),
+        (None, {"model_type": "llava"}, "not a Florence-2 checkpoint"),
+        ("vision_config", {"image_pos_embed": {"type": "rope", "max_pos_embeddings": 50}}, "learned_abs_2d"),
+        ("vision_config", {"image_feature_source": ["cls"]}, "image_feature_source"),
+        ("vision_config", {"image_feature_source": []}, "image_feature_source"),
+        ("vision_config", {"depths": [1, 1, 9]}, "depths has 3 entries for 4 stages"),
+        ("vision_config", {"num_heads": [3, 8, 16, 32]}, "not divisible by num_heads"),
+        ("vision_config", {"num_groups": [4, 7, 16, 32]}, "not divisible by num_groups"),
+        ("vision_config", {"dim_embed": [128, "256", 512, 1024]}, "list of int"),
+        ("vision_config", {"depths": [1, 1, 900, 1]}, "the limit is 512"),
+        ("vision_config", {"window_size": 0}, "window_size is 0"),
+        ("vision_config", {"projection_dim": 700}, "projection_dim 700 is not text_config.d_model 768"),
+        ("text_config", {"encoder_attention_heads": 7}, "not divisible by 7"),
+        ("text_config", {"decoder_layers": 10_000}, "1 to 512"),
+        ("text_config", {"pad_token_id": 60_000}, "outside the vocabulary"),
+        ("text_config", {"d_model": "768"}, "must be int"),
+    ],
+)
+def test_what_would_run_another_model_is_refused_by_name(part: str | None, changes: dict[str, Any], words: str) -> None:
+    values = published()
+    (values[part] if part else values).update(changes)
+    with pytest.raises(ConfigError, match=words):
+        parse_config(values)
+
+
+@pytest.mark.parametrize("key", ["dim_embed", "window_size", "image_pos_embed", "image_feature_source"])
+def test_no_architectural_default(key: str) -> None:
+    values = published()
+    del values["vision_config"][key]
+    with pytest.raises(ConfigError, match=f"lacks '{key}'"):
+        parse_config(values)
+
+
+def test_all_problems_at_once() -> None:
+    values = published()
+    values["vision_config"]["new"] = 1
+    del values["text_config"]["d_model"]
+    with pytest.raises(ConfigError) as error:
+        parse_config(values)
+    assert "vision_config.new" in str(error.value) and "lacks 'd_model'" in str(error.value)
+
+
+def test_the_native_layout_has_no_other_pooling() -> None:
+    base = preset("base")
+    config: Florence2Config = replace(base, vision=replace(base.vision, image_feature_source=("last_frame",)))
+    with pytest.raises(ConfigError, match="no place in the native layout"):
+        config_to_json(config, "native", "float16")
+    with pytest.raises(ConfigError, match="no place in Microsoft's layout"):
+        config_to_json(replace(base, vision=replace(base.vision, mlp_ratio=2.0)), "microsoft", "float16")
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"config\.json: config lacks 'vision_config'"):
+        read_config(tmp_path)
+
+
+def test_the_settings_are_those_of_the_search() -> None:
+    assert set(GENERATION_SETTINGS) == {field.name for field in fields(GenerationOptions)}
+
+
+def test_grid_size_is_what_the_tower_gives() -> None:
+    assert preset("base").vision.grid_size(768, 512) == (24, 16)
+    vision = replace(preset("tiny").vision, patch_size=(5, 3, 2, 3), patch_padding=(0, 1, 0, 1))
+    with torch.no_grad():
+        grid = DaViT(vision)(torch.zeros(1, 3, 161, 97))
+    assert vision.grid_size(161, 97) == tuple(grid.shape[1:3])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_temporal_embeddings", 10**13),
+        ("window_size", 10**9),
+        ("projection_dim", 0),
+        ("patch_padding", [3, -1, 1, 1]),
+        ("patch_padding", [10**9, 1, 1, 1]),
+        ("depths", [1, 10**20, 1, 1]),
+    ],
+)
+def test_hostile_sizes_are_refused_before_anything_is_built(key: str, value: Any) -> None:
+    values, _ = config_to_json(preset("tiny"), "microsoft", "float32")
+    section = values["vision_config"]
+    target = section["visual_temporal_embedding"] if key == "max_temporal_embeddings" else section
+    target[key] = value
+    with pytest.raises(ConfigError, match=f"{key} is"):
+        parse_config(values)
