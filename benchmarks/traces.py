@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +23,9 @@ from benchmarks.engines import synchronise
 from benchmarks.machine import describe_machine
 from benchmarks.scaling import TASK, add_subject_options, load_subject
 from florence2.errors import Florence2Error
-from florence2.fast.packed import packed_decoder
 from florence2.generation.options import GenerationOptions
 from florence2.inspect import trace
-from florence2.model.trace import record, scope
+from florence2.model.trace import NO_TRACE, Trace
 from florence2.pipeline import EncodedImage, Florence2
 from parity.recipe import make_picture
 from parity.report import format_rows
@@ -51,7 +49,7 @@ class Cost:
     held: int = 0
 
 
-class _Counter:
+class _Counter(Trace):
     """A trace that wants all and keeps nothing: how often model code turns to a trace in a step."""
 
     def __init__(self) -> None:
@@ -67,9 +65,6 @@ class _Counter:
     def __call__(self, name: str, value: Tensor) -> Tensor:  # noqa: ARG002
         self.records += 1
         return value
-
-    def note(self, event: str, **facts: Any) -> None:
-        """Nothing is asked here."""
 
 
 def main(arguments: list[str]) -> int:
@@ -151,7 +146,7 @@ def _idle_cost(f: Florence2, picture: EncodedImage) -> str:
     ids = torch.zeros(3, dtype=torch.long, device=f.model.device)
     with torch.inference_mode():
         memory = f.model.encode(picture.features, torch.tensor([f.processor.prompt(TASK)], device=f.model.device))
-        step = (packed_decoder(f.model) or f.model).step
+        step = f.model.step
         step(ids, f.model.start_cache(memory, 3, 2), counter)
         cache, times = f.model.start_cache(memory, 3, 20), []
         for _ in range(15):
@@ -160,8 +155,8 @@ def _idle_cost(f: Florence2, picture: EncodedImage) -> str:
             synchronise(f.model.device.type)
             times.append(time.perf_counter() - start)
     number, value = 100_000, ids
-    one = timeit.timeit(lambda: record(None, "name", value), number=number) / number
-    two = timeit.timeit(lambda: scope(None, f"layers.{number}"), number=number) / number
+    one = timeit.timeit(lambda: NO_TRACE("name", value), number=number) / number
+    two = timeit.timeit(lambda: NO_TRACE.at(f"layers.{number}"), number=number) / number
     idle, whole = counter.records * one + counter.scopes * two, statistics.median(times)
     return (
         f"Without a trace, a step passes {counter.records} values and {counter.scopes} scopes by: {1e6 * idle:.0f} µs, "

@@ -9,7 +9,7 @@ from florence2.answers.cascade import Cascade
 from florence2.errors import Florence2Error
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
-from florence2.generation.search import Generation
+from florence2.generation.state import Generation
 from florence2.inputs.coordinates import bins_to_pixels, pixels_to_bins
 from florence2.inputs.tasks import TASKS, Task, register_task
 from florence2.model.config import Florence2Config

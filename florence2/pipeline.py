@@ -16,10 +16,11 @@ from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.devices import choose_device, choose_dtype
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError
+from florence2.fast.install import install
 from florence2.generation.budget import generation_bytes, how_many_fit
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
-from florence2.generation.search import Generation
+from florence2.generation.state import Generation
 from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
 from florence2.inputs.image import ImageInput, image_to_array, open_image
 from florence2.inputs.processor import TaskText, input_to_text
@@ -29,7 +30,7 @@ from florence2.model.config import Florence2Config
 from florence2.model.florence2 import Florence2Model
 from florence2.model.images import EncodedImage as EncodedImage
 from florence2.model.images import PreparedImage as PreparedImage
-from florence2.model.trace import Trace, TraceBlock, note, start_trace
+from florence2.model.trace import Trace, TraceBlock, start_trace
 from florence2.processor import Processor
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
@@ -197,11 +198,11 @@ class Florence2:
     def _encode_together(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
         """One batch."""
         pixel_values, trace = torch.cat([image.pixel_values for image in images]), start_trace(self)
-        note(trace, "encodes", shape=pixel_values.shape)
+        trace.image_started(pixel_values.shape)
         with torch.no_grad():
             features = self.model.encode_image(pixel_values, trace)
         encoded = [EncodedImage(row[None], image.size) for row, image in zip(features, images, strict=True)]
-        note(trace, "encoded", pictures=encoded)
+        trace.image_done(encoded)
         return encoded
 
     def _answer(
@@ -219,13 +220,13 @@ class Florence2:
         answers: list[Answer] = []
         for start in range(0, len(requests), at_once):  # a batch that does not fit is split
             part, trace = slice(start, start + at_once), start_trace(self)
-            note(trace, "asks", pictures=pictures[part], prompts=prompts[part], options=options)
+            trace.answer_started(pictures[part], prompts[part], options)
             generation = self._generate(pictures[part], prompts[part], options, trace)
             found = [
                 self._read(generation, i, request[0], picture.size, options.num_return_sequences)
                 for i, (request, picture) in enumerate(zip(requests[part], pictures[part], strict=True))
             ]
-            note(trace, "answers", answers=found)
+            trace.answer_done(found)
             answers += found
         return answers
 
@@ -234,7 +235,7 @@ class Florence2:
         pictures: Sequence[EncodedImage],
         prompts: Sequence[list[int]],
         options: GenerationOptions,
-        trace: Trace | None,
+        trace: Trace,
     ) -> Generation:
         """Prompts of different lengths are padded, and the padding is masked."""
         shapes = {tuple(picture.features.shape[1:]) for picture in pictures}
@@ -311,7 +312,8 @@ def load(
         problems.append(error)
     if problems:
         raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
-    return Florence2(model, processor)
+    # whoever asks for attention written out wants the specification
+    return Florence2(model if attention == "eager" else install(model), processor)
 
 
 class _EncodeOnce:

@@ -16,7 +16,7 @@ from florence2.checkpoints.config_files import read_image_config
 from florence2.checkpoints.hub import resolve
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
-from florence2.generation.search import Generation
+from florence2.generation.state import Generation
 from florence2.inputs.coordinates import pixels_to_bins
 from florence2.inputs.image import image_to_array, open_image
 from florence2.inputs.tasks import TASKS, build_sentence, split_prompt

@@ -10,7 +10,7 @@ from PIL import Image
 
 import florence2
 from florence2.checkpoints.checkpoint import convert_checkpoint
-from florence2.model.trace import Trace
+from florence2.model.trace import NO_TRACE, Trace
 from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_picture
 
@@ -107,7 +107,7 @@ def count_encodings(model: florence2.Florence2, monkeypatch: pytest.MonkeyPatch)
     calls: list[int] = []
     original = model.model.encode_image
 
-    def encode_image(pixel_values: torch.Tensor, trace: Trace | None = None) -> torch.Tensor:
+    def encode_image(pixel_values: torch.Tensor, trace: Trace = NO_TRACE) -> torch.Tensor:
         calls.append(len(pixel_values))
         return original(pixel_values, trace)
 

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from florence2.generation import search as decoding
+from florence2.generation import state
 from florence2.generation.rules import ForcedId, NoRepeatNgram
-from florence2.generation.search import SpecialIds
+from florence2.generation.state import SpecialIds
 from florence2.model import bart
 from florence2.model.florence2 import Florence2Model
 from florence2.model.projection import PositionTable
@@ -86,7 +87,7 @@ def test_an_undamaged_model_is_not() -> None:
     assert not differs()
 
 
-_gelu, _logit_rules = F.gelu, decoding.logit_rules
+_gelu, _logit_rules = F.gelu, state.logit_rules
 
 
 def row_first(self: PositionTable, h: int, w: int) -> Tensor:
@@ -104,8 +105,8 @@ def no_forced_ids(options: Any, ids: SpecialIds) -> list[Any]:
         (F, "gelu", lambda x: _gelu(x, approximate="tanh")),
         (bart, "POSITION_OFFSET", 1),
         (PositionTable, "forward", row_first),
-        (decoding, "logit_rules", no_forced_ids),
-        (decoding, "_UNBORN", 0.0),
+        (state, "logit_rules", no_forced_ids),
+        (decoding, "_NOT_STARTED", 0.0),
     ],
     ids=["gelu-tanh", "position-offset", "rows-before-columns", "no-forced-ids", "beams-alike-at-start"],
 )

@@ -13,11 +13,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from florence2.fast.linear import Linear
+from florence2.fast.unchanged import is_unchanged, remember, structure
 from florence2.generation.options import GenerationOptions
-from florence2.generation.search import Generation, SearchState, SpecialIds, logit_rules, start_search
-from florence2.model.bart import POSITION_OFFSET, Decoder, DecoderCache, Positions
+from florence2.generation.search import start_search
+from florence2.generation.state import Generation, SearchState, SpecialIds, logit_rules
+from florence2.model.bart import (
+    POSITION_OFFSET,
+    Attention,
+    Decoder,
+    DecoderLayer,
+    LanguageModel,
+    Positions,
+)
+from florence2.model.cache import DecoderCache, KeysValues, OwnPast
 from florence2.model.florence2 import Florence2Model
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
@@ -35,43 +46,52 @@ class StaticCache(DecoderCache):
         self, decoder: Decoder, memory: Tensor, beams: int, max_length: int, memory_mask: Tensor | None = None
     ):
         super().__init__(decoder, memory, beams, max_length, memory_mask)
-        for pair in self.own:
-            for values in pair:
-                values.zero_()  # what is not written yet is attended to with weight 0, and 0 x NaN would be NaN
+        self.past = [StaticPast(self) for _ in self.past]
         self.position = torch.zeros(1, dtype=torch.long, device=memory.device)
         self.slots = torch.arange(beams, device=memory.device)
         self.window = max_length
-        """How many positions a step looks at; the rest must be empty."""
+        """How many positions a step looks at; all later ones must be empty."""
 
     def restart(self, decoder: Decoder, memory: Tensor, memory_mask: Tensor | None) -> None:
         """Forget everything, and take another memory of the same shape."""
         fresh = DecoderCache(decoder, memory, self.beams, 0, memory_mask)
         for old, new in zip(self.memory, fresh.memory, strict=True):
-            old[0].copy_(new[0])
-            old[1].copy_(new[1])
-        if self.memory_mask is not None and fresh.memory_mask is not None:
-            self.memory_mask.copy_(fresh.memory_mask)
+            for kept, taken in zip(old.projected[:3], new.projected[:3], strict=True):
+                if kept is not None and taken is not None:
+                    kept.copy_(taken)
         self.ancestry.zero_()
         self.position.zero_()
 
-    def embed_position(self, table: Positions) -> Tensor:
+    def embed_position(self, table: nn.Module) -> Tensor:
+        """Return the embedding (1, D) of the position that `advance` opens next."""
+        assert isinstance(table, Positions)
         return table.weight.index_select(0, self.position + POSITION_OFFSET)
 
     def advance(self) -> None:
+        """Open the next position."""
         own = torch.eye(self.beams, dtype=torch.bool, device=self.ancestry.device).expand(len(self.ancestry), -1, -1)
         self.slots.copy_(self.position * self.beams + torch.arange(self.beams, device=self.slots.device))
         self.ancestry.index_copy_(2, self.slots, own)
         self.position.add_(1)
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        all_keys, all_values = self.own[layer]
-        all_keys.index_copy_(2, self.slots, keys)
-        all_values.index_copy_(2, self.slots, values)
-        end = self.window * self.beams
-        return all_keys[:, :, :end], all_values[:, :, :end], self.ancestry[:, None, :, :end]
-
     def reorder(self, parents: Tensor) -> None:
+        """Let beam k continue beam `parents[b, k]`."""
         self.ancestry.copy_(self.ancestry.gather(1, parents[:, :, None].expand_as(self.ancestry)))
+
+
+class StaticPast(OwnPast):
+    """One layer's own keys and values in buffers that never move."""
+
+    cache: StaticCache
+
+    def extend(self, keys: Tensor, values: Tensor) -> KeysValues:
+        """Write the newest position; later slots are attended to with weight 0, so they must not hold NaN."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = self._room_for(keys).zero_(), self._room_for(values).zero_()
+        self.keys.index_copy_(2, self.cache.slots, keys)
+        self.values.index_copy_(2, self.cache.slots, values)
+        end = self.cache.window * self.cache.beams
+        return KeysValues(self.keys[:, :, :end], self.values[:, :, :end], self.cache.ancestry[:, None, :, :end])
 
 
 class GraphedGenerator:
@@ -166,24 +186,46 @@ _lock = threading.Lock()
 _idle: "weakref.WeakKeyDictionary[Florence2Model, list[tuple[Any, GraphedGenerator]]]" = weakref.WeakKeyDictionary()
 
 
+_KINDS = remember(frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList)))
+
+
 def generate_graphed(
     model: Florence2Model,
     memory: Tensor,
     options: GenerationOptions,
     ids: SpecialIds,
     memory_mask: Tensor | None = None,
-    record: Recorder = record_cuda_graph,
-) -> Generation:
-    """What `search` over `model.step` would give, by replay; with the generator of an earlier call of this shape."""
-    weights = tuple(weight.data_ptr() for weight in model.parameters())  # a graph reads them where they were
-    shape = (memory.shape, memory.dtype, memory.device, options, memory_mask is None, weights, record)
-    generator = _take(model, shape) or GraphedGenerator(model, memory, options, ids, memory_mask, record)
+    record: Recorder | None = None,
+) -> Generation | None:
+    """Return what `search` over `model.step` gives, by replay; None where a step may not be recorded.
+
+    `record` None is a CUDA graph, for a memory on a CUDA device only. The generator of an earlier call with the same
+    shapes, options and structure is used again.
+    """
+    if (record is None and memory.device.type != "cuda") or not _may_record(model):
+        return None
+    record = record or record_cuda_graph
+    # a graph reads tensors where they were when it was recorded, and all else as it was then
+    places = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+    key = (
+        (memory.shape, memory.dtype, memory.device, options, memory_mask is None, record),
+        (places, structure(model.language_model)),
+    )
+    generator = _take(model, key) or GraphedGenerator(model, memory, options, ids, memory_mask, record)
     found = generator.run(model, memory, memory_mask)
     with _lock:
         waiting = _idle.setdefault(model, [])
-        waiting.append((shape, generator))
+        waiting.append((key, generator))
         del waiting[:-_KEPT]
     return found
+
+
+def _may_record(model: Florence2Model) -> bool:
+    """Return whether a step runs nothing but the modules of this package, unhooked and unchanged."""
+    text, own = model.language_model, ("step", "logits", "start_cache")
+    if type(text) is not LanguageModel or any(name in vars(model) for name in own):
+        return False
+    return is_unchanged(text.decoder, _KINDS) and is_unchanged(text.shared, frozenset((nn.Embedding,)))
 
 
 def _take(model: Florence2Model, shape: Any) -> GraphedGenerator | None:

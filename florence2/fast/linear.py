@@ -1,30 +1,79 @@
-"""Linear maps, sent on a CPU to the library that is fastest at them.
+"""Linear maps by the routine that is fastest for their shape on this machine, measured once a process.
 
-`F.linear` on a CPU is a matrix product by MKL, which on AMD processors runs at half of what they can do (base vision
-tower on a Zen 5: 200 GFLOP/s). The same product written as a 1 x 1 convolution over channels-last pixels is done by
-oneDNN, at 430 GFLOP/s there, with the same operations of torch that everybody uses.
+Three routines give the same numbers up to rounding: `F.linear` (MKL on a CPU), the same product written as a 1 x 1
+convolution over channels-last pixels (oneDNN), and, for the few rows of a decoder's step, oneDNN's product over a
+weight in its own blocked order (`fast.packed`). Which is fastest depends on processor and shape: on an AMD EPYC (Zen
+5) the convolution ran at 430 GFLOP/s where `F.linear` reached 200; on an Intel Xeon (Sapphire Rapids) they are equal.
 """
+
+import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_MIN_ROWS = 32  # fewer rows than this, and preparing the convolution costs more than it saves
-_ONEDNN = torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+from florence2.fast.packed import find_packed
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+_MIN_ROWS = 32  # with fewer rows, preparing the convolution costs more than it saves
+_MEASURED_ROWS = 256  # of more rows this many are measured: the first image should not wait for the choice
+_MARGIN = 1.1  # the convolution must be this much faster, so that noise does not decide between equals
+_HAS_ONEDNN = torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+_LINEAR_FORWARD = nn.Linear.forward
+
+_chosen: dict[tuple[int, ...], Product] = {}
+"""The fastest routine by (threads, rows, in, out); rows are rounded up to a power of two."""
 
 
 class Linear(nn.Linear):
-    """nn.Linear with the faster product where there is one: (..., in) -> (..., out)."""
+    """Stands in for nn.Linear: (..., in) -> (..., out)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ + b."""
+        if nn.Linear.forward is not _LINEAR_FORWARD:  # somebody replaced it for every linear map
+            return nn.Linear.forward(self, x)
         return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., K), weight (N, K), bias (N) -> (..., N), as `F.linear` up to rounding."""
-    rows = x.numel() // x.shape[-1]
-    if not _ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or rows < _MIN_ROWS:
+    """Return what `F.linear` gives, up to rounding: x (..., in), weight (out, in), bias (out) -> (..., out)."""
+    if not _may_choose(x):
         return F.linear(x, weight, bias)
-    pixels = x.reshape(1, 1, rows, -1).permute(0, 3, 1, 2)  # (1, K, 1, rows), channels last: a view
-    out = F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)  # (1, 1, rows, N)
+    packed = find_packed(weight)
+    if packed is not None:
+        return packed(x, bias)
+    rows = x.numel() // x.shape[-1]
+    if rows < _MIN_ROWS:
+        return F.linear(x, weight, bias)
+    key = (torch.get_num_threads(), 1 << (min(rows, _MEASURED_ROWS) - 1).bit_length(), *weight.shape)
+    product = _chosen.get(key)
+    if product is None:
+        product = _chosen[key] = _fastest(x.reshape(rows, -1)[:_MEASURED_ROWS], weight, bias)
+    return product(x, weight, bias)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the same product as a convolution, which oneDNN computes."""
+    rows = x.numel() // x.shape[-1]
+    pixels = x.reshape(1, 1, rows, -1).permute(0, 3, 1, 2)  # (1, in, 1, rows), channels last: a view
+    out = F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1)  # (1, 1, rows, out)
     return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _may_choose(x: Tensor) -> bool:
+    usual = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+    return usual and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None) -> Product:
+    """Run both routines in turns, twice, and return the faster one."""
+    plain, convolution = F.linear, convolve
+    best = {plain: float("inf"), convolution: float("inf")}
+    for _ in range(2):
+        for product in best:
+            started = time.perf_counter()
+            product(x, weight, bias)
+            best[product] = min(best[product], time.perf_counter() - started)
+    return convolution if best[convolution] * _MARGIN < best[plain] else plain

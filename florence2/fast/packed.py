@@ -1,137 +1,186 @@
-"""The decoder's step on a CPU, with its weights packed: the same mathematics as `Decoder.step`, three times as fast.
+"""Weights in oneDNN's blocked order for the few rows of a decoder's step, where that is faster.
 
-A step multiplies a row per beam with every weight of the decoder, so its time is that of reading them: 356 MB for
-base in float32. MKL reads them at a fraction of the memory's bandwidth when there are two to a dozen rows; oneDNN,
-with weights in its own blocked order, reads them at most of it. The packed copy is made at the first generation and
-kept as long as the model lives and its weights stay as they are, which every generation makes sure of.
+A step multiplies a row a beam with every weight of the decoder, so its time is that of reading them: 356 MB for base in
+float32. Which product reads faster depends on the processor and the number of rows: with three beams an AMD EPYC (Zen
+5) reads blocked weights three times as fast as plain ones, an Intel Xeon (Sapphire Rapids) plain ones up to a quarter
+faster, and from eight rows on blocked ones. So both are timed once for each shape, and only what gains is packed.
+
+Packed copies are used inside the steps of one generation alone, and only after its start has compared each weight with
+its copy's fingerprint: modules are called as always, so hooks, patches, traces and replaced parts need no exception.
 """
 
-import threading
+import contextlib
+import math
+import time
 import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from florence2.model.attention import attend
-from florence2.model.bart import DecoderCache, DecoderLayer
-from florence2.model.florence2 import Florence2Model, decodes_as_built
-from florence2.model.trace import Trace, record, scope
+_PACKED_FOR = 8  # rows that oneDNN arranges the weights for; other numbers are almost as fast
+_MAX_ROWS = 64  # with more rows a step computes more than it reads, and `fast.linear` chooses the product
+_SAMPLE_BYTES = 24 << 20  # of each shape: enough to leave the caches of one core
+_MARGIN = 1.05  # what a packed copy must gain, for it takes memory
+_ROUNDS = 3
 
-_ROWS = 8  # the number of rows that oneDNN arranges the weights for; others are almost as fast
 
+class PackedWeight:
+    """A weight (out, in) in oneDNN's order, as it was when this was made."""
 
-class PackedLinear:
-    """A linear map with its weight in oneDNN's order, optionally followed by the exact GELU."""
+    def __init__(self, weight: Tensor):
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_FOR)
+        self.fingerprint = Fingerprint.of(weight)
+        self.weight = weakref.ref(weight)
+        self.version = _version(weight)
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False):
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-        self.bias, self.after = bias, "gelu" if gelu else "none"
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)"""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.after, [], "none")
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return x (..., in) -> (..., out)."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "none")
         return out
 
-
-class _PackedLayer:
-    def __init__(self, layer: DecoderLayer):
-        own, memory = layer.self_attn, layer.encoder_attn
-        parts = (own.q_proj, own.k_proj, own.v_proj)
-        self.heads = own.heads
-        self.qkv = PackedLinear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
-        self.own_out = PackedLinear(own.out_proj.weight, own.out_proj.bias)
-        self.query = PackedLinear(memory.q_proj.weight, memory.q_proj.bias)
-        self.memory_out = PackedLinear(memory.out_proj.weight, memory.out_proj.bias)
-        self.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, gelu=True)
-        self.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
-        self.norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
-
-    def __call__(self, x: Tensor, number: int, cache: DecoderCache, trace: Trace | None) -> Tensor:
-        """The newest position of every beam (B·K, 1, D) -> the same, by the names of `DecoderLayer`."""
-        after_own, after_memory, after_mlp = self.norms
-        added = record(trace, "self_attention", self._attend_past(x, number, cache, scope(trace, "self_attention")))
-        x = record(trace, "after_self_attention", after_own(added + x))
-        added = record(trace, "cross_attention", self._attend_memory(x, number, cache, scope(trace, "cross_attention")))
-        x = record(trace, "after_cross_attention", after_memory(added + x))
-        out: Tensor = after_mlp(record(trace, "mlp", self.fc2(record(trace, "mlp.hidden", self.fc1(x)))) + x)
-        return out
-
-    def _attend_past(self, x: Tensor, number: int, cache: DecoderCache, trace: Trace | None) -> Tensor:
-        qkv = self.qkv(x).view(-1, cache.beams, 3, self.heads, x.shape[2] // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, K, d)
-        query, key = record(trace, "queries", query), record(trace, "keys", key)
-        seen = cache.extend(number, key, record(trace, "values", value))
-        return self.own_out(_join_heads(attend(query, *seen, trace=trace)))
-
-    def _attend_memory(self, x: Tensor, number: int, cache: DecoderCache, trace: Trace | None) -> Tensor:
-        query = self.query(x).view(-1, cache.beams, self.heads, x.shape[2] // self.heads).transpose(1, 2)
-        query = record(trace, "queries", query)
-        return self.memory_out(_join_heads(attend(query, *cache.memory[number], cache.memory_mask, trace=trace)))
+    def is_of(self, weight: Tensor) -> bool:
+        """Return whether this is a copy of this very tensor, unchanged as far as torch counts changes."""
+        return self.weight() is weight and _version(weight) == self.version
 
 
-class PackedDecoder:
-    """`step` of a model as it was when this was made."""
-
-    def __init__(self, model: Florence2Model):
-        decoder = model.language_model.decoder
-        self.embedding = model.language_model.shared.weight
-        self.head = PackedLinear(model.output_weight, model.final_logits_bias[0])
-        self.embed, self.positions = decoder.embed, decoder.embed_positions
-        self.layers = [_PackedLayer(layer) for layer in decoder.layers if isinstance(layer, DecoderLayer)]
-
-    def step(self, ids: Tensor, cache: DecoderCache, trace: Trace | None = None) -> Tensor:
-        """The newest id of every beam (B·K,) -> logits (B·K, V) of the next, as `Florence2Model.step`."""
-        inner = scope(trace, "decoder")
-        x = self.embed(F.embedding(ids, self.embedding)[:, None], cache.embed_position(self.positions), inner)
-        cache.advance()
-        for i, layer in enumerate(self.layers):
-            x = record(inner, f"layers.{i}", layer(x, i, cache, scope(inner, f"layers.{i}")))  # (B·K, 1, D)
-        return record(trace, "logits", self.head(x[:, 0]))
+def _version(weight: Tensor) -> int:
+    """Return how often torch saw the tensor written to; it does not count for tensors made in inference mode."""
+    return 0 if weight.is_inference() else weight._version
 
 
-def _join_heads(mixed: Tensor) -> Tensor:
-    """(B, heads, K, d) -> (B·K, 1, D)"""
-    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)[:, None]
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """Numbers that change with the values of a weight, whoever changed them and how, `weight.data` included.
 
-
-_lock = threading.Lock()
-_made: "weakref.WeakKeyDictionary[Florence2Model, tuple[list[int], PackedDecoder]]" = weakref.WeakKeyDictionary()
-
-
-def packed_decoder(model: Florence2Model) -> PackedDecoder | None:
-    """The packed decoder of `model`, made anew when a weight has changed; None where it cannot or need not be used."""
-    with _lock:
-        if (
-            model.device.type != "cpu"
-            or model.dtype != torch.float32
-            or not _is_available()
-            or not decodes_as_built(model)
-        ):
-            _made.pop(model, None)
-            return None
-        text = model.language_model
-        head = [] if model.lm_head is None else [model.lm_head.weight]
-        weights = [*text.decoder.parameters(), text.shared.weight, *head, model.final_logits_bias]
-        state = [number for weight in weights for number in (weight.data_ptr(), _fingerprint(weight))]
-        known = _made.get(model)
-        if known is None or known[0] != state:
-            known = _made[model] = (state, PackedDecoder(model))
-        return known[1]
-
-
-def _fingerprint(weight: Tensor) -> int:
-    """A number that changes with the values, whoever changed them and how: `weight.data += x` leaves no other trace.
-
-    The sum of the bits as integers, 64 at once, which is as fast as memory can be read: for base 9 ms a generation.
+    `total` sums the bits as integers: any single change shows. `rows` (out,) multiplies every row with fixed random
+    numbers: exchanged rows, columns, heads or elements show. Both read the weight once, at the speed of the memory.
     """
-    values = weight.detach().contiguous().view(-1)
-    pairs = values.numel() % 2 == 0 and values.storage_offset() % 2 == 0
-    return int(values.view(torch.int64 if pairs else torch.int32).sum())
+
+    place: int
+    total: int
+    rows: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Fingerprint":
+        """Take the fingerprint of a float32 weight (out, in)."""
+        values = weight.detach().contiguous()
+        pairs = values.numel() % 2 == 0 and values.storage_offset() % 2 == 0
+        total = int(values.view(-1).view(torch.int64 if pairs else torch.int32).sum())
+        return cls(weight.data_ptr(), total, torch.mv(values, _random_numbers(values.shape[1])))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fingerprint) or (self.place, self.total) != (other.place, other.total):
+            return False
+        return torch.equal(self.rows.view(torch.int32), other.rows.view(torch.int32))  # as bits, so that NaN is NaN
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-def _is_available() -> bool:
+@cache
+def _random_numbers(count: int) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(0))
+
+
+PackedWeights = Mapping[int, PackedWeight]
+"""Packed copies by the `id` of the weight."""
+
+_in_force: ContextVar[PackedWeights | None] = ContextVar("florence2_packed_weights", default=None)
+
+
+@contextlib.contextmanager
+def in_force(packed: PackedWeights) -> Iterator[None]:
+    """Let `fast.linear` use these copies inside the block, in this thread or task."""
+    token = _in_force.set(packed)
+    try:
+        yield
+    finally:
+        _in_force.reset(token)
+
+
+def find_packed(weight: Tensor) -> PackedWeight | None:
+    """Return the copy of `weight` that is in force."""
+    packed = _in_force.get()
+    found = None if packed is None else packed.get(id(weight))
+    return found if found is not None and found.is_of(weight) else None
+
+
+_lock = Lock()
+_kept: "weakref.WeakKeyDictionary[nn.Module, dict[int, PackedWeight]]" = weakref.WeakKeyDictionary()
+"""The packed copies of each model, for as long as it lives and they are current."""
+_gains: dict[tuple[int, ...], bool] = {}
+"""Whether packing gains, by (threads, rows, out, in)."""
+
+
+def pack(owner: nn.Module, weights: Iterable[Tensor], rows: int) -> PackedWeights:
+    """Return current packed copies of those of `weights` that `rows` rows are multiplied faster with.
+
+    Copies are kept as long as `owner` lives, and made again for a weight that has changed. Nothing is packed where
+    oneDNN is missing or wrong, or the weights are not float32 on a CPU.
+    """
+    if rows > _MAX_ROWS or not is_available():
+        return {}
+    usable = [w for w in weights if w.device.type == "cpu" and w.dtype == torch.float32 and w.dim() == 2]
+    with _lock, torch.no_grad():
+        known = _kept.get(owner, {})
+        gains = _gains_by_shape(usable, rows)
+        wanted = [weight for weight in usable if gains[tuple(weight.shape)]]
+        packed = {id(weight): _current(known.get(id(weight)), weight) for weight in wanted}
+        if packed:  # copies for other numbers of rows stay, those of weights that are gone do not
+            _kept[owner] = {key: copy for key, copy in known.items() if copy.weight() is not None} | packed
+        return packed
+
+
+def _current(known: PackedWeight | None, weight: Tensor) -> PackedWeight:
+    if known is not None and known.weight() is weight and known.fingerprint == Fingerprint.of(weight):
+        known.version = _version(weight)  # changed and changed back, or written with the same values
+        return known
+    return PackedWeight(weight)
+
+
+def _gains_by_shape(weights: Sequence[Tensor], rows: int) -> dict[tuple[int, ...], bool]:
+    """Return for every shape of `weights` whether packing gains; measured once a process."""
+    by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+    for weight in weights:
+        by_shape[tuple(weight.shape)].append(weight)
+    bucket = 1 << (rows - 1).bit_length()
+    gains = {}
+    for shape, some in by_shape.items():
+        key = (torch.get_num_threads(), bucket, *shape)
+        if key not in _gains:
+            _gains[key] = _measure_gain(some, rows) > _MARGIN
+        gains[shape] = _gains[key]
+    return gains
+
+
+def _measure_gain(weights: Sequence[Tensor], rows: int) -> float:
+    """Return how many times as fast packed products of some of `weights`, all of one shape, are as plain ones."""
+    out, inner = weights[0].shape
+    part = weights[0].detach()[: math.ceil(_SAMPLE_BYTES / (4 * inner))]  # of a large one, such as the embedding
+    some = [part] if len(part) < out else [w.detach() for w in weights[: math.ceil(_SAMPLE_BYTES / (4 * out * inner))]]
+    packed = [torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR) for weight in some]
+    x = torch.ones(rows, inner)
+    plain_times, packed_times = [], []
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        for weight in some:
+            F.linear(x, weight)
+        between = time.perf_counter()
+        for copy in packed:
+            torch.ops.mkldnn._linear_pointwise(x, copy, None, "none", [], "none")
+        plain_times.append(between - started)
+        packed_times.append(time.perf_counter() - between)
+    return min(plain_times) / min(packed_times)
+
+
+def is_available() -> bool:
+    """Return whether oneDNN's packed products exist here and are right."""
     needed = ("_reorder_linear_weight", "_linear_pointwise")
     known = torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in needed)
     return known and _is_right(torch.get_num_threads())
@@ -139,11 +188,13 @@ def _is_available() -> bool:
 
 @cache
 def _is_right(threads: int) -> bool:  # noqa: ARG001
-    """Whether a packed product is that of `F.linear`, with so many threads.
+    """Return whether a packed product is that of `F.linear`, with so many threads.
 
     Where OpenMP gives fewer threads than torch counts on, as under OMP_THREAD_LIMIT, oneDNN (3.12, of torch 2.13)
     leaves a part of the product undone and says nothing.
     """
     with torch.inference_mode():
-        x, weight = torch.linspace(-1, 1, _ROWS * 256).view(_ROWS, 256), torch.linspace(-1, 1, 512 * 256).view(512, 256)
-        return torch.allclose(PackedLinear(weight, None)(x), F.linear(x, weight), atol=1e-3)
+        x, weight = torch.linspace(-1, 1, 2048).view(8, 256), torch.linspace(-1, 1, 512 * 256).view(512, 256)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
+        product = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "none")
+        return torch.allclose(product, F.linear(x, weight), atol=1e-3)

@@ -1,26 +1,76 @@
-"""When the fast paths may read a module's weights instead of calling the module.
+"""Whether a part of the model still does what its class says, and no more: then a faster way may stand in for it.
 
-Folding or packing weights gives the same numbers only while the modules do nothing else. Somebody who hooks,
-replaces, subclasses or patches a part wants that part to be called; then the plain path runs. (Attention modules are
-never called in any path of decoding, only their projections are; the `trace` names what they compute.)
+Reading a module's weights instead of calling it gives the same numbers only while nobody hooked, replaced, subclassed
+or patched anything in it. What this cannot see is a replaced function of a module (`torch.nn.functional.gelu = ...`);
+load the model with `attention="eager"` for such an experiment.
 """
+
+from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+Kinds = frozenset[type[nn.Module]]
 
-def may_bypass(module: nn.Module, known: frozenset[type[nn.Module]]) -> bool:
-    """True if calling `module` and its parts would do no more than the mathematics of their weights.
 
-    `known` are the exact classes of which the caller knows the mathematics.
+def is_unchanged(module: nn.Module, kinds: Kinds) -> bool:
+    """Return whether calling `module` would do no more than the mathematics of its parts.
+
+    `kinds` are the exact classes whose mathematics the caller knows. The answer is no in training, while gradients,
+    autocast or a compiler is on, and where a class or an object has another method than when it was first asked about.
     """
-    if module.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return False
-    return all(type(part) in known and not _is_changed(part) for part in module.modules())
+    return classes_unchanged(kinds) and all(_part_unchanged(part, kinds) for part in module.modules())
 
 
-def _is_changed(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+def _part_unchanged(part: nn.Module, kinds: Kinds) -> bool:
+    kind: Any = type(part)
+    if kind not in kinds or part.training or part._forward_hooks or part._forward_pre_hooks:
+        return False
+    return _method_names(kind).isdisjoint(vars(part))  # an attribute of the object that hides a method
+
+
+def classes_unchanged(kinds: Kinds) -> bool:
+    """Return whether the classes, and those that they inherit from, have the methods that they had when imported."""
+    return all(_methods(kind) == known for kind, known in _snapshot(kinds))
+
+
+def remember(kinds: Kinds) -> Kinds:
+    """Note the methods that `kinds` have now; call it when the module that knows them is imported."""
+    _snapshot(kinds)
+    return kinds
+
+
+@cache
+def _snapshot(kinds: Kinds) -> tuple[tuple[type, dict[str, object]], ...]:
+    return tuple((kind, _methods(kind)) for kind in _with_parents(kinds))
+
+
+def _with_parents(kinds: Kinds) -> list[type]:
+    """Return the classes and their parents, without nn.Module, which defines no mathematics."""
+    parents = {parent for kind in kinds for parent in kind.__mro__}
+    return sorted(parents - {nn.Module, object}, key=lambda kind: kind.__qualname__)
+
+
+def _methods(kind: type) -> dict[str, object]:
+    return {name: value for name, value in vars(kind).items() if callable(value) or isinstance(value, property)}
+
+
+@cache
+def _method_names(kind: Any) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+
+
+def structure(module: nn.Module) -> tuple[object, ...]:
+    """Return all that decides what `module` computes beside its tensors: its parts in order, and their plain values."""
+    parts = module.named_modules(remove_duplicate=False)
+    return tuple((name, id(part), *_plain_values(part).items()) for name, part in parts)
+
+
+def _plain_values(part: nn.Module) -> dict[str, object]:
+    return {name: value for name, value in vars(part).items() if isinstance(value, int | float | str | tuple)}

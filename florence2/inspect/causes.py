@@ -159,7 +159,11 @@ def _record(f: Florence2, case: Case, names: Sequence[Name], limit: int) -> dict
     exactly = [f"={name.name}" for name in names]
     tracing = Tracing(f.model.config, exactly, limit, (1, 3, *_pixels(case, f)), f.model.dtype)
     recording = Recording(tracing)
-    with TraceBlock(f, lambda: recording, changes=False):
+
+    def start() -> Recording:
+        return recording
+
+    with TraceBlock(f, start, patches=False):
         answer_logprobs(f, case, stage_of(names))
     return {name.name: recording.values[name.name][0] for name in names}
 

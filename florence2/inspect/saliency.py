@@ -8,13 +8,13 @@ normalised, and the zero vector for a word. Signs are kept: what is negative spe
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from florence2.errors import OptionError
 from florence2.model.florence2 import Florence2Model
+from florence2.model.trace import Trace
 from florence2.tracing.runs import Run
 
 
@@ -81,7 +81,7 @@ def choose_tokens(tokens: Sequence[int] | None, length: int) -> tuple[int, ...]:
     return chosen
 
 
-class _Forward:
+class _Forward(Trace):
     """The answer read under teacher forcing, with gradients to the pixels and to the prompt's embeddings.
 
     It is a trace of its own run: there it puts a leaf in the place of the embeddings.
@@ -129,9 +129,6 @@ class _Forward:
         if name == self._last:
             self.stream = value.detach()[0]  # (T, D)
         return value
-
-    def note(self, event: str, **facts: Any) -> None:
-        """Nothing is asked of a pipeline here."""
 
 
 def _check_same(found: Tensor, traced: Tensor) -> None:

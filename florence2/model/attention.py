@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from florence2.model.trace import Trace, record
+from florence2.model.trace import NO_TRACE, Trace
 
 AttentionKind = Literal["sdpa", "eager"]
 
@@ -20,23 +20,30 @@ def attend(
     causal: bool = False,
     dropout: float = 0.0,
     attention: AttentionKind = "sdpa",
-    trace: Trace | None = None,
+    trace: Trace = NO_TRACE,
 ) -> Tensor:
-    """softmax(q kᵀ / sqrt(d)) v, over heads.
+    """Return softmax(q kᵀ / sqrt(d)) v, over heads.
 
-    `query` (B, heads, T, d); `key` and `value` (B, heads, S, d); `mask` bool, broadcastable to (B, heads, T, S),
-    True where a query may look; `causal` lets query t look at keys up to t (then T must be S). `dropout` is the
-    rate on the weights, 0 outside training. "sdpa" is torch's fused kernel; "eager" is the specification, and what
-    runs when a trace wants the weights, recorded as "weights" (B, heads, T, S). Returns (B, heads, T, d), recorded
-    as "heads".
+    Args:
+        query: (B, heads, T, d).
+        key: (B, heads, S, d).
+        value: (B, heads, S, d).
+        mask: bool, broadcastable to (B, heads, T, S), True where a query may look.
+        causal: let query t look at keys up to t only; then T must be S.
+        dropout: rate on the attention weights, 0 outside training.
+        attention: "sdpa" is torch's fused kernel, "eager" the specification.
+        trace: sees "weights" (B, heads, T, S), for which the specification is computed, and "heads", the result.
+
+    Returns:
+        (B, heads, T, d).
     """
-    if attention == "sdpa" and not (trace is not None and trace.wants("weights")):
+    if attention == "sdpa" and not trace.wants("weights"):
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
-        return record(trace, "heads", out)
+        return trace("heads", out)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, T, S)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    weights = record(trace, "weights", scores.softmax(dim=-1))
-    return record(trace, "heads", F.dropout(weights, dropout, training=dropout > 0) @ value)
+    weights = trace("weights", scores.softmax(dim=-1))
+    return trace("heads", F.dropout(weights, dropout, training=dropout > 0) @ value)

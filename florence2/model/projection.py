@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from florence2.errors import ImageError
-from florence2.fast.linear import Linear
 from florence2.model.config import VisionConfig
-from florence2.model.trace import Trace, record
+from florence2.model.trace import NO_TRACE, Trace
 
 
 class Projection(nn.Module):
@@ -27,19 +26,19 @@ class Projection(nn.Module):
         self.sources = config.image_feature_source
         self.image_position_embed = PositionTable(channels, config.max_position_embeddings)
         self.visual_temporal_embed = CosineTable(config.max_temporal_embeddings, channels)
-        self.image_projection = Linear(channels, config.projection_dim, bias=False)
+        self.image_projection = nn.Linear(channels, config.projection_dim, bias=False)
         self.image_proj_norm = nn.LayerNorm(config.projection_dim)
 
-    def forward(self, grid: Tensor, trace: Trace | None = None) -> Tensor:
+    def forward(self, grid: Tensor, trace: Trace = NO_TRACE) -> Tensor:
         B, h, w, C = grid.shape
         positions = (grid + self.image_position_embed(h, w)).view(B, h * w, C)
         frames = (positions + self.visual_temporal_embed.pos_idx_to_embed[0])[:, None]  # (B, 1, h·w, C)
         pooled = {
-            "spatial_avg_pool": lambda: frames.mean(dim=2),
-            "temporal_avg_pool": lambda: frames.mean(dim=1),
-            "last_frame": lambda: frames[:, -1],
+            "spatial_avg_pool": frames.mean(dim=2),  # (B, 1, C)
+            "temporal_avg_pool": frames.mean(dim=1),  # (B, h·w, C)
+            "last_frame": frames[:, -1],  # (B, h·w, C)
         }
-        tokens = record(trace, "pooled", torch.cat([pooled[source]() for source in self.sources], dim=1))  # (B, N, C)
+        tokens = trace("pooled", torch.cat([pooled[source] for source in self.sources], dim=1))  # (B, N, C)
         out: Tensor = self.image_proj_norm(self.image_projection(tokens))
         return out
 

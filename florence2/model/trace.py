@@ -1,43 +1,61 @@
 """Naming intermediates on the line that computes them, for those who want to see or change them.
 
-Model code calls `record(trace, name, value)` and goes on with what it returns. Without a trace that is the value
-itself. With one, the trace may keep it, or return another tensor of the same shape in its place. Names are the
-paths of the modules whose output they are (`vision_tower.blocks.2.4.spatial_block`), with a last part for what has
-no module of its own (`decoder.layers.0.cross_attention.weights`); in the two text stacks attention goes by what it
-looks at, `self_attention` and `cross_attention`. `florence2.tracing.names` lists them all.
+Model code calls `x = trace(name, x)` and continues with what it gets back. `NO_TRACE`, the default, returns the value
+itself; other traces may keep it, or return another tensor of the same shape in its place. Names are the paths of the
+modules whose output they are (`vision_tower.blocks.2.4.spatial_block`), with a last part for values that belong to no
+module of their own (`decoder.layers.0.cross_attention.weights`); in the text stacks attention is named after what it
+looks at, `self_attention` or `cross_attention`. `florence2.tracing.names` lists all names.
 
-A trace is passed down as an argument. For those who call a `Florence2`, which takes none, `TraceBlock` puts traces in
-force for a block of one thread, and each call of the pipeline asks for its own with `start_trace`.
+A trace is an argument. Users of a `Florence2` pass none: a `TraceBlock` puts traces in force inside a `with` block of
+one thread, and each call of the pipeline asks for its own with `start_trace`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-
-class Trace(Protocol):
-    """What model code asks of a trace."""
-
-    def wants(self, name: str) -> bool:
-        """Whether `name` is worth computing where the fast path would not have it, as attention weights."""
-        ...
-
-    def enters(self, prefix: str) -> bool:
-        """Whether anything below `prefix` is of interest; where nothing is, the fast paths are taken."""
-        ...
-
-    def __call__(self, name: str, value: Tensor) -> Tensor:
-        """Take note of `value`; return it, or what the run shall go on with."""
-        ...
-
-    def note(self, event: str, **facts: Any) -> None:
-        """Hear what is no tensor: what a call was asked, and what it answers."""
-        ...
+if TYPE_CHECKING:
+    from florence2.model.images import EncodedImage
 
 
-class _Scoped:
+class Trace:
+    """What model code shows its intermediates to. This one wants none of them."""
+
+    def wants(self, name: str) -> bool:  # noqa: ARG002
+        """Return whether to compute `name` where the faster way would not have it, as with attention weights."""
+        return False
+
+    def enters(self, prefix: str) -> bool:  # noqa: ARG002
+        """Return whether any name below `prefix` is of interest."""
+        return False
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:  # noqa: ARG002
+        """Look at `value` and return it, or the tensor that the run shall continue with."""
+        return value
+
+    def at(self, prefix: str) -> "Trace":
+        """Return the trace to hand to a child module: it puts "prefix." before every name."""
+        return _Scoped(self, prefix) if self.enters(prefix) else NO_TRACE
+
+    def image_started(self, shape: Sequence[int]) -> None:
+        """Hear that pixel values of `shape` (B, 3, H, W) are about to be encoded."""
+
+    def image_done(self, images: Sequence["EncodedImage"]) -> None:
+        """Hear what the images of this call became."""
+
+    def answer_started(self, images: Sequence["EncodedImage"], prompts: Sequence[Sequence[int]], options: Any) -> None:
+        """Hear the requests of a batch before their answers are generated: `options` are GenerationOptions."""
+
+    def answer_done(self, answers: Sequence[Any]) -> None:
+        """Hear the answers of the batch."""
+
+
+NO_TRACE = Trace()
+
+
+class _Scoped(Trace):
     def __init__(self, trace: Trace, prefix: str):
         self.trace, self.prefix = trace, prefix
 
@@ -50,14 +68,11 @@ class _Scoped:
     def __call__(self, name: str, value: Tensor) -> Tensor:
         return self.trace(f"{self.prefix}.{name}", value)
 
-    def note(self, event: str, **facts: Any) -> None:
-        self.trace.note(event, **facts)
 
-
-class _Chain:
+class _Chain(Trace):
     """Several traces as one: each is given what the one before it returned."""
 
-    def __init__(self, traces: list[Trace]):
+    def __init__(self, traces: Sequence[Trace]):
         self.traces = traces
 
     def wants(self, name: str) -> bool:
@@ -71,44 +86,40 @@ class _Chain:
             value = trace(name, value)
         return value
 
-    def note(self, event: str, **facts: Any) -> None:
+    def image_started(self, shape: Sequence[int]) -> None:
         for trace in self.traces:
-            trace.note(event, **facts)
+            trace.image_started(shape)
 
+    def image_done(self, images: Sequence["EncodedImage"]) -> None:
+        for trace in self.traces:
+            trace.image_done(images)
 
-def record(trace: Trace | None, name: str, value: Tensor) -> Tensor:
-    """Show `value` to the trace, if there is one."""
-    return value if trace is None else trace(name, value)
+    def answer_started(self, images: Sequence["EncodedImage"], prompts: Sequence[Sequence[int]], options: Any) -> None:
+        for trace in self.traces:
+            trace.answer_started(images, prompts, options)
 
-
-def note(trace: Trace | None, event: str, **facts: Any) -> None:
-    """Tell the trace, if there is one, what is no tensor."""
-    if trace is not None:
-        trace.note(event, **facts)
-
-
-def scope(trace: Trace | None, prefix: str) -> Trace | None:
-    """A trace that puts "prefix." before every name: what a module hands to its children. None if it would be idle."""
-    return None if trace is None or not trace.enters(prefix) else _Scoped(trace, prefix)
+    def answer_done(self, answers: Sequence[Any]) -> None:
+        for trace in self.traces:
+            trace.answer_done(answers)
 
 
 class TraceBlock:
-    """A block in which, and only in its thread or task, every call on `owner` is traced by what `start` makes for it.
+    """Context manager: inside it, and only in the current thread or task, each call on `owner` gets a fresh trace.
 
-    Blocks nest. Those that change values (`changes`) come first, the outer one before the inner, and those that only
-    look see what the run goes on with. One object may be entered any number of times, by several threads at once too:
-    it holds nothing, each thread and task knows for itself which blocks it is in.
+    Blocks nest. Patches, which change values, see a value before observers do, the outer block before the inner one.
+    One block may be entered any number of times, by several threads at once too: each thread and task knows for itself
+    which blocks it is in.
     """
 
-    def __init__(self, owner: object, start: Callable[[], Trace], changes: bool):
-        self.owner, self.start, self.changes = owner, start, changes
+    def __init__(self, owner: object, start: Callable[[], Trace], patches: bool):
+        self.owner, self.start, self.patches = owner, start, patches
 
     def __enter__(self) -> None:
         """Put the traces in force."""
         _entered.set((*_entered.get(), self))
 
     def __exit__(self, *_: object) -> None:
-        """Take them out of force, whatever happened within."""
+        """Remove them again, whatever happened inside."""
         entered = _entered.get()
         last = max(i for i, block in enumerate(entered) if block is self)
         _entered.set(entered[:last] + entered[last + 1 :])
@@ -117,8 +128,12 @@ class TraceBlock:
 _entered: ContextVar[tuple[TraceBlock, ...]] = ContextVar("florence2_traces", default=())
 
 
-def start_trace(owner: object) -> Trace | None:
-    """The trace of one call on `owner`, made for it alone; None outside of every block."""
-    ours = [block for block in _entered.get() if block.owner is owner]
-    traces = [block.start() for block in sorted(ours, key=lambda block: not block.changes)]
-    return None if not traces else traces[0] if len(traces) == 1 else _Chain(traces)
+def start_trace(owner: object) -> Trace:
+    """Return a new trace for one call on `owner`; outside of every block that is `NO_TRACE`."""
+    blocks = [block for block in _entered.get() if block.owner is owner]
+    if not blocks:
+        return NO_TRACE
+    patches = [block.start() for block in blocks if block.patches]
+    observers = [block.start() for block in blocks if not block.patches]
+    traces = [*patches, *observers]
+    return traces[0] if len(traces) == 1 else _Chain(traces)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from florence2.errors import OptionError
 from florence2.model.config import Florence2Config
-from florence2.model.trace import TraceBlock
+from florence2.model.trace import Trace, TraceBlock
 from florence2.tracing.names import Name, names_of, select
 from florence2.tracing.owner import Traceable
 from florence2.tracing.recording import Tracing
@@ -53,7 +53,7 @@ def patched(f: Traceable, patches: Mapping[str, PatchLike]) -> TraceBlock:
     too. Raises OptionError for a name that does not exist, and, when the value is computed, for a patch of the wrong
     shape.
     """
-    return TraceBlock(f, partial(_Patching, choose_patches(f.model.config, patches)), changes=True)
+    return TraceBlock(f, partial(_Patching, choose_patches(f.model.config, patches)), patches=True)
 
 
 def choose_patches(config: Florence2Config, patches: Mapping[str, PatchLike]) -> dict[str, tuple[Name, list[Patch]]]:
@@ -84,7 +84,7 @@ def as_patch(pattern: str, patch: PatchLike) -> Patch:
     )
 
 
-class _Patching:
+class _Patching(Trace):
     """The patches of one call: counts the steps."""
 
     def __init__(self, chosen: Mapping[str, tuple[Name, list[Patch]]]):
@@ -108,9 +108,6 @@ class _Patching:
         for patch in patches:
             value = fit(patch.change(value, known, step), value, known)
         return value
-
-    def note(self, event: str, **facts: Any) -> None:
-        """What is asked and answered concerns no patch."""
 
 
 def fit(new: Any, value: Tensor, known: Name) -> Tensor:

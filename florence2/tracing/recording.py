@@ -23,7 +23,7 @@ from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.model.config import Florence2Config
 from florence2.model.images import EncodedImage
-from florence2.model.trace import TraceBlock
+from florence2.model.trace import Trace, TraceBlock
 from florence2.tracing.beams import BeamStep
 from florence2.tracing.budget import (
     DEFAULT_LIMIT,
@@ -49,7 +49,7 @@ def trace(f: Traceable, *patterns: str, limit: int = DEFAULT_LIMIT) -> Iterator[
     OptionError for a pattern that names nothing.
     """
     tracing = Tracing(f.model.config, patterns, limit, _usual_shape(f), f.model.dtype)
-    with TraceBlock(f, tracing.start, changes=False):
+    with TraceBlock(f, tracing.start, patches=False):
         yield tracing
 
 
@@ -143,7 +143,7 @@ def _only(parts: Sequence[Part], many: str) -> Part:
     return parts[0]
 
 
-class Recording:
+class Recording(Trace):
     """The trace of one call: keeps the selected values, a list for each name, in the order in which they came."""
 
     def __init__(self, tracing: Tracing):
@@ -171,9 +171,6 @@ class Recording:
             self.values.setdefault(name, []).append(kept)
         return value
 
-    def note(self, event: str, **facts: Any) -> None:
-        getattr(self, f"_note_{event}")(**facts)
-
     def _count(self, count: int) -> None:
         self.bytes += count
         held, limit = self.tracing.bytes + self.bytes, self.tracing.limit
@@ -183,31 +180,35 @@ class Recording:
                 "set a higher `limit` (in bytes)."
             )
 
-    def _note_encodes(self, shape: torch.Size) -> None:
+    def image_started(self, shape: Sequence[int]) -> None:
+        """Refuse what would not fit, before anything is computed."""
         t = self.tracing
         self._asked = {"shape": tuple(shape)}
         predicted = picture_bytes(t.selected, t.config, shape, t.dtype)
         what = f"{shape[0]} picture{'s' if shape[0] > 1 else ''} of {shape[2]} x {shape[3]} pixels"
         check_fits(predicted, t.bytes, t.limit, what, "")
 
-    def _note_encoded(self, pictures: Sequence[EncodedImage]) -> None:
+    def image_done(self, images: Sequence[EncodedImage]) -> None:
+        """Keep what was recorded of these images."""
         shape = self._asked["shape"]
-        traced = [TracedPicture(self.tracing, self.values, row, picture, shape) for row, picture in enumerate(pictures)]
+        traced = [TracedPicture(self.tracing, self.values, row, picture, shape) for row, picture in enumerate(images)]
         self.tracing._hold(traced, [], self.bytes)
 
-    def _note_asks(
-        self, pictures: Sequence[EncodedImage], prompts: Sequence[list[int]], options: GenerationOptions
+    def answer_started(
+        self, images: Sequence[EncodedImage], prompts: Sequence[Sequence[int]], options: GenerationOptions
     ) -> None:
+        """Refuse what would not fit, before anything is computed."""
         t = self.tracing
-        self._asked = {"pictures": pictures, "prompts": prompts, "options": options}
-        sizes = AnswerSizes(len(prompts), pictures[0].features.shape[1], max(map(len, prompts)), options)
+        self._asked = {"pictures": images, "prompts": prompts, "options": options}
+        sizes = AnswerSizes(len(prompts), images[0].features.shape[1], max(map(len, prompts)), options)
         predicted = answer_bytes(t.selected, t.config, sizes, t.dtype)
         longest = longest_answer(t.selected, t.config, sizes, t.dtype, t.limit - t.bytes)
         remedy = f"lower max_new_tokens from {options.max_new_tokens} to {longest}, " if longest else ""
         what = f"{len(prompts)} answer{'s' if len(prompts) > 1 else ''} with {options.num_beams} beams"
         check_fits(predicted, t.bytes, t.limit, what, remedy)
 
-    def _note_answers(self, answers: Sequence[Answer]) -> None:
+    def answer_done(self, answers: Sequence[Answer]) -> None:
+        """Keep what was recorded of these requests."""
         runs = [Run(self.tracing, self.values, row, answer, **self._asked) for row, answer in enumerate(answers)]
         self.tracing._hold([], runs, self.bytes)
 

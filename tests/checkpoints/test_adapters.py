@@ -240,8 +240,8 @@ def test_an_adapter_of_the_output_projection_leaves_the_embedding(small_folder: 
         load_file(folder / "adapter_model.safetensors")[f"base_model.model.language_model.lm_head.lora_{x}.weight"]
         for x in "AB"
     )
-    expected = before._logits(hidden, None) + 2 / math.sqrt(2) * (hidden @ a.T) @ b.T
-    torch.testing.assert_close(f.model._logits(hidden, None), expected, atol=1e-4, rtol=1e-4)
+    expected = before.logits(hidden) + 2 / math.sqrt(2) * (hidden @ a.T) @ b.T
+    torch.testing.assert_close(f.model.logits(hidden), expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(f.model.language_model.shared.weight, embedding)
     memory = torch.randn(1, 9, embedding.shape[1])
     options = f.options(num_beams=2, max_new_tokens=6)

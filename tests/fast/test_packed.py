@@ -1,17 +1,20 @@
-"""The packed step against the model's own, and when it may stand for it."""
+"""Packed weights: the same products, and never those of a weight that has changed."""
 
 import gc
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from florence2.fast import packed
-from florence2.fast.packed import packed_decoder
+from florence2.fast.install import install, uninstall
+from florence2.fast.packed import Fingerprint, PackedWeight, find_packed, in_force, pack
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.model.florence2 import Florence2Model
@@ -19,10 +22,17 @@ from parity.cases import shapes
 from parity.recipe import make_model
 
 
+@pytest.fixture(autouse=True)
+def _everything_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack every weight, whatever this machine's clock says."""
+    monkeypatch.setattr(packed, "_measure_gain", lambda weights, rows: 2.0)
+    monkeypatch.setattr(packed, "_gains", {})
+
+
 @pytest.fixture
 def model() -> Florence2Model:
     shape = shapes()[1]
-    return make_model(shape.config, shape.seed, shape.end_bonus)
+    return install(make_model(shape.config, shape.seed, shape.end_bonus))
 
 
 @pytest.fixture
@@ -31,92 +41,167 @@ def memory(model: Florence2Model) -> Tensor:
     return torch.randn(2, 7, model.config.text.d_model)
 
 
+OPTIONS = GenerationOptions(max_new_tokens=6, min_new_tokens=6, num_beams=2)
+
+
+@torch.no_grad()
+def test_a_packed_product_is_the_plain_one() -> None:
+    weight, bias, x = torch.randn(80, 48), torch.randn(80), torch.randn(6, 1, 48)
+    torch.testing.assert_close(PackedWeight(weight)(x, bias), F.linear(x, weight, bias), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 @torch.inference_mode()
 def test_same_logits(model: Florence2Model, memory: Tensor, beams: int) -> None:
     mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
-    fast = packed_decoder(model)
-    assert fast is not None
-    caches = [model.start_cache(memory, beams, 20, mask) for _ in range(2)]
+    plain = uninstall(make_model(model.config, shapes()[1].seed, shapes()[1].end_bonus))
+    caches = [one.start_cache(memory, beams, 20, mask) for one in (model, plain)]
     generator = torch.Generator().manual_seed(1)
     for _ in range(12):
         ids = torch.randint(0, 51289, (2 * beams,), generator=generator)
-        assert torch.allclose(fast.step(ids, caches[0]), model.step(ids, caches[1]), atol=5e-5)
+        assert torch.allclose(model.step(ids, caches[0]), plain.step(ids, caches[1]), atol=5e-5)
         parents = torch.randint(0, beams, (2, beams), generator=generator)
         for cache in caches:
             cache.reorder(parents)
 
 
 @torch.inference_mode()
-def test_made_once_and_again_when_a_weight_changes(model: Florence2Model) -> None:
-    first = packed_decoder(model)
-    assert packed_decoder(model) is first
-    model.language_model.decoder.layers[0].fc1.weight.mul_(2.0)
-    second = packed_decoder(model)
-    assert second is not first and packed_decoder(model) is second
-    model.language_model.decoder.layers[0].fc2.weight.data = torch.zeros_like(
-        model.language_model.decoder.layers[0].fc2.weight
+def test_packed_weights_are_what_runs(model: Florence2Model, memory: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    product = PackedWeight.__call__
+
+    def count(self: PackedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+        calls.append(1)
+        return product(self, x, bias)
+
+    monkeypatch.setattr(PackedWeight, "__call__", count)
+    cache = model.start_cache(memory, 2, 4)
+    model.step(torch.tensor([2] * 4), cache)
+    text = model.config.text
+    assert len(calls) == 8 * text.decoder_layers + 1  # four projections, two, two maps of the MLP; the output
+    uninstall(model).step(torch.tensor([2] * 4), model.start_cache(memory, 2, 4))
+    assert len(calls) == 8 * text.decoder_layers + 1
+
+
+def _swap_rows(weight: Tensor) -> None:
+    weight[[0, 1]] = weight[[1, 0]]
+
+
+def _swap_two(weight: Tensor) -> None:
+    weight[3, 4], weight[3, 5] = weight[3, 5].clone(), weight[3, 4].clone()
+
+
+VALUES: dict[str, Callable[[Tensor], object]] = {
+    "scaled": lambda weight: weight.mul_(2.0),
+    "one value": lambda weight: weight[3, 5].add_(1e-3),
+    "one bit": lambda weight: weight.view(torch.int32)[3, 5].bitwise_xor_(1),
+    "by .data": lambda weight: weight.data.add_(1e-3),
+    "one value by .data": lambda weight: weight.data[3, 5].add_(1e-3),
+    "rows reversed": lambda weight: weight.copy_(weight.flip(0)),
+    "rows reversed by .data": lambda weight: weight.data.copy_(weight.flip(0)),
+    "columns reversed": lambda weight: weight.copy_(weight.flip(1)),
+    "rows rolled": lambda weight: weight.copy_(weight.roll(8, 0)),
+    "columns rolled": lambda weight: weight.copy_(weight.roll(16, 1)),
+    "both reversed": lambda weight: weight.copy_(weight.flip(0, 1)),
+    "two rows exchanged": _swap_rows,
+    "two rows exchanged by .data": lambda weight: _swap_rows(weight.data),
+    "two values exchanged": _swap_two,
+    "two values exchanged by .data": lambda weight: _swap_two(weight.data),
+    "a sign in two places": lambda weight: weight.data[2:4, 6].neg_(),
+    "NaN": lambda weight: weight.data[0, 0].fill_(float("nan")),
+    "columns of two halves exchanged": lambda weight: weight.data.copy_(weight.roll(weight.shape[1] // 2, 1)),
+}
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (160, 96), (300, 7), (51, 33)])
+@pytest.mark.parametrize("change", VALUES)
+@torch.no_grad()
+def test_every_change_of_values_changes_the_fingerprint(shape: tuple[int, int], change: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    before = Fingerprint.of(weight)
+    assert before == Fingerprint.of(weight)
+    VALUES[change](weight)
+    assert before != Fingerprint.of(weight)
+    assert before != Fingerprint.of(torch.randn(shape))
+
+
+@pytest.mark.parametrize("part", ["decoder.layers.0.self_attn.q_proj", "decoder.layers.1.fc2", "shared"])
+@pytest.mark.parametrize("change", [name for name in VALUES if name != "NaN" and name != "one bit"])
+@torch.no_grad()
+def test_a_changed_weight_never_gives_the_old_answer(
+    model: Florence2Model, memory: Tensor, change: str, part: str
+) -> None:
+    before = generate(model, memory, OPTIONS)
+    VALUES[change](model.language_model.get_submodule(part).weight)  # type: ignore[arg-type]
+    fast, plain = generate(model, memory, OPTIONS), generate(uninstall(model), memory, OPTIONS)
+    torch.testing.assert_close(fast.sequences, plain.sequences)
+    torch.testing.assert_close(fast.token_logprobs, plain.token_logprobs, atol=2e-4, rtol=1e-3)
+    assert before.token_logprobs.shape != plain.token_logprobs.shape or not torch.equal(
+        before.token_logprobs, plain.token_logprobs
     )
-    assert packed_decoder(model) is not second
-
-
-def test_a_trained_step_is_seen(model: Florence2Model, memory: Tensor) -> None:
-    options = GenerationOptions(max_new_tokens=6, min_new_tokens=6, num_beams=1)
-    before = generate(model, memory, options).token_logprobs
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    model.decode(torch.tensor([[2, 0]] * 2), memory).logsumexp(-1).sum().backward()
-    optimizer.step()
-    assert not torch.allclose(before, generate(model, memory, options).token_logprobs, atol=1e-4)
 
 
 @torch.no_grad()
-def test_hooks_and_eager_attention_get_the_plain_step(model: Florence2Model, memory: Tensor) -> None:
-    assert packed_decoder(Florence2Model(model.config, attention="eager").eval()) is None
-    assert packed_decoder(model.double()) is None
-    assert packed_decoder(model.float()) is not None
-    seen = []
-    handle = model.language_model.decoder.layers[0].fc1.register_forward_hook(lambda *_: seen.append(1))
-    generate(model, memory, GenerationOptions(max_new_tokens=4, min_new_tokens=4))
-    assert len(seen) == 4
-    handle.remove()
-    assert packed_decoder(model) is not None
+def test_a_change_between_two_steps_is_seen(model: Florence2Model, memory: Tensor) -> None:
+    """By the count that torch keeps; what leaves no count is seen by the next generation."""
+    cache = model.start_cache(memory, 2, 4)
+    weight = model.language_model.decoder.layers[0].fc1.weight
+    assert isinstance(weight, Tensor)
+    with in_force(cache.packed):  # type: ignore[attr-defined]
+        assert find_packed(weight) is not None
+        weight.mul_(2.0)
+        assert find_packed(weight) is None
+    assert find_packed(weight) is None
 
 
-def test_changes_that_nothing_counts_are_seen(model: Florence2Model) -> None:
-    """`weight.data +=` is how adapters are merged; weights made under inference_mode have no version at all."""
-    with torch.inference_mode():
-        for one in (model, Florence2Model(model.config).eval()):
-            first = packed_decoder(one)
-            one.language_model.decoder.layers[1].fc2.weight.data[3, 5] += 1e-3
-            assert first is not None and packed_decoder(one) is not first
-            one.final_logits_bias.data[0, 7] += 1.0
-            assert packed_decoder(one) is not None
+@torch.inference_mode()
+def test_copies_are_kept_until_their_weight_changes(model: Florence2Model) -> None:
+    weights = [model.language_model.decoder.layers[i].fc1.weight for i in range(2)]
+    first = pack(model, weights, 4)  # type: ignore[arg-type]
+    assert pack(model, weights, 4) == first and len(first) == 2  # type: ignore[arg-type]
+    weights[0].mul_(2.0)  # type: ignore[operator]
+    second = pack(model, weights, 4)  # type: ignore[arg-type]
+    assert second[id(weights[0])] is not first[id(weights[0])] and second[id(weights[1])] is first[id(weights[1])]
 
 
+@pytest.mark.parametrize("rows", [1, 4, 100])
 @torch.no_grad()
-def test_a_changed_embedding_or_model_gets_the_plain_step(model: Florence2Model) -> None:
-    class Soft(torch.nn.Embedding):
-        pass
+def test_only_what_gains_is_packed(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shape is measured once for each number of rows, up to powers of two."""
+    measured = []
 
-    class Other(Florence2Model):
-        pass
+    def gain(weights: list[Tensor], rows: int) -> float:
+        measured.append((rows, *weights[0].shape))
+        return 2.0 if weights[0].shape[0] == 80 else 1.0
 
-    assert packed_decoder(Other(model.config).eval()) is None
-    handle = model.language_model.shared.register_forward_hook(lambda *_: None)
-    assert packed_decoder(model) is None
-    handle.remove()
-    assert packed_decoder(model) is not None
-    model.language_model.shared = Soft(51289, model.config.text.d_model)
-    assert packed_decoder(model.eval()) is None and model not in packed._made
+    monkeypatch.setattr(packed, "_measure_gain", gain)
+    owner, weights = nn.Linear(1, 1), [torch.randn(80, 48), torch.randn(48, 80), torch.randn(80, 48)]
+    for _ in range(2):
+        found = pack(owner, weights, rows)
+        assert set(found) == ({id(weights[0]), id(weights[2])} if rows <= 64 else set())
+    assert measured == ([(rows, 80, 48), (rows, 48, 80)] if rows <= 64 else [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@torch.no_grad()
+def test_other_types_are_not_packed(dtype: torch.dtype) -> None:
+    assert pack(nn.Linear(1, 1), [torch.randn(80, 48).to(dtype)], 4) == {}
+
+
+def test_the_clock_is_read_on_real_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with torch.no_grad():
+        assert 0.01 < packed._measure_gain([torch.randn(80, 48), torch.randn(80, 48)], 4) < 100
 
 
 def test_fewer_threads_than_promised_get_the_plain_step() -> None:
     """OpenMP is told its limit before the process starts; oneDNN then leaves a part of a packed product undone."""
     code = (
         "import torch; torch.set_num_threads(2)\n"
-        "from florence2.fast.packed import PackedLinear, _is_available\n"
+        "from florence2.fast.packed import PackedWeight, is_available\n"
         "x, weight = torch.ones(8, 512), torch.eye(512)\n"
-        "print(_is_available(), torch.equal(PackedLinear(weight, None)(x), x))"
+        "print(is_available(), torch.equal(PackedWeight(weight)(x, None), x))"
     )
     for limit, expected in (("1", "False False"), ("8", "True True")):
         environment = {**os.environ, "OMP_THREAD_LIMIT": limit}
@@ -125,22 +210,22 @@ def test_fewer_threads_than_promised_get_the_plain_step() -> None:
 
 
 @torch.no_grad()
-def test_gone_with_its_model(model: Florence2Model) -> None:
+def test_gone_with_its_model(model: Florence2Model, memory: Tensor) -> None:
     gc.collect()
-    packed_decoder(model)
-    count = len(packed._made)
-    other = Florence2Model(model.config).eval()
-    packed_decoder(other)
-    assert len(packed._made) == count + 1
+    generate(model, memory, OPTIONS)
+    count = len(packed._kept)
+    other = install(Florence2Model(model.config)).eval()
+    generate(other, memory, OPTIONS)
+    assert len(packed._kept) == count + 1
     del other
     gc.collect()
-    assert len(packed._made) == count
+    assert len(packed._kept) == count
 
 
 def test_threads_share_one(model: Florence2Model, memory: Tensor) -> None:
     options = GenerationOptions(max_new_tokens=10)
     alone = [generate(model, memory * scale, options).sequences.tolist() for scale in (1.0, 2.0, 3.0)]
-    packed._made.pop(model)
+    packed._kept.pop(model)
     found: dict[int, object] = {}
 
     def work(i: int) -> None:
@@ -152,44 +237,3 @@ def test_threads_share_one(model: Florence2Model, memory: Tensor) -> None:
     for thread in threads:
         thread.join()
     assert [found[i] for i in range(3)] == alone
-
-
-class Shown:
-    """Keeps a copy of everything, and puts twice the value in place of one name."""
-
-    def __init__(self, doubled: str = ""):
-        self.doubled = doubled
-        self.values: dict[str, list[Tensor]] = {}
-
-    def wants(self, name: str) -> bool:
-        return True
-
-    def enters(self, prefix: str) -> bool:
-        return True
-
-    def __call__(self, name: str, value: Tensor) -> Tensor:
-        self.values.setdefault(name, []).append(value.clone())
-        return value * 2 if name == self.doubled else value
-
-    def note(self, event: str, **facts: object) -> None: ...
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-@torch.no_grad()
-def test_shows_and_goes_on_with_what_the_plain_step_does(model: Florence2Model, memory: Tensor, beams: int) -> None:
-    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
-    fast = packed_decoder(model)
-    assert fast is not None
-    for doubled in ("", *(f"decoder.layers.1.{name}" for name in ("self_attention.heads", "cross_attention", "mlp"))):
-        traces = [Shown(doubled), Shown(doubled)]
-        caches = [model.start_cache(memory, beams, 20, mask) for _ in range(2)]
-        for n in range(3):
-            ids = torch.arange(2 * beams) + 100 * n
-            fast.step(ids, caches[0], traces[0])
-            model.step(ids, caches[1], traces[1])
-        assert set(traces[0].values) == set(traces[1].values)
-        assert len(traces[0].values) == 2 + 15 * model.config.text.decoder_layers
-        for name, values in traces[0].values.items():
-            for found, expected in zip(values, traces[1].values[name], strict=True):
-                assert found.shape == expected.shape, name
-                assert torch.allclose(found, expected, rtol=1e-4, atol=2e-4), name

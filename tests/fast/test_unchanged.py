@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from florence2.fast.install import install
 from florence2.fast.linear import Linear
-from florence2.fast.unchanged import may_bypass
+from florence2.fast.unchanged import is_unchanged, remember, structure
 from florence2.model.davit import Mlp
 
-KNOWN = frozenset((Mlp, Linear))
+KNOWN = remember(frozenset((Mlp, Linear)))
 
 
 class Adapter(nn.Module):
@@ -26,12 +27,12 @@ class Adapter(nn.Module):
 
 
 def test_as_built() -> None:
-    mlp = Mlp(4, 8).eval()
-    assert not may_bypass(mlp, KNOWN)  # gradients are wanted
+    mlp = install(Mlp(4, 8)).eval()
+    assert not is_unchanged(mlp, KNOWN)  # gradients are wanted
     with torch.no_grad():
-        assert may_bypass(mlp, KNOWN) and not may_bypass(mlp.train(), KNOWN)
+        assert is_unchanged(mlp, KNOWN) and not is_unchanged(mlp.train(), KNOWN)
     with torch.inference_mode():
-        assert may_bypass(mlp.eval(), KNOWN)
+        assert is_unchanged(mlp.eval(), KNOWN)
 
 
 def replace_by_adapter(mlp: Mlp) -> None:
@@ -43,7 +44,7 @@ def replace_by_plain(mlp: Mlp) -> None:
 
 
 def patch(mlp: Mlp) -> None:
-    mlp.fc2.forward = lambda x: x  # type: ignore[method-assign]
+    mlp.fc2.forward = lambda x: x  # type: ignore[method-assign, assignment]
 
 
 def parametrize(mlp: Mlp) -> None:
@@ -64,13 +65,13 @@ def wrap(mlp: Mlp) -> None:
 
 @torch.no_grad()
 def test_hooks_on_all_modules_and_autocast() -> None:
-    mlp = Mlp(4, 8).eval()
+    mlp = install(Mlp(4, 8)).eval()
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
-    assert not may_bypass(mlp, KNOWN)
+    assert not is_unchanged(mlp, KNOWN)
     handle.remove()
     with torch.autocast("cpu", torch.bfloat16):
-        assert not may_bypass(mlp, KNOWN)
-    assert may_bypass(mlp, KNOWN)
+        assert not is_unchanged(mlp, KNOWN)
+    assert is_unchanged(mlp, KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,50 @@ def test_hooks_on_all_modules_and_autocast() -> None:
 )
 @torch.no_grad()
 def test_changed(change: Callable[[Mlp], object]) -> None:
-    mlp = Mlp(4, 8).eval()
+    mlp = install(Mlp(4, 8)).eval()
     change(mlp)
-    assert not may_bypass(mlp, KNOWN)
+    assert not is_unchanged(mlp, KNOWN)
+
+
+def set_flag(mlp: Mlp) -> None:
+    mlp.note = "an attribute that hides no method"  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def test_attributes_that_hide_no_method_are_harmless() -> None:
+    mlp = install(Mlp(4, 8)).eval()
+    set_flag(mlp)
+    assert is_unchanged(mlp, KNOWN)
+    mlp.extra_repr = lambda: "changed"  # type: ignore[method-assign]
+    assert not is_unchanged(mlp, KNOWN)
+
+
+@torch.no_grad()
+def test_a_part_in_training_is_seen() -> None:
+    mlp = install(Mlp(4, 8)).eval()
+    mlp.fc2.train()
+    assert not is_unchanged(mlp, KNOWN)
+
+
+@pytest.mark.parametrize("kind", [Mlp, Linear, nn.Linear])
+@torch.no_grad()
+def test_a_class_with_another_method_is_seen(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp = install(Mlp(4, 8)).eval()
+    monkeypatch.setattr(kind, "forward", lambda self, x: x)
+    assert not is_unchanged(mlp, KNOWN)
+    monkeypatch.undo()
+    assert is_unchanged(mlp, KNOWN)
+    monkeypatch.setattr(kind, "__call__", lambda self, x: x, raising=False)
+    assert not is_unchanged(mlp, KNOWN)
+
+
+def test_the_structure_is_all_but_the_tensors() -> None:
+    mlp = nn.Sequential(Mlp(4, 8), nn.LayerNorm(4))
+    before = structure(mlp)
+    with torch.no_grad():
+        mlp[0].fc1.weight.zero_()  # type: ignore[union-attr]
+    assert structure(mlp) == before
+    mlp[1].eps = 0.5  # type: ignore[assignment]
+    assert structure(mlp) != before
+    twice = nn.ModuleList([mlp[0], mlp[1]])
+    assert structure(nn.ModuleList([mlp[0], mlp[1], mlp[0]])) != structure(twice)

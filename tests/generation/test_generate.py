@@ -10,7 +10,8 @@ import florence2
 from florence2.errors import OptionError
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
-from florence2.generation.search import SpecialIds, search
+from florence2.generation.search import search
+from florence2.generation.state import SpecialIds
 from florence2.model.florence2 import Florence2Model
 from parity.cases import SETTINGS, shapes
 from parity.recipe import make_model

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from florence2.generation.options import GenerationOptions
 from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty
-from florence2.generation.search import Generation, GenerationOptions, SpecialIds, logit_rules, search
+from florence2.generation.search import search
+from florence2.generation.state import Generation, SpecialIds, logit_rules
 from tests.slow_search import Table, beam_search, greedy, log_softmax
 
 START, END, PAD = 0, 1, 2

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from florence2.checkpoints.presets import preset
 from florence2.errors import PromptError
-from florence2.model.bart import DecoderCache, EncoderLayer, LanguageModel
+from florence2.model.bart import EncoderLayer, LanguageModel
+from florence2.model.cache import DecoderCache, Itself
 from florence2.model.config import TextConfig
 from parity.cases import shapes
 from tests import plain
@@ -62,7 +63,7 @@ def test_beams_that_cross_and_cross_again(language: LanguageModel) -> None:
 
 def test_memory_is_projected_once_per_picture_not_per_beam(language: LanguageModel) -> None:
     cache = DecoderCache(language.decoder, torch.randn(2, 9, 48, dtype=torch.float64), 5, 8)
-    assert {tuple(tensor.shape) for pair in cache.memory for tensor in pair} == {(2, 3, 9, 16)}
+    assert {tuple(t.shape) for memory in cache.memory for t in memory.projected[:2]} == {(2, 3, 9, 16)}
 
 
 def test_two_caches_of_one_model_do_not_meet(language: LanguageModel) -> None:
@@ -150,7 +151,8 @@ def test_encoder_layer_from_its_weights(little: TextConfig) -> None:
     layer = plain.randomised(EncoderLayer(little, "sdpa"))
     x, real = torch.randn(2, 5, 12, dtype=torch.float64), torch.arange(5) < torch.tensor([[5], [2]])
     y = plain.norm(x + attended(x, layer.self_attn, x, 2, real[:, None]), layer.self_attn_layer_norm)
-    assert plain.equal(layer(x, real[:, None, None]), plain.norm(y + plain.mlp(y, layer), layer.final_layer_norm))
+    found = layer(x, Itself(real[:, None, None]))
+    assert plain.equal(found, plain.norm(y + plain.mlp(y, layer), layer.final_layer_norm))
 
 
 def test_decoder_layer_from_its_weights(little: TextConfig) -> None:
@@ -186,3 +188,41 @@ def test_dropout_acts_in_training_alone(config: TextConfig) -> None:
     torch.manual_seed(0)
     first = model.train().encoder(x)
     assert not torch.allclose(first, model.encoder(x))
+
+
+def test_a_cache_raises_at_its_end(language: LanguageModel) -> None:
+    cache = DecoderCache(language.decoder, torch.randn(1, 5, 48, dtype=torch.float64), 1, 2)
+    for _ in range(2):
+        language.decoder.step(language.shared(torch.tensor([[3]])), cache)
+    with pytest.raises(PromptError, match="room for 2 positions"):
+        language.decoder.step(language.shared(torch.tensor([[3]])), cache)
+
+
+def test_heads_may_be_pruned(language: LanguageModel) -> None:
+    """Attention of fewer heads, as wide as before: cached and uncached decoding still agree."""
+    for layer in language.decoder.layers:
+        for attn in (layer.self_attn, layer.encoder_attn):
+            for name in ("q_proj", "k_proj", "v_proj"):
+                part = getattr(attn, name)
+                smaller = torch.nn.Linear(48, 32).double()
+                smaller.weight.data, smaller.bias.data = part.weight.data[:32], part.bias.data[:32]
+                setattr(attn, name, smaller)
+            attn.out_proj.weight.data = attn.out_proj.weight.data[:, :32]
+            attn.heads = 2
+    ids, memory = torch.randint(0, 200, (2, 5)), torch.randn(2, 7, 48, dtype=torch.float64)
+    whole = language.decoder(language.shared(ids), memory)
+    assert torch.allclose(decode_cached(language, ids, memory, None), whole, atol=1e-12)
+
+
+def test_hooks_of_attention_modules_fire(language: LanguageModel) -> None:
+    seen = []
+    handles = [
+        part.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+        for part in (language.decoder.layers[0].self_attn, language.decoder.layers[0].encoder_attn)
+    ]
+    ids, memory = torch.randint(0, 200, (2, 3)), torch.randn(2, 5, 48, dtype=torch.float64)
+    decode_cached(language, ids, memory, None)
+    language.decoder(language.shared(ids), memory)
+    for handle in handles:
+        handle.remove()
+    assert seen == [(2, 1, 48)] * 6 + [(2, 3, 48)] * 2

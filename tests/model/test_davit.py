@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence2.checkpoints.presets import preset
-from florence2.model import davit
 from florence2.model.config import VisionConfig
 from florence2.model.davit import (
     ChannelAttention,
@@ -139,7 +138,7 @@ def test_block_from_its_weights(
     torch.manual_seed(4)
     block = plain.randomised(kind(little, 0, 0.0, "sdpa"))
     x = torch.randn(2, 5, 7, 12, dtype=torch.float64)
-    found = block(x)  # with gradients, so not by bands
+    found = block(x)
     with torch.no_grad():
         x = x + neighbours(x, block.conv1)
         x = x + attended(plain.norm(x, block.norm1), getattr(block, name))
@@ -183,33 +182,6 @@ def test_eager_is_the_same(config: VisionConfig) -> None:
     eager.load_state_dict(fused.state_dict())
     x = torch.randn(1, 3, 96, 64)
     assert torch.allclose(fused(x), eager(x), atol=1e-4)
-
-
-@pytest.mark.parametrize("positions", [1, 40, 200, 100_000])
-@pytest.mark.parametrize("size", [(64, 96), (160, 128), (70, 66)])
-def test_bands_are_the_plain_formula(
-    config: VisionConfig, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], positions: int
-) -> None:
-    """The path of inference on a CPU, whatever the size of its bands, against the one that gradients take."""
-    monkeypatch.setattr(davit, "BAND_POSITIONS", positions)
-    torch.manual_seed(3)
-    tower = DaViT(config).double().eval()
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
-    before = x.clone()
-    plain = tower(x).detach()
-    with torch.no_grad():
-        assert torch.allclose(tower(x), plain, atol=1e-11)
-    assert torch.equal(x, before)
-
-
-@torch.no_grad()
-def test_hooks_are_called(config: VisionConfig) -> None:
-    tower, seen = DaViT(config).eval(), []
-    block: Any = tower.blocks[0][0].channel_block  # type: ignore[index]
-    tower(torch.randn(1, 3, 64, 64))
-    block.channel_attn.register_forward_hook(lambda *_: seen.append(1))
-    tower(torch.randn(1, 3, 64, 64))
-    assert seen == [1]
 
 
 def test_pictures_of_a_batch_do_not_see_each_other(config: VisionConfig) -> None:

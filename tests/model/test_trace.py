@@ -3,11 +3,11 @@
 import torch
 
 from florence2.model.florence2 import Florence2Model
-from florence2.model.trace import record, scope
+from florence2.model.trace import NO_TRACE, Trace
 from parity.cases import shapes
 
 
-class Keep:
+class Keep(Trace):
     """Keeps everything; replaces what `swaps` names."""
 
     def __init__(self, wanted: str = "", swaps: dict[str, torch.Tensor] | None = None):
@@ -20,22 +20,19 @@ class Keep:
     def enters(self, prefix: str) -> bool:
         return True
 
-    def note(self, event: str, **facts: object) -> None:
-        raise AssertionError
-
     def __call__(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self.seen[name] = value
         return self.swaps.get(name, value)
 
 
-def run(model: Florence2Model, trace: Keep | None) -> torch.Tensor:
+def run(model: Florence2Model, trace: Trace) -> torch.Tensor:
     memory = model.encode(model.encode_image(torch.ones(1, 3, 64, 64), trace), torch.tensor([[0, 5, 2]]), trace=trace)
     return model.decode(torch.tensor([[2, 0, 9]]), memory, trace=trace)
 
 
 def test_without_a_trace_nothing_happens() -> None:
     value = torch.ones(1)
-    assert record(None, "x", value) is value and scope(None, "x") is None
+    assert NO_TRACE("x", value) is value and NO_TRACE.at("x") is NO_TRACE
 
 
 def test_names_are_module_paths_and_values_unchanged() -> None:
@@ -43,7 +40,7 @@ def test_names_are_module_paths_and_values_unchanged() -> None:
     model = Florence2Model(shapes()[3].config).eval()
     keep = Keep()
     with torch.no_grad():
-        assert torch.allclose(run(model, keep), run(model, None), rtol=1e-5, atol=1e-4)
+        assert torch.allclose(run(model, keep), run(model, NO_TRACE), rtol=1e-5, atol=1e-4)
     for name in (
         "pixel_values",
         "vision_tower.convs.0",
@@ -62,7 +59,7 @@ def test_attention_weights_on_request() -> None:
     model = Florence2Model(shapes()[3].config).eval()
     keep = Keep(wanted="weights")
     with torch.no_grad():
-        plain, traced = run(model, None), run(model, keep)
+        plain, traced = run(model, NO_TRACE), run(model, keep)
     assert torch.allclose(plain, traced, atol=1e-4)
     assert keep.seen["decoder.layers.0.cross_attention.weights"].shape == (1, 4, 3, 65 + 3)
     assert keep.seen["encoder.layers.0.self_attention.weights"].shape == (1, 4, 68, 68)

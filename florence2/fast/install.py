@@ -1,0 +1,97 @@
+"""Swap the faster counterparts into a model, and out again."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
+from florence2.fast.graphs import generate_graphed
+from florence2.fast.linear import Linear, linear
+from florence2.fast.packed import PackedWeights, in_force, pack
+from florence2.generation.options import GenerationOptions
+from florence2.generation.state import Generation, SpecialIds
+from florence2.model.cache import DecoderCache
+from florence2.model.davit import ChannelBlock, SpatialBlock
+from florence2.model.florence2 import Florence2Model
+from florence2.model.trace import NO_TRACE, Trace
+
+
+class PackedCache(DecoderCache):
+    """A cache that also holds the packed weights which the steps of its generation may use."""
+
+    packed: PackedWeights
+
+
+class FastFlorence2Model(Florence2Model):
+    """Stands in for `Florence2Model`: its steps may use packed weights, and on CUDA a whole search is replayed."""
+
+    def start_cache(
+        self,
+        memory: Tensor,
+        beams: int,
+        max_length: int,
+        memory_mask: Tensor | None = None,
+        trace: Trace = NO_TRACE,
+    ) -> DecoderCache:
+        """Start one generation; see `Florence2Model.start_cache`."""
+        cache = super().start_cache(memory, beams, max_length, memory_mask, trace)
+        if torch.is_grad_enabled() or type(cache) is not DecoderCache:
+            return cache
+        maps = [part.weight for part in self.language_model.decoder.modules() if type(part) is Linear]
+        packed = pack(self, [*maps, self.output_weight], len(memory) * beams)
+        if packed:
+            cache.__class__ = PackedCache
+            assert isinstance(cache, PackedCache)
+            cache.packed = packed
+        return cache
+
+    def step(self, ids: Tensor, cache: DecoderCache, trace: Trace = NO_TRACE) -> Tensor:
+        """Decode the newest id of every beam; see `Florence2Model.step`."""
+        if not isinstance(cache, PackedCache):
+            return super().step(ids, cache, trace)
+        with in_force(cache.packed):
+            return super().step(ids, cache, trace)
+
+    def logits(self, hidden: Tensor, trace: Trace = NO_TRACE) -> Tensor:
+        """Project hidden states (..., D) to float32 logits (..., V)."""
+        logits = linear(hidden, self.output_weight, self.final_logits_bias[0])
+        return trace("logits", logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+    def search(
+        self, memory: Tensor, options: GenerationOptions, ids: SpecialIds, memory_mask: Tensor | None
+    ) -> Generation | None:
+        """Generate by replay of a CUDA graph (see `generation.generate.OwnSearch`); None where that is not possible."""
+        return generate_graphed(self, memory, options, ids, memory_mask)
+
+
+_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: Linear,
+    SpatialBlock: BandedSpatialBlock,
+    ChannelBlock: BandedChannelBlock,
+    Florence2Model: FastFlorence2Model,
+}
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def install(model: Module) -> Module:
+    """Swap the faster counterparts into `model`, a Florence2Model or a part of one, in place, and return it.
+
+    Only the classes of its modules change, so parameters, names, hooks and references stay what they were. Modules of
+    other classes, such as a subclass of one's own, are left alone.
+    """
+    _swap(model, _COUNTERPARTS)
+    return model
+
+
+def uninstall(model: Module) -> Module:
+    """Undo `install`: every module is again of the class that `florence2.model` or torch gave it."""
+    _swap(model, {fast: plain for plain, fast in _COUNTERPARTS.items()})
+    return model
+
+
+def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
+    for module in model.modules():
+        module.__class__ = classes.get(type(module), type(module))

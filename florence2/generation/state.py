@@ -1,0 +1,149 @@
+"""What a search knows between two steps, what the rules make of its scores, and what it returns in the end."""
+
+import abc
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from florence2.generation.options import GenerationOptions
+from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty, Rule
+from florence2.model.trace import NO_TRACE, Trace
+
+NEVER = float("-inf")
+State = TypeVar("State", bound="SearchState")
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids that the search itself must know."""
+
+    start: int = 2
+    """Where every sequence begins; not generated."""
+    end: int = 2
+    pad: int = 1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The result of a search: `num_return_sequences` rows R an input, best first.
+
+    Attributes:
+        sequences: (B·R, 1 + T) long: the start id, the generated ids, then padding.
+        token_logprobs: (B·R, T), the log-probability of each generated id after the rules, 0 for forced ids and
+            padding.
+        sequence_scores: (B·R,), their sum / length^length_penalty.
+        lengths: (B·R,) long, how many ids were generated.
+        finish_reasons: "stop" where the model ended the sequence, "length" where the limit did.
+    """
+
+    sequences: Tensor
+    token_logprobs: Tensor
+    sequence_scores: Tensor
+    lengths: Tensor
+    finish_reasons: tuple[str, ...]
+
+
+def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
+    """Return the rules that `options` switch on, in the reference's order: the forced end overrides all others."""
+    rules: list[Rule] = []
+    if options.repetition_penalty != 1.0:
+        rules.append(RepetitionPenalty(options.repetition_penalty))
+    if options.no_repeat_ngram_size > 0:
+        rules.append(NoRepeatNgram(options.no_repeat_ngram_size))
+    if options.min_new_tokens > 0:
+        rules.append(MinNewTokens(options.min_new_tokens, ids.end))
+    if options.forced_bos_token_id is not None:
+        rules.append(ForcedId(options.forced_bos_token_id, 0, "forced_bos_token"))
+    if options.forced_eos_token_id is not None:
+        rules.append(ForcedId(options.forced_eos_token_id, options.max_new_tokens - 1, "forced_eos_token"))
+    return rules
+
+
+@dataclass(frozen=True)
+class SearchState(abc.ABC):
+    """The state between two steps, a value; `advance` makes the next one.
+
+    `advance` has no control flow that depends on data, and no shape changes; only the step number n selects the rules.
+    A step can therefore be captured as a CUDA graph and replayed (`fast.graphs`).
+    """
+
+    options: GenerationOptions
+    ids: SpecialIds
+    generated: Tensor  # (B,) long: how many ids the running sequences have
+    newest: Tensor  # (B, K) long: the last id of each running sequence
+    parents: Tensor  # (B, K) long: the sequences of the step before that they continue
+    done: Tensor  # (B,) bool: inputs whose result will not change any more
+
+    @abc.abstractmethod
+    def advance(self, logits: Tensor, n: int, trace: Trace = NO_TRACE) -> "SearchState":
+        """Choose the n-th id of every sequence, n from 1, by its `logits` (B·K, V)."""
+
+    @abc.abstractmethod
+    def finish(self) -> Generation:
+        """Return the result; sequences that still run were cut by the limit."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor by the name of its field; the first dimension counts inputs."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def pick(self: State, rows: Tensor) -> State:
+        """Return the state of the inputs `rows` (B',) alone."""
+        picked: dict[str, Any] = {name: value[rows] for name, value in self.tensors().items()}
+        return replace(self, **picked)
+
+    def put(self: State, rows: Tensor, part: State) -> State:
+        """Return this state with the inputs `rows` (B',) as in `part`."""
+        merged: dict[str, Any] = {
+            name: getattr(self, name).index_copy(0, rows, value) for name, value in part.tensors().items()
+        }
+        return replace(self, **merged)
+
+    def _apply_rules(self, scores: Tensor, sequences: Tensor, n: int, trace: Trace) -> Tensor:
+        """Apply the rules to `scores` (R, V) of the n-th id of `sequences` (R, 1 + limit), R a multiple of B."""
+        generated = self.generated.repeat_interleave(len(sequences) // len(self.generated))
+        for rule in logit_rules(self.options, self.ids):
+            before = scores.clone() if trace.wants(f"search.banned.{rule.name}") else None
+            if rule.applies(n - 1):
+                scores = rule(scores, sequences, generated)
+            scores = _show_rule(trace, rule, before, scores)
+        return scores
+
+
+def _show_rule(trace: Trace, rule: Rule, before: Tensor | None, after: Tensor) -> Tensor:
+    """Show what a rule made impossible, as (row, id) pairs (bans, 2), and the scores (B·K, V) after it, at every step.
+
+    The pairs of a forced id would be the whole vocabulary, so they are left out. The run continues with a copy of the
+    scores that are shown, because the next rule may change its scores in place.
+    """
+    if before is not None and not isinstance(rule, ForcedId):
+        trace(f"search.banned.{rule.name}", ((after == NEVER) & (before != NEVER)).nonzero())
+    name = f"scores.{rule.name}"
+    return trace(name, after).clone() if trace.wants(name) else after
+
+
+def show_choice(
+    trace: Trace, tokens: Tensor, parents: Tensor, sums: Tensor, finished: Tensor, survivors: Tensor, done: Tensor
+) -> None:
+    """Show one step of the search: its M candidates (B, M), best first, and their fate.
+
+    `parents` are the beams that they continue, `sums` their summed log-probabilities, `finished` those that became
+    hypotheses; `survivors` (B, K) are the candidates that continue, as the beams 0 to K - 1; `done` (B,).
+    """
+    trace("search.candidates.tokens", tokens)
+    trace("search.candidates.parents", parents)
+    trace("search.candidates.sums", sums)
+    trace("search.finished", finished)
+    trace("search.survivors", survivors)
+    trace("search.done", done)
+
+
+def finish_search(
+    sequences: Tensor, logprobs: Tensor, scores: Tensor, lengths: Tensor, ended: Tensor, options: GenerationOptions
+) -> Generation:
+    """Cut the rows of all results to the longest, and say how each ended."""
+    longest = int(lengths.max())
+    # the end that the limit forced is not the model's own
+    was_cut = ~ended | ((lengths == options.max_new_tokens) & (options.forced_eos_token_id is not None))
+    reasons = tuple("length" if cut else "stop" for cut in was_cut.tolist())
+    return Generation(sequences[:, : 1 + longest], logprobs[:, :longest], scores.float(), lengths, reasons)
