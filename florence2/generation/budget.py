@@ -1,4 +1,4 @@
-"""What a generation will take of memory, known before it is taken."""
+"""Estimate the bytes that a generation takes before they are taken, and how many fit."""
 
 from pathlib import Path
 
@@ -8,43 +8,43 @@ from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.model.config import Florence2Config
 
-_SHARE = 0.9  # of what is free: the allocator cannot use every byte
-_WORKING = 4  # copies of the logits, and of the encoder's widest layer, that exist at one moment
+_USABLE = 0.9  # of the free bytes: the allocator cannot use every one
+_COPIES = 4  # of the logits, and of the encoder's widest layer, that exist at one moment
 
 
 def generation_bytes(
     config: Florence2Config, options: GenerationOptions, memory_length: int, dtype: torch.dtype
 ) -> int:
-    """Bytes that encoding one prompt and answering it take at most, beside weights and picture.
+    """Estimate the bytes that encoding and answering one prompt take at most, without the weights and the image.
 
-    `memory_length` is the number of image tokens and prompt ids together. Counted are the encoder's widest layer, the
-    keys and values of memory and answer, the search's sequences and the logits; the answer at its limit.
+    `memory_length` is the number of image tokens and prompt ids together. The sum counts the encoder's widest layer,
+    the keys and values of memory and answer, the search's sequences and the logits, with the answer at its limit.
     """
     text, beams = config.text, options.num_beams
     limit = min(options.max_new_tokens, text.max_position_embeddings)
-    encoder = _WORKING * memory_length * (text.encoder_ffn_dim + text.d_model)
+    encoder = _COPIES * memory_length * (text.encoder_ffn_dim + text.d_model)
     keys_values = 2 * text.decoder_layers * text.d_model * (memory_length + limit * beams)
     ancestry = 2 * beams * beams * limit  # bytes, while beams are reordered
     search = 6 * beams * limit * (8 + 4)  # running, candidates and finished: ids and log-probabilities
-    logits = _WORKING * beams * text.vocab_size * 4
+    logits = _COPIES * beams * text.vocab_size * 4
     return (encoder + keys_values) * dtype.itemsize + ancestry + search + logits
 
 
 def how_many_fit(each: int, device: torch.device) -> int:
-    """How many answers of `each` bytes there is room for now. Raises OptionError when not even one."""
+    """Return how many answers of `each` bytes fit now. Raises OptionError when not even one does."""
     free = free_bytes(device)
     if free is None:
         return 1 << 30
-    if each > _SHARE * free:
+    if each > _USABLE * free:
         raise OptionError(
-            f"One answer may take {each / 1e9:.1f} GB beside the weights, but only {free / 1e9:.1f} GB are free on "
-            f"{device}; lower max_new_tokens or num_beams, or free some memory."
+            f"One answer may take {each / 1e9:.1f} GB in addition to the weights, but {device} has only {free / 1e9:.1f} GB "
+            f"free; lower max_new_tokens or num_beams, or free some memory."
         )
-    return int(_SHARE * free // each)
+    return int(_USABLE * free // each)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What a process can still take on `device`; None where that cannot be known."""
+    """Return the bytes that this process can still take on `device`; None where that cannot be known."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free again inside torch
         return torch.cuda.mem_get_info(device)[0] + held
@@ -63,7 +63,7 @@ def _free_of_machine() -> int | None:
 
 
 def _free_of_group() -> int | None:
-    """Of the container, where it has a limit of its own; file pages can be given back, so they count as free."""
+    """Return the free bytes under the container's limit, if any; page cache is reclaimable, so it counts as free."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())  # "max" where there is none

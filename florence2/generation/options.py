@@ -18,22 +18,25 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """The settings of one generation. The defaults are those of the published checkpoints.
+    """The settings of one generation, immutable. The defaults are those of the published checkpoints.
 
-    A checkpoint's own are `from_settings(config.generation)`, or `Florence2.options()`.
+    `Florence2.options()` returns a checkpoint's own settings, which `from_settings(config.generation)` reads.
+
+    Raises:
+        OptionError: listing every value that is out of range or in conflict with another.
     """
 
     num_beams: int = 3
-    """1 is greedy search."""
+    """Number of beams; 1 is greedy search."""
     max_new_tokens: int = 1024
-    """Upper limit of the generated ids, the closing one included; a model's positions may set a lower one."""
+    """Upper limit of the generated ids, the end id included; a model's positions may set a lower limit."""
     min_new_tokens: int = 0
     """The end id is impossible before this many."""
     length_penalty: float = 1.0
-    """Exponent of the length by which a hypothesis' summed log-probability is divided; above 0 favours long ones."""
+    """Exponent of the length that divides a hypothesis' summed log-probability; above 0 favours long hypotheses."""
     early_stopping: bool | Literal["never"] = True
-    """When K hypotheses are finished: True stops; False stops when the best running beam could not beat the worst of
-    them at its present length; "never" only when it could not at any length."""
+    """When to stop once K hypotheses are finished: True stops at once; False stops when the best running beam could
+    not beat the worst of them at its present length; "never" stops only when it could not at any length."""
     no_repeat_ngram_size: int = 3
     """No n-gram of this many ids occurs twice; 0 switches the rule off."""
     repetition_penalty: float = 1.0
@@ -72,9 +75,10 @@ class GenerationOptions:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "GenerationOptions":
-        """The settings that a checkpoint's files state; what they leave out is off, as in transformers.
+        """Return the settings that a checkpoint's files state.
 
-        Only `max_new_tokens` is then this class' default. Raises OptionError as `changed`.
+        What the files leave out is off, as in transformers, except `max_new_tokens`, which keeps this class' default.
+        Raises OptionError as `changed` does.
         """
         off: dict[str, Any] = {
             "num_beams": 1,
@@ -86,7 +90,7 @@ class GenerationOptions:
         return cls().changed(**{**off, **settings})
 
     def changed(self, **changes: Any) -> "GenerationOptions":
-        """A copy with some settings changed. Raises OptionError for names and values that do not exist."""
+        """Return a copy with some settings changed. Raises OptionError for unknown names and wrong values."""
         known = [field.name for field in fields(self)]
         unknown = [name for name in changes if name not in known]
         if unknown:

@@ -1,9 +1,9 @@
-"""The rules of the logits: each changes the scores of the next id by what a sequence holds so far.
+"""The rules of the logits: each changes the scores of the next id, given the sequence so far.
 
 Dimensions: R sequences, L ids that each has room for, V vocabulary. A rule is called with `scores` (R, V), which it
-may change in place and returns; `sequences` (R, L) long, padded beyond what is written; and `generated` (R,) long,
-how many ids each has after its start id. What `applies` says depends on the number of ids alone, so that the same
-operations serve every step at which the same rules apply.
+may change in place and returns; `sequences` (R, L) long, padded after the ids written so far; and `generated` (R,)
+long, how many ids each sequence has after its start id. `applies` depends on the number of ids alone, so one recorded
+step serves every step at which the same rules apply.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ _NEVER = float("-inf")
 
 
 class Rule(Protocol):
-    """What every rule is."""
+    """A change of the scores of the next id."""
 
     @property
     def name(self) -> str:
-        """How traces and reports call it."""
+        """The rule's name in traces and reports."""
         ...
 
     def applies(self, generated: int) -> bool:
-        """Whether the rule has a say when `generated` ids are there."""
+        """Return whether the rule is active after `generated` ids."""
         ...
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
-        """The changed scores."""
+        """Return the changed scores."""
         ...
 
 
@@ -40,11 +40,11 @@ class RepetitionPenalty:
     name: ClassVar[str] = "repetition_penalty"
 
     def applies(self, generated: int) -> bool:
-        """At every step: the start id counts."""
+        """Apply at every step: the start id counts as an occurrence."""
         return generated >= 0
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
-        # what is not written yet is taken for the start id, which occurred
+        # positions not written yet stand for the start id, which has occurred anyway
         past = torch.where(_positions(sequences) <= generated[:, None], sequences, sequences[:, :1])
         seen = scores.gather(1, past)
         return scores.scatter_(1, past, torch.where(seen < 0, seen * self.penalty, seen / self.penalty))
@@ -58,7 +58,7 @@ class NoRepeatNgram:
     name: ClassVar[str] = "no_repeat_ngram"
 
     def applies(self, generated: int) -> bool:
-        """As soon as there is one n-gram."""
+        """Apply from the first complete n-gram on."""
         return 1 + generated >= self.size
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class NoRepeatNgram:
         windows = sequences.unfold(1, n, 1)  # (R, L - n + 1, n): every n-gram, those of padding too
         written = _positions(sequences)[n - 1 :] <= generated[:, None]  # by the position of the n-gram's last id
         newest = generated[:, None] + torch.arange(2 - n, 1, device=scores.device)  # (R, n - 1) positions
-        present = sequences.gather(1, newest)  # (R, n - 1): what the next id would complete
+        present = sequences.gather(1, newest)  # (R, n - 1): the beginning of the n-gram that the next id completes
         repeats = (windows[:, :, :-1] == present[:, None]).all(dim=-1) & written
         # the smaller of its score and -inf (a repeat) or +inf (none): no id is freed again by a second window
         bans = torch.where(repeats, _NEVER, -_NEVER).to(scores.dtype)
@@ -82,7 +82,7 @@ class MinNewTokens:
     name: ClassVar[str] = "min_new_tokens"
 
     def applies(self, generated: int) -> bool:
-        """Until there are enough."""
+        """Apply until there are enough ids."""
         return generated < self.least
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:  # noqa: ARG002
@@ -99,7 +99,7 @@ class ForcedId:
     name: str = "forced"
 
     def applies(self, generated: int) -> bool:
-        """At one step alone."""
+        """Apply at one step alone."""
         return generated == self.generated
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:  # noqa: ARG002

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from florence2.errors import PromptError
 from florence2.model.attention import AttentionKind, attend
-from florence2.model.cache import DecoderCache, Itself, Source, Whole
+from florence2.model.cache import DecoderCache, Itself, KeySource, Whole
 from florence2.model.config import TextConfig
 from florence2.model.trace import NO_TRACE, Trace
 
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, source: Source, trace: Trace = NO_TRACE) -> Tensor:
+    def forward(self, x: Tensor, source: KeySource, trace: Trace = NO_TRACE) -> Tensor:
         """Attend from `x` (B, T, D) to `source` -> (B, T, D)."""
         queries = source.as_queries(x)  # (B, T, D): in a step, the K beams of an image stand for its T positions
         query = trace("queries", self._split(self.q_proj(queries)))  # (B, heads, T, d)
@@ -147,7 +147,7 @@ class _Layer(nn.Module):
     fc2: nn.Linear
     final_layer_norm: nn.LayerNorm
 
-    def add_self_attention(self, x: Tensor, source: Source, trace: Trace) -> Tensor:
+    def add_self_attention(self, x: Tensor, source: KeySource, trace: Trace) -> Tensor:
         """x = LN(x + self-attention(x))"""
         added = trace("self_attention", self.self_attn(x, source, trace.at("self_attention")))
         return trace("after_self_attention", self.self_attn_layer_norm(x + self.drop(added)))
@@ -176,7 +176,7 @@ class EncoderLayer(_Layer):
         self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor, source: Source, trace: Trace = NO_TRACE) -> Tensor:
+    def forward(self, x: Tensor, source: KeySource, trace: Trace = NO_TRACE) -> Tensor:
         return self.add_mlp(self.add_self_attention(x, source, trace), trace)
 
 
@@ -194,7 +194,7 @@ class DecoderLayer(_Layer):
         self.fc2 = nn.Linear(config.decoder_ffn_dim, config.d_model)
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor, past: Source, memory: Source, trace: Trace = NO_TRACE) -> Tensor:
+    def forward(self, x: Tensor, past: KeySource, memory: KeySource, trace: Trace = NO_TRACE) -> Tensor:
         x = self.add_self_attention(x, past, trace)
         added = trace("cross_attention", self.encoder_attn(x, memory, trace.at("cross_attention")))
         x = trace("after_cross_attention", self.encoder_attn_layer_norm(x + self.drop(added)))

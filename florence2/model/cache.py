@@ -24,7 +24,7 @@ class KeysValues(NamedTuple):
     causal: bool = False
 
 
-class Source(Protocol):
+class KeySource(Protocol):
     """Where an attention finds its keys and values."""
 
     def as_queries(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ Layout = Literal["microsoft", "native"]
 FEATURE_SOURCES = ("spatial_avg_pool", "temporal_avg_pool", "last_frame")
 MAX_LAYERS = 512  # per stack; published models have 12. Keeps a hostile file from building millions of modules.
 MAX_SIZE = 1 << 20  # of any one dimension; the largest published is the vocabulary of 51,328
-# Lower ones for what pads the picture or the grid, and for the one table that is computed and not read.
+# Lower limits for padding, which costs memory at once, and for the one table that is computed rather than read.
 _MOST = {"window_size": 256, "patch_size": 256, "patch_stride": 256, "patch_padding": 256}
 _MOST |= {"dim_embed": 1 << 14, "max_temporal_embeddings": 1 << 12}
 _LEAST = {"patch_padding": 0}
@@ -22,7 +22,7 @@ _LEAST = {"patch_padding": 0}
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """DaViT and the projection behind it. Tuples hold one entry per stage; sizes are in channels or pixels."""
+    """DaViT and the projection after it. Tuples hold one entry per stage; sizes are in channels or pixels."""
 
     dim_embed: tuple[int, ...]
     depths: tuple[int, ...]
@@ -43,7 +43,7 @@ class VisionConfig:
     qkv_bias: bool = True
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """The (rows, columns) of positions that the last stage makes of `height` x `width` pixels."""
+        """Return the (rows, columns) of positions that the last stage makes of `height` x `width` pixels."""
         for size, stride, padding in zip(self.patch_size, self.patch_stride, self.patch_padding, strict=True):
             height, width = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
         return height, width
@@ -97,7 +97,7 @@ def find_problems(vision: VisionConfig, text: TextConfig) -> list[str]:
 
 
 def _check_vision(vision: VisionConfig) -> list[str]:
-    """What is wrong with each value, or, when nothing is, with how they fit."""
+    """Return the problems of single values or, where there are none, of how the values fit together."""
     stages = len(vision.dim_embed)
     problems = [
         f"vision_config.{key} has {len(getattr(vision, key))} entries for {stages} stages"

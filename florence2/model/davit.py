@@ -1,9 +1,9 @@
 """DaViT, the vision tower: (B, 3, H, W) -> (B, h, w, C).
 
 Dual Attention Vision Transformers (Ding et al., ECCV 2022, https://arxiv.org/abs/2204.03645), section 3, with the
-depthwise convolutions and the per-stage settings of Florence-2. Four stages; each begins with a strided convolution
-and goes on with pairs of a spatial block (attention among the positions of a window) and a channel block (attention
-among the channels of a group). Between modules, tensors are channels-last: (B, H, W, C).
+depthwise convolutions and the per-stage settings of Florence-2. There are four stages; each begins with a strided
+convolution, then come pairs of a spatial block (attention among the positions of a window) and a channel block
+(attention among the channels of a group). Between modules, tensors are channels-last: (B, H, W, C).
 """
 
 import torch
@@ -20,7 +20,7 @@ class DaViT(nn.Module):
 
     def __init__(self, config: VisionConfig, attention: AttentionKind = "sdpa"):
         super().__init__()
-        # stochastic depth grows linearly from 0 over all blocks, spatial and channel ones counted in turn
+        # the deeper a block, the more often training skips it: the rate grows linearly from 0 over all blocks
         rates = iter(torch.linspace(0, config.drop_path_rate, 2 * sum(config.depths), device="cpu").tolist())
         self.convs = nn.ModuleList(ConvEmbed(config, stage) for stage in range(len(config.depths)))
         self.blocks = nn.ModuleList(
@@ -29,6 +29,7 @@ class DaViT(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor, trace: Trace = NO_TRACE) -> Tensor:
+        """Run the stages one after another."""
         x = pixel_values.permute(0, 2, 3, 1)  # (B, H, W, 3)
         for stage, conv in enumerate(self.convs):
             x = trace(f"convs.{stage}", conv(x))
@@ -56,8 +57,9 @@ class ConvEmbed(nn.Module):
         self.norm = nn.LayerNorm(channels_in if self.prenorm else channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        # the first stage normalises after its convolution: pixels are normalised already
         x = self.norm(x) if self.prenorm else x
-        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, H', W', C_out)
         return x if self.prenorm else self.norm(x)
 
 
@@ -77,10 +79,7 @@ class DualBlock(nn.Module):
 
 
 class _Block(nn.Module):
-    """What both blocks share: convolution, attention, convolution, MLP, each added to its input.
-
-    Only attention and MLP have a LayerNorm before them. A subclass names its attention module.
-    """
+    """Convolution, attention, convolution, MLP, each added to its input. A subclass names its attention module."""
 
     attention_name: str
 
@@ -96,6 +95,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, trace: Trace = NO_TRACE) -> Tensor:
         name = self.attention_name
+        # no position embedding: the convolutions tell a position where it is, and need no LayerNorm
         x = trace("conv1", x + self.conv1(x))
         mixed = trace(name, getattr(self, name)(self.norm1(x), trace.at(name)))
         x = trace("after_attention", x + self._drop_path(mixed))
@@ -103,7 +103,7 @@ class _Block(nn.Module):
         return x + self._drop_path(trace("ffn", self.ffn(self.norm2(x), trace.at("ffn"))))
 
     def _drop_path(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: in training, leave the branch out for some pictures of the batch, and scale the rest."""
+        """Apply stochastic depth: in training, skip the branch for some images of the batch, and scale the rest."""
         if not self.training or self.drop_path_rate == 0.0:
             return branch
         keep = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) >= self.drop_path_rate
@@ -133,17 +133,18 @@ class ChannelBlock(_Block):
 
 
 class DepthwiseConv(nn.Conv2d):
-    """A 3 x 3 convolution of each channel by itself: it tells a position where its neighbours are."""
+    """A 3 x 3 convolution of each channel by itself: it mixes a position with its neighbours."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=1, groups=channels)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C); the permutations are views
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        # torch convolves channels-first tensors; the permutations are views, so channels stay last in memory
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, H, W, C)
 
 
 class Mlp(nn.Module):
-    """Two linear maps with the exact GELU between them, on the last dimension."""
+    """Two linear maps with the exact GELU between them, applied to every position."""
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -156,11 +157,7 @@ class Mlp(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention inside windows of `window` x `window` positions: (B, H, W, C) -> (B, H, W, C).
-
-    A grid that the window does not divide is padded with zeros on the right and at the bottom. The padding is not
-    masked: its keys and values are the biases, and real positions attend to them, as in the reference.
-    """
+    """Multi-head attention inside windows of `window` x `window` positions: (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(self, channels: int, heads: int, window: int, qkv_bias: bool, attention: AttentionKind = "sdpa"):
         super().__init__()
@@ -170,6 +167,8 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, trace: Trace = NO_TRACE) -> Tensor:
         H, W, C = x.shape[1:]
+        # Zeros on the right and at the bottom where the window does not divide the grid. They are not masked: their
+        # keys and values are the biases, and real positions attend to them, as in the reference.
         x = F.pad(x, (0, 0, 0, -W % self.window, 0, -H % self.window))
         windows = split_windows(x, self.window)  # (B·windows, window², C)
         qkv = self.qkv(windows).view(-1, self.window**2, 3, self.heads, C // self.heads)
@@ -182,8 +181,8 @@ class WindowAttention(nn.Module):
 class ChannelAttention(nn.Module):
     """Attention whose tokens are the channels of a group and whose features are positions: (B, H, W, C) -> same.
 
-    The softmax is over C/G x C/G scores, scaled by (number of positions)^-0.5. With positions as the head dimension
-    no fused kernel fits, so this is written out.
+    The softmax is over C/G x C/G scores, so the cost is linear in the number of positions. No fused kernel takes
+    36,864 positions as the head dimension, so this is written out.
     """
 
     def __init__(self, channels: int, groups: int, qkv_bias: bool):
@@ -196,8 +195,8 @@ class ChannelAttention(nn.Module):
         B, H, W, C = x.shape
         qkv = self.qkv(x).view(B, H, W, 3, self.groups, C // self.groups)
         query, key, value = _record_three(trace, qkv.permute(3, 0, 4, 1, 2, 5))  # each (B, G, H, W, C / G)
-        # One sum over all positions (36,864 in the first stage) costs float32 a digit; row by row, then over rows,
-        # it does not.
+        # Scaled by the number of positions, the head dimension here. Summed within rows of the grid first and then over
+        # rows: one sum over all 36,864 positions of the first stage would cost float32 a digit.
         scores = ((query * (H * W) ** -0.5).transpose(-2, -1) @ key).sum(dim=2)  # (B, G, C / G, C / G)
         weights = trace("weights", scores.softmax(dim=-1))
         out = trace("heads", value.flatten(2, 3) @ weights.transpose(-2, -1))  # (B, G, H·W, C / G)
@@ -211,14 +210,14 @@ def _record_three(trace: Trace, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def split_windows(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) -> (B·windows, window², C); H and W must be multiples of `window`."""
+    """Cut the grid: (B, H, W, C) -> (B·windows, window², C); H and W must be multiples of `window`."""
     B, H, W, C = x.shape
     x = x.view(B, H // window, window, W // window, window, C)
-    return x.transpose(2, 3).reshape(-1, window * window, C)
+    return x.transpose(2, 3).reshape(-1, window * window, C)  # (B, H / w, W / w, w, w, C) before the reshape
 
 
 def join_windows(windows: Tensor, window: int, H: int, W: int) -> Tensor:
-    """The inverse of `split_windows`: (B·windows, window², C) -> (B, H, W, C)."""
+    """Invert `split_windows`: (B·windows, window², C) -> (B, H, W, C)."""
     C = windows.shape[-1]
     x = windows.view(-1, H // window, W // window, window, window, C)
     return x.transpose(2, 3).reshape(-1, H, W, C)

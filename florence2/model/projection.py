@@ -14,10 +14,10 @@ from florence2.model.trace import NO_TRACE, Trace
 class Projection(nn.Module):
     """Grid -> image tokens.
 
-    Each position gets a learned embedding of its column and row and the first row of a fixed cosine table (the
-    embedding of frame 0; the published models see single pictures). The pooled sources that `image_feature_source`
-    names are put one after another, projected and normalised: as published, the mean over the grid and then its
-    h·w positions, 577 tokens for 768 x 768 pixels.
+    Each position gets a learned embedding of its column and row, and the embedding of frame 0 from a fixed cosine
+    table (the published models see single images, not videos). The ways of pooling that `image_feature_source` names
+    are concatenated, projected and normalised: as published, the mean over the grid, then its h·w positions, which
+    makes 577 tokens of 768 x 768 pixels.
     """
 
     def __init__(self, config: VisionConfig):
@@ -52,17 +52,17 @@ class PositionTable(nn.Module):
         self.column_embeddings = nn.Embedding(size, channels // 2)
 
     def forward(self, h: int, w: int) -> Tensor:
-        """-> (h, w, C). Raises ImageError as `check`."""
+        """Return (h, w, C). Raises ImageError as `check`."""
         self.check(h, w)
         rows, columns = self.row_embeddings.weight, self.column_embeddings.weight
         return torch.cat([columns[:w].expand(h, -1, -1), rows[:h, None].expand(-1, w, -1)], dim=-1)
 
     def check(self, h: int, w: int) -> None:
-        """Raises ImageError for a grid that is empty, or larger than the table."""
+        """Raise ImageError for a grid that is empty or larger than the table."""
         size = self.row_embeddings.num_embeddings
         if not (1 <= h <= size and 1 <= w <= size):
             raise ImageError(
-                f"The picture gives a grid of {h} x {w} positions, but this checkpoint knows 1 x 1 to {size} x {size}; "
+                f"The image gives a grid of {h} x {w} positions, but this checkpoint knows 1 x 1 to {size} x {size}; "
                 "use another image size."
             )
 
@@ -74,7 +74,7 @@ class CosineTable(nn.Module):
 
     def __init__(self, length: int, channels: int):
         super().__init__()
-        # with NumPy, because on the meta device torch imports its compiler for these
+        # computed with NumPy: on the meta device torch would import its compiler for these operations
         step = np.exp(-math.log(10000.0) * np.arange(0, channels, 2, dtype=np.float32) / channels)
         angles = np.arange(length, dtype=np.float32)[:, None] * step
         table = np.stack([np.sin(angles), np.cos(angles)], axis=-1)  # sin, cos, sin, cos, ...

@@ -65,7 +65,7 @@ print(taken / (6 * generation_bytes(config, options, 600, torch.float32)))
 def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda _: 10**9)
     assert how_many_fit(10**8, CPU) == 9
-    with pytest.raises(OptionError, match=r"may take 2.0 GB .* only 1.0 GB are free on cpu; lower max_new_tokens"):
+    with pytest.raises(OptionError, match=r"may take 2.0 GB .* cpu has only 1.0 GB free; lower max_new_tokens"):
         how_many_fit(2 * 10**9, CPU)
     monkeypatch.setattr(memory, "free_bytes", lambda _: None)
     assert how_many_fit(10**8, CPU) > 10**6
