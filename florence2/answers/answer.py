@@ -1,12 +1,6 @@
-"""Generated text -> Answer: boxes, quads, polygons, labels, scores.
+"""Read a generated text as an Answer: boxes, quads, polygons, labels and scores."""
 
-Where the reference damages what `parsing` finds (non-ASCII letters dropped, leftovers of tags in labels, scores of the
-wrong tokens), the damage is confined to `to_florence()`, at the end of this file.
-"""
-
-import itertools
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +8,9 @@ from typing import Any
 from PIL import Image
 
 from florence2.answers.drawing import Shape, draw_shapes
-from florence2.answers.parsing import MARKERS, Region, clean_label, find_region_tokens, find_regions, remove_markers
+from florence2.answers.parsing import Region, clean_label, find_regions, remove_markers
+from florence2.answers.reference import reference_answer, reference_scores
+from florence2.answers.score import score_regions, score_text
 from florence2.inputs.coordinates import bins_to_pixels
 from florence2.inputs.image import ImageInput, open_image
 from florence2.inputs.tasks import AnswerKind
@@ -110,7 +106,10 @@ class Answer:
 
         `<OD>` and `<DENSE_REGION_CAPTION>` get "scores" when the answer has token log-probabilities, as there.
         """
-        return {self.task: _to_florence(self)}
+        answer = reference_answer(self.kind, self.raw_text, self.image_size)
+        if self.kind == "boxes" and self.token_logprobs and answer["bboxes"]:
+            answer["scores"] = reference_scores(self.token_texts, self.token_logprobs)
+        return {self.task: answer}
 
     def draw(self, image: ImageInput) -> Image.Image:
         """The picture with boxes, quads and filled polygons drawn and labelled."""
@@ -154,20 +153,18 @@ def parse_answer(
     regions = find_regions(kind, raw_text)
     scores: list[float | None] = [None] * len(regions)
     if token_logprobs:
-        written = find_region_tokens(kind, token_texts)
-        scores = [_mean_probability([token_logprobs[token] for token in tokens]) for tokens in written]
+        scores = score_regions(kind, token_texts, token_logprobs)
     shapes = [_to_shape(region, image_size, score) for region, score in zip(regions, scores, strict=True)]
-    words = [lp for lp, piece in zip(token_logprobs, token_texts[1:], strict=False) if piece not in MARKERS]
     return Answer(
         task=task,
         kind=kind,
-        text=remove_markers(raw_text)[0],
+        text=remove_markers(raw_text).text,
         raw_text=raw_text,
         image_size=image_size,
         boxes=tuple(shape for shape in shapes if isinstance(shape, Box)),
         quads=tuple(shape for shape in shapes if isinstance(shape, Quad)),
         polygons=tuple(shape for shape in shapes if isinstance(shape, Polygon)),
-        score=_mean_probability(words),
+        score=score_text(token_texts, token_logprobs),
         sequence_score=sequence_score,
         finish_reason=finish_reason,
         token_ids=tuple(token_ids),
@@ -187,11 +184,6 @@ def _to_shape(region: Region, image_size: tuple[int, int], score: float | None) 
     return Box((x1, y1, x2, y2), label, score)
 
 
-def _mean_probability(logprobs: Sequence[float]) -> float | None:
-    """The geometric mean of probabilities, 0..1; None of none."""
-    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
-
-
 def _line(label: str, score: float | None, coordinates: Sequence[float]) -> str:
     numbers = " ".join(f"{value:.1f}" for value in coordinates)
     return "  ".join(part for part in (label, "" if score is None else f"{score:.2f}", numbers) if part)
@@ -204,48 +196,3 @@ def _pairs(row: Sequence[float]) -> list[tuple[float, float]]:
 def _corners(xyxy: tuple[float, float, float, float]) -> list[tuple[float, float]]:
     x1, y1, x2, y2 = xyxy
     return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-
-
-# ---- what the reference makes of it -------------------------------------------------------------------------------
-
-
-def _to_florence(answer: Answer) -> Any:
-    if answer.kind == "text":  # padding stays
-        return remove_markers(answer.raw_text, ("<s>", "</s>"))[0]
-    regions = find_regions(answer.kind, answer.raw_text)
-    rows = [[bins_to_pixels(bins, answer.image_size) for bins in region.bins] for region in regions]
-    # Labels of boxes lose what is not ASCII, after stripping; those of quads and polygons keep it, and quads are not
-    # even stripped of "</s>".
-    ascii_labels = [region.label.encode("ascii", errors="ignore").decode("ascii") for region in regions]
-    labels = [region.label for region in regions]
-    if answer.kind == "quads":
-        return {"quad_boxes": [row[0] for row in rows], "labels": labels}
-    if answer.kind == "polygons":
-        return {"polygons": rows, "labels": labels}
-    if answer.kind == "boxes_or_polygons":
-        polygons = "<poly>" in answer.raw_text
-        return {
-            "bboxes": [] if polygons else [row[0] for row in rows],
-            "bboxes_labels": [] if polygons else ascii_labels,
-            "polygons": rows if polygons else [],
-            "polygons_labels": labels if polygons else [],
-        }
-    result = {"bboxes": [row[0] for row in rows], "labels": ascii_labels}
-    if answer.kind == "boxes" and answer.token_logprobs and regions:
-        result["scores"] = _reference_scores(answer)
-    return result
-
-
-def _reference_scores(answer: Answer) -> list[float]:
-    """The scores of the reference, which looks for a box's tokens in the wrong place when there is text between
-    phrases: it takes the lengths of the phrases before, not their positions, after an initial `<s>`."""
-    pieces = answer.token_texts[1:]
-    text = "".join(pieces)
-    first = len("<s>") if text.startswith("<s>") else 0
-    ends = list(itertools.accumulate(len(piece) for piece in pieces))
-    scores = []
-    for region in find_regions(answer.kind, text):
-        start, stop = (first + region.phrase + i for i in region.inside)
-        tokens = [i for i, end in enumerate(ends) if end > start and end - len(pieces[i]) < stop]
-        scores.append(math.exp(sum(answer.token_logprobs[i] for i in tokens) / len(tokens)))
-    return scores
