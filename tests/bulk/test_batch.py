@@ -73,7 +73,7 @@ def test_one_bad_picture_costs_its_own_rows(small: florence2.Florence2, album: P
     rows = answer(small, find_pictures([str(album)]), [Question("<OD>"), Question("<CAPTION>")])
     assert len(rows) == 10
     failed = [row for row in rows if row.error]
-    assert [row.source.stem for row in failed] == ["c", "c"] and "is no picture" in (failed[0].error or "")
+    assert [row.source.stem for row in failed] == ["c", "c"] and "is not an image" in (failed[0].error or "")
     alone = small.run("<OD>", album / "d.png", options=small.options(max_new_tokens=6))
     (found,) = [row.answer for row in rows if row.source.stem == "d" and row.question.task == "<OD>"]
     assert isinstance(found, florence2.Answer) and found.token_ids == alone.token_ids

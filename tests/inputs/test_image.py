@@ -1,8 +1,9 @@
-"""Any picture -> an upright RGB picture -> pixel_values."""
+"""Images in any form: upright, RGB, and as pixel_values."""
 
 import io
 import os
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from florence2.checkpoints.config_files import parse_image_config, read_image_config
 from florence2.errors import ConfigError, ImageError
 from florence2.inputs import image as image_module
-from florence2.inputs.image import image_to_array, open_image, picture_suffixes
+from florence2.inputs.image import image_suffixes, image_to_array, open_image
 from parity.recipe import GOLDEN, make_picture
 
 PUBLISHED = {
@@ -31,7 +32,14 @@ def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_form_of_input_gives_the_same_picture(tmp_path: Path) -> None:
+def zipped(data: bytes) -> zipfile.ZipFile:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("p.png", data)
+    return zipfile.ZipFile(buffer)
+
+
+def test_every_form_of_input_gives_the_same_image(tmp_path: Path) -> None:
     picture = make_picture(1, 40, 30)
     data = saved(picture)
     path = tmp_path / "p.png"
@@ -44,6 +52,10 @@ def test_every_form_of_input_gives_the_same_picture(tmp_path: Path) -> None:
         str(path),
         np.asarray(picture),
         torch.from_numpy(np.array(picture)),
+        np.asarray(picture).transpose(2, 0, 1),
+        torch.from_numpy(np.array(picture)).permute(2, 0, 1),
+        io.BytesIO(data),
+        zipped(data).open("p.png"),
     ):
         assert np.array_equal(np.asarray(open_image(source)), np.asarray(picture)), type(source)
 
@@ -131,20 +143,72 @@ def test_animations_give_their_first_frame() -> None:
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
 def test_truncated_files_get_a_sentence(format: str) -> None:
     data = saved(make_picture(4, 200, 150), format)
-    with pytest.raises(ImageError, match=r"cannot be read|is no picture"):
+    with pytest.raises(ImageError, match=r"cannot be read|is not an image"):
         open_image(data[: len(data) * 2 // 3])
+
+
+def test_channels_come_first_only_where_the_last_dimension_cannot_be_channels() -> None:
+    """(3, 20, 3) is 3 pixels high, (3, 20, 4) has alpha, (3, 20, 1) is grey; (3, 20, 5) begins with its channels."""
+    values = np.random.default_rng(0).integers(0, 256, (3, 20, 5), np.uint8)
+    for last, size in ((1, (20, 3)), (3, (20, 3)), (4, (20, 3)), (5, (5, 20))):
+        for array in (values[:, :, :last], torch.from_numpy(values[:, :, :last].copy())):
+            assert open_image(array).size == size
+    deep = values.astype(np.uint16) * 257
+    assert np.array_equal(np.asarray(open_image(deep)), values.transpose(1, 2, 0))
+
+
+class Trickle:
+    """A file object that returns one byte at a time, as sockets may."""
+
+    def __init__(self, data: bytes):
+        self.rest = data
+
+    def read(self, size: int) -> bytes:
+        first, self.rest = self.rest[:1], self.rest[1:]
+        return first
+
+
+def test_file_objects_are_read_from_their_position_to_their_end() -> None:
+    data = saved(make_picture(1, 8, 8))
+    assert open_image(Trickle(data)).size == (8, 8)
+    file = io.BytesIO(b"header" + data)
+    file.seek(6)
+    assert open_image(file).size == (8, 8)
+    with pytest.raises(ImageError, match="at its end; seek"):
+        open_image(file)
+
+
+def test_unusable_file_objects_get_a_sentence() -> None:
+    closed = io.BytesIO(b"x")
+    closed.close()
+    for file, words in (
+        (io.StringIO("text"), "binary mode"),
+        (io.BytesIO(b"text"), "The file object's data is not an image"),
+        (closed, "cannot be read: I/O operation on closed file"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            open_image(file)  # type: ignore[arg-type]
+
+
+def test_endless_file_objects_are_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "MAX_STREAM_BYTES", 5 << 20)
+    with Path("/dev/zero").open("rb") as file:
+        with pytest.raises(ImageError, match="more than 5 MiB"):
+            open_image(file)
+        assert file.tell() <= 7 << 20
 
 
 def test_what_is_no_picture_gets_a_sentence(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not a picture")
     for source, words in (
-        (text, "is no picture in a format that Pillow"),
+        (text, "is not an image in a format that Pillow"),
         (tmp_path / "absent.jpg", "does not exist"),
         (tmp_path, "is a folder"),
-        (b"", "is no picture"),
+        (b"", "is not an image"),
         (5, "must be a path"),
-        (np.zeros((3, 20, 20), np.uint8), "channels last"),
+        (np.zeros((4, 20, 20), np.uint8), r"\(H, W\)"),
+        (np.zeros((3, 20, 20), np.float32), "scale floats"),
         (np.zeros((2, 2, 2, 3), np.uint8), "shape"),
         (np.zeros((0, 5, 3), np.uint8), "empty"),
     ):
@@ -249,12 +313,12 @@ def test_settings_that_nobody_implements_are_refused(changes: dict[str, Any], wo
 
 
 def test_suffixes_of_folders() -> None:
-    assert {".jpg", ".jpeg", ".png", ".webp"} <= picture_suffixes() and ".txt" not in picture_suffixes()
+    assert {".jpg", ".jpeg", ".png", ".webp"} <= image_suffixes() and ".txt" not in image_suffixes()
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match="no regular file"):
+    with pytest.raises(ImageError, match="not a regular file"):
         open_image(tmp_path / "pipe.png")
 
 

@@ -200,7 +200,7 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
 
 def test_a_broken_picture_is_named_where_its_size_is_needed(folder: Path) -> None:
     (folder / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"line 1: .*a\.jpg is no picture"):
+    with pytest.raises(DataError, match=r"line 1: .*a\.jpg is not an image"):
         read_one(folder, prefix="<OD>", boxes=[{"label": "cup", "box": [1, 2, 3, 4]}])
 
 
