@@ -166,7 +166,7 @@ class Answer:
         """Draw boxes, quads and filled polygons with their labels.
 
         Args:
-            image: The image that was asked about, in any form that `open_image` reads.
+            image: The image that the answer describes, in any form that `open_image` reads.
 
         Returns:
             A new RGB image of the same size.

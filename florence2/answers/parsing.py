@@ -69,7 +69,7 @@ class CleanText(NamedTuple):
 
 
 class BoxPhrase(NamedTuple):
-    """A label and its boxes: spans (start, end) of the text. `label` is None where the phrase does not count."""
+    """A label and its boxes, as spans (start, end) of the text. A phrase whose `label` is None must be ignored."""
 
     label: str | None
     span: tuple[int, int]
@@ -104,7 +104,7 @@ def find_region_tokens(kind: AnswerKind, token_texts: Sequence[str]) -> list[tup
     """
     # Letters spread over several tokens look different in the joined text than in the answer's, but the location
     # tokens, and so the regions, are the same; and here the token of each character is known.
-    owners = [i for i, piece in enumerate(token_texts) for _ in piece]
+    owners = [i for i, token_text in enumerate(token_texts) for _ in token_text]
     regions = find_regions(kind, "".join(token_texts))
     return [tuple(sorted({owners[position] - 1 for position in region.positions})) for region in regions]
 
@@ -116,9 +116,9 @@ def find_box_phrases(kind: AnswerKind, text: str) -> Iterator[BoxPhrase]:
     """
     for match in (_BOXES if kind == "proposals" else _LABELLED_BOXES).finditer(text):
         label = _read_label(match.group())
-        counts = not (kind == "phrases" and label in _UNGROUNDED)
+        ignored = kind == "phrases" and label in _UNGROUNDED
         boxes = tuple(box.span() for box in _BOX.finditer(text, *match.span()))
-        yield BoxPhrase(label if counts else None, match.span(), boxes)
+        yield BoxPhrase(None if ignored else label, match.span(), boxes)
 
 
 def remove_markers(text: str, markers: Sequence[str] = MARKERS) -> CleanText:

@@ -84,7 +84,7 @@ def test_a_box_outside_one_picture_fails_there_alone(small: florence2.Florence2,
         make_picture(1, width, 50).save(tmp_path / name)
     rows = answer(small, find_pictures([str(tmp_path)]), [Question("<REGION_TO_OCR>", (30, 5, 60, 20))])
     assert [(row.source.stem, row.error is None) for row in rows] == [("slim", False), ("wide", True)]
-    assert "outside the picture of 20 x 50" in (rows[0].error or "")
+    assert "outside the image of 20 x 50" in (rows[0].error or "")
 
 
 def test_a_picture_is_encoded_once_for_all_questions(

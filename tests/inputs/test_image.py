@@ -40,38 +40,38 @@ def zipped(data: bytes) -> zipfile.ZipFile:
 
 
 def test_every_form_of_input_gives_the_same_image(tmp_path: Path) -> None:
-    picture = make_picture(1, 40, 30)
-    data = saved(picture)
+    image = make_picture(1, 40, 30)
+    data = saved(image)
     path = tmp_path / "p.png"
     path.write_bytes(data)
     for source in (
-        picture,
+        image,
         data,
         bytearray(data),
         path,
         str(path),
-        np.asarray(picture),
-        torch.from_numpy(np.array(picture)),
-        np.asarray(picture).transpose(2, 0, 1),
-        torch.from_numpy(np.array(picture)).permute(2, 0, 1),
+        np.asarray(image),
+        torch.from_numpy(np.array(image)),
+        np.asarray(image).transpose(2, 0, 1),
+        torch.from_numpy(np.array(image)).permute(2, 0, 1),
         io.BytesIO(data),
         zipped(data).open("p.png"),
     ):
-        assert np.array_equal(np.asarray(open_image(source)), np.asarray(picture)), type(source)
+        assert np.array_equal(np.asarray(open_image(source)), np.asarray(image)), type(source)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     grey = make_picture(2, 31, 17, "L")
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     elif mode == "I":
-        picture = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
+        image = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
     elif mode in ("PA", "RGBa"):
-        picture = grey.convert({"PA": "P", "RGBa": "RGBA"}[mode]).convert(mode)
+        image = grey.convert({"PA": "P", "RGBa": "RGBA"}[mode]).convert(mode)
     else:
-        picture = grey.convert(mode)
-    opened = open_image(picture)
+        image = grey.convert(mode)
+    opened = open_image(image)
     assert opened.mode == "RGB" and opened.size == (31, 17)
     if mode not in ("1", "CMYK", "YCbCr", "P", "PA"):
         assert np.abs(np.asarray(opened).astype(int) - np.asarray(grey)[:, :, None]).max() <= 1
@@ -98,7 +98,7 @@ def test_floats_are_refused_because_nobody_knows_their_white() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
-    """The stored picture is turned as a camera of that orientation would; opened it is upright again."""
+    """The stored image is turned as a camera of that orientation stores it; opened it is upright again."""
     upright = make_picture(3, 24, 16)
     undo: dict[int, Any] = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -117,18 +117,18 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_leaves_the_picture_as_stored() -> None:
-    picture = make_picture(3, 24, 16)
-    data = saved(picture, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+def test_broken_exif_leaves_the_image_as_stored() -> None:
+    image = make_picture(3, 24, 16)
+    data = saved(image, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
     assert open_image(data).size == (24, 16)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (3, 7), (7, 3), (5000, 2)])
 def test_extreme_sizes(size: tuple[int, int]) -> None:
-    """The reference takes pictures 1 or 3 pixels high for channels-first; these come out as what they are."""
+    """The reference reads images 1 or 3 pixels high as channels-first; here they keep their shape."""
     config = parse_image_config(PUBLISHED)
-    picture = Image.new("RGB", size, (10, 200, 30))
-    values = image_to_array(open_image(np.asarray(picture)), config)
+    image = Image.new("RGB", size, (10, 200, 30))
+    values = image_to_array(open_image(np.asarray(image)), config)
     expected = (np.array([10, 200, 30]) / 255 - np.array(config.mean)) / np.array(config.std)
     assert values.shape == (1, 3, 768, 768)
     for extreme in (values.max((0, 2, 3)), values.min((0, 2, 3))):
@@ -198,9 +198,9 @@ def test_endless_file_objects_are_read_up_to_a_limit(monkeypatch: pytest.MonkeyP
         assert file.tell() <= 7 << 20
 
 
-def test_what_is_no_picture_gets_a_sentence(tmp_path: Path) -> None:
+def test_what_is_not_an_image_gets_a_sentence(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     for source, words in (
         (text, "is not an image in a format that Pillow"),
         (tmp_path / "absent.jpg", "does not exist"),
@@ -246,7 +246,7 @@ def test_text_bombs_in_png_are_refused() -> None:
         open_image(saved(make_picture(1, 8, 8), pnginfo=info))
 
 
-def test_the_opened_picture_is_a_copy_that_outlives_its_file(picture_file: Path) -> None:
+def test_the_opened_image_is_a_copy_that_outlives_its_file(picture_file: Path) -> None:
     opened = open_image(picture_file)
     picture_file.unlink()
     assert opened.getpixel((3, 3)) is not None
@@ -264,20 +264,20 @@ def test_rescaling_is_double_and_normalising_single_to_the_last_bit() -> None:
     """numpy's float32 scalars round after every operation; rescaled in single, or all in double, values differ."""
     config = parse_image_config(PUBLISHED | {"size": {"height": 1, "width": 256}})
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    found = image_to_array(open_image(ramp), config)[0, :, 0]
-    single, double = found.copy(), found.copy()
+    values = image_to_array(open_image(ramp), config)[0, :, 0]
+    single, double = values.copy(), values.copy()
     for c in range(3):
         mean, std = PUBLISHED["image_mean"][c], PUBLISHED["image_std"][c]
         for v in range(256):
-            assert found[c, v] == (np.float32(v * (1 / 255)) - np.float32(mean)) / np.float32(std)
+            assert values[c, v] == (np.float32(v * (1 / 255)) - np.float32(mean)) / np.float32(std)
             single[c, v] = (np.float32(v) * np.float32(1 / 255) - np.float32(mean)) / np.float32(std)
             double[c, v] = (v * (1 / 255) - mean) / std
-    assert (single != found).any() and (double != found).any()
+    assert (single != values).any() and (double != values).any()
 
 
 def test_the_filter_is_the_one_asked_for() -> None:
-    picture = make_picture(6, 50, 40)
-    by_filter = [image_to_array(picture, parse_image_config(PUBLISHED | {"resample": r})) for r in range(6)]
+    image = make_picture(6, 50, 40)
+    by_filter = [image_to_array(image, parse_image_config(PUBLISHED | {"resample": r})) for r in range(6)]
     assert all(not np.array_equal(by_filter[3], other) for i, other in enumerate(by_filter) if i != 3)
 
 
@@ -322,7 +322,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         open_image(tmp_path / "pipe.png")
 
 
-def test_closed_pictures_and_strange_arrays_get_a_sentence(picture_file: Path) -> None:
+def test_closed_images_and_strange_arrays_get_a_sentence(picture_file: Path) -> None:
     image = Image.open(picture_file)
     image.close()
     with pytest.raises(ImageError, match="cannot be read"):

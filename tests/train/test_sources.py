@@ -126,7 +126,7 @@ WRONG_LINES: list[tuple[Any, str]] = [
     ({**GOOD, "image": "\ud800"}, "is not in"),
     ({**GOOD, "prefix": None}, "'prefix' is missing"),
     ({**GOOD, "prefix": " "}, "must be a token"),
-    ({**GOOD, "prefix": "<VQA>how many?"}, "<VQA> is no task"),
+    ({**GOOD, "prefix": "<VQA>how many?"}, "Unknown task <VQA>"),
     ({**GOOD, "prefix": "<CAPTION>a cup"}, "takes no input"),
     ({**GOOD, "prefix": "<CAPTION_TO_PHRASE_GROUNDING>"}, "needs a text"),
     ({**GOOD, "prefix": "<REGION_TO_CATEGORY>"}, "needs a region"),
