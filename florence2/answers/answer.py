@@ -188,14 +188,14 @@ class Answer:
         return None if image is None else to_png(self.draw(image))
 
     def _repr_html_(self) -> str | None:
-        """Return the text or a table for a notebook; None where there is a drawing, which notebooks rank lower."""
+        """Return the text or a table for a notebook; None where there is a drawing, because notebooks prefer HTML."""
         if self._open_image() is not None:
             return None
         rows = self._rows()
         return rows_to_html(rows) if rows else text_to_html(str(self))
 
     def _open_image(self) -> Image.Image | None:
-        """Return the image to draw on, or None when it is unknown, has vanished or changed, or nothing is to draw."""
+        """Return the image to draw on, or None when it is unknown, vanished or changed, or nothing can be drawn."""
         source = self.image() if isinstance(self.image, weakref.ref) else self.image
         if source is None or not self._rows():
             return None
