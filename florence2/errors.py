@@ -1,8 +1,8 @@
-"""The project's own exceptions: one sentence each, saying what, which value, what limit and what to do."""
+"""The package's exceptions. Each message names the problem, the value, the limit and the remedy."""
 
 
 class Florence2Error(ValueError):
-    """Base of every error that wrong input can cause; a bug of ours is an AssertionError instead."""
+    """Base class of all errors that wrong input causes. A bug in this package raises AssertionError instead."""
 
 
 class ConfigError(Florence2Error):
@@ -10,15 +10,15 @@ class ConfigError(Florence2Error):
 
 
 class CheckpointError(Florence2Error):
-    """Weights are missing, misshapen, corrupt, or do not belong to the configuration beside them."""
+    """Weights are missing or corrupt, have wrong shapes, or do not belong to the configuration next to them."""
 
 
 class HubError(Florence2Error):
-    """A named checkpoint cannot be had from the Hugging Face Hub or from its local cache."""
+    """A checkpoint can be read neither from the Hugging Face Hub nor from its local cache."""
 
 
 class ImageError(Florence2Error):
-    """A picture cannot be read, or is larger than the stated limit."""
+    """An image cannot be read, or is larger than the limit."""
 
 
 class PromptError(Florence2Error):
@@ -26,10 +26,10 @@ class PromptError(Florence2Error):
 
 
 class OptionError(Florence2Error):
-    """A generation setting is unknown, out of range, or in conflict with another."""
+    """A generation setting is unknown, out of range, or contradicts another."""
 
 
 def shown(value: object) -> str:
-    """Return a value as an error message shows it, cut to 60 characters."""
+    """Return the repr of a value for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

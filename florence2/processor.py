@@ -61,7 +61,7 @@ class Processor(InputProcessor):
             image_size,
             token_ids=ids,
             token_logprobs=logprobs,
-            token_texts=self.tokenizer.pieces(ids) if logprobs else (),
+            token_texts=self.tokenizer.token_texts(ids) if logprobs else (),
             sequence_score=sequence_score,
             finish_reason=finish_reason,
         )

@@ -137,7 +137,7 @@ def _compare_answers(
         logprobs = [-2 * rng.random() for _ in ids[1:]]
         if len(ids) < 2:
             continue
-        pieces = tokenizer.pieces(ids)
+        pieces = tokenizer.token_texts(ids)
         ours = parse_answer(
             task.token,
             task.answer,

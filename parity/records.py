@@ -93,7 +93,7 @@ def compare_answers() -> Iterator[Row]:
             tuple(record["image_size"]),
             token_ids=ids,
             token_logprobs=record["transition_scores"],
-            token_texts=tokenizer.pieces(ids),
+            token_texts=tokenizer.token_texts(ids),
         )
         ours, theirs = answer.to_florence()[task], record["answer"][task]
         worst = max(worst, largest_difference(ours.pop("scores"), theirs.pop("scores")))

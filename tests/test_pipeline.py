@@ -203,11 +203,11 @@ def test_shorthands_name_the_right_tasks(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("<VQA>how many?",), "<VQA> is no task"),
+        (("<VQA>how many?",), "Unknown task <VQA>"),
         (("<OD>", "cars"), "takes no input"),
         (("<REGION_TO_OCR>", "the sign"), "needs a region"),
         (("<REGION_TO_OCR>", (9, 9, 1, 1)), "x1 <= x2"),
-        (("<REGION_TO_OCR>", (5000, 1, 6000, 2)), "outside the picture"),
+        (("<REGION_TO_OCR>", (5000, 1, 6000, 2)), "outside the image"),
         (("<OPEN_VOCABULARY_DETECTION>",), "needs a text"),
         (("<CAPTION_TO_PHRASE_GROUNDING>", "word " * 900), "more than the 700 of this checkpoint"),
     ],

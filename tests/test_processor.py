@@ -32,7 +32,7 @@ def test_image(processor: Processor, picture: Image.Image) -> None:
 def test_boxes_become_location_tokens(processor: Processor) -> None:
     box = processor.prompt("<REGION_TO_OCR>", (33.6, 159.6, 597.0, 372.0), image_size=(640, 480))
     assert box == processor.prompt("<REGION_TO_OCR><loc_52><loc_332><loc_932><loc_775>")
-    with pytest.raises(PromptError, match="size of its picture"):
+    with pytest.raises(PromptError, match="give image_size"):
         processor.prompt("<REGION_TO_OCR>", (1, 2, 3, 4))
 
 
@@ -43,7 +43,7 @@ def test_classes_are_joined(processor: Processor) -> None:
 
 @pytest.mark.parametrize("given", [[], [1, 2, 3], [1, 2, 3, 4, 5], ["a", 1], [(1, 2, 3, 4)]])
 def test_other_inputs_get_a_sentence(given: object) -> None:
-    with pytest.raises(PromptError, match="a text, a list of classes, or one box"):
+    with pytest.raises(PromptError, match="text, a list of classes, or one box"):
         input_to_text(given, (10, 10))  # type: ignore[arg-type]
 
 

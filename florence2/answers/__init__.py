@@ -1,4 +1,5 @@
-"""From generated text to a typed answer: labels, boxes, quads and polygons in pixels, with scores.
+"""Turn generated text into a typed answer: labels, boxes, quads and polygons in pixels, with scores.
 
-Never imports torch. Begin with `answer`; `parsing` finds the regions in the text, `drawing` draws them.
+Nothing here imports torch. Begin with `answer`; `parsing` finds the regions in the text, `score` rates them,
+`reference` reproduces the reference's dict, `drawing` and `notebook` show them.
 """

@@ -1,31 +1,39 @@
-"""Generated text -> Answer: boxes, quads, polygons, labels, scores.
+"""Read a generated text as an Answer: boxes, quads, polygons, labels and scores."""
 
-Where the reference damages what `parsing` finds (non-ASCII letters dropped, leftovers of tags in labels, scores of the
-wrong tokens), the damage is confined to `to_florence()`, at the end of this file.
-"""
-
-import itertools
+import contextlib
 import json
-import math
+import os
+import weakref
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from PIL import Image
 
 from florence2.answers.drawing import Shape, draw_shapes
-from florence2.answers.parsing import MARKERS, Region, clean_label, find_region_tokens, find_regions, remove_markers
+from florence2.answers.notebook import Row, rows_to_html, text_to_html, to_png
+from florence2.answers.parsing import Region, clean_label, find_regions, remove_markers
+from florence2.answers.reference import reference_answer, reference_scores
+from florence2.answers.score import score_regions, score_text
+from florence2.errors import ImageError, shown
 from florence2.inputs.coordinates import bins_to_pixels
 from florence2.inputs.image import ImageInput, open_image
 from florence2.inputs.tasks import AnswerKind
 
+ImageReference: TypeAlias = "Path | weakref.ref[Any] | None"
+"""Where an answer finds its image again, without keeping it alive."""
+
 
 @dataclass(frozen=True)
 class Box:
-    """A labelled box: left, top, right, bottom in pixels of the picture given, in the order the model wrote them.
+    """A labelled box.
 
-    `score` is the geometric mean of the probabilities the model gave its location tokens, 0..1 and uncalibrated;
-    None when the answer was parsed from text without probabilities.
+    Attributes:
+        xyxy: Left, top, right, bottom in pixels of the original image, in the order the model wrote them.
+        label: The object's name or description; empty for a proposal.
+        score: The geometric mean of the probabilities of the location tokens, 0..1 and not calibrated. None when the
+            answer was parsed without log-probabilities.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -35,7 +43,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Quad:
-    """A labelled quadrilateral, as of a line of text: x1, y1, ..., x4, y4 in pixels, clockwise from top left."""
+    """A labelled quadrilateral, such as a line of text.
+
+    Attributes:
+        xyxyxyxy: Four corners x1, y1, ..., x4, y4 in pixels of the original image, clockwise from the top left.
+        label: The text that was read there.
+        score: As for `Box`.
+    """
 
     xyxyxyxy: tuple[float, ...]
     label: str = ""
@@ -44,22 +58,41 @@ class Quad:
 
 @dataclass(frozen=True)
 class Polygon:
-    """One labelled object as one or more closed outlines, each x1, y1, x2, y2, ... in pixels."""
+    """A labelled object with one or more closed outlines.
+
+    Attributes:
+        rings: The outlines, each x1, y1, x2, y2, ... in pixels of the original image.
+        label: The object's name or description; empty where the task writes none.
+        score: As for `Box`.
+    """
 
     rings: tuple[tuple[float, ...], ...]
     label: str = ""
     score: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
-    """What the model said about one picture.
+    """The model's answer to one task on one image.
 
-    `task` is the task's token, or the prompt itself where it had none. `text` is the answer without `<s>`, `</s>` and
-    `<pad>`, `raw_text` with all of them; both keep location tokens. `token_ids` begin with the decoder's start id, so
-    there is one more of them than of `token_logprobs`; both are empty for an answer parsed from text. `token_texts`
-    are the texts of all ids, where there are log-probabilities. `score` is the geometric mean probability of
-    the tokens of `text`. `finish_reason` is "stop", or "length" for an answer cut short.
+    Attributes:
+        task: The task's token, such as "<OD>", or the prompt itself when it has no task token.
+        kind: How the text is read; see `Task.answer`.
+        text: The generated text without `<s>`, `</s>` and `<pad>`. It keeps location tokens.
+        raw_text: The generated text with all tokens.
+        image_size: (width, height) of the original image in pixels.
+        boxes: The boxes, in the order the model wrote them.
+        quads: The quadrilaterals, in that order.
+        polygons: The outlined objects, in that order.
+        score: The geometric mean of the probabilities of the tokens of `text`, 0..1; None without log-probabilities.
+        sequence_score: The hypothesis's score in beam search; None without beams.
+        finish_reason: "stop", or "length" for an answer that was cut off; None for an answer parsed from text.
+        token_ids: The generated ids, the decoder's start id first; empty for an answer parsed from text.
+        token_logprobs: One natural log-probability for each id after the first, or empty.
+        token_texts: The text of each id, where log-probabilities are given.
+        alternatives: The other hypotheses, best first, when several sequences were requested.
+        image: A path or weak reference to the image, for display in notebooks (see `image_reference`). Pickles and
+            copies have the path only.
     """
 
     task: str
@@ -75,45 +108,72 @@ class Answer:
     finish_reason: str | None = None
     token_ids: tuple[int, ...] = ()
     token_logprobs: tuple[float, ...] = ()
-    token_texts: tuple[str, ...] = field(default=(), repr=False)
+    token_texts: tuple[str, ...] = ()
     alternatives: tuple["Answer", ...] = ()
-    """The other hypotheses, best first, when more than one sequence was asked for."""
+    image: ImageReference = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        """The answer as a person reads it: the text, or a line for each thing found."""
+        """Return the text, or one line for each box, quad and outline."""
         if self.kind == "text":
             return self.text.strip()
-        rows: list[tuple[str, float | None, Sequence[float]]]
-        rows = [(box.label, box.score, box.xyxy) for box in self.boxes]
-        rows += [(quad.label, quad.score, quad.xyxyxyxy) for quad in self.quads]
-        rows += [(polygon.label, polygon.score, ring) for polygon in self.polygons for ring in polygon.rings]
-        return "\n".join(_line(*row) for row in rows) or "(nothing found)"
+        return "\n".join(_line(*row) for row in self._rows()) or "(nothing found)"
+
+    def __repr__(self) -> str:
+        """Return one short line, without coordinates, ids and log-probabilities."""
+        counts = [_count(name, len(getattr(self, name))) for name in _FIELDS[self.kind]]
+        content = ", ".join(counts) or shown(self.text.strip())
+        width, height = self.image_size
+        return f"Answer({shown(self.task)}, {self.kind}: {content}, image {width} x {height})"
 
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
-        """Plain JSON values of the fields that hold something; ids, log-probabilities and pieces only on request.
+        """Return the answer as plain JSON values.
 
-        The lists that this kind of answer fills are there even when they are empty.
+        Args:
+            tokens: Include ids, log-probabilities and token texts.
+
+        Returns:
+            The fields that have a value, without `image`. The lists that belong to the answer's kind are included
+            even when they are empty.
         """
-        hidden = ("alternatives",) if tokens else ("alternatives", "token_ids", "token_logprobs", "token_texts")
-        values = {key: value for key, value in asdict(self).items() if key not in hidden}
-        values["alternatives"] = [other.to_dict(tokens) for other in self.alternatives]
-        kept = {key: value for key, value in values.items() if value not in (None, (), []) or key in _FILLS[self.kind]}
-        plain: dict[str, Any] = json.loads(json.dumps(kept))
+        hidden = () if tokens else ("token_ids", "token_logprobs", "token_texts")
+        values = asdict(replace(self, alternatives=(), image=None))
+        values["alternatives"] = [alternative.to_dict(tokens) for alternative in self.alternatives]
+        kept = {
+            key: value
+            for key, value in values.items()
+            if key not in hidden and (value not in (None, (), []) or key in _FIELDS[self.kind])
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(kept))  # tuples become lists
         return plain
 
     def to_json(self, tokens: bool = False) -> str:
-        """`to_dict` as one line of JSON, Unicode kept."""
+        """Return `to_dict(tokens)` as one line of JSON. Non-ASCII letters are kept."""
         return json.dumps(self.to_dict(tokens), ensure_ascii=False)
 
     def to_florence(self) -> dict[str, Any]:
-        """The dict that the reference's `post_process_generation` returns for this text, quirks included.
+        """Return the dict that the reference's `post_process_generation` returns for this text.
 
-        `<OD>` and `<DENSE_REGION_CAPTION>` get "scores" when the answer has token log-probabilities, as there.
+        Returns:
+            {task: answer}, quirks included (see `florence2.answers.reference`). Answers of kind "boxes" with
+            log-probabilities have "scores".
         """
-        return {self.task: _to_florence(self)}
+        answer = reference_answer(self.kind, self.raw_text, self.image_size)
+        if self.kind == "boxes" and self.token_logprobs and answer["bboxes"]:
+            answer["scores"] = reference_scores(self.token_texts, self.token_logprobs)
+        return {self.task: answer}
 
     def draw(self, image: ImageInput) -> Image.Image:
-        """The picture with boxes, quads and filled polygons drawn and labelled."""
+        """Draw boxes, quads and filled polygons with their labels.
+
+        Args:
+            image: The image that the answer describes, in any form that `open_image` reads.
+
+        Returns:
+            A new RGB image of the same size.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
         shapes = [Shape(_corners(box.xyxy), box.label) for box in self.boxes]
         shapes += [Shape(_pairs(quad.xyxyxyxy), quad.label) for quad in self.quads]
         for polygon in self.polygons:
@@ -122,8 +182,41 @@ class Answer:
                 shapes.append(Shape(_pairs(ring), polygon.label, filled=True, titled=titled))
         return draw_shapes(open_image(image), shapes)
 
+    def _repr_png_(self) -> bytes | None:
+        """Return the drawing for a notebook, or None where `_repr_html_` shows the answer."""
+        image = self._open_image()
+        return None if image is None else to_png(self.draw(image))
 
-_FILLS: dict[AnswerKind, tuple[str, ...]] = {
+    def _repr_html_(self) -> str | None:
+        """Return the text or a table for a notebook; None where there is a drawing, because notebooks prefer HTML."""
+        if self._open_image() is not None:
+            return None
+        rows = self._rows()
+        return rows_to_html(rows) if rows else text_to_html(str(self))
+
+    def _open_image(self) -> Image.Image | None:
+        """Return the image to draw on, or None when it is unknown, vanished or changed, or nothing can be drawn."""
+        source = self.image() if isinstance(self.image, weakref.ref) else self.image
+        if source is None or not self._rows():
+            return None
+        try:
+            image = open_image(source)
+        except ImageError:
+            return None
+        return image if image.size == self.image_size else None
+
+    def _rows(self) -> list[Row]:
+        rows: list[Row] = [(box.label, box.score, box.xyxy) for box in self.boxes]
+        rows += [(quad.label, quad.score, quad.xyxyxyxy) for quad in self.quads]
+        rows += [(polygon.label, polygon.score, ring) for polygon in self.polygons for ring in polygon.rings]
+        return rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = self.image if isinstance(self.image, Path) else None  # a weak reference cannot be pickled
+        return {**self.__dict__, "image": kept}
+
+
+_FIELDS: dict[AnswerKind, tuple[str, ...]] = {
     "text": (),
     "boxes": ("boxes",),
     "proposals": ("boxes",),
@@ -132,6 +225,25 @@ _FILLS: dict[AnswerKind, tuple[str, ...]] = {
     "polygons": ("polygons",),
     "boxes_or_polygons": ("boxes", "polygons"),
 }
+"""The fields that an answer of each kind fills."""
+
+
+def image_reference(source: Any) -> ImageReference:
+    """Return what `Answer.image` needs to find an image again without keeping it alive.
+
+    Args:
+        source: What the user gave as the image, in any form that `open_image` reads.
+
+    Returns:
+        A path for a path; a weak reference to a Pillow image, array or tensor; None for everything else, such as
+        bytes and file objects.
+    """
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    if isinstance(source, Image.Image) or hasattr(source, "__array__"):
+        with contextlib.suppress(TypeError):  # a class with slots may not support weak references
+            return weakref.ref(source)
+    return None
 
 
 def parse_answer(
@@ -145,34 +257,46 @@ def parse_answer(
     token_texts: Sequence[str] = (),
     sequence_score: float | None = None,
     finish_reason: str | None = None,
+    image: ImageReference = None,
 ) -> Answer:
     """Read a generated text as an answer of the given kind.
 
-    `image_size` is (width, height) in pixels. Scores need the next three: the ids with the start id first, the
-    log-probability of each but that, and the text of each.
+    Args:
+        task: The task's token, or the prompt itself.
+        kind: How to read the text.
+        raw_text: The generated text with all tokens.
+        image_size: (width, height) of the original image in pixels.
+        token_ids: The generated ids, the decoder's start id first.
+        token_logprobs: One log-probability for each id after the first. Scores need it and `token_texts`.
+        token_texts: The text of each id.
+        sequence_score: The hypothesis's score in beam search.
+        finish_reason: "stop" or "length".
+        image: Where to find the image again; see `image_reference`.
+
+    Returns:
+        The answer. A text without any region in the expected form gives an answer without regions.
     """
     regions = find_regions(kind, raw_text)
     scores: list[float | None] = [None] * len(regions)
     if token_logprobs:
-        written = find_region_tokens(kind, token_texts)
-        scores = [_mean_probability([token_logprobs[token] for token in tokens]) for tokens in written]
+        scores = score_regions(kind, token_texts, token_logprobs)
     shapes = [_to_shape(region, image_size, score) for region, score in zip(regions, scores, strict=True)]
-    words = [lp for lp, piece in zip(token_logprobs, token_texts[1:], strict=False) if piece not in MARKERS]
     return Answer(
         task=task,
         kind=kind,
-        text=remove_markers(raw_text)[0],
+        text=remove_markers(raw_text).text,
         raw_text=raw_text,
         image_size=image_size,
         boxes=tuple(shape for shape in shapes if isinstance(shape, Box)),
         quads=tuple(shape for shape in shapes if isinstance(shape, Quad)),
         polygons=tuple(shape for shape in shapes if isinstance(shape, Polygon)),
-        score=_mean_probability(words),
+        score=score_text(token_texts, token_logprobs),
         sequence_score=sequence_score,
         finish_reason=finish_reason,
         token_ids=tuple(token_ids),
         token_logprobs=tuple(token_logprobs),
         token_texts=tuple(token_texts),
+        image=image,
     )
 
 
@@ -187,9 +311,9 @@ def _to_shape(region: Region, image_size: tuple[int, int], score: float | None) 
     return Box((x1, y1, x2, y2), label, score)
 
 
-def _mean_probability(logprobs: Sequence[float]) -> float | None:
-    """The geometric mean of probabilities, 0..1; None of none."""
-    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
+def _count(field_name: str, number: int) -> str:
+    singular = {"boxes": "box", "quads": "quad", "polygons": "polygon"}[field_name]
+    return f"{number} {singular if number == 1 else field_name}"
 
 
 def _line(label: str, score: float | None, coordinates: Sequence[float]) -> str:
@@ -204,48 +328,3 @@ def _pairs(row: Sequence[float]) -> list[tuple[float, float]]:
 def _corners(xyxy: tuple[float, float, float, float]) -> list[tuple[float, float]]:
     x1, y1, x2, y2 = xyxy
     return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-
-
-# ---- what the reference makes of it -------------------------------------------------------------------------------
-
-
-def _to_florence(answer: Answer) -> Any:
-    if answer.kind == "text":  # padding stays
-        return remove_markers(answer.raw_text, ("<s>", "</s>"))[0]
-    regions = find_regions(answer.kind, answer.raw_text)
-    rows = [[bins_to_pixels(bins, answer.image_size) for bins in region.bins] for region in regions]
-    # Labels of boxes lose what is not ASCII, after stripping; those of quads and polygons keep it, and quads are not
-    # even stripped of "</s>".
-    ascii_labels = [region.label.encode("ascii", errors="ignore").decode("ascii") for region in regions]
-    labels = [region.label for region in regions]
-    if answer.kind == "quads":
-        return {"quad_boxes": [row[0] for row in rows], "labels": labels}
-    if answer.kind == "polygons":
-        return {"polygons": rows, "labels": labels}
-    if answer.kind == "boxes_or_polygons":
-        polygons = "<poly>" in answer.raw_text
-        return {
-            "bboxes": [] if polygons else [row[0] for row in rows],
-            "bboxes_labels": [] if polygons else ascii_labels,
-            "polygons": rows if polygons else [],
-            "polygons_labels": labels if polygons else [],
-        }
-    result = {"bboxes": [row[0] for row in rows], "labels": ascii_labels}
-    if answer.kind == "boxes" and answer.token_logprobs and regions:
-        result["scores"] = _reference_scores(answer)
-    return result
-
-
-def _reference_scores(answer: Answer) -> list[float]:
-    """The scores of the reference, which looks for a box's tokens in the wrong place when there is text between
-    phrases: it takes the lengths of the phrases before, not their positions, after an initial `<s>`."""
-    pieces = answer.token_texts[1:]
-    text = "".join(pieces)
-    first = len("<s>") if text.startswith("<s>") else 0
-    ends = list(itertools.accumulate(len(piece) for piece in pieces))
-    scores = []
-    for region in find_regions(answer.kind, text):
-        start, stop = (first + region.phrase + i for i in region.inside)
-        tokens = [i for i, end in enumerate(ends) if end > start and end - len(pieces[i]) < stop]
-        scores.append(math.exp(sum(answer.token_logprobs[i] for i in tokens) / len(tokens)))
-    return scores

@@ -1,4 +1,4 @@
-"""The result of a chain of tasks: a caption, its phrases found in the picture, and the outline of each."""
+"""The result of a chain of tasks: a caption, the boxes of its phrases, and the outline of each box's object."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,21 +12,43 @@ from florence2.inputs.image import ImageInput
 
 @dataclass(frozen=True)
 class Cascade:
-    """A caption, its phrases found in the picture, and the outline of each."""
+    """A caption, the boxes of its phrases, and the outline of each box's object.
+
+    Attributes:
+        caption: The answer to a caption task.
+        grounding: The answer to `<CAPTION_TO_PHRASE_GROUNDING>` with that caption.
+        segments: One answer to `<REGION_TO_SEGMENTATION>` for each box of `grounding`, in its order. Their polygons
+            are labelled with the box's phrase.
+    """
 
     caption: Answer
     grounding: Answer
     segments: tuple[Answer, ...]
-    """One for each box of `grounding`, in its order; the polygons bear the box's phrase."""
 
     @classmethod
     def join(cls, caption: Answer, grounding: Answer, outlines: Sequence[Answer]) -> "Cascade":
-        """Put the answers together: the `outlines`, one for each box of `grounding`, under the phrase of its box."""
-        named = zip(outlines, grounding.boxes, strict=True)
-        return cls(caption, grounding, tuple(_labelled(outline, box.label) for outline, box in named))
+        """Join the answers, and label each outline with the phrase of its box.
+
+        Args:
+            caption: The answer to a caption task.
+            grounding: The answer with the caption's phrases.
+            outlines: One answer for each box of `grounding`, in its order.
+
+        Returns:
+            The cascade.
+        """
+        pairs = zip(outlines, grounding.boxes, strict=True)
+        return cls(caption, grounding, tuple(_labelled(outline, box.label) for outline, box in pairs))
 
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
-        """Plain JSON values: one answer, one answer, a list of answers."""
+        """Return plain JSON values.
+
+        Args:
+            tokens: Include ids, log-probabilities and token texts.
+
+        Returns:
+            A dict with "caption" and "grounding", an answer each, and "segments", a list of answers.
+        """
         return {
             "caption": self.caption.to_dict(tokens),
             "grounding": self.grounding.to_dict(tokens),
@@ -34,7 +56,17 @@ class Cascade:
         }
 
     def draw(self, image: ImageInput) -> Image.Image:
-        """The picture with every phrase's boxes and filled outlines."""
+        """Draw all boxes and filled outlines with their phrases.
+
+        Args:
+            image: The image that the cascade describes, in any form that `open_image` reads.
+
+        Returns:
+            A new RGB image of the same size.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
         outlines = tuple(polygon for segment in self.segments for polygon in segment.polygons)
         return replace(self.grounding, polygons=outlines).draw(image)
 

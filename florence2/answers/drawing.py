@@ -1,4 +1,4 @@
-"""Labelled shapes drawn on a picture, with Pillow alone."""
+"""Draw labelled shapes on an image with Pillow."""
 
 import colorsys
 import contextlib
@@ -13,12 +13,12 @@ Points = Sequence[tuple[float, float]]
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_GOLDEN = 0.618033988749895  # steps of the golden ratio around the colour wheel keep neighbours far apart
+_GOLDEN = 0.618033988749895  # steps of the golden ratio around the colour wheel keep successive hues far apart
 _FILL_ALPHA = 96  # of 255
 _SATURATION, _VALUE = 0.85, 0.95
-_LINES_PER_SIDE, _LETTERS_PER_SIDE = 250, 40  # of the shorter side: one line's thickness, one letter's height
-_BRIGHT = 140  # of 255: above it black letters read better than white ones
-# Looked for in the system's font folders, those with most scripts first.
+_LINES_PER_SIDE, _LETTERS_PER_SIDE = 250, 40  # line widths and letter heights in the image's shorter side
+_BRIGHT = 140  # of 255: on brighter colours black letters are easier to read than white ones
+# Searched in the system's font folders. Fonts with more scripts come first.
 _FONTS = (
     "NotoSansCJK-Regular.ttc",
     "NotoSansCJKsc-Regular.otf",
@@ -35,9 +35,9 @@ _FONTS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A closed outline in pixels. Equal labels get equal colours; `filled` shapes are tinted inside.
+    """A closed outline in pixels.
 
-    `titled` says whether the label is also written.
+    Equal labels have equal colours. The inside of a `filled` shape is tinted; the label of a `titled` one is written.
     """
 
     points: Points
@@ -47,11 +47,11 @@ class Shape:
 
 
 def draw_shapes(image: Image.Image, shapes: Sequence[Shape]) -> Image.Image:
-    """A copy of `image` in RGB with every shape's outline, then every label on top.
+    """Return an RGB copy of `image` with all outlines, and all labels on top of them.
 
-    Line width and letters grow with the picture. A label stands above its shape's top left corner, moved down where
-    another label is in the way, and never leaves the picture. Letters that no font here has are written without
-    their accents, or as "?".
+    Line width and letter size are proportional to the image. A label is above its shape's top left corner, lower where
+    another label is in the way, and always inside the image. A letter that no installed font has is written without
+    its accent, or as "?".
     """
     canvas = image.convert("RGB").copy()
     thickness = max(1, round(min(canvas.size) / _LINES_PER_SIDE))
@@ -69,7 +69,7 @@ def draw_shapes(image: Image.Image, shapes: Sequence[Shape]) -> Image.Image:
 
 
 def _colours(labels: Sequence[str]) -> dict[str, Colour]:
-    """One colour per distinct label, in the order of first appearance."""
+    """Return one colour for each distinct label, in the order of first appearance."""
     colours: dict[str, Colour] = {}
     for label in labels:
         hue = (len(colours) * _GOLDEN) % 1.0
@@ -89,16 +89,16 @@ def _draw_outline(canvas: Image.Image, shape: Shape, colour: Colour, thickness: 
 
 @functools.lru_cache(maxsize=8)
 def _fonts(size: int) -> tuple[Font, ...]:
-    """The fonts that exist here, Pillow's own (Latin letters without accents) last."""
-    found: list[Font] = []
+    """Return the installed fonts, and Pillow's own last, which has only Latin letters without accents."""
+    installed: list[Font] = []
     for name in _FONTS:
         with contextlib.suppress(OSError):
-            found.append(ImageFont.truetype(name, size))
-    return (*found, ImageFont.load_default(size))
+            installed.append(ImageFont.truetype(name, size))
+    return (*installed, ImageFont.load_default(size))
 
 
 def _choose_font(text: str, fonts: Sequence[Font]) -> tuple[str, Font]:
-    """The first font that has every letter, or the last with what it can write of the text."""
+    """Return the first font that has all letters, or the last font and the text with its missing letters replaced."""
     for font in fonts:
         if all(_has(font, letter) for letter in set(text)):
             return text, font
@@ -112,7 +112,7 @@ def _written(letter: str, font: Font) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _has(font: Font, letter: str) -> bool:
-    """Whether the font draws `letter` as something else than the box that stands for a letter it lacks."""
+    """Tell whether the font has the letter, by comparing it with the glyph for a missing one."""
     return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe"))
 
 

@@ -13,7 +13,7 @@ from florence2.answers.answer import Answer
 from florence2.answers.cascade import Cascade
 from florence2.errors import Florence2Error, ImageError
 from florence2.generation.options import GenerationOptions
-from florence2.inputs.image import picture_suffixes
+from florence2.inputs.image import image_suffixes
 from florence2.inputs.processor import TaskText
 from florence2.inputs.tasks import find_task
 from florence2.pipeline import Detail, EncodedImage, Florence2, PreparedImage, Request
@@ -102,7 +102,7 @@ def find_pictures(arguments: Sequence[str]) -> list[Source]:
         if argument == "-":
             sources.append(Source("-", _read_stdin(), "stdin"))
         elif path.is_dir():
-            suffixes = picture_suffixes()
+            suffixes = image_suffixes()
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
             if not inside:
                 raise ImageError(f"The folder {argument} holds no picture: no file ending in {_some(suffixes)}.")

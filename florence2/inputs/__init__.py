@@ -1,4 +1,4 @@
-"""From what a user has to what the model reads: an image becomes pixel values, a task and its text become ids.
+"""Turn images into pixel values, and tasks with their text into ids.
 
 Everything here works on NumPy arrays and Python lists and never imports torch. Begin with `tasks`, then `image`.
 """

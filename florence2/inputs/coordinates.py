@@ -1,8 +1,8 @@
-"""Pixels <-> location bins: the one quantiser for prompts, answers and training targets.
+"""Convert pixels to location bins and back, for prompts, answers and training targets.
 
-A coordinate is written as one of 1,000 bins of the picture's width (x) or height (y). Going in, a pixel coordinate
-is floored to its bin; coming out, a bin stands for its centre. Both are computed in float32, as in the reference,
-so that equal input gives equal bits.
+The model writes a coordinate as one of 1,000 bins of the image's width (x) or height (y). A pixel coordinate is floored
+to its bin; a bin is converted back to its centre. Both are computed in float32, as in the reference, so that results
+are equal bit for bit.
 """
 
 import re
@@ -18,11 +18,17 @@ LOCATION = re.compile(r"<loc_(\d+)>")
 
 
 def pixels_to_bins(coordinates: Any, image_size: tuple[int, int]) -> list[Any]:
-    """Pixel coordinates -> location bins, integers 0..999.
+    """Convert pixel coordinates to location bins.
 
-    `coordinates`: numbers x, y, x, y, ... of one box, quad or polygon, or any nesting of such rows; the last axis
-    must be even. `image_size`: (width, height) in pixels. Coordinates outside the picture go to its border bin.
-    Returns (nested) lists of the same shape. Raises PromptError for odd rows, non-finite values, empty pictures.
+    Args:
+        coordinates: Numbers x, y, x, y, ... of one box, quad or polygon, or nested rows of them of shape (..., 2n).
+        image_size: (width, height) of the image in pixels.
+
+    Returns:
+        Lists of the same shape with integers 0..999. A coordinate outside the image gets the bin at its border.
+
+    Raises:
+        PromptError: A row has an odd length, a value is not finite, or the image is empty.
     """
     values = _rows(coordinates)
     bins = np.floor(values / _bin_sizes(values, image_size))
@@ -31,9 +37,19 @@ def pixels_to_bins(coordinates: Any, image_size: tuple[int, int]) -> list[Any]:
 
 
 def bins_to_pixels(bins: Any, image_size: tuple[int, int]) -> list[Any]:
-    """Location bins -> pixel coordinates of the bin centres, floats; the inverse of `pixels_to_bins` up to half a bin.
+    """Convert location bins to the pixel coordinates of their centres.
 
-    Shapes and errors as there.
+    This inverts `pixels_to_bins` up to half a bin.
+
+    Args:
+        bins: Numbers 0..999 in the order x, y, x, y, ..., or nested rows of them of shape (..., 2n).
+        image_size: (width, height) of the image in pixels.
+
+    Returns:
+        Lists of the same shape with floats.
+
+    Raises:
+        PromptError: A row has an odd length, a value is not finite, or the image is empty.
     """
     values = _rows(bins)
     result: list[Any] = ((values + np.float32(0.5)) * _bin_sizes(values, image_size)).tolist()
@@ -41,9 +57,17 @@ def bins_to_pixels(bins: Any, image_size: tuple[int, int]) -> list[Any]:
 
 
 def box_to_tokens(box: Any, image_size: tuple[int, int]) -> str:
-    """A box (x1, y1, x2, y2) in pixels -> its region prompt, "<loc_52><loc_332><loc_932><loc_774>".
+    """Convert a box to the location tokens that region tasks take.
 
-    Raises PromptError when the box is not four numbers, has its corners swapped, or lies outside the picture.
+    Args:
+        box: x1, y1, x2, y2 in pixels: left, top, right, bottom. Parts outside the image are cut off.
+        image_size: (width, height) of the image in pixels.
+
+    Returns:
+        Four location tokens, such as "<loc_52><loc_332><loc_932><loc_774>".
+
+    Raises:
+        PromptError: The box is not four numbers, its corners are swapped, or it is completely outside the image.
     """
     width, height = image_size
     try:
@@ -57,12 +81,12 @@ def box_to_tokens(box: Any, image_size: tuple[int, int]) -> str:
             f"Box {(x1, y1, x2, y2)} must have x1 <= x2 and y1 <= y2: left, top, right, bottom in pixels."
         )
     if x2 < 0 or y2 < 0 or x1 >= width or y1 >= height:
-        raise PromptError(f"Box {(x1, y1, x2, y2)} lies outside the picture of {width} x {height} pixels.")
+        raise PromptError(f"Box {(x1, y1, x2, y2)} is outside the image of {width} x {height} pixels.")
     return bins_to_tokens(pixels_to_bins((x1, y1, x2, y2), image_size))
 
 
 def bins_to_tokens(bins: Iterable[int]) -> str:
-    """Location bins -> the tokens that name them, "<loc_52><loc_332>..."."""
+    """Return the location tokens of the bins, such as "<loc_52><loc_332>"."""
     return "".join(f"<loc_{bin}>" for bin in bins)
 
 
@@ -72,7 +96,7 @@ def _rows(values: Any) -> np.ndarray:
     except (TypeError, ValueError):
         raise PromptError(f"Coordinates must be rows of numbers of equal length, not {values!r}.") from None
     if rows.ndim == 0 or rows.shape[-1] % 2:
-        raise PromptError(f"Coordinates come in pairs x, y; got the shape {rows.shape}.")
+        raise PromptError(f"Coordinates must be pairs x, y, but the shape is {rows.shape}.")
     if not np.isfinite(rows).all():
         raise PromptError(f"Coordinates must be finite numbers, not {values!r}.")
     return rows
@@ -81,6 +105,6 @@ def _rows(values: Any) -> np.ndarray:
 def _bin_sizes(rows: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     width, height = image_size
     if width < 1 or height < 1:
-        raise PromptError(f"A picture must be at least 1 x 1 pixels, not {width} x {height}.")
-    # divided in double, rounded once: what a float32 tensor sees of a Python number
+        raise PromptError(f"An image must be at least 1 x 1 pixels, not {width} x {height}.")
+    # The reference divides Python floats and stores them in a float32 tensor: one rounding, at the end.
     return np.resize(np.array([width / NUM_BINS, height / NUM_BINS]), rows.shape[-1]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer and image settings at work: images become arrays, prompts become ids."""
+"""Turn images into arrays and prompts into ids, with one checkpoint's tokenizer and image settings."""
 
 from collections.abc import Iterable, Sequence
 from numbers import Real
@@ -17,46 +17,87 @@ TaskText: TypeAlias = "str | Sequence[str] | Sequence[float] | None"
 
 
 class InputProcessor:
-    """Tokenizer and image settings of one checkpoint. Immutable; threads may share it."""
+    """Tokenizer and image settings of one checkpoint. Immutable; threads may share it.
+
+    Attributes:
+        tokenizer: The checkpoint's tokenizer.
+        image_config: Size, mean and standard deviation of the model's images.
+    """
 
     def __init__(self, tokenizer: FlorenceTokenizer, image_config: ImageConfig):
         self.tokenizer, self.image_config = tokenizer, image_config
 
     def image_array(self, source: ImageInput) -> np.ndarray:
-        """Return the float32 `pixel_values` (1, 3, H, W) of an image of any kind (see `open_image`)."""
+        """Read an image and compute the model's input.
+
+        Args:
+            source: An image in any form that `open_image` reads.
+
+        Returns:
+            float32 `pixel_values` of shape (1, 3, H, W), with the checkpoint's H and W.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
         return image_to_array(open_image(source), self.image_config)
 
     def prompt(self, task: str, text: TaskText = None, image_size: tuple[int, int] | None = None) -> list[int]:
-        """A task token, alias or free prompt, and its input -> ids.
+        """Convert a task and its input to prompt ids.
 
-        The input may also follow the token in one string. A box in pixels needs `image_size`, (width, height).
-        Raises PromptError as `split_prompt` and `box_to_tokens` do; what only `check_prompt` refuses goes through, as
-        in the reference.
+        Args:
+            task: A task token, an alias, or a free prompt. The input may follow the token in the same string.
+            text: The task's input: text, a list of classes, or a box (x1, y1, x2, y2) in pixels.
+            image_size: (width, height) of the image in pixels; needed for a box.
+
+        Returns:
+            The ids, with `<s>` first and `</s>` last.
+
+        Raises:
+            PromptError: The task is unknown, or its input is missing, superfluous or malformed. As in the reference,
+                prompts that only `check_prompt` refuses are accepted.
         """
         return self.encode(build_sentence(*split_prompt(task, input_to_text(text, image_size))))
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids with `<s>` and `</s>` around it, unchanged by any task."""
+        """Convert text to ids, without looking for a task in it.
+
+        Args:
+            text: Any text. Added tokens in it, such as `<loc_5>`, become their own ids.
+
+        Returns:
+            The ids, with `<s>` first and `</s>` last.
+
+        Raises:
+            PromptError: The text contains surrogates, so it is not valid Unicode.
+        """
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
-        """Ids -> text; `skip_special` leaves out every special and location token."""
+        """Convert ids to text.
+
+        Args:
+            ids: Token ids.
+            skip_special: Leave out special tokens and location tokens.
+
+        Returns:
+            The text; bytes that are not valid UTF-8 become U+FFFD.
+        """
         return self.tokenizer.decode(ids, skip_special)
 
 
-def input_to_text(given: TaskText, image_size: tuple[int, int] | None = None) -> str | None:
-    """A task's input as the text that follows its token: a box becomes location tokens, classes are joined."""
-    if given is None or isinstance(given, str):
-        return given
-    items: list[Any] = list(given) if isinstance(given, Iterable) else []
+def input_to_text(task_text: TaskText, image_size: tuple[int, int] | None = None) -> str | None:
+    """Return a task's input as text: classes are joined by "<and>", a box becomes location tokens."""
+    if task_text is None or isinstance(task_text, str):
+        return task_text
+    items: list[Any] = list(task_text) if isinstance(task_text, Iterable) else []
     if items and all(isinstance(item, str) for item in items):
         if not all(item.strip() for item in items):
-            raise PromptError(f"A class is empty in {items!r}; leave it out.")
+            raise PromptError(f"A class is empty in the list {items!r}; leave it out.")
         return "<and>".join(items)
     if len(items) == 4 and all(isinstance(item, Real) for item in items):
         if image_size is None:
-            raise PromptError(f"The box {tuple(items)} is in pixels, so the size of its picture is needed too.")
+            raise PromptError(f"The box {tuple(items)} is in pixels; give image_size=(width, height) too.")
         return box_to_tokens(items, image_size)
     raise PromptError(
-        f"A task's input must be a text, a list of classes, or one box (x1, y1, x2, y2) in pixels, not {given!r}."
+        f"A task's input must be text, a list of classes, or one box (x1, y1, x2, y2) in pixels, not {task_text!r}."
     )

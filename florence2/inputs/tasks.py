@@ -1,6 +1,7 @@
-"""The tasks Florence-2 was trained on: the token a user writes, the sentence the model reads, the answer it gives.
+"""The tasks that Florence-2 was trained on, and how a task and its input become a prompt.
 
-The sentences are part of the trained model: another wording is another prompt.
+A user writes a task's token; the model reads its sentence. The model was trained on these sentences, so their wording
+must not change.
 """
 
 import re
@@ -20,8 +21,13 @@ AnswerKind = Literal["text", "boxes", "proposals", "phrases", "quads", "polygons
 class Task:
     """One task.
 
-    `sentence` holds "{input}" where the text that follows the token goes. `takes` says what that text is: nothing,
-    free text, or a region (four location tokens). `answer` names how the generated text is read (see `parsing.py`).
+    Attributes:
+        token: The name in capitals and angle brackets, such as "<OD>".
+        sentence: The prompt for the model, with "{input}" at the place of the user's input.
+        answer: How the generated text is read: as "text", "boxes" with labels, "proposals" (boxes without labels),
+            "phrases" (boxes, without phrases such as "it" or "the image"), "quads", "polygons" or
+            "boxes_or_polygons".
+        takes: The input: "nothing", "text" or "region" (four location tokens).
     """
 
     token: str
@@ -31,7 +37,7 @@ class Task:
 
     @property
     def alias(self) -> str:
-        """The token as one types it on a command line: `<OCR_WITH_REGION>` is `ocr_with_region`."""
+        """The token without brackets in lower case, for command lines: `ocr_with_region`."""
         return self.token.strip("<>").lower()
 
 
@@ -39,7 +45,7 @@ def _region(token: str, sentence: str, answer: AnswerKind = "text") -> Task:
     return Task(token, sentence, answer, "region")
 
 
-# In the reference's order, which decides when a prompt holds two task tokens.
+# If a prompt contains two task tokens, the first in this order counts, which is the reference's.
 _TASKS: dict[str, Task] = {
     task.token: task
     for task in (
@@ -61,31 +67,39 @@ _TASKS: dict[str, Task] = {
     )
 }
 TASKS: Mapping[str, Task] = MappingProxyType(_TASKS)
-"""Every known task by its token: the fifteen published ones, then those of `register_task`."""
+"""All known tasks by token: the fifteen published ones, then those added by `register_task`."""
 
 _TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
 _REGION = re.compile(r"\s*<loc_(\d+)><loc_(\d+)><loc_(\d+)><loc_(\d+)>\s*")
 
 
 def register_task(token: str, sentence: str, answer: AnswerKind = "text", takes: TaskInput | None = None) -> Task:
-    """Add a task that a fine-tune was trained on, for this process; return it.
+    """Add a task of a fine-tuned model for the rest of the process.
 
-    `token` looks like "<COUNT>". `sentence` is what the model reads, with "{input}" where the user's text goes;
-    `takes` follows from that ("text" or "nothing") and need be given only for "region".
-    Raises PromptError when the token is taken by another task, or the parts do not fit each other.
+    Args:
+        token: A name in capitals and angle brackets, such as "<COUNT>".
+        sentence: The prompt for the model, with "{input}" at the place of the user's input.
+        answer: How the generated text is read; see `Task`.
+        takes: The input. The default is "text" when the sentence contains "{input}", otherwise "nothing".
+
+    Returns:
+        The task. Registering an equal task again returns it unchanged.
+
+    Raises:
+        PromptError: The token is malformed or belongs to another task, `answer` or `takes` is unknown, or the
+            sentence and `takes` contradict each other.
     """
     takes = takes or ("text" if "{input}" in sentence else "nothing")
     if not _TOKEN.fullmatch(token):
-        raise PromptError(f"The task token {token!r} must be capitals in angle brackets, such as '<COUNT>'.")
+        raise PromptError(f"A task token must be capitals in angle brackets, such as '<COUNT>', not {token!r}.")
     if answer not in get_args(AnswerKind) or takes not in get_args(TaskInput):
         raise PromptError(
             f"Task {token}: answer must be one of {', '.join(get_args(AnswerKind))} and takes one of "
             f"{', '.join(get_args(TaskInput))}, not {answer!r} and {takes!r}."
         )
     if (takes != "nothing") != ("{input}" in sentence):
-        raise PromptError(
-            f"Task {token} takes {takes}, so its sentence must {_should(takes)} '{{input}}': {sentence!r}."
-        )
+        verb = "not contain" if takes == "nothing" else "contain"
+        raise PromptError(f"Task {token} takes {takes}, so its sentence must {verb} '{{input}}': {sentence!r}.")
     task = Task(token, sentence, answer, takes)
     if _TASKS.get(token, task) != task:
         raise PromptError(
@@ -96,7 +110,7 @@ def register_task(token: str, sentence: str, answer: AnswerKind = "text", takes:
 
 
 def find_task(prompt: str) -> Task | None:
-    """The task whose token stands in `prompt`, or whose alias `prompt` is; None for a prompt without one."""
+    """Return the task whose token is in `prompt` or whose alias equals it, or None."""
     for task in _TASKS.values():
         if task.token in prompt or task.alias == prompt:
             return task
@@ -104,10 +118,17 @@ def find_task(prompt: str) -> Task | None:
 
 
 def split_prompt(prompt: str, text: str | None = None) -> tuple[Task | None, str]:
-    """A prompt as users write it -> (task, its input), or (None, the prompt itself).
+    """Split a prompt into its task and the task's input.
 
-    The input may follow the token in one string, as in the reference, or be given as `text`.
-    Raises PromptError for an unknown task token standing alone, for a missing input and for a superfluous one.
+    Args:
+        prompt: A task token, an alias or a free prompt. The input may follow a token in the same string.
+        text: The input, where it does not follow the token.
+
+    Returns:
+        (task, input), or (None, prompt) for a free prompt.
+
+    Raises:
+        PromptError: The prompt is only an unknown task token, or the input is missing, superfluous or given twice.
     """
     task = find_task(prompt)
     if task is None:
@@ -115,59 +136,61 @@ def split_prompt(prompt: str, text: str | None = None) -> tuple[Task | None, str
             raise unknown_task(prompt)
         if text:
             raise PromptError(
-                f"A prompt without a task token takes no separate input, but got {text!r}; write one text."
+                f"A prompt without a task token takes no separate input, but got {text!r}; put it into the prompt."
             )
         return None, prompt
     rest = "" if task.alias == prompt else prompt.replace(task.token, "")
     if text is not None and rest:
-        raise PromptError(f"Task {task.token} got its input twice: {rest!r} in the prompt and {text!r} beside it.")
-    given = text if text is not None else rest
-    if task.takes == "nothing" and given:
-        raise PromptError(f"Task {task.token} takes no input, but got {given!r}; leave it out.")
-    if task.takes != "nothing" and not given.strip():
-        wanted = "a region: a box in pixels, or four location tokens" if task.takes == "region" else "a text"
-        raise PromptError(f"Task {task.token} needs {wanted}.")
-    return task, given
+        raise PromptError(f"Task {task.token} got its input twice: {rest!r} in the prompt and {text!r} as text.")
+    task_input = text if text is not None else rest
+    if task.takes == "nothing" and task_input:
+        raise PromptError(f"Task {task.token} takes no input, but got {task_input!r}; leave it out.")
+    if task.takes != "nothing" and not task_input.strip():
+        needed = "a region: a box in pixels, or four location tokens" if task.takes == "region" else "a text"
+        raise PromptError(f"Task {task.token} needs {needed}.")
+    return task, task_input
 
 
-def build_sentence(task: Task | None, given: str) -> str:
-    """What the model reads for a task and its input, or the free prompt itself."""
-    return given if task is None else task.sentence.replace("{input}", given)
+def build_sentence(task: Task | None, task_input: str) -> str:
+    """Return the prompt for the model. Without a task it is the input itself."""
+    return task_input if task is None else task.sentence.replace("{input}", task_input)
 
 
 def check_prompt(prompt: str, text: str | None = None) -> None:
-    """Refuse what the reference would pass on to the model, but no model was trained to read.
+    """Refuse prompts that no model was trained to read, although the reference accepts them.
 
-    Raises PromptError for an empty prompt, one that starts with an unknown task token ("<VQA>how many?"), a region
-    task whose input is not one region; otherwise as `split_prompt`.
+    Args:
+        prompt: As for `split_prompt`.
+        text: As for `split_prompt`.
+
+    Raises:
+        PromptError: The prompt is empty or begins with an unknown task token ("<VQA>how many?"), the input of a region
+            task is not one region, or `split_prompt` refuses it.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise PromptError(f"A task must be a token, an alias or a prompt, not {prompt!r}.")
-    task, given = split_prompt(prompt, text)
+    task, task_input = split_prompt(prompt, text)
     if task is None and (unknown := _TOKEN.match(prompt)):
         raise unknown_task(unknown.group())
-    if task is not None and task.takes == "region" and not _is_region(given):
+    if task is not None and task.takes == "region" and not _is_region(task_input):
         raise PromptError(
             f"Task {task.token} needs a region, a box in pixels or four location tokens (left, top, right, bottom, 0 "
-            f"to {NUM_BINS - 1}) such as <loc_52><loc_332><loc_932><loc_774>, but got {given!r}."
+            f"to {NUM_BINS - 1}) such as <loc_52><loc_332><loc_932><loc_774>, but got {task_input!r}."
         )
 
 
-def _is_region(given: str) -> bool:
-    found = _REGION.fullmatch(given)
-    if found is None:
+def _is_region(task_input: str) -> bool:
+    match = _REGION.fullmatch(task_input)
+    if match is None:
         return False
-    x1, y1, x2, y2 = (int(bin) for bin in found.groups())
+    x1, y1, x2, y2 = (int(bin) for bin in match.groups())
     return x1 <= x2 < NUM_BINS and y1 <= y2 < NUM_BINS
 
 
 def unknown_task(token: str) -> PromptError:
-    """The error for a token that names no task."""
+    """Return the error for an unknown task token."""
     return PromptError(
-        f"{token} is no task of this model. Known tasks: {', '.join(_TASKS)}. "
-        "A fine-tune's own is added with florence2.register_task; the published weights answer no free questions."
+        f"Unknown task {token}. Known tasks: {', '.join(_TASKS)}. "
+        "Add the tasks of a fine-tuned model with florence2.register_task. The published models do not answer free "
+        "questions."
     )
-
-
-def _should(takes: TaskInput) -> str:
-    return "not contain" if takes == "nothing" else "contain"

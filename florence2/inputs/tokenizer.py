@@ -1,7 +1,7 @@
-"""Text <-> ids: BART's byte-level BPE from `tokenizer.json`, plus the 1,024 tokens that Florence-2 adds.
+"""Convert text to ids and back: BART's byte-level BPE, plus the 1,024 tokens that Florence-2 adds.
 
-The merging itself is the `tokenizers` library's. What is Florence-2's own is the list of added tokens and its
-order, which decides their ids: with BART's 50,265 tokens below them, `<loc_0>` is 50269 and `<loc_999>` 51268.
+The `tokenizers` library does the merging. The order of the added tokens decides their ids: they follow BART's 50,265
+tokens, so `<loc_0>` is 50269 and `<loc_999>` is 51268.
 """
 
 import json
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from florence2.errors import CheckpointError, PromptError
 from florence2.inputs.coordinates import NUM_BINS
 
-# The misspelt region_to_desciption is the published vocabulary's.
+# The published vocabulary misspells region_to_desciption.
 ADDED_TOKENS: tuple[str, ...] = (
     "<od>",
     "</od>",
@@ -26,15 +26,22 @@ ADDED_TOKENS: tuple[str, ...] = (
     "<and>",
 )
 IMAGE_TOKEN = "<image>"
-"""The native layout's placeholder for image tokens, the one token more that its tokenizers have."""
+"""The placeholder for image tokens. Only tokenizers of the native layout have it."""
 MAX_FILE_BYTES = 256 << 20
 
 
 class FlorenceTokenizer:
-    """A checkpoint's tokenizer. Immutable after construction; may be shared between threads."""
+    """A checkpoint's tokenizer. Immutable; threads may share it."""
 
     def __init__(self, file: Path):
-        """Read `tokenizer.json`. Raises CheckpointError when it is absent, too large, or not a tokenizer."""
+        """Read a tokenizer.
+
+        Args:
+            file: The path of a `tokenizer.json`.
+
+        Raises:
+            CheckpointError: The file is missing, larger than 256 MiB, or not a tokenizer.
+        """
         try:
             if file.stat().st_size > MAX_FILE_BYTES:
                 raise CheckpointError(f"{file} is larger than {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer.")
@@ -53,43 +60,83 @@ class FlorenceTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens, the added ones included: every id is below it in a checkpoint as published."""
+        """The number of tokens including the added ones; the largest id is one less."""
         return max(self._backend.get_vocab().values()) + 1
 
     def token_id(self, token: str) -> int | None:
-        """The id of one token by its exact name, such as "<loc_0>"; None when there is no such token."""
-        found: int | None = self._backend.token_to_id(token)
-        return found
+        """Return the id of a token.
+
+        Args:
+            token: The token's exact name in the vocabulary, such as "<loc_0>".
+
+        Returns:
+            The id, or None if the vocabulary does not have the token.
+        """
+        id: int | None = self._backend.token_to_id(token)
+        return id
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids with `<s>` before and `</s>` behind. Added tokens in the text become their own ids.
+        """Convert text to ids.
 
-        Raises PromptError for text with surrogates, which is what Python makes of bytes that are no Unicode.
+        Args:
+            text: Any text. Added tokens in it, such as `<loc_5>`, become their own ids.
+
+        Returns:
+            The ids, with `<s>` first and `</s>` last.
+
+        Raises:
+            PromptError: The text contains surrogates. Python makes them from file names and arguments that are not
+                valid Unicode.
         """
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise PromptError(f"The text {ascii(text)[:80]} holds bytes that are no Unicode; write it as UTF-8.")
+            raise PromptError(f"The text {ascii(text)[:80]} is not valid Unicode; write it as UTF-8.")
         return list(self._backend.encode(text).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
-        """Ids -> text; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves out `<s>`, `<loc_5>` and such."""
+        """Convert ids to text.
+
+        Args:
+            ids: Token ids.
+            skip_special: Leave out special tokens and all added ones: `<s>`, `<loc_5>` and so on.
+
+        Returns:
+            The text; bytes that are not valid UTF-8 become U+FFFD.
+        """
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each id on its own.
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Convert each id to text on its own.
 
-        Where one character is spread over several tokens, each of them gives U+FFFD, as in the reference.
+        Args:
+            ids: Token ids.
+
+        Returns:
+            One text for each id. A token that is only a part of a character becomes U+FFFD, as in the reference.
         """
         return [self.decode([token]) for token in ids]
 
-    def name(self, id: int) -> str:
-        """What the vocabulary calls a token, which shows the parts of a character too; "[id]" for an id beyond it."""
-        found: str | None = self._backend.id_to_token(id)
-        return f"[{id}]" if found is None else found
+    def id_to_token(self, id: int) -> str:
+        """Return a token's name in the vocabulary, which also distinguishes parts of a character.
+
+        Args:
+            id: A token id.
+
+        Returns:
+            The name, such as "Ġcar" for " car"; "[99999]" for an id outside the vocabulary.
+        """
+        token: str | None = self._backend.id_to_token(id)
+        return f"[{id}]" if token is None else token
 
     def save_native(self, folder: Path, max_length: int) -> None:
-        """Write the tokenizer as transformers' own Florence-2 processor expects it: all tokens in `tokenizer.json`,
-        the image placeholder among them; `max_length` is the number of the model's positions."""
+        """Write `tokenizer.json` and `tokenizer_config.json` for the Florence-2 processor of transformers.
+
+        All added tokens and the image placeholder are in `tokenizer.json`.
+
+        Args:
+            folder: Where to write the files; it must exist.
+            max_length: The number of the model's positions.
+        """
         native = Tokenizer.from_str(self._backend.to_str())
         native.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
         native.save(str(folder / "tokenizer.json"))
@@ -101,7 +148,14 @@ class FlorenceTokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def save_microsoft(self, folder: Path, max_length: int) -> None:
-        """Write the tokenizer without the image placeholder, for which Microsoft's layout has no embedding."""
+        """Write `tokenizer.json` and `tokenizer_config.json` in Microsoft's layout.
+
+        The image placeholder is left out, because the layout's model has no embedding for it.
+
+        Args:
+            folder: Where to write the files; it must exist.
+            max_length: The number of the model's positions.
+        """
         values = json.loads(self._backend.to_str())
         values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != IMAGE_TOKEN]
         (folder / "tokenizer.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")

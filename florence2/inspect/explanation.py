@@ -195,7 +195,7 @@ def explain_run(
 def show_token(tokenizer: FlorenceTokenizer, id: int) -> str:
     """The text of one id; for a part of a character, and for an id without text, what the vocabulary calls it."""
     text = tokenizer.decode([id])
-    return tokenizer.name(id) if not text or "\ufffd" in text else text
+    return tokenizer.id_to_token(id) if not text or "\ufffd" in text else text
 
 
 def _describe(f: Florence2) -> str:

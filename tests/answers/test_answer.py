@@ -113,8 +113,8 @@ def test_every_kind_gets_scores(kind: AnswerKind) -> None:
     count = 8 if kind == "quads" else 4
     pieces = [("<s>", 1.0), ("cat", 0.1)] + [(f"<loc_{i}>", 0.25) for i in range(count)] + [("</s>", 0.5)]
     answer = with_scores(kind, pieces)
-    found: list[Any] = [*answer.boxes, *answer.quads, *answer.polygons]
-    assert [item.score for item in found] == pytest.approx([0.25])
+    shapes: list[Any] = [*answer.boxes, *answer.quads, *answer.polygons]
+    assert [item.score for item in shapes] == pytest.approx([0.25])
     assert "scores" not in answer.to_florence()["<T>"]
 
 
@@ -186,13 +186,13 @@ def test_answers_are_frozen_and_equal_by_value() -> None:
     assert answer == parse("text", "x")
 
 
-def test_drawing_leaves_the_picture_alone() -> None:
-    picture = make_picture(1, *SIZE)
-    before = picture.tobytes()
-    drawn = parse("boxes", f"car{BOX}").draw(picture)
-    assert drawn.size == SIZE and picture.tobytes() == before and drawn.tobytes() != before
-    assert drawn.getpixel((300, 150)) != picture.getpixel((300, 150))  # the right edge of the box
-    assert drawn.getpixel((600, 400)) == picture.getpixel((600, 400))
+def test_drawing_leaves_the_image_alone() -> None:
+    image = make_picture(1, *SIZE)
+    before = image.tobytes()
+    drawn = parse("boxes", f"car{BOX}").draw(image)
+    assert drawn.size == SIZE and image.tobytes() == before and drawn.tobytes() != before
+    assert drawn.getpixel((300, 150)) != image.getpixel((300, 150))  # the right edge of the box
+    assert drawn.getpixel((600, 400)) == image.getpixel((600, 400))
 
 
 def test_the_fifteen_tasks_have_the_recorded_kinds() -> None:

@@ -1,4 +1,4 @@
-"""Caption, its phrases found, each outlined."""
+"""A caption, its phrases grounded, each box outlined."""
 
 from typing import Any
 
@@ -9,27 +9,27 @@ import florence2
 
 
 def test_cascade(small: florence2.Florence2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain by hand: the caption's text is grounded, and every box found is outlined under its phrase."""
-    found = "".join(f"<loc_{bin}>" for bin in (100, 200, 300, 400))
+    """The chain by hand: the caption's text is grounded, and every box is outlined under its phrase."""
+    locations = "".join(f"<loc_{bin}>" for bin in (100, 200, 300, 400))
     size = picture.size
     grounding = small.processor.answer(
-        "<CAPTION_TO_PHRASE_GROUNDING>", f"a car{found}a dog{found}{found}", image_size=size
+        "<CAPTION_TO_PHRASE_GROUNDING>", f"a car{locations}a dog{locations}{locations}", image_size=size
     )
-    outline = small.processor.answer("<REGION_TO_SEGMENTATION>", found + found, image_size=size)
+    outline = small.processor.answer("<REGION_TO_SEGMENTATION>", locations + locations, image_size=size)
     described = small.processor.answer("<CAPTION>", "</s><s>a car and two dogs</s>", image_size=size)
     canned = {answer.task: answer for answer in (described, grounding, outline)}
-    asked: list[tuple[Any, ...]] = []
+    requested: list[tuple[Any, ...]] = []
 
     def run_batch(requests: Any, **_: Any) -> list[florence2.Answer]:
-        asked.extend((request[0], request[2]) for request in requests)
+        requested.extend((request[0], request[2]) for request in requests)
         return [canned[request[0]] for request in requests]
 
     monkeypatch.setattr(small, "run_batch", run_batch)
     cascade = small.cascade(picture)
     assert (
-        asked
+        requested
         == [("<CAPTION>", None), ("<CAPTION_TO_PHRASE_GROUNDING>", "a car and two dogs")]
-        + [("<REGION_TO_SEGMENTATION>", found)] * 3
+        + [("<REGION_TO_SEGMENTATION>", locations)] * 3
     )
     assert [segment.polygons[0].label for segment in cascade.segments] == ["a car", "a dog", "a dog"]
     assert cascade.to_dict()["segments"][2]["polygons"][0]["label"] == "a dog"

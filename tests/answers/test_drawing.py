@@ -1,4 +1,4 @@
-"""Shapes on a picture."""
+"""Shapes on an image."""
 
 import pytest
 from PIL import Image, ImageFont
@@ -61,7 +61,7 @@ def test_coordinates_outside_and_degenerate_shapes(white: Image.Image) -> None:
     assert draw_shapes(white, shapes).size == white.size
 
 
-def test_tiny_and_grey_pictures() -> None:
+def test_tiny_and_grey_images() -> None:
     assert draw_shapes(Image.new("L", (1, 1)), [Shape(SQUARE, "x")]).mode == "RGB"
 
 

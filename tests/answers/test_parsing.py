@@ -11,48 +11,51 @@ BOX = "<loc_100><loc_200><loc_300><loc_400>"
 BINS = (100, 200, 300, 400)
 
 
-def found(kind: AnswerKind, text: str) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
-    """Label and bins of every region."""
+def labels_and_bins(kind: AnswerKind, text: str) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
+    """Return the label and bins of every region."""
     return [(region.label, region.bins) for region in find_regions(kind, text)]
 
 
 def test_boxes_several_to_a_label() -> None:
     """A rest of fewer than four locations is dropped."""
     text = f"</s><s>car{BOX}{BOX}wheel{BOX}<loc_1></s>"
-    assert found("boxes", text) == [("car", (BINS,)), ("car", (BINS,)), ("wheel", (BINS,))]
+    assert labels_and_bins("boxes", text) == [("car", (BINS,)), ("car", (BINS,)), ("wheel", (BINS,))]
     assert {region.shape for region in find_regions("boxes", text)} == {"box"}
 
 
 def test_a_line_break_spoils_a_label_but_not_the_next() -> None:
-    assert found("boxes", f"a\nb{BOX}c{BOX}") == [("c", (BINS,))]
-    assert found("boxes", f"\n c{BOX}") == [("c", (BINS,))]
+    assert labels_and_bins("boxes", f"a\nb{BOX}c{BOX}") == [("c", (BINS,))]
+    assert labels_and_bins("boxes", f"\n c{BOX}") == [("c", (BINS,))]
 
 
 def test_proposals_have_no_labels() -> None:
-    assert found("proposals", f"</s><s>{BOX}<loc_1><loc_2></s>") == [("", (BINS,))]
-    assert found("boxes", f"</s><s>{BOX}</s>") == []
+    assert labels_and_bins("proposals", f"</s><s>{BOX}<loc_1><loc_2></s>") == [("", (BINS,))]
+    assert labels_and_bins("boxes", f"</s><s>{BOX}</s>") == []
 
 
 @pytest.mark.parametrize("word", ["it", "a group", "the image", "each other", "I"])
 def test_pronouns_ground_nothing(word: str) -> None:
-    assert found("phrases", f"{word}{BOX}A car{BOX}") == [("A car", (BINS,))]
-    assert found("boxes", f"{word}{BOX}") == [(word, (BINS,))]
+    assert labels_and_bins("phrases", f"{word}{BOX}A car{BOX}") == [("A car", (BINS,))]
+    assert labels_and_bins("boxes", f"{word}{BOX}") == [(word, (BINS,))]
 
 
 def test_quads_keep_all_but_the_start_in_their_labels() -> None:
     text = "</s><s>STOP" + BOX + BOX + "\n出口" + BOX + BOX
-    assert found("quads", text) == [("</s>STOP", (BINS * 2,)), ("出口", (BINS * 2,))]
+    assert labels_and_bins("quads", text) == [("</s>STOP", (BINS * 2,)), ("出口", (BINS * 2,))]
 
 
 def test_polygons() -> None:
     """Without `<poly>` all outlines are one object's; a coordinate without its partner is dropped."""
-    assert found("polygons", BOX + "<sep>" + BOX + "<loc_9>") == [("", (BINS, BINS))]
-    assert found("polygons", f"<poly>{BOX}</poly><poly>{BOX}<sep>{BOX}</poly>") == [("", (BINS,)), ("", (BINS, BINS))]
-    assert found("polygons", f"<loc_1><sep>{BOX}<sep>") == [("", ((), BINS))]
+    assert labels_and_bins("polygons", BOX + "<sep>" + BOX + "<loc_9>") == [("", (BINS, BINS))]
+    assert labels_and_bins("polygons", f"<poly>{BOX}</poly><poly>{BOX}<sep>{BOX}</poly>") == [
+        ("", (BINS,)),
+        ("", (BINS, BINS)),
+    ]
+    assert labels_and_bins("polygons", f"<loc_1><sep>{BOX}<sep>") == [("", ((), BINS))]
 
 
 def test_an_unclosed_polygon_is_read_as_one() -> None:
-    assert found("polygons", f"<poly>{BOX}") == [("", (BINS,))]
+    assert labels_and_bins("polygons", f"<poly>{BOX}") == [("", (BINS,))]
 
 
 def test_boxes_unless_there_is_a_polygon() -> None:
@@ -72,7 +75,7 @@ def test_positions_are_those_of_the_text_before_markers_were_removed(kind: Answe
 
 
 def test_the_tokens_of_each_region() -> None:
-    """The location tokens alone, counted without the start id; a rest of fewer than four is no box's."""
+    """The location tokens alone, counted without the start id; one to three that remain belong to no box."""
     locations = [f"<loc_{i}>" for i in range(9)]
     texts = ["</s>", "<s>", "car", *locations, "<od>", " wh", "eel", *locations[:4]]
     assert find_region_tokens("boxes", texts) == [(2, 3, 4, 5), (6, 7, 8, 9), (14, 15, 16, 17)]
@@ -96,6 +99,6 @@ def test_labels_without_the_remains_of_tags(label: str, clean: str) -> None:
 
 
 @pytest.mark.parametrize("kind", get_args(AnswerKind))
-def test_long_texts_take_no_long_time(kind: AnswerKind) -> None:
+def test_long_texts_take_linear_time(kind: AnswerKind) -> None:
     """Without care, a search from each of 100,000 letters to the end of the text: minutes."""
     assert find_regions(kind, "word " * 20_000 + "<loc_1>" * 3) == []

@@ -73,7 +73,7 @@ def test_one_bad_picture_costs_its_own_rows(small: florence2.Florence2, album: P
     rows = answer(small, find_pictures([str(album)]), [Question("<OD>"), Question("<CAPTION>")])
     assert len(rows) == 10
     failed = [row for row in rows if row.error]
-    assert [row.source.stem for row in failed] == ["c", "c"] and "is no picture" in (failed[0].error or "")
+    assert [row.source.stem for row in failed] == ["c", "c"] and "is not an image" in (failed[0].error or "")
     alone = small.run("<OD>", album / "d.png", options=small.options(max_new_tokens=6))
     (found,) = [row.answer for row in rows if row.source.stem == "d" and row.question.task == "<OD>"]
     assert isinstance(found, florence2.Answer) and found.token_ids == alone.token_ids
@@ -84,7 +84,7 @@ def test_a_box_outside_one_picture_fails_there_alone(small: florence2.Florence2,
         make_picture(1, width, 50).save(tmp_path / name)
     rows = answer(small, find_pictures([str(tmp_path)]), [Question("<REGION_TO_OCR>", (30, 5, 60, 20))])
     assert [(row.source.stem, row.error is None) for row in rows] == [("slim", False), ("wide", True)]
-    assert "outside the picture of 20 x 50" in (rows[0].error or "")
+    assert "outside the image of 20 x 50" in (rows[0].error or "")
 
 
 def test_a_picture_is_encoded_once_for_all_questions(

@@ -117,8 +117,8 @@ def test_cascade(small_folder: Path, picture_file: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "<VQA>", "x.png"], "is no task of this model"),
-        (["run", "<VQA>how?", "x.png"], "is no task of this model"),
+        (["run", "<VQA>", "x.png"], "Unknown task <VQA>"),
+        (["run", "<VQA>how?", "x.png"], "Unknown task <VQA>"),
         (["run", "<OD>"], "Which picture?"),
         (["run", "<OD>", "<CAPTION>"], "Which picture?"),
         (["run", "<OD>", "x.png", "--text", "cat"], "None of the tasks <OD> takes --text"),

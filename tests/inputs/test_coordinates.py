@@ -47,7 +47,7 @@ def test_wrong_coordinates_get_a_sentence(bad: object) -> None:
         pixels_to_bins(bad, (10, 10))
 
 
-def test_an_empty_picture_is_refused() -> None:
+def test_an_empty_image_is_refused() -> None:
     with pytest.raises(PromptError, match="at least 1 x 1"):
         bins_to_pixels([1, 2], (0, 10))
 
@@ -64,7 +64,7 @@ def test_box_to_tokens() -> None:
         ((1, 2, 3), "four numbers"),
         ("abcd", "four numbers"),
         (None, "four numbers"),
-        ((700, 1, 800, 9), "outside the picture of 640 x 480"),
+        ((700, 1, 800, 9), "outside the image of 640 x 480"),
         ((-9, 1, -1, 9), "outside"),
         ((float("nan"), 1, 2, 3), "x1 <= x2"),
     ],

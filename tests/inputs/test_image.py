@@ -1,8 +1,9 @@
-"""Any picture -> an upright RGB picture -> pixel_values."""
+"""Images in any form: upright, RGB, and as pixel_values."""
 
 import io
 import os
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from florence2.checkpoints.config_files import parse_image_config, read_image_config
 from florence2.errors import ConfigError, ImageError
 from florence2.inputs import image as image_module
-from florence2.inputs.image import image_to_array, open_image, picture_suffixes
+from florence2.inputs.image import image_suffixes, image_to_array, open_image
 from parity.recipe import GOLDEN, make_picture
 
 PUBLISHED = {
@@ -31,35 +32,46 @@ def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_form_of_input_gives_the_same_picture(tmp_path: Path) -> None:
-    picture = make_picture(1, 40, 30)
-    data = saved(picture)
+def zipped(data: bytes) -> zipfile.ZipFile:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("p.png", data)
+    return zipfile.ZipFile(buffer)
+
+
+def test_every_form_of_input_gives_the_same_image(tmp_path: Path) -> None:
+    image = make_picture(1, 40, 30)
+    data = saved(image)
     path = tmp_path / "p.png"
     path.write_bytes(data)
     for source in (
-        picture,
+        image,
         data,
         bytearray(data),
         path,
         str(path),
-        np.asarray(picture),
-        torch.from_numpy(np.array(picture)),
+        np.asarray(image),
+        torch.from_numpy(np.array(image)),
+        np.asarray(image).transpose(2, 0, 1),
+        torch.from_numpy(np.array(image)).permute(2, 0, 1),
+        io.BytesIO(data),
+        zipped(data).open("p.png"),
     ):
-        assert np.array_equal(np.asarray(open_image(source)), np.asarray(picture)), type(source)
+        assert np.array_equal(np.asarray(open_image(source)), np.asarray(image)), type(source)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     grey = make_picture(2, 31, 17, "L")
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     elif mode == "I":
-        picture = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
+        image = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
     elif mode in ("PA", "RGBa"):
-        picture = grey.convert({"PA": "P", "RGBa": "RGBA"}[mode]).convert(mode)
+        image = grey.convert({"PA": "P", "RGBa": "RGBA"}[mode]).convert(mode)
     else:
-        picture = grey.convert(mode)
-    opened = open_image(picture)
+        image = grey.convert(mode)
+    opened = open_image(image)
     assert opened.mode == "RGB" and opened.size == (31, 17)
     if mode not in ("1", "CMYK", "YCbCr", "P", "PA"):
         assert np.abs(np.asarray(opened).astype(int) - np.asarray(grey)[:, :, None]).max() <= 1
@@ -86,7 +98,7 @@ def test_floats_are_refused_because_nobody_knows_their_white() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
-    """The stored picture is turned as a camera of that orientation would; opened it is upright again."""
+    """The stored image is turned as a camera of that orientation stores it; opened it is upright again."""
     upright = make_picture(3, 24, 16)
     undo: dict[int, Any] = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -105,18 +117,18 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_leaves_the_picture_as_stored() -> None:
-    picture = make_picture(3, 24, 16)
-    data = saved(picture, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+def test_broken_exif_leaves_the_image_as_stored() -> None:
+    image = make_picture(3, 24, 16)
+    data = saved(image, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
     assert open_image(data).size == (24, 16)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (3, 7), (7, 3), (5000, 2)])
 def test_extreme_sizes(size: tuple[int, int]) -> None:
-    """The reference takes pictures 1 or 3 pixels high for channels-first; these come out as what they are."""
+    """The reference reads images 1 or 3 pixels high as channels-first; here they keep their shape."""
     config = parse_image_config(PUBLISHED)
-    picture = Image.new("RGB", size, (10, 200, 30))
-    values = image_to_array(open_image(np.asarray(picture)), config)
+    image = Image.new("RGB", size, (10, 200, 30))
+    values = image_to_array(open_image(np.asarray(image)), config)
     expected = (np.array([10, 200, 30]) / 255 - np.array(config.mean)) / np.array(config.std)
     assert values.shape == (1, 3, 768, 768)
     for extreme in (values.max((0, 2, 3)), values.min((0, 2, 3))):
@@ -131,20 +143,72 @@ def test_animations_give_their_first_frame() -> None:
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
 def test_truncated_files_get_a_sentence(format: str) -> None:
     data = saved(make_picture(4, 200, 150), format)
-    with pytest.raises(ImageError, match=r"cannot be read|is no picture"):
+    with pytest.raises(ImageError, match=r"cannot be read|is not an image"):
         open_image(data[: len(data) * 2 // 3])
 
 
-def test_what_is_no_picture_gets_a_sentence(tmp_path: Path) -> None:
+def test_channels_come_first_only_where_the_last_dimension_cannot_be_channels() -> None:
+    """(3, 20, 3) is 3 pixels high, (3, 20, 4) has alpha, (3, 20, 1) is grey; (3, 20, 5) begins with its channels."""
+    values = np.random.default_rng(0).integers(0, 256, (3, 20, 5), np.uint8)
+    for last, size in ((1, (20, 3)), (3, (20, 3)), (4, (20, 3)), (5, (5, 20))):
+        for array in (values[:, :, :last], torch.from_numpy(values[:, :, :last].copy())):
+            assert open_image(array).size == size
+    deep = values.astype(np.uint16) * 257
+    assert np.array_equal(np.asarray(open_image(deep)), values.transpose(1, 2, 0))
+
+
+class Trickle:
+    """A file object that returns one byte at a time, as sockets may."""
+
+    def __init__(self, data: bytes):
+        self.rest = data
+
+    def read(self, size: int) -> bytes:
+        first, self.rest = self.rest[:1], self.rest[1:]
+        return first
+
+
+def test_file_objects_are_read_from_their_position_to_their_end() -> None:
+    data = saved(make_picture(1, 8, 8))
+    assert open_image(Trickle(data)).size == (8, 8)
+    file = io.BytesIO(b"header" + data)
+    file.seek(6)
+    assert open_image(file).size == (8, 8)
+    with pytest.raises(ImageError, match="at its end; seek"):
+        open_image(file)
+
+
+def test_unusable_file_objects_get_a_sentence() -> None:
+    closed = io.BytesIO(b"x")
+    closed.close()
+    for file, words in (
+        (io.StringIO("text"), "binary mode"),
+        (io.BytesIO(b"text"), "The file object's data is not an image"),
+        (closed, "cannot be read: I/O operation on closed file"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            open_image(file)  # type: ignore[arg-type]
+
+
+def test_endless_file_objects_are_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "MAX_STREAM_BYTES", 5 << 20)
+    with Path("/dev/zero").open("rb") as file:
+        with pytest.raises(ImageError, match="more than 5 MiB"):
+            open_image(file)
+        assert file.tell() <= 7 << 20
+
+
+def test_what_is_not_an_image_gets_a_sentence(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     for source, words in (
-        (text, "is no picture in a format that Pillow"),
+        (text, "is not an image in a format that Pillow"),
         (tmp_path / "absent.jpg", "does not exist"),
         (tmp_path, "is a folder"),
-        (b"", "is no picture"),
+        (b"", "is not an image"),
         (5, "must be a path"),
-        (np.zeros((3, 20, 20), np.uint8), "channels last"),
+        (np.zeros((4, 20, 20), np.uint8), r"\(H, W\)"),
+        (np.zeros((3, 20, 20), np.float32), "scale floats"),
         (np.zeros((2, 2, 2, 3), np.uint8), "shape"),
         (np.zeros((0, 5, 3), np.uint8), "empty"),
     ):
@@ -182,7 +246,7 @@ def test_text_bombs_in_png_are_refused() -> None:
         open_image(saved(make_picture(1, 8, 8), pnginfo=info))
 
 
-def test_the_opened_picture_is_a_copy_that_outlives_its_file(picture_file: Path) -> None:
+def test_the_opened_image_is_a_copy_that_outlives_its_file(picture_file: Path) -> None:
     opened = open_image(picture_file)
     picture_file.unlink()
     assert opened.getpixel((3, 3)) is not None
@@ -200,20 +264,20 @@ def test_rescaling_is_double_and_normalising_single_to_the_last_bit() -> None:
     """numpy's float32 scalars round after every operation; rescaled in single, or all in double, values differ."""
     config = parse_image_config(PUBLISHED | {"size": {"height": 1, "width": 256}})
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    found = image_to_array(open_image(ramp), config)[0, :, 0]
-    single, double = found.copy(), found.copy()
+    values = image_to_array(open_image(ramp), config)[0, :, 0]
+    single, double = values.copy(), values.copy()
     for c in range(3):
         mean, std = PUBLISHED["image_mean"][c], PUBLISHED["image_std"][c]
         for v in range(256):
-            assert found[c, v] == (np.float32(v * (1 / 255)) - np.float32(mean)) / np.float32(std)
+            assert values[c, v] == (np.float32(v * (1 / 255)) - np.float32(mean)) / np.float32(std)
             single[c, v] = (np.float32(v) * np.float32(1 / 255) - np.float32(mean)) / np.float32(std)
             double[c, v] = (v * (1 / 255) - mean) / std
-    assert (single != found).any() and (double != found).any()
+    assert (single != values).any() and (double != values).any()
 
 
 def test_the_filter_is_the_one_asked_for() -> None:
-    picture = make_picture(6, 50, 40)
-    by_filter = [image_to_array(picture, parse_image_config(PUBLISHED | {"resample": r})) for r in range(6)]
+    image = make_picture(6, 50, 40)
+    by_filter = [image_to_array(image, parse_image_config(PUBLISHED | {"resample": r})) for r in range(6)]
     assert all(not np.array_equal(by_filter[3], other) for i, other in enumerate(by_filter) if i != 3)
 
 
@@ -249,16 +313,16 @@ def test_settings_that_nobody_implements_are_refused(changes: dict[str, Any], wo
 
 
 def test_suffixes_of_folders() -> None:
-    assert {".jpg", ".jpeg", ".png", ".webp"} <= picture_suffixes() and ".txt" not in picture_suffixes()
+    assert {".jpg", ".jpeg", ".png", ".webp"} <= image_suffixes() and ".txt" not in image_suffixes()
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ImageError, match="no regular file"):
+    with pytest.raises(ImageError, match="not a regular file"):
         open_image(tmp_path / "pipe.png")
 
 
-def test_closed_pictures_and_strange_arrays_get_a_sentence(picture_file: Path) -> None:
+def test_closed_images_and_strange_arrays_get_a_sentence(picture_file: Path) -> None:
     image = Image.open(picture_file)
     image.close()
     with pytest.raises(ImageError, match="cannot be read"):

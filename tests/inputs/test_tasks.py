@@ -56,15 +56,15 @@ def test_braces_in_the_input_are_only_text() -> None:
 
 
 def test_free_prompts_pass_through() -> None:
-    assert split_prompt("What is in the picture, exactly?") == (None, "What is in the picture, exactly?")
+    assert split_prompt("What is in the image, exactly?") == (None, "What is in the image, exactly?")
     assert split_prompt("<od>") == (None, "<od>")
 
 
 @pytest.mark.parametrize(
     ("prompt", "text", "words"),
     [
-        ("<VQA>", None, "is no task of this model. Known tasks: <OCR>, .*<REGION_TO_OCR>"),
-        ("<VQA>", "how many?", "is no task"),
+        ("<VQA>", None, "Unknown task <VQA>. Known tasks: <OCR>, .*<REGION_TO_OCR>"),
+        ("<VQA>", "how many?", "Unknown task <VQA>"),
         ("<OD>", "cars", "takes no input"),
         ("<OD>cars", None, "takes no input"),
         ("<CAPTION_TO_PHRASE_GROUNDING>", None, "needs a text"),
@@ -81,7 +81,7 @@ def test_wrong_prompts_get_a_sentence(prompt: str, text: str | None, words: str)
 
 def test_users_are_refused_more_than_the_reference_refuses() -> None:
     assert split_prompt("<VQA>how many?") == (None, "<VQA>how many?")
-    with pytest.raises(PromptError, match="<VQA> is no task"):
+    with pytest.raises(PromptError, match="Unknown task <VQA>"):
         check_prompt("<VQA>how many?")
     with pytest.raises(PromptError, match="four location tokens"):
         check_prompt("<REGION_TO_CATEGORY>", "the red one")

@@ -40,8 +40,8 @@ def test_any_text_survives(tokenizer: FlorenceTokenizer, text: str) -> None:
 
 def test_pieces_are_the_texts_of_single_tokens(tokenizer: FlorenceTokenizer) -> None:
     ids = tokenizer.encode("a car<loc_7>日")
-    assert tokenizer.pieces(ids) == ["<s>", "a", " car", "<loc_7>", "�", "�", "</s>"]
-    assert "".join(tokenizer.pieces(tokenizer.encode("plain text"))) == "<s>plain text</s>"
+    assert tokenizer.token_texts(ids) == ["<s>", "a", " car", "<loc_7>", "�", "�", "</s>"]
+    assert "".join(tokenizer.token_texts(tokenizer.encode("plain text"))) == "<s>plain text</s>"
 
 
 def test_a_tokenizer_that_has_the_tokens_already_keeps_its_ids(tmp_path: Path, tokenizer: FlorenceTokenizer) -> None:
@@ -55,9 +55,9 @@ def test_a_tokenizer_that_has_the_tokens_already_keeps_its_ids(tmp_path: Path, t
 
 
 def test_names_of_the_parts_of_a_character(tokenizer: FlorenceTokenizer) -> None:
-    parts = [tokenizer.name(id) for id in tokenizer.encode("🙂")[1:-1]]
+    parts = [tokenizer.id_to_token(id) for id in tokenizer.encode("🙂")[1:-1]]
     assert len(parts) > 1 and all(part and "\ufffd" not in part for part in parts)
-    assert tokenizer.name(50269) == "<loc_0>" and tokenizer.name(99999) == "[99999]"
+    assert tokenizer.id_to_token(50269) == "<loc_0>" and tokenizer.id_to_token(99999) == "[99999]"
 
 
 def test_padding_and_truncation_set_in_the_file_are_off(tmp_path: Path) -> None:
@@ -82,6 +82,6 @@ def test_unusable_files_get_a_sentence(tmp_path: Path) -> None:
         FlorenceTokenizer(path)
 
 
-def test_text_that_is_no_unicode_gets_a_sentence(tokenizer: FlorenceTokenizer) -> None:
-    with pytest.raises(PromptError, match="no Unicode"):
+def test_text_that_is_not_unicode_gets_a_sentence(tokenizer: FlorenceTokenizer) -> None:
+    with pytest.raises(PromptError, match="not valid Unicode"):
         tokenizer.encode("a \udcff")

@@ -157,7 +157,7 @@ def test_a_file_is_not_lost(asked: list[Any], small_folder: Path, picture_file: 
         (["{picture}", "<OD>", "--out", "{folder}"], "{folder} is a folder; --out needs a file, such as"),
         (["{picture}", "<OD>", "--plots", "{picture}"], "{picture} is a file; --plots needs a folder."),
         (["{folder}/absent.png", "<OD>", "--json"], "absent.png"),
-        (["{picture}", "<VQA>", "--json"], "<VQA> is no task of this model."),
+        (["{picture}", "<VQA>", "--json"], "Unknown task <VQA>."),
         (["{picture}", "<OD>", "--json", "--text", "a"], "Task <OD> takes no input, but got 'a'"),
         (["{picture}", "<OD>", "--json", "--box", "1,2,3,4"], "<OD> takes no region; leave out --box."),
         (["{picture}", "<REGION_TO_OCR>", "--json"], "Task <REGION_TO_OCR> needs a region"),

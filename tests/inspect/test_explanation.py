@@ -135,7 +135,7 @@ def test_of_a_run_that_is_there_already(
 def test_parts_of_a_character_are_shown_by_name(deep: Florence2) -> None:
     tokenizer = deep.processor.tokenizer
     parts = tokenizer.encode("🙂")[1:-1]
-    assert [show_token(tokenizer, id) for id in parts] == [tokenizer.name(id) for id in parts]
+    assert [show_token(tokenizer, id) for id in parts] == [tokenizer.id_to_token(id) for id in parts]
     assert show_token(tokenizer, tokenizer.encode(" dog")[1]) == " dog" and show_token(tokenizer, 60000) == "[60000]"
 
 

@@ -95,7 +95,7 @@ def test_what_comes_back_is_let_through(real: Processor, prefix: str, suffix: st
         (OPEN, f"<poly>{RING}</poly>", "no label before it"),
         ("<CAPTION>", "a cup</s>", "</s> in an answer"),
         ("<CAPTION>", "a <mask>", "<mask> in an answer"),
-        ("<CAPTION>", "half \ud83d", "no Unicode"),
+        ("<CAPTION>", "half \ud83d", "not valid Unicode"),
     ],
 )
 def test_what_does_not_is_found(real: Processor, prefix: str, suffix: str, words: str) -> None:

@@ -69,7 +69,7 @@ def test_failures_are_told_beside_the_table(given: list[str], data: Path, capsys
     (data.parent / "0.png").write_bytes(b"no picture")
     assert main([*given, "--limit", "1"]) == 1
     told = capsys.readouterr()
-    assert told.err.count("0.png is no picture") == 2 and told.out == ""
+    assert told.err.count("0.png is not an image") == 2 and told.out == ""
 
 
 @pytest.mark.parametrize("option", ["--batch", "--limit"])

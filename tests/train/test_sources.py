@@ -126,7 +126,7 @@ WRONG_LINES: list[tuple[Any, str]] = [
     ({**GOOD, "image": "\ud800"}, "is not in"),
     ({**GOOD, "prefix": None}, "'prefix' is missing"),
     ({**GOOD, "prefix": " "}, "must be a token"),
-    ({**GOOD, "prefix": "<VQA>how many?"}, "<VQA> is no task"),
+    ({**GOOD, "prefix": "<VQA>how many?"}, "Unknown task <VQA>"),
     ({**GOOD, "prefix": "<CAPTION>a cup"}, "takes no input"),
     ({**GOOD, "prefix": "<CAPTION_TO_PHRASE_GROUNDING>"}, "needs a text"),
     ({**GOOD, "prefix": "<REGION_TO_CATEGORY>"}, "needs a region"),
@@ -200,7 +200,7 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
 
 def test_a_broken_picture_is_named_where_its_size_is_needed(folder: Path) -> None:
     (folder / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"line 1: .*a\.jpg is no picture"):
+    with pytest.raises(DataError, match=r"line 1: .*a\.jpg is not an image"):
         read_one(folder, prefix="<OD>", boxes=[{"label": "cup", "box": [1, 2, 3, 4]}])
 
 

@@ -1,0 +1,35 @@
+"""The reference's reading of a text, and its score lookup."""
+
+import math
+
+import pytest
+
+from florence2.answers.reference import reference_answer, reference_scores
+
+BOX = "<loc_1><loc_2><loc_3><loc_4>"
+
+
+def test_text_keeps_its_padding() -> None:
+    assert reference_answer("text", "</s><s>a cat</s><pad>", (10, 10)) == "a cat<pad>"
+
+
+def test_labels_lose_letters_after_they_were_stripped() -> None:
+    assert reference_answer("boxes", f"日 cat{BOX}", (1000, 1000))["labels"] == [" cat"]
+    assert reference_answer("polygons", f"{BOX}", (1000, 1000))["labels"] == [""]
+
+
+def test_scores_of_a_text_without_gaps_are_those_of_the_location_tokens() -> None:
+    texts = ["</s>", "<s>", "car", *["<loc_1>"] * 4, "wheel", *["<loc_2>"] * 4, "</s>"]
+    probabilities = [1.0, 0.9, 0.5, 0.5, 0.5, 0.5, 0.9, 0.8, 0.8, 0.8, 0.8, 0.9]
+    assert reference_scores(texts, [math.log(p) for p in probabilities]) == pytest.approx([0.5, 0.8])
+
+
+def test_text_between_phrases_moves_the_lookup_forward() -> None:
+    """By hand: "<od>" is at 0..4, "ab" at 4..6, the four locations of 7 letters at 6..34.
+
+    The phrase "od>ab..." begins at 1, but the lookup takes it to begin at 0. It therefore looks at 5..33, which touches
+    "ab" and all four locations: (0.1 * 0.5^4)^(1/5).
+    """
+    texts = ["</s>", "<od>", "ab", *["<loc_1>"] * 4]
+    logprobs = [math.log(p) for p in (0.9, 0.1, 0.5, 0.5, 0.5, 0.5)]
+    assert reference_scores(texts, logprobs) == pytest.approx([(0.1 * 0.5**4) ** (1 / 5)])
