@@ -130,7 +130,7 @@ def test_an_audit(folder: Path) -> None:
 
 
 def test_an_explanation(folder: Path, picture_file: Path) -> None:
-    words = ["inspect", picture_file, "<CAPTION>", "--model", folder, "--json", "--max-new-tokens", 2]
+    words = ["inspect", "<CAPTION>", picture_file, "--model", folder, "--json", "--max-new-tokens", 2]
     assert_touches_only(watched(COMMAND, *words), [*(folder / name for name in NEEDED), picture_file])
 
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from florence2.errors import Florence2Error
 from florence2.pipeline import Florence2
-from florence2.train import command
 from florence2.train.command import main
 from florence2.train.data import Sample
 
@@ -81,8 +80,8 @@ def test_what_is_frozen_is_counted_so_and_stays(
         ("--epochs 0", "--epochs is 0.0"),
         ("--steps 0", "steps is 0; it must be at least 1"),
         ("--batch 0", "--batch is 0; it must be at least 1"),
-        ("--lora 0", "rank is 0; it must be at least 1"),
-        ("--lora 2 --lora-alpha 0", "alpha is 0.0; it must be above 0"),
+        ("--lora 0", "--lora is 0; it must be at least 1"),
+        ("--lora 2 --lora-alpha 0", "--lora-alpha is 0.0; it must be above 0"),
         ("--lora-alpha 4", "--lora-alpha .* give --lora RANK too"),
         ("--lora-names native", "--lora-names .* give --lora RANK too"),
         ("--seed -1", "seed is -1; it must be at least 0"),
@@ -122,7 +121,7 @@ def test_what_is_measured_later_is_checked_before(
     given: list[str], data: Path, coco: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "000000.png").write_bytes((data / "000000.png").read_bytes()[:900])
-    with pytest.raises(Florence2Error, match="Not every prompt and picture"):
+    with pytest.raises(Florence2Error, match="Some prompts or images cannot be used"):
         main([*given, "--validation", str(_lines(tmp_path))])
     assert "unreadable: 000000.png" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert main([*given, "--check", "--validation", str(_lines(tmp_path))]) == 1
@@ -143,7 +142,7 @@ def test_of_a_coco_file_the_trained_task_is_measured(
         seen.append(samples)
         return {}
 
-    monkeypatch.setattr(command, "evaluate", see)
+    monkeypatch.setattr("florence2.train.run.evaluate", see)
     words = [str(coco), *given[1:], "--images", str(data), "--validation", str(coco), "--batch", "1"]
     assert main([*words, "--task", "<REGION_TO_CATEGORY>"]) == 0
     ((sample,),) = seen  # one evaluation, of one sample
