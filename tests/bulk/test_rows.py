@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from florence2.bulk.rows import Row, TaskQuestion, row_key
+from florence2.bulk.rows import Question, Row, TaskQuestion, row_key
 from florence2.bulk.sources import Source
 from florence2.cli.cascade import CascadeQuestion
 
@@ -24,7 +25,7 @@ def test_the_same_work_has_the_same_key() -> None:
 def test_the_head_of_a_row() -> None:
     source = Source("a.jpg", Path("/x/a.jpg"), "a")
     head = {"image": "a.jpg", "place": "/x/a.jpg"}
-    questions = {
+    questions: dict[Question, dict[str, Any]] = {
         TaskQuestion("od"): {"task": "<OD>"},
         TaskQuestion("Where?"): {"task": "Where?"},
         TaskQuestion("<REGION_TO_OCR>", (1, 2, 3, 4)): {"task": "<REGION_TO_OCR>", "input": (1, 2, 3, 4)},

@@ -54,7 +54,7 @@ WRONG = [
     ("cascade {empty}", "holds no image"),
     ("cascade {image} --detail long", "'long'"),
     ("cascade {image} --model nowhere", "'nowhere'"),
-    ("download nowhere", "'nowhere'"),
+    ("download nowhere", "nowhere is not in the local cache"),
     ("convert nowhere {empty}", "'nowhere'"),
     ("init {empty} --tokenizer nowhere", "'nowhere'"),
     ("info nowhere", "'nowhere'"),
