@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence2.bulk.rows import TaskQuestion
-from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, resolve
+from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, resolve, resolve_adapter
 from florence2.errors import OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.processor import TaskText, input_to_text
@@ -82,16 +82,13 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 def add_input(parser: argparse.ArgumentParser) -> None:
     """Add the inputs of tasks."""
-    parser.add_argument(
-        "--text", action="append", help="the text that the task takes; give it again for each further class to detect"
-    )
+    parser.add_argument("--text", action="append", help="the text that a task takes; repeat it for several classes")
     parser.add_argument(
         "--box",
         action="append",
         metavar="X1,Y1,X2,Y2",
         type=parse_box,
-        help="the region that the task takes: left, top, right, bottom in pixels (--box=-5,... if the first is "
-        "negative)",
+        help="the region that a task takes: left, top, right, bottom in pixels (--box=-5,... if negative)",
     )
 
 
@@ -108,8 +105,10 @@ def parse_box(text: str) -> tuple[float, ...]:
         box = tuple(float(part) for part in text.split(","))
     except ValueError:
         box = ()
-    if len(box) != 4 or not all(map(math.isfinite, box)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a box; give four numbers X1,Y1,X2,Y2 in pixels")
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] > box[2] or box[1] > box[3]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a box; give four numbers X1,Y1,X2,Y2 in pixels, with X1 <= X2 and Y1 <= Y2"
+        )
     return box
 
 
@@ -133,12 +132,20 @@ def generation_changes(options: argparse.Namespace) -> dict[str, int]:
 
 
 def check_model(options: argparse.Namespace) -> Path:
-    """Return the path of the model that the options name, fetched if needed. Raises HubError for an unknown name."""
+    """Return the path of the model that the options name, after fetching it and its adapter if needed.
+
+    Raises HubError for an unknown name.
+    """
+    if getattr(options, "adapter", None) is not None:
+        resolve_adapter(options.adapter)
     return resolve(options.model, options.revision, allow_pickle=getattr(options, "allow_pickle", False))
 
 
 def load_model(options: argparse.Namespace) -> "Florence2":
-    """Load the model that the options name. An unknown name is refused before torch is imported."""
+    """Load the model that the options name. An unknown name is refused before torch is imported.
+
+    Raises a Florence2Error that says what is wrong and what to do.
+    """
     check_model(options)
     from florence2.pipeline import load
 
@@ -158,12 +165,17 @@ def names_task(word: str) -> bool:
 def check_order(command: str, words: Sequence[str]) -> None:
     """Raise PromptError, with the order that works, when an image comes before its task."""
     first = words[0]
-    if names_task(first) or not os.path.exists(first):  # noqa: PTH110  Path.exists raises for a prompt too long for a name
+    if names_task(first) or not (first == "-" or _exists(first)):
         return
     task = next((word for word in words[1:] if names_task(word)), None)
     if task is not None:
         raise PromptError(f"The task comes before the image: {shlex.join(['florence2', command, task, first])}")
-    raise PromptError(f"{first} is an image, not a task. Name the task first: florence2 {command} '<OD>' {first}")
+    example = shlex.join(["florence2", command, "<OD>", first])
+    raise PromptError(f"The first argument must be a task, not {first!r}; for example: {example}")
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110  Path.exists raises for a prompt that is too long for a path
 
 
 def read_questions(

@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from florence2.bulk.journal import Folder
-from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
+from florence2.bulk.rows import Question, Result, Row, TaskQuestion
 from florence2.bulk.sources import find_images
 from florence2.checkpoints.hub import NAMES
 from florence2.cli.main import EXIT_SOME_FAILED, EXIT_STOPPED
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 run",
         usage="florence2 run [options] TASK... IMAGE...",
         description=f"Answer one or more tasks on images. Tasks: {names}; or a free prompt. "
+        "With several boxes, each box is a question of its own. "
         'Example: florence2 run "<OD>" photo.jpg',
     )
     parser.add_argument(
@@ -96,7 +97,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="also write DIR/results.jsonl; an unfinished run there is resumed"
     )
-    parser.add_argument("--draw", action="store_true", help="also draw each answer on its image, into --out")
+    parser.add_argument("--draw", action="store_true", help="also draw each answer on a copy of its image, in --out")
 
 
 def answer_all(
@@ -113,15 +114,9 @@ def answer_all(
         raise OptionError("--draw needs --out DIR, the folder for the drawn images.")
     check_at_least(options, 1, "batch")
     changes, sources = generation_changes(options), find_images(images)
-    with ExitStack() as stack:
-        writers: list[Callable[[Row], None]] = [Console(options.json, len(sources) * len(questions) > 1)]
-        done, kept = frozenset[RowKey](), ""
-        if options.out is not None:
-            folder = stack.enter_context(Folder(options.out, options.draw, _settings(options)))
-            writers.append(folder)
-            done, kept = folder.done, f"; finished answers are kept in {options.out}"
-            if done:
-                print(f"florence2: {options.out}/results.jsonl already holds {len(done)} answers.", file=sys.stderr)
+    folder = _open_folder(options) if options.out is not None else None
+    console = Console(options.json, headings=len(sources) * len(questions) > 1)
+    with folder or nullcontext():
         model = load_model(options)
         from florence2.bulk.answering import answer_images  # which needs torch
 
@@ -132,10 +127,19 @@ def answer_all(
             questions,
             lambda pairs: ask(model, search, pairs),
             batch_size=options.batch,
-            done=done,
+            done=folder.done if folder else frozenset(),
             progress=progress,
         )
-        return _write_rows(rows, writers, progress, kept)
+        kept = f"; finished answers are kept in {options.out}" if folder else ""
+        return _write_rows(rows, [console, folder] if folder else [console], progress, kept)
+
+
+def _open_folder(options: argparse.Namespace) -> Folder:
+    """Open `--out`; say how many answers it holds."""
+    folder = Folder(options.out, options.draw, _settings(options))
+    if folder.done:
+        print(f"florence2: {options.out}/results.jsonl already holds {len(folder.done)} answers.", file=sys.stderr)
+    return folder
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

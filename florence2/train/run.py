@@ -47,18 +47,22 @@ def run(options: argparse.Namespace, path: Path) -> int:
     device = choose_device(options.device)
     # in bfloat16 on a CPU the backward pass of torch's fused attention takes twice as long as eager attention's
     eager = device.type == "cpu" and options.precision == "bfloat16"
-    model = load_model(path, device=device, attention="eager" if eager else "sdpa")
-    lora = None if options.check else _restrict(options, settings, model)
+    f = Florence2(load_model(path, device=device, attention="eager" if eager else "sdpa"), processor)
+    lora = None if options.check else _restrict(options, settings, f.model)
     say = print if options.check else _say
-    findings = _report(samples, model, processor, say)
+    findings = _report(samples, f, say)
     if held_out:
         say("In --validation:")
-        findings += _report(held_out, model, processor, say)
+        findings += _report(held_out, f, say)
     if options.check:
         return 1 if findings else 0
     if any(finding.fault in ("refused", "unreadable") for finding in findings):
         raise DataError("Some prompts or images cannot be used (see above). Correct them or leave them out.")
-    _train(options, settings, lora, model, processor, samples, held_out, path)
+    _train(options, settings, lora, f, samples, held_out)
+    from florence2.train.trainer import is_first_process
+
+    if is_first_process():
+        print(_write_result(f.model, options, path))
     return 0
 
 
@@ -85,11 +89,9 @@ def _lora(options: argparse.Namespace) -> LoraSettings | None:
     return LoraSettings(options.lora, 2 * options.lora if options.lora_alpha is None else options.lora_alpha)
 
 
-def _report(
-    samples: list[Sample], model: Florence2Model, processor: Processor, say: Callable[[str], None]
-) -> tuple[Finding, ...]:
+def _report(samples: list[Sample], f: Florence2, say: Callable[[str], None]) -> tuple[Finding, ...]:
     """Say which samples would be lost or cut."""
-    report = check_samples(samples, processor, *_limits(model, processor))
+    report = check_samples(samples, f.processor, *_limits(f.model, f.processor))
     say(str(report))
     return report.findings
 
@@ -112,23 +114,19 @@ def _train(
     options: argparse.Namespace,
     settings: TrainSettings,
     lora: LoraSettings | None,
-    model: Florence2Model,
-    processor: Processor,
+    f: Florence2,
     samples: list[Sample],
     held_out: list[Sample],
-    path: Path,
 ) -> None:
-    from florence2.train.trainer import is_first_process, train  # accelerate takes a second, and --check does without
+    from florence2.train.trainer import train  # accelerate takes a second, and --check does without
 
     def after_save(step: int) -> dict[str, Any]:
         if step < settings.steps:
             _plot(options.out)
-        return {"evaluation": _measure(Florence2(model, processor), held_out)} if held_out else {}
+        return {"evaluation": _measure(f, held_out)} if held_out else {}
 
-    _say(_describe(model, settings))
-    train(model, processor, samples, settings, options.out, _notes(options, lora, samples), after_save)
-    if is_first_process():
-        print(_write_result(model, options, path))
+    _say(_describe(f.model, settings))
+    train(f.model, f.processor, samples, settings, options.out, _notes(options, lora, samples), after_save)
 
 
 def _describe(model: Florence2Model, settings: TrainSettings) -> str:

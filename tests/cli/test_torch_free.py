@@ -50,6 +50,7 @@ WRONG = [
     ("run region_to_ocr {image} --box 1,2,3", "'1,2,3' is not a box"),
     ("run od {image} --draw", "--draw needs --out"),
     ("run od {image} --model nowhere", "'nowhere'"),
+    ("run od {image} --model {empty} --adapter nowhere", "'nowhere'"),
     ("run od {empty}", "holds no image"),
     ("cascade {empty}", "holds no image"),
     ("cascade {image} --detail long", "'long'"),

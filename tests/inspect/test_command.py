@@ -32,8 +32,8 @@ def detection() -> dict[str, Any]:
 
 
 @pytest.fixture
-def asked(detection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was asked to be explained; the explanation is made up."""
+def calls(detection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls of `explain`, which is replaced by a stand-in."""
     calls: list[Any] = []
 
     def explain(model, task, image, text=None, *, options=None, saliency=True, name=""):
@@ -48,31 +48,31 @@ def asked(detection: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[An
 
 
 def test_a_page(
-    asked: list[Any], small_folder: Path, picture_file: Path, detection: dict[str, Any], tmp_path: Path, capsys: Capture
+    calls: list[Any], small_folder: Path, picture_file: Path, detection: dict[str, Any], tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "report.html"
     assert run("<OD>", picture_file, "--model", small_folder, "--out", out, "--beams", 2, "--max-new-tokens", 7) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert out.read_text(encoding="utf-8") == render_page(detection)
-    (call,) = asked
+    (call,) = calls
     assert isinstance(call.model, Florence2) and isinstance(call.options, GenerationOptions)
     assert (call.task, call.image, call.text) == ("<OD>", picture_file, None)
     assert (call.options.num_beams, call.options.max_new_tokens) == (2, 7)
 
 
-def test_the_models_own_settings_and_inputs(asked: list[Any], small_folder: Path, picture_file: Path) -> None:
+def test_the_models_own_settings_and_inputs(calls: list[Any], small_folder: Path, picture_file: Path) -> None:
     common = ("--model", small_folder, "--json")
     assert run("caption_to_phrase_grounding", picture_file, "--text", "a cup", *common) == 0
     assert run("region_to_category", picture_file, "--box", "1,2,30,40", "--no-saliency", *common) == 0
     assert run("open_vocabulary_detection", picture_file, "--text", "a cup", "--text", "a dog", *common) == 0
-    assert [call.text for call in asked] == ["a cup", (1, 2, 30, 40), ["a cup", "a dog"]]
-    assert asked[0].options == asked[0].model.options()
-    assert (asked[0].saliency, asked[1].saliency) == (True, False)
-    assert asked[0].name == small_folder.name
+    assert [call.text for call in calls] == ["a cup", (1, 2, 30, 40), ["a cup", "a dog"]]
+    assert calls[0].options == calls[0].model.options()
+    assert (calls[0].saliency, calls[1].saliency) == (True, False)
+    assert calls[0].name == small_folder.name
 
 
 def test_json(
-    asked: list[Any], small_folder: Path, picture_file: Path, detection: dict[str, Any], tmp_path: Path, capsys: Capture
+    calls: list[Any], small_folder: Path, picture_file: Path, detection: dict[str, Any], tmp_path: Path, capsys: Capture
 ) -> None:
     common = ("od", picture_file, "--model", small_folder, "--json")
     assert run(*common) == 0
@@ -82,7 +82,7 @@ def test_json(
 
 
 def test_plots(
-    asked: list[Any],
+    calls: list[Any],
     small_folder: Path,
     picture_file: Path,
     detection: dict[str, Any],
@@ -100,17 +100,17 @@ def test_plots(
 
 @pytest.mark.parametrize("ending", ["html", "json"])
 def test_all_the_way(ending: str, tmp_path: Path, capsys: Capture) -> None:
-    """Nothing made up: the specimen's own answer to a small picture, as the command writes it and Python says it."""
-    picture, out = tmp_path / "scene.png", tmp_path / f"report.{ending}"
-    make_scene(8, 2).image.resize((96, 64)).save(picture)
+    """No stand-ins: the specimen's own answer to a small image, as the command writes it and Python says it."""
+    image, out = tmp_path / "scene.png", tmp_path / f"report.{ending}"
+    make_scene(8, 2).image.resize((96, 64)).save(image)
     search = ("--beams", 1, "--max-new-tokens", 6)
     given = ("--json",) if ending == "json" else ()
-    assert run("<CAPTION>", picture, "--model", "nano", *search, *given, "--out", out) == 0
+    assert run("<CAPTION>", image, "--model", "nano", *search, *given, "--out", out) == 0
     assert capsys.readouterr().out == f"{out}\n"
     f = load("nano")
     options = f.options(num_beams=1, max_new_tokens=6)
-    expected = explain(f, "<CAPTION>", picture, options=options, name="nano").to_dict()
-    answer = f.run("<CAPTION>", picture, options=options)
+    expected = explain(f, "<CAPTION>", image, options=options, name="nano").to_dict()
+    answer = f.run("<CAPTION>", image, options=options)
     assert expected["answer"]["text"] == answer.text
     assert [token["id"] for token in expected["tokens"]] == list(answer.token_ids[1:])
     assert all(token["saliency"] for token in expected["tokens"])
@@ -137,12 +137,12 @@ def alike(a: Any, b: Any) -> bool:
     return bool(a == b or (isinstance(a, str) and len(a) == len(b) > 90))
 
 
-def test_a_file_is_not_lost(asked: list[Any], small_folder: Path, picture_file: Path, capsys: Capture) -> None:
-    """Least of all the picture itself; and the answer is not computed first."""
+def test_a_file_is_not_lost(calls: list[Any], small_folder: Path, picture_file: Path, capsys: Capture) -> None:
+    """Least of all the image itself; and the answer is not computed first."""
     before = picture_file.read_bytes()
     assert run("<OD>", picture_file, "--model", small_folder, "--out", picture_file) == 2
     assert f"{picture_file} exists; choose another name, or add --overwrite." in capsys.readouterr().err
-    assert picture_file.read_bytes() == before and asked == []
+    assert picture_file.read_bytes() == before and calls == []
     other = picture_file.with_name("old.html")
     other.write_text("old")
     assert run("<OD>", picture_file, "--model", small_folder, "--out", other, "--overwrite") == 0
@@ -152,42 +152,42 @@ def test_a_file_is_not_lost(asked: list[Any], small_folder: Path, picture_file: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["<OD>", "{picture}"], "Where should the explanation go? Give --out report.html, --plots DIR or --json."),
-        (["<OD>", "{picture}", "--out", "{folder}/no/report.html"], "There is no folder {folder}/no for report.html;"),
-        (["<OD>", "{picture}", "--out", "{folder}"], "{folder} is a folder; --out needs a file, such as"),
-        (["<OD>", "{picture}", "--plots", "{picture}"], "{picture} is a file; --plots needs a folder."),
+        (["<OD>", "{image}"], "Where should the explanation go? Give --out report.html, --plots DIR or --json."),
+        (["<OD>", "{image}", "--out", "{folder}/no/report.html"], "There is no folder {folder}/no for report.html;"),
+        (["<OD>", "{image}", "--out", "{folder}"], "{folder} is a folder; --out needs a file, such as"),
+        (["<OD>", "{image}", "--plots", "{image}"], "{image} is a file; --plots needs a folder."),
         (["<OD>", "{folder}/absent.png", "--json"], "absent.png"),
-        (["<VQA>", "{picture}", "--json"], "Known tasks: <OCR>"),
-        (["<OD>", "{picture}", "--json", "--text", "a"], "Task '<OD>' takes no --text; leave it out."),
-        (["<OD>", "{picture}", "--json", "--box", "1,2,3,4"], "Task '<OD>' takes no --box; leave it out."),
-        (["<REGION_TO_OCR>", "{picture}", "--json"], "Task <REGION_TO_OCR> needs a region"),
+        (["<VQA>", "{image}", "--json"], "Known tasks: <OCR>"),
+        (["<OD>", "{image}", "--json", "--text", "a"], "Task '<OD>' takes no --text; leave it out."),
+        (["<OD>", "{image}", "--json", "--box", "1,2,3,4"], "Task '<OD>' takes no --box; leave it out."),
+        (["<REGION_TO_OCR>", "{image}", "--json"], "Task <REGION_TO_OCR> needs a region"),
         (
-            ["region_to_ocr", "{picture}", "--json", "--text", "a", "--box", "1,2,3,4"],
+            ["region_to_ocr", "{image}", "--json", "--text", "a", "--box", "1,2,3,4"],
             "takes no --text when --box is given; leave it out.",
         ),
         (
-            ["region_to_ocr", "{picture}", "--json", "--box", "1,2,3,4", "--box", "2,3,4,5"],
-            "--box is given 2 times, but only one answer can be explained; give one box.",
+            ["region_to_ocr", "{image}", "--json", "--box", "1,2,3,4", "--box", "2,3,4,5"],
+            "--box is given 2 times, but only one answer can be calls; give one box.",
         ),
-        (["{picture}", "<OD>", "--json"], "The task comes before the image: florence2 inspect '<OD>' {picture}"),
-        (["captoin", "{picture}", "--json"], "Unknown task 'captoin'; did you mean caption?"),
-        (["<OD>", "{picture}", "--json", "--model", "nowhere"], "'nowhere'"),
+        (["{image}", "<OD>", "--json"], "The task comes before the image: florence2 inspect '<OD>' {image}"),
+        (["captoin", "{image}", "--json"], "Unknown task 'captoin'; did you mean caption?"),
+        (["<OD>", "{image}", "--json", "--model", "nowhere"], "'nowhere'"),
     ],
 )
 def test_wrong_input_gets_a_sentence(
-    arguments: list[str], sentence: str, asked: list[Any], picture_file: Path, capsys: Capture
+    arguments: list[str], sentence: str, calls: list[Any], picture_file: Path, capsys: Capture
 ) -> None:
     folder = picture_file.parent
-    assert run(*(word.format(picture=picture_file, folder=folder) for word in arguments)) == 2
+    assert run(*(word.format(image=picture_file, folder=folder) for word in arguments)) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("florence2: ") and sentence.format(picture=picture_file, folder=folder) in err
-    assert out == "" and asked == []
+    assert err.startswith("florence2: ") and sentence.format(image=picture_file, folder=folder) in err
+    assert out == "" and calls == []
 
 
 def test_a_missing_plotting_package_is_one_sentence(
-    asked: list[Any], picture_file: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    calls: list[Any], picture_file: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "florence2.inspect.plots", raising=False)
     assert run("<OD>", picture_file, "--plots", tmp_path / "plots") == 2
-    assert "--plots needs the package matplotlib" in capsys.readouterr().err and asked == []
+    assert "--plots needs the package matplotlib" in capsys.readouterr().err and calls == []
