@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from florence2.checkpoints.hub import resolve, resolve_adapter
-from florence2.cli.options import DTYPES, MODELS, add_adapter, add_pickle
+from florence2.checkpoints.hub import resolve_adapter
+from florence2.cli.options import DTYPES, MODELS, add_adapter, add_pickle, resolve_model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Convert the checkpoint; return 0."""
     options = build_parser().parse_args(arguments)
-    source = resolve(options.source, allow_pickle=options.allow_pickle)
+    source = resolve_model(options.source, allow_pickle=options.allow_pickle)
     adapter = resolve_adapter(options.adapter) if options.adapter else None
     from florence2.checkpoints.checkpoint import convert_checkpoint
     from florence2.devices import DTYPES as TORCH_DTYPES

@@ -5,8 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from florence2.checkpoints.hub import resolve
-from florence2.cli.options import MODELS, add_pickle
+from florence2.cli.options import MODELS, add_pickle, resolve_model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Print the description; return 0."""
     options = build_parser().parse_args(arguments)
-    path = resolve(options.checkpoint, allow_pickle=options.allow_pickle)
+    path = resolve_model(options.checkpoint, allow_pickle=options.allow_pickle)
     from florence2.checkpoints.describe import describe_checkpoint
 
     described = describe_checkpoint(path, options.allow_pickle)

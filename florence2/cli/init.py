@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from florence2.checkpoints.hub import resolve
-from florence2.cli.options import DTYPES, MODELS
+from florence2.cli.options import DTYPES, MODELS, resolve_model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Write the checkpoint; return 0."""
     options = build_parser().parse_args(arguments)
-    source = resolve(options.tokenizer)
+    source = resolve_model(options.tokenizer)
     from florence2.checkpoints.checkpoint import checkpoint_folder
     from florence2.checkpoints.presets import init_checkpoint, preset
     from florence2.devices import DTYPES as TORCH_DTYPES

@@ -131,14 +131,19 @@ def generation_changes(options: argparse.Namespace) -> dict[str, int]:
     return changes
 
 
+def resolve_model(name: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
+    """Return the local path of a checkpoint, after fetching it if needed. Raises HubError for an unknown name."""
+    return resolve(name, revision, allow_pickle=allow_pickle)
+
+
 def check_model(options: argparse.Namespace) -> Path:
     """Return the path of the model that the options name, after fetching it and its adapter if needed.
 
-    Raises HubError for an unknown name.
+    Raises HubError for an unknown name of either.
     """
     if getattr(options, "adapter", None) is not None:
         resolve_adapter(options.adapter)
-    return resolve(options.model, options.revision, allow_pickle=getattr(options, "allow_pickle", False))
+    return resolve_model(options.model, options.revision, getattr(options, "allow_pickle", False))
 
 
 def load_model(options: argparse.Namespace) -> "Florence2":

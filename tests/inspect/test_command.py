@@ -167,7 +167,7 @@ def test_a_file_is_not_lost(calls: list[Any], small_folder: Path, picture_file: 
         ),
         (
             ["region_to_ocr", "{image}", "--json", "--box", "1,2,3,4", "--box", "2,3,4,5"],
-            "--box is given 2 times, but only one answer can be calls; give one box.",
+            "--box is given 2 times, but only one answer can be explained; give one box.",
         ),
         (["{image}", "<OD>", "--json"], "The task comes before the image: florence2 inspect '<OD>' {image}"),
         (["captoin", "{image}", "--json"], "Unknown task 'captoin'; did you mean caption?"),

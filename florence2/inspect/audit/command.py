@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from florence2.checkpoints.hub import resolve
-from florence2.cli.options import MODELS, add_pickle, add_report, check_at_least
+from florence2.cli.options import MODELS, add_pickle, add_report, check_at_least, resolve_model
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError
 from florence2.inspect.out_file import check_out, write_out
@@ -58,13 +57,12 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = build_parser().parse_args(arguments)
     _check(options)
-    first = resolve(options.checkpoint, options.revision, allow_pickle=options.allow_pickle)
+    first = resolve_model(options.checkpoint, options.revision, options.allow_pickle)
     if options.other is None:
         problems = _audit(options, first)
     else:
-        problems = _compare(
-            options, first, resolve(options.other, options.revision_b, allow_pickle=options.allow_pickle)
-        )
+        second = resolve_model(options.other, options.revision_b, options.allow_pickle)
+        problems = _compare(options, first, second)
     return int(options.strict and problems)
 
 
