@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import florence2
-from florence2.cli.extras import EXTRAS
-from florence2.cli.main import _question, _split_arguments, build_parser
+from florence2.cli import main as cli
+from florence2.cli.options import check_order, read_questions
+from florence2.cli.run import split_arguments
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,14 +32,11 @@ def test_python(block: int, small: florence2.Florence2, tmp_path: Path, monkeypa
 def test_command_line(command: str) -> None:
     """Every command parses, and its tasks take what they are given."""
     words = shlex.split(command.split("<photo")[0].split(" < ")[0])[1:]
-    if words[0] in EXTRAS:
-        importlib.import_module(EXTRAS[words[0]].module).build_parser().parse_args(words[1:])
-        return
-    options = build_parser().parse_args(words)
-    if options.command.__name__ == "_run":
-        tasks, pictures = _split_arguments(options.arguments)
-        text = options.text[0] if options.text and len(options.text) == 1 else options.text
-        assert pictures and [_question(task, text, options.box) for task in tasks]
+    options = importlib.import_module(cli.COMMANDS[words[0]].module).build_parser().parse_args(words[1:])
+    if words[0] == "run":
+        check_order("run", options.arguments)
+        tasks, images = split_arguments(options.arguments)
+        assert images and read_questions(tasks, options.text, options.box)
 
 
 def test_ci_runs_the_test_command() -> None:

@@ -1,7 +1,7 @@
-"""What a run touches: the files it was given and the Python it runs in. No socket, no other process, no pickle.
+"""A run touches only the files it was given and the Python it runs in: no socket, no other process, no pickle.
 
-A program of its own is watched by Python's audit hooks, and by recording what is asked of the two libraries that open
-files below Python, safetensors and tokenizers. The second half shows that the watch sees what it must.
+A separate program is watched by Python's audit hooks, and by recording the calls of the two libraries that open files
+without Python, safetensors and tokenizers. The second half shows that the watch sees what it must.
 """
 
 import json
@@ -60,15 +60,26 @@ for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pick
 """
 REPORT = """
 import json, site, sysconfig
-import florence2
-python = {sys.prefix, sys.base_prefix, os.path.dirname(florence2.__file__), *sysconfig.get_paths().values()}
-python |= {*site.getsitepackages(), site.getusersitepackages()}
-machine = ("/proc/", "/sys/", "/dev/null", "/dev/urandom")  # how many cores, how much memory
-own = tuple(os.path.join(os.path.abspath(path), "") for path in python) + machine
-packaging = (".egg-info", ".dist-info")  # of what is installed, beside it or in a folder that is on the path
-opened = {p for p in opened if not os.path.dirname(p).endswith(packaging)}
-print(json.dumps({"files": sorted(p for p in opened if not p.startswith(own)), "events": events,
-                  "libraries": sorted(p for p in libraries if os.path.dirname(p) and not p.startswith(own))}))
+
+def report():
+    import florence2  # not before the parts, which are to import it under watch
+    python = {sys.prefix, sys.base_prefix, os.path.dirname(florence2.__file__), *sysconfig.get_paths().values()}
+    python |= {*site.getsitepackages(), site.getusersitepackages()}
+    machine = ("/proc/", "/sys/", "/dev/null", "/dev/urandom")  # how many cores, how much memory
+    own = tuple(os.path.join(os.path.abspath(path), "") for path in python) + machine
+    packaging = (".egg-info", ".dist-info")  # metadata of installed packages, in any folder on the path
+    files = {p for p in opened if not os.path.dirname(p).endswith(packaging) and not p.startswith(own)}
+    foreign = {p for p in libraries if os.path.dirname(p) and not p.startswith(own)}
+    return {"files": sorted(files), "events": list(events), "libraries": sorted(foreign)}
+
+reports = []
+for code, arguments in json.load(sys.stdin):
+    for seen in (opened, events, libraries):
+        seen.clear()
+    sys.argv[1:] = arguments
+    exec(compile(code, "<watched>", "exec"))
+    reports.append(report())
+print(json.dumps(reports))
 """
 ANSWER = """
 import florence2
@@ -84,18 +95,25 @@ with contextlib.redirect_stdout(io.StringIO()):
 """
 
 
-def watched(code: str, *arguments: object) -> dict[str, list[str]]:
-    """What the `code` did besides importing Python modules: files opened, forbidden events, foreign libraries."""
-    words = [sys.executable, "-B", "-c", WATCH + code + REPORT, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+Report = dict[str, list[str]]
+
+
+def watch(*parts: tuple[str, Sequence[object]]) -> list[Report]:
+    """Return what each part, code and its arguments, did besides importing Python modules; all run in one process.
+
+    That is: files opened, forbidden events, foreign libraries.
+    """
+    words = [sys.executable, "-B", "-c", WATCH + REPORT]
+    given = json.dumps([(code, [str(argument) for argument in arguments]) for code, arguments in parts])
+    done = subprocess.run(words, input=given, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    report: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
-    return report
+    reports: list[Report] = json.loads(done.stdout.splitlines()[-1])
+    return reports
 
 
 @pytest.fixture
 def folder(small_folder: Path, tmp_path: Path) -> Path:
-    """A checkpoint beside what published repositories hold too, and what nobody should open: code and a pickle."""
+    """A checkpoint with the other files of published repositories, which nothing may open: code and a pickle."""
     copy_checkpoint(small_folder, tmp_path / "checkpoint")
     for name in ("modeling_florence2.py", "configuration_florence2.py", "processing_florence2.py"):
         (tmp_path / "checkpoint" / name).write_text("raise SystemExit('code from a checkpoint was run')\n")
@@ -106,32 +124,26 @@ def folder(small_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
-def assert_touches_only(report: dict[str, list[str]], files: Sequence[Path]) -> None:
+def assert_touches_only(report: Report, files: Sequence[Path]) -> None:
     assert report == {"files": sorted(map(str, files)), "events": [], "libraries": []}
 
 
 NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 
 
-def test_an_answer_and_its_drawing(folder: Path, picture_file: Path) -> None:
-    files = [*(folder / name for name in NEEDED), picture_file]
-    assert_touches_only(watched(ANSWER, folder, picture_file), files)
-
-
-def test_the_command_line(folder: Path, picture_file: Path) -> None:
-    files = [*(folder / name for name in NEEDED), picture_file]
-    words = ["run", "<CAPTION>", picture_file, "--model", folder, "--max-new-tokens", 4]
-    assert_touches_only(watched(COMMAND, *words), files)
-
-
-def test_an_audit(folder: Path) -> None:
-    report = watched(COMMAND, "audit", folder, folder, "--json")
-    assert_touches_only(report, [folder / "config.json", folder / "model.safetensors"])
-
-
-def test_an_explanation(folder: Path, picture_file: Path) -> None:
-    words = ["inspect", picture_file, "<CAPTION>", "--model", folder, "--json", "--max-new-tokens", 2]
-    assert_touches_only(watched(COMMAND, *words), [*(folder / name for name in NEEDED), picture_file])
+def test_only_what_is_given_is_touched(folder: Path, picture_file: Path) -> None:
+    """By an answer and its drawing, and by the commands that run, audit and inspect."""
+    few = ["--model", folder, "--max-new-tokens", 2]
+    reports = watch(
+        (ANSWER, [folder, picture_file]),
+        (COMMAND, ["run", "<CAPTION>", picture_file, *few]),
+        (COMMAND, ["audit", folder, folder, "--json"]),
+        (COMMAND, ["inspect", "<CAPTION>", picture_file, "--json", *few]),
+    )
+    needed = [*(folder / name for name in NEEDED), picture_file]
+    weights = [folder / "config.json", folder / "model.safetensors"]
+    for report, files in zip(reports, (needed, needed, weights, needed), strict=True):
+        assert_touches_only(report, files)
 
 
 def test_the_watch_sees_what_is_forbidden(tmp_path: Path) -> None:
@@ -148,7 +160,7 @@ def test_the_watch_sees_what_is_forbidden(tmp_path: Path) -> None:
         "os.close(os.open(sys.argv[1] + '2', os.O_CREAT | os.O_WRONLY))": f"write {tmp_path / 'new2'}",
         "os.remove(sys.argv[1])": "os.remove",
     }
-    report = watched("\n".join(deeds) + "\n", tmp_path / "new")
+    (report,) = watch(("import torch\n" + "\n".join(deeds), [tmp_path / "new"]))
     assert set(deeds.values()) <= set(report["events"])
 
 
@@ -162,7 +174,8 @@ safe_open(sys.argv[2], framework="pt").__enter__()
 Tokenizer.from_file(sys.argv[3])
 """
     given = [picture_file, small_folder / "model.safetensors", small_folder / "tokenizer.json"]
-    assert watched(code, *given)["files"] == sorted(map(str, given))
+    (report,) = watch((code, given))
+    assert report["files"] == sorted(map(str, given))
 
 
 def test_loading_by_torch_would_be_seen(folder: Path, picture_file: Path) -> None:
@@ -178,5 +191,5 @@ import florence2.pipeline as pipeline
 load_model = pipeline.load_model
 pipeline.load_model = lambda path, **k: load_model(path, **k | {{"allow_pickle": True}})
 {ANSWER}"""
-    report = watched(code, folder, picture_file)
+    (report,) = watch((code, [folder, picture_file]))
     assert str(folder / "pytorch_model.bin") in report["files"] and "torch.load" in report["events"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from florence2.answers.answer import Answer
+from florence2.answers.answer import Answer, Box, Polygon, Quad
 from florence2.inputs.image import ImageInput
 
 
@@ -40,6 +40,21 @@ class Cascade:
         pairs = zip(outlines, grounding.boxes, strict=True)
         return cls(caption, grounding, tuple(_labelled(outline, box.label) for outline, box in pairs))
 
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The boxes of the phrases."""
+        return self.grounding.boxes
+
+    @property
+    def quads(self) -> tuple[Quad, ...]:
+        """Always empty: no task of the chain answers with quadrilaterals."""
+        return self.grounding.quads
+
+    @property
+    def polygons(self) -> tuple[Polygon, ...]:
+        """The outlines of all phrases."""
+        return tuple(polygon for segment in self.segments for polygon in segment.polygons)
+
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
         """Return plain JSON values.
 
@@ -67,8 +82,7 @@ class Cascade:
         Raises:
             ImageError: The image cannot be read.
         """
-        outlines = tuple(polygon for segment in self.segments for polygon in segment.polygons)
-        return replace(self.grounding, polygons=outlines).draw(image)
+        return replace(self.grounding, polygons=self.polygons).draw(image)
 
     def __str__(self) -> str:
         segments = "\n".join(str(segment) for segment in self.segments)

@@ -1,4 +1,5 @@
 """Many images, one or more questions each: from paths on a command line to rows in a results file.
 
-Begin with `batch`; `sinks` says where the rows go.
+`sources` finds the images, `answering` asks the questions and yields `rows`, `journal` keeps the rows in an output
+folder. Begin with `answering.answer_images`.
 """

@@ -1,4 +1,4 @@
-"""`florence2 inspect PICTURE TASK`: one answer with all that led to it, as a page, as JSON, as plots."""
+"""`florence2 inspect TASK IMAGE`: one answer and what led to it, as a page, as JSON, as plots."""
 
 import argparse
 import json
@@ -6,147 +6,140 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from florence2.bulk.sinks import Progress
-from florence2.checkpoints.hub import DEFAULT_MODEL, NAMES
-from florence2.cli.extras import load_extra
+from florence2.bulk.rows import TaskQuestion
+from florence2.cli.main import require_extra
+from florence2.cli.options import (
+    add_generation,
+    add_input,
+    add_model,
+    add_report,
+    check_order,
+    generation_changes,
+    load_model,
+    read_questions,
+)
+from florence2.cli.progress import Progress
 from florence2.errors import OptionError, PromptError
-from florence2.inputs.coordinates import bins_to_tokens
 from florence2.inputs.image import open_image
-from florence2.inputs.tasks import check_prompt, find_task
 from florence2.inspect.out_file import check_out, write_out
-from florence2.inspect.page.render import render_page
-from florence2.pipeline import load
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Answer one task on one picture and write why: the page of `--out`, `--json` in its place, `--plots` beside it.
-
-    A file that exists is left alone unless `--overwrite` is given. Prints what was written, or the JSON itself when
-    it has no file to go to. Returns 0. Raises a Florence2Error for unusable input, before a model is loaded if it can.
-    """
-    chosen = build_parser().parse_args(arguments)
-    _check(chosen)
-    plots = load_extra("florence2.inspect.plots", "inspect", "--plots") if chosen.plots else None
-    values = _explain(chosen)
-    if chosen.json and chosen.out is None:
-        print(json.dumps(values, allow_nan=False))
-    elif chosen.out is not None:
-        text = json.dumps(values, allow_nan=False) if chosen.json else render_page(values)
-        write_out(chosen.out, text)
-        print(chosen.out)
-    if plots is not None:
-        _write_plots(plots, values, chosen.plots)
-        print(chosen.plots, file=sys.stderr if chosen.json and chosen.out is None else sys.stdout)
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The grammar of the command."""
+    """Return the grammar of the command."""
     parser = argparse.ArgumentParser(
         prog="florence2 inspect",
-        description="Answer one task on one picture and show why: where each token looked, what each layer thought, "
-        'what else it might have said, how the search went. Example: florence2 inspect photo.jpg "<CAPTION>" --out '
-        "report.html",
+        description="Answer one task on one image and show why: where each token attends, what each layer predicts, "
+        "which alternatives were likely, and how the search went. "
+        'Example: florence2 inspect "<CAPTION>" photo.jpg --out report.html',
     )
-    parser.add_argument("picture", type=Path, metavar="PICTURE", help="a file")
-    parser.add_argument("task", metavar="TASK", help="a task's token or name, or a free prompt")
-    parser.add_argument("--text", help="the task's input")
-    parser.add_argument(
-        "--box", metavar="X1,Y1,X2,Y2", type=_box, help="the task's region, in pixels (--box=-5,... if negative)"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page to write, one self-contained HTML file")
-    parser.add_argument(
-        "--json", action="store_true", help="the explanation as JSON, in place of the page or on stdout"
-    )
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="also write plots of every token, as PNG and SVG")
-    parser.add_argument("--overwrite", action="store_true", help="write --out even if there is such a file")
+    parser.add_argument("task", metavar="TASK", help="a task's token or alias, or a free prompt")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
+    add_input(parser)
+    add_report(parser)
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also plot every token, as PNG and SVG")
     parser.add_argument(
         "--saliency",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="what each token hangs on: a pass back through the whole model for each (most of the time goes there)",
+        help="measure what each token depends on, by a backward pass through the whole model for each; this takes "
+        "most of the time (default: on)",
     )
-    known = ", ".join(NAMES)
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help=f"{known}, OWNER/NAME, a folder or a file ({DEFAULT_MODEL})"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
-    parser.add_argument("--beams", type=int, help="beams of the search, 1 for greedy (the model's own setting)")
-    parser.add_argument("--max-new-tokens", type=int, help="limit of the answer's length (the model's own setting)")
+    add_model(parser)
+    add_generation(parser)
     return parser
 
 
-def _check(chosen: argparse.Namespace) -> None:
-    """Refuse what cannot work before the slow part begins."""
-    if chosen.out is None and chosen.plots is None and not chosen.json:
-        raise OptionError("Where to? Give --out report.html, --plots DIR or --json.")
-    if chosen.out is not None:
-        check_out(chosen.out, chosen.overwrite)
-    if chosen.plots is not None and chosen.plots.exists() and not chosen.plots.is_dir():
-        raise OptionError(f"{chosen.plots} is a file; --plots needs a folder.")
-    _check_question(chosen.task, chosen.text, chosen.box)
-    open_image(chosen.picture)
+def main(arguments: Sequence[str]) -> int:
+    """Answer one task on one image, and write why: the page or the JSON of `--out`, and `--plots`.
+
+    Prints the names of what was written, or the JSON itself when no file is given for it.
+
+    Returns:
+        0.
+
+    Raises:
+        Florence2Error: The input is unusable; found before a model is loaded where possible.
+    """
+    options = build_parser().parse_args(arguments)
+    question, plots = _check(options), _load_plots() if options.plots else None
+    values = _explain(options, question)
+    if options.json and options.out is None:
+        print(json.dumps(values, allow_nan=False))
+    elif options.out is not None:
+        write_out(options.out, json.dumps(values, allow_nan=False) if options.json else _render(values))
+        print(options.out)
+    if plots is not None:
+        _write_plots(plots, values, options.plots)
+        print(options.plots, file=sys.stderr if options.json and options.out is None else sys.stdout)
+    return 0
 
 
-def _check_question(task: str, text: str | None, box: tuple[float, ...] | None) -> None:
-    if text is not None and box is not None:
-        raise PromptError(f"{task} takes one input; give --text or --box, not both.")
-    found = find_task(task)
-    if box is None:
-        check_prompt(task, text)
-    elif found is None or found.takes != "region":
-        raise PromptError(f"{task} takes no region; leave out --box.")
-    else:
-        check_prompt(task, bins_to_tokens([0] * 4))  # stands for the box until the picture's size is known
+def _check(options: argparse.Namespace) -> TaskQuestion:
+    """Refuse what cannot work before the slow part begins; return the question."""
+    check_order("inspect", [options.task, str(options.image)])
+    if options.out is None and options.plots is None and not options.json:
+        raise OptionError("Where should the explanation go? Give --out report.html, --plots DIR or --json.")
+    if options.out is not None:
+        check_out(options.out, options.overwrite)
+    if options.plots is not None and options.plots.exists() and not options.plots.is_dir():
+        raise OptionError(f"{options.plots} is a file; --plots needs a folder.")
+    generation_changes(options)
+    question, *more = read_questions([options.task], options.text, options.box)
+    if more:
+        raise PromptError(f"--box is given {1 + len(more)} times, but only one answer can be explained; give one box.")
+    open_image(options.image)
+    return question
 
 
-def _box(text: str) -> tuple[float, ...]:
-    try:
-        x1, y1, x2, y2 = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be four numbers X1,Y1,X2,Y2 in pixels") from None
-    return (x1, y1, x2, y2)
+def _explain(options: argparse.Namespace, question: TaskQuestion) -> dict[str, Any]:
+    model = load_model(options)
+    from florence2.inspect.explanation import explain  # which needs torch
 
-
-def _explain(chosen: argparse.Namespace) -> dict[str, Any]:
-    module = load_extra("florence2.inspect.explanation", "inspect", "`florence2 inspect`")
-    model = load(chosen.model, device=chosen.device, revision=chosen.revision)
-    changes = {"num_beams": chosen.beams, "max_new_tokens": chosen.max_new_tokens}
-    options = model.options(**{name: value for name, value in changes.items() if value is not None})
-    found = module.explain(
+    explanation = explain(
         model,
-        chosen.task,
-        chosen.picture,
-        text=chosen.text,
-        box=chosen.box,
-        options=options,
-        saliency=chosen.saliency,
-        name=_name(chosen.model),
+        question.task,
+        options.image,
+        question.text,
+        options=model.options(**generation_changes(options)),
+        saliency=options.saliency,
+        name=_public_name(options.model),
     )
-    values: dict[str, Any] = found.to_dict()
+    values: dict[str, Any] = explanation.to_dict()
     return values
 
 
-def _name(model: str) -> str:
-    """What a page calls the model: of a local one the last part, for where it lies is nobody's business."""
+def _public_name(model: str) -> str:
+    """Return the name of a model, and of a local path only the last part: a page must not show where it is."""
     return Path(model).resolve().name if Path(model).exists() else model
 
 
-def _write_plots(plots: Any, values: Mapping[str, Any], folder: Path) -> None:
-    """`lens`, `attention-NNN` of every token, `spread-NNN` of every location token; NNN counts from 0."""
+def _render(values: Mapping[str, Any]) -> str:
+    from florence2.inspect.page.render import render_page
+
+    return render_page(values)
+
+
+def _load_plots() -> ModuleType:
+    """Return the module that plots. Raises OptionError when matplotlib is missing."""
+    with require_extra("inspect", "--plots"):
+        import florence2.inspect.plots as plots
+    return plots
+
+
+def _write_plots(plots: ModuleType, values: Mapping[str, Any], folder: Path) -> None:
+    """Write `lens`, `attention-NNN` of every token, `spread-NNN` of every location token; NNN counts from 0."""
     folder.mkdir(parents=True, exist_ok=True)
     makers = {"lens": partial(plots.plot_lens, values)}
-    for number in range(len(values["tokens"])):
-        makers[f"attention-{number:03}"] = partial(plots.plot_attention, values, number)
-    for number in plots.location_tokens(values):
-        makers[f"spread-{number:03}"] = partial(plots.plot_location_spread, values, number)
-    progress = Progress(len(makers), things="plots")
-    for done, (name, maker) in enumerate(makers.items(), 1):
-        figure = maker()
-        for ending in plots.FORMATS:
-            plots.save_figure(figure, folder / f"{name}.{ending}")
-        progress.show(done)
-    progress.close()
+    for i in range(len(values["tokens"])):
+        makers[f"attention-{i:03}"] = partial(plots.plot_attention, values, i)
+    for i in plots.location_tokens(values):
+        makers[f"spread-{i:03}"] = partial(plots.plot_location_spread, values, i)
+    with Progress(len(makers), things="plots") as progress:
+        for done, (name, maker) in enumerate(makers.items(), 1):
+            figure = maker()
+            for ending in plots.FORMATS:
+                plots.save_figure(figure, folder / f"{name}.{ending}")
+            progress.show(done)

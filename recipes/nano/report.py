@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from florence2.answers.answer import Answer
-from florence2.bulk.sinks import Progress
+from florence2.cli.progress import Progress
 from florence2.pipeline import Florence2, load
 from florence2.train.metrics import Metrics
 from florence2.train.trainer import LOG

@@ -368,7 +368,7 @@ def test_coarser_maps_say_so(browser: Any, explanations: Values, tmp_path: Any) 
 def test_a_real_report(opened: Opened, tmp_path: Any) -> None:
     """What the command says of the specimen's own answer, whatever that is."""
     make_scene(8, 1).image.save(tmp_path / "scene.png")
-    common = [str(tmp_path / "scene.png"), "<OD>", "--model", "nano", "--max-new-tokens", "12", "--beams", "2"]
+    common = ["<OD>", str(tmp_path / "scene.png"), "--model", "nano", "--max-new-tokens", "12", "--beams", "2"]
     assert cli.main(["inspect", *common, "--json", "--out", str(tmp_path / "scene.json")]) == 0
     values = json.loads((tmp_path / "scene.json").read_text(encoding="utf-8"))
     page = opened(values)

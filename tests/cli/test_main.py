@@ -1,5 +1,6 @@
 """The command line as a user types it: in this process, and as a program."""
 
+import importlib
 import json
 import os
 import shutil
@@ -8,13 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import florence2
-from florence2.cli.main import main
+from florence2.cli.main import COMMANDS, main, require_extra
+from florence2.errors import OptionError
 from parity.recipe import make_picture
 
 FEW = ["--max-new-tokens", "8"]
@@ -24,114 +27,30 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def test_text_for_people(
-    small_folder: Path, picture_file: Path, small: florence2.Florence2, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("run", "<CAPTION>", picture_file, "--model", small_folder, *FEW) == 0
-    captured = capsys.readouterr()
-    expected = small.run("<CAPTION>", picture_file, options=small.options(max_new_tokens=8))
-    assert captured.out == f"{expected}\n" and captured.err == ""
-
-
-@pytest.mark.parametrize("task", ["<OD>", "od"])
-def test_json_lines_for_programs(
-    task: str, small_folder: Path, picture_file: Path, small: florence2.Florence2, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("run", task, picture_file, "--model", small_folder, "--json", "--beams", 2, *FEW) == 0
-    row = json.loads(capsys.readouterr().out)
-    expected = small.run("<OD>", picture_file, options=small.options(num_beams=2, max_new_tokens=8))
-    assert row == {"image": str(picture_file), "place": str(picture_file), **json.loads(expected.to_json())}
-
-
-def test_several_tasks_and_pictures(
-    small_folder: Path, picture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_picture(1, 30, 30).save(tmp_path / "second.png")
-    assert (
-        run(
-            "run", "od", "<CAPTION>", picture_file, tmp_path / "second.png", "--model", small_folder, "--batch", 2, *FEW
-        )
-        == 0
-    )
-    out = capsys.readouterr().out
-    assert [line.split("  ")[1] for line in out.splitlines() if line.startswith("== ")] == ["<OD>", "<CAPTION>"] * 2
-
-
-def test_inputs(
-    small_folder: Path, picture_file: Path, small: florence2.Florence2, capsys: pytest.CaptureFixture[str]
-) -> None:
-    common = [picture_file, "--model", small_folder, "--json", *FEW]
-    options = small.options(max_new_tokens=8)
-    assert run("run", "open_vocabulary_detection", *common, "--text", "a car", "--text", "a dog") == 0
-    row = json.loads(capsys.readouterr().out)
-    assert (
-        row["raw_text"]
-        == small.run("<OPEN_VOCABULARY_DETECTION>", picture_file, ["a car", "a dog"], options=options).raw_text
-    )
-    assert run("run", "region_to_ocr", "region_to_category", *common, "--box", "10,20,200,150") == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["input"] for row in rows] == [[10, 20, 200, 150]] * 2
-    assert (
-        rows[0]["raw_text"]
-        == small.run("<REGION_TO_OCR>", picture_file, box=(10, 20, 200, 150), options=options).raw_text
-    )
-    assert run("run", "<CAPTION_TO_PHRASE_GROUNDING>a car", *common) == 0
-    assert json.loads(capsys.readouterr().out)["task"] == "<CAPTION_TO_PHRASE_GROUNDING>"
-    assert run("run", "Is there a car?", *common) == 0
-    assert json.loads(capsys.readouterr().out)["task"] == "Is there a car?"
-
-
-def test_one_bad_picture_in_many(
-    small_folder: Path, picture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(picture_file.read_bytes()[:500])
-    assert run("run", "<OD>", picture_file, bad, tmp_path / "absent.png", "--model", small_folder, "--json", *FEW) == 1
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert ["error" in row for row in rows] == [False, True, True]
-
-
-def test_out_and_resume(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    album = tmp_path / "album"
-    album.mkdir()
-    for i in range(3):
-        make_picture(i, 40, 30).save(album / f"{i}.png")
-    command = ["run", "<OD>", album, "--model", small_folder, "--out", tmp_path / "out", "--draw", *FEW]
-    assert run(*command) == 0
-    first = (tmp_path / "out" / "results.jsonl").read_text()
-    assert len(first.splitlines()) == 3
-    capsys.readouterr()
-    assert run(*command) == 0
-    captured = capsys.readouterr()
-    assert captured.out == "" and "already holds 3 answers" in captured.err
-    assert (tmp_path / "out" / "results.jsonl").read_text() == first
-
-
-def test_cascade(small_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("cascade", picture_file, "--model", small_folder, "--json", "--detail", "detailed", *FEW) == 0
-    row = json.loads(capsys.readouterr().out)
-    assert row["task"] == "cascade" and row["caption"]["task"] == "<DETAILED_CAPTION>"
-    assert row["grounding"]["task"] == "<CAPTION_TO_PHRASE_GROUNDING>"
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "<VQA>", "x.png"], "Unknown task <VQA>"),
-        (["run", "<VQA>how?", "x.png"], "Unknown task <VQA>"),
-        (["run", "<OD>"], "Which picture?"),
-        (["run", "<OD>", "<CAPTION>"], "Which picture?"),
-        (["run", "<OD>", "x.png", "--text", "cat"], "None of the tasks <OD> takes --text"),
+        (["run", "<VQA>", "x.png"], "Known tasks: <OCR>"),
+        (["run", "<VQA>how?", "x.png"], "Known tasks: <OCR>"),
+        (["run", "<OD>"], "Which image?"),
+        (["run", "<OD>", "<CAPTION>"], "Which image?"),
+        (["run", "<OD>", "x.png", "--text", "cat"], "Task '<OD>' takes no --text; leave it out."),
+        (["run", "od", "ocr", "x.png", "--text", "cat"], "None of the tasks od, ocr takes --text; leave it out."),
+        (["run", "<OD>", "x.png", "--box", "1,2,3,4"], "Task '<OD>' takes no --box; leave it out."),
         (["run", "<REGION_TO_OCR>", "x.png"], "needs a region"),
         (["run", "<REGION_TO_OCR>", "x.png", "--text", "there"], "needs a region"),
+        (
+            ["run", "region_to_ocr", "x.png", "--text", "a", "--box", "1,2,3,4"],
+            "Task 'region_to_ocr' takes no --text when --box is given; leave it out.",
+        ),
         (["run", "<OPEN_VOCABULARY_DETECTION>", "x.png"], "needs a text"),
         (["run", "<OD>", "x.png", "--draw"], "--draw needs --out"),
-        (["run", "<OD>", "x.png", "--batch", "0"], "at least 1"),
-        (["run", "<OD>", "x.png", "--model", "no/such/place.safetensors"], "no existing path"),
+        (["run", "<OD>", "x.png", "--batch", "0"], "--batch is 0; it must be at least 1."),
+        (["run", "<OD>", "x.png", "--model", "no/such/place.safetensors"], "no/such/place.safetensors"),
         (["run", "<OD>", "x.png", "--device", "tpu"], "cannot be used here"),
         (["run", "<OD>", "x.png", "--beams", "0"], "num_beams is 0"),
-        (["convert", "nowhere/at/all", "out"], "no existing path"),
-        (["info", "nowhere/at/all"], "no existing path"),
+        (["convert", "nowhere/at/all", "out"], "nowhere/at/all"),
+        (["info", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )
 def test_what_cannot_be_answered_is_one_sentence_and_exit_code_2(
@@ -144,11 +63,51 @@ def test_what_cannot_be_answered_is_one_sentence_and_exit_code_2(
     assert words in captured.err and captured.out == "" and len(captured.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "<OD>", "x", "--box", "1,2,3"], ["init", "d"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["--", "run"],
+        ["run"],
+        ["run", "<OD>", "x", "--fly"],
+        ["run", "<OD>", "x", "--box", "1,2,3"],
+        ["run", "<OD>", "x", "--box", "1,2,3,nan"],
+        ["run", "<OD>", "x", "--dtype", "int8"],
+        ["init", "d"],
+    ],
+)
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2 and "usage: florence2" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_one_sentence() -> None:
+    with pytest.raises(OptionError) as error, require_extra("inspect", "The plot"):
+        raise ModuleNotFoundError(name="matplotlib")
+    assert str(error.value) == (
+        'The plot needs the package matplotlib, which is not installed: pip install "florence2[inspect]".'
+    )
+
+
+def test_a_missing_module_of_our_own_is_our_own_mistake() -> None:
+    with pytest.raises(ModuleNotFoundError), require_extra("inspect", "The plot"):
+        importlib.import_module("florence2.nowhere")
+
+
+def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = SimpleNamespace(main=lambda _: importlib.import_module("a_package_that_does_not_exist"))
+    monkeypatch.setitem(sys.modules, COMMANDS["evaluate"].module, command)
+    assert run("evaluate", "data.jsonl") == 2
+    assert "`florence2 evaluate` needs the package a_package_that_does_not_exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(name, "--help")
+    assert capsys.readouterr().out.startswith(f"usage: florence2 {name} ")
 
 
 def test_init_info_convert(small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +123,7 @@ def test_init_info_convert(small_folder: Path, tmp_path: Path, capsys: pytest.Ca
     described = json.loads(capsys.readouterr().out)
     assert described["layout"] == "native" and list(described["dtypes"]) == ["float32"]
     assert run("init", made, "--preset", "tiny", "--tokenizer", small_folder) == 2
-    assert "holds a checkpoint already" in capsys.readouterr().err
+    assert "holds a checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("early_stopping", "shown"), [(True, "true"), (False, "false"), ("never", "never")])
@@ -202,7 +161,7 @@ def program(*arguments: object, **options: object) -> "subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def test_a_picture_on_stdin_and_a_narrow_encoding(small_folder: Path, picture_file: Path) -> None:
+def test_an_image_on_stdin_and_a_narrow_encoding(small_folder: Path, picture_file: Path) -> None:
     command = [sys.executable, "-m", "florence2", "run", "<CAPTION>", "-", "--model", str(small_folder), *FEW]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
@@ -260,18 +219,6 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run("--help")
     assert "cascade" in capsys.readouterr().out
-
-
-def test_a_misspelt_task_is_asked_about(
-    small_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("run", "captoin", picture_file, "--model", small_folder) == 2
-    assert "did you mean caption?" in capsys.readouterr().err
-
-
-def test_an_unusable_output_folder_is_found_out_at_once(picture_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("run", "od", picture_file, "--model", "no/such/model", "--out", picture_file) == 2
-    assert str(picture_file) in capsys.readouterr().err
 
 
 def test_closed_stdout(small_folder: Path, picture_file: Path) -> None:

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from florence2.errors import Florence2Error
 from florence2.pipeline import Florence2
-from florence2.train import command
 from florence2.train.command import main
 from florence2.train.data import Sample
 
@@ -19,14 +18,14 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def given(data: Path, mini_folder: Path, tmp_path: Path) -> list[str]:
-    """A run of one update of two pictures."""
+    """A run of one update of two images."""
     words = f"{data} --model {mini_folder} --out {tmp_path / 'run'} --steps 1 --batch 2 --workers 0 --device cpu"
     return [*words.split(), "--learning-rate", "1e-2", "--warmup", "0"]
 
 
 @pytest.fixture
 def coco(data: Path, tmp_path: Path) -> Path:
-    """One object on one of the pictures."""
+    """One object on one of the images."""
     values: dict[str, list[dict[str, Any]]] = {
         "images": [{"id": 1, "file_name": "000000.png"}],
         "categories": [{"id": 3, "name": "cup"}],
@@ -63,11 +62,11 @@ def test_what_is_frozen_is_counted_so_and_stays(
     given: list[str], mini_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main([*given, "--freeze", "vision"]) == 0
-    told = capsys.readouterr().err
+    captured = capsys.readouterr().err
     before, after = (load_file(f / "model.safetensors") for f in (mini_folder, tmp_path / "run" / "checkpoint"))
     vision = [name for name in before if name.startswith("vision_tower.")]
     count = sum(before[name].numel() for name in vision)
-    assert f"vision: 0 of {count:,};" in told and "projection: 0 of" not in told
+    assert f"vision: 0 of {count:,};" in captured and "projection: 0 of" not in captured
     assert all(torch.equal(before[name], after[name]) for name in vision)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("encoder" in name for name in moved) and any("decoder" in name for name in moved)
@@ -81,8 +80,8 @@ def test_what_is_frozen_is_counted_so_and_stays(
         ("--epochs 0", "--epochs is 0.0"),
         ("--steps 0", "steps is 0; it must be at least 1"),
         ("--batch 0", "--batch is 0; it must be at least 1"),
-        ("--lora 0", "rank is 0; it must be at least 1"),
-        ("--lora 2 --lora-alpha 0", "alpha is 0.0; it must be above 0"),
+        ("--lora 0", "--lora is 0; it must be at least 1"),
+        ("--lora 2 --lora-alpha 0", "--lora-alpha is 0.0; it must be above 0"),
         ("--lora-alpha 4", "--lora-alpha .* give --lora RANK too"),
         ("--lora-names native", "--lora-names .* give --lora RANK too"),
         ("--seed -1", "seed is -1; it must be at least 0"),
@@ -91,7 +90,7 @@ def test_what_is_frozen_is_counted_so_and_stays(
         ("--weight-decay nan", "weight_decay must be finite"),
         ("--freeze visoin", "no part 'visoin' to freeze"),
         ("--validation nowhere.jsonl", "nowhere.jsonl does not exist"),
-        ("--batch 5", "4 pictures are fewer than one batch of 5"),
+        ("--batch 5", "fewer than one batch of 5"),
     ],
 )
 def test_what_cannot_be_meant(given: list[str], words: str, sentence: str, tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ def test_what_is_measured_later_is_checked_before(
     given: list[str], data: Path, coco: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "000000.png").write_bytes((data / "000000.png").read_bytes()[:900])
-    with pytest.raises(Florence2Error, match="Not every prompt and picture"):
+    with pytest.raises(Florence2Error, match="Some prompts or images cannot be used"):
         main([*given, "--validation", str(_lines(tmp_path))])
     assert "unreadable: 000000.png" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert main([*given, "--check", "--validation", str(_lines(tmp_path))]) == 1
@@ -143,7 +142,7 @@ def test_of_a_coco_file_the_trained_task_is_measured(
         seen.append(samples)
         return {}
 
-    monkeypatch.setattr(command, "evaluate", see)
+    monkeypatch.setattr("florence2.train.run.evaluate", see)
     words = [str(coco), *given[1:], "--images", str(data), "--validation", str(coco), "--batch", "1"]
     assert main([*words, "--task", "<REGION_TO_CATEGORY>"]) == 0
     ((sample,),) = seen  # one evaluation, of one sample
@@ -156,8 +155,8 @@ def test_of_several_processes_one_writes(
     monkeypatch.setattr("florence2.train.trainer.is_first_process", lambda: False)
     monkeypatch.setenv("RANK", "1")
     assert main(given) == 0
-    told = capsys.readouterr()
-    assert told.out == "" and "answers" not in told.err and "Parameters" not in told.err
+    captured = capsys.readouterr()
+    assert captured.out == "" and "answers" not in captured.err and "Parameters" not in captured.err
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 

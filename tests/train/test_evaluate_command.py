@@ -14,7 +14,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Three pictures: the first with two questions, the others with one."""
+    """Three images: the first with two questions, the others with one."""
     rows = []
     for i in range(3):
         make_picture(i, 100, 80).save(tmp_path / f"{i}.png")
@@ -37,7 +37,7 @@ def test_a_table(given: list[str], capsys: Capture) -> None:
     assert "exact_match 0.000" in lines[0] and "map_50_95 0.000" in lines[1]
 
 
-def test_json_of_the_first_pictures(given: list[str], capsys: Capture) -> None:
+def test_json_of_the_first_images(given: list[str], capsys: Capture) -> None:
     assert main([*given, "--json", "--limit", "2", "--batch", "3"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["task"], row["count"]) for row in rows] == [("<CAPTION>", 1), ("<OD>", 2)]
@@ -57,7 +57,7 @@ def test_a_coco_file_is_asked_what_one_likes(given: list[str], data: Path, capsy
 
 
 def test_a_question_that_cannot_be_answered_costs_a_row(given: list[str], data: Path, capsys: Capture) -> None:
-    """A picture cut short has a size, but no pixels."""
+    """An image cut short has a size, but no pixels."""
     (data.parent / "1.png").write_bytes((data.parent / "1.png").read_bytes()[:2000])
     assert main([*given, "--json"]) == 1
     error, *rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -65,11 +65,11 @@ def test_a_question_that_cannot_be_answered_costs_a_row(given: list[str], data: 
     assert [(row["task"], row["count"]) for row in rows] == [("<CAPTION>", 1), ("<OD>", 2)]
 
 
-def test_failures_are_told_beside_the_table(given: list[str], data: Path, capsys: Capture) -> None:
-    (data.parent / "0.png").write_bytes(b"no picture")
+def test_failures_go_to_stderr(given: list[str], data: Path, capsys: Capture) -> None:
+    (data.parent / "0.png").write_bytes(b"not an image")
     assert main([*given, "--limit", "1"]) == 1
-    told = capsys.readouterr()
-    assert told.err.count("0.png is not an image") == 2 and told.out == ""
+    captured = capsys.readouterr()
+    assert captured.err.count("florence2: 0.png") == 2 and captured.out == ""
 
 
 @pytest.mark.parametrize("option", ["--batch", "--limit"])

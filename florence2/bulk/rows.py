@@ -1,0 +1,85 @@
+"""One question about one image, and the row that its result becomes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from florence2.answers.answer import Answer
+from florence2.answers.cascade import Cascade
+from florence2.bulk.sources import Source
+from florence2.inputs.processor import TaskText
+from florence2.inputs.tasks import find_task
+
+Result: TypeAlias = Answer | Cascade
+RowKey: TypeAlias = tuple[str, ...]
+"""Two rows with the same key are the same work: the same place of the image, task, input and detail."""
+
+
+class Question(Protocol):
+    """A question that can be asked about every image."""
+
+    @property
+    def name(self) -> str:
+        """The task as rows name it."""
+        ...
+
+    @property
+    def alias(self) -> str:
+        """The task as a part of file names."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part of a row that says what was asked: "task", and "input" or "detail"."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskQuestion:
+    """A task, or a free prompt, with its input."""
+
+    task: str
+    text: TaskText = None
+
+    @property
+    def name(self) -> str:
+        """The task's token, or the prompt itself."""
+        known = find_task(self.task)
+        return known.token if known else self.task
+
+    @property
+    def alias(self) -> str:
+        """The task's alias, or "prompt"."""
+        known = find_task(self.task)
+        return known.alias if known else "prompt"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return "task", and "input" if the task has one."""
+        return {"task": self.name} | ({} if self.text is None else {"input": self.text})
+
+
+@dataclass(frozen=True)
+class Row:
+    """The result of one question about one image: an answer, or an error message."""
+
+    source: Source
+    question: Question
+    answer: Result | None = None
+    error: str | None = None
+
+    @property
+    def key(self) -> RowKey:
+        """The key of the row, known before its result is (see `row_key`)."""
+        return row_key(self._head())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values: the image, its place, the question, then the answer's fields or the error."""
+        return self._head() | (self.answer.to_dict() if self.answer else {"error": self.error})
+
+    def _head(self) -> dict[str, Any]:
+        return {"image": self.source.name, "place": self.source.place, **self.question.to_dict()}
+
+
+def row_key(row: Mapping[str, Any]) -> RowKey:
+    """Return the key of a row in the form of `Row.to_dict`."""
+    return tuple(json.dumps(row.get(part)) for part in ("place", "task", "input", "detail"))

@@ -1,0 +1,43 @@
+"""`florence2 convert SOURCE FOLDER`: rewrite a checkpoint in another layout or type, or without pickles."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from florence2.checkpoints.hub import resolve_adapter
+from florence2.cli.options import DTYPES, MODELS, add_adapter, add_pickle, resolve_model
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the grammar of the command."""
+    parser = argparse.ArgumentParser(
+        prog="florence2 convert",
+        description="Rewrite a checkpoint as safetensors: in another layout, in another type, or with an adapter "
+        "merged into it.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help=MODELS)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="output folder")
+    parser.add_argument(
+        "--layout",
+        choices=("microsoft", "native"),
+        default="microsoft",
+        help="names of tensors and settings: Microsoft's or those of transformers (default: microsoft)",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the weights (default: as stored)")
+    add_adapter(parser)
+    add_pickle(parser)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Convert the checkpoint; return 0."""
+    options = build_parser().parse_args(arguments)
+    source = resolve_model(options.source, allow_pickle=options.allow_pickle)
+    adapter = resolve_adapter(options.adapter) if options.adapter else None
+    from florence2.checkpoints.checkpoint import convert_checkpoint
+    from florence2.devices import DTYPES as TORCH_DTYPES
+
+    dtype = TORCH_DTYPES[options.dtype] if options.dtype else None
+    convert_checkpoint(source, options.folder, options.layout, dtype, options.allow_pickle, adapter)
+    print(options.folder)
+    return 0

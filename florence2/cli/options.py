@@ -1,0 +1,226 @@
+"""Options that several commands share, so that each means the same everywhere, and how they become arguments."""
+
+import argparse
+import difflib
+import math
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from florence2.bulk.rows import TaskQuestion
+from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, resolve, resolve_adapter
+from florence2.errors import OptionError, PromptError
+from florence2.generation.options import GenerationOptions
+from florence2.inputs.processor import TaskText, input_to_text
+from florence2.inputs.tasks import TASKS, check_prompt, find_task
+
+if TYPE_CHECKING:
+    from florence2.pipeline import Florence2
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""The keys of `florence2.devices.DTYPES`, which needs torch."""
+MODELS = f"{EMBEDDED_MODEL} (comes with the package), {', '.join(NAMES)}, OWNER/NAME, a folder or a file"
+_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle")
+
+# ---- groups of options ---------------------------------------------------------------------------------------------
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add which model, and where it computes."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODELS} (default: {DEFAULT_MODEL})")
+    add_revision(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+
+
+def add_revision(parser: argparse.ArgumentParser) -> None:
+    """Add which version of a model on the Hub."""
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: its main branch)")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add how the model's weights are loaded."""
+    add_adapter(parser)
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="type of the weights (default: auto, float32 on a CPU and float16 elsewhere)",
+    )
+    parser.add_argument(
+        "--attention",
+        default="sdpa",
+        choices=("sdpa", "eager"),
+        help="torch's fused attention, or attention step by step (default: sdpa)",
+    )
+    add_pickle(parser)
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """Add a LoRA adapter."""
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the model: folder or OWNER/NAME")
+
+
+def add_pickle(parser: argparse.ArgumentParser) -> None:
+    """Add the permission to read pickles."""
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read a .bin file when the checkpoint has no safetensors"
+    )
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of the search."""
+    parser.add_argument(
+        "--beams", type=int, metavar="N", help="beams of the search; 1 is greedy (default: the model's own setting)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: the model's own setting)"
+    )
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Add the inputs of tasks."""
+    parser.add_argument("--text", action="append", help="the text that a task takes; repeat it for several classes")
+    parser.add_argument(
+        "--box",
+        action="append",
+        metavar="X1,Y1,X2,Y2",
+        type=parse_box,
+        help="the region that a task takes: left, top, right, bottom in pixels (--box=-5,... if negative)",
+    )
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add where a page or a JSON document goes."""
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a page, one self-contained HTML file")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a page in --out, or on stdout")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+
+
+def parse_box(text: str) -> tuple[float, ...]:
+    """Return the four numbers of a box. Raises ArgumentTypeError for anything else."""
+    try:
+        box = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        box = ()
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] > box[2] or box[1] > box[3]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a box; give four numbers X1,Y1,X2,Y2 in pixels, with X1 <= X2 and Y1 <= Y2"
+        )
+    return box
+
+
+# ---- from options to arguments -------------------------------------------------------------------------------------
+
+
+def check_at_least(options: argparse.Namespace, least: int, *names: str) -> None:
+    """Raise OptionError for a number below `least`; None is allowed."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise OptionError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+
+
+def generation_changes(options: argparse.Namespace) -> dict[str, int]:
+    """Return the generation settings that differ from the model's own. Raises OptionError for a bad value."""
+    given = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
+    changes = {name: value for name, value in given.items() if value is not None}
+    GenerationOptions().changed(**changes)
+    return changes
+
+
+def resolve_model(name: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
+    """Return the local path of a checkpoint, after fetching it if needed. Raises HubError for an unknown name."""
+    return resolve(name, revision, allow_pickle=allow_pickle)
+
+
+def check_model(options: argparse.Namespace) -> Path:
+    """Return the path of the model that the options name, after fetching it and its adapter if needed.
+
+    Raises HubError for an unknown name of either.
+    """
+    if getattr(options, "adapter", None) is not None:
+        resolve_adapter(options.adapter)
+    return resolve_model(options.model, options.revision, getattr(options, "allow_pickle", False))
+
+
+def load_model(options: argparse.Namespace) -> "Florence2":
+    """Load the model that the options name. An unknown name is refused before torch is imported.
+
+    Raises a Florence2Error that says what is wrong and what to do.
+    """
+    check_model(options)
+    from florence2.pipeline import load
+
+    given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in _LOAD_OPTIONS}
+    return load(options.model, **given)
+
+
+# ---- tasks and their inputs ----------------------------------------------------------------------------------------
+
+
+def names_task(word: str) -> bool:
+    """Return whether a word is a task's token or alias, and nothing else."""
+    task = find_task(word)
+    return task is not None and word in (task.token, task.alias)
+
+
+def check_order(command: str, words: Sequence[str]) -> None:
+    """Raise PromptError, with the order that works, when an image comes before its task."""
+    first = words[0]
+    if names_task(first) or not (first == "-" or _exists(first)):
+        return
+    task = next((word for word in words[1:] if names_task(word)), None)
+    if task is not None:
+        raise PromptError(f"The task comes before the image: {shlex.join(['florence2', command, task, first])}")
+    example = shlex.join(["florence2", command, "<OD>", first])
+    raise PromptError(f"The first argument must be a task, not {first!r}; for example: {example}")
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110  Path.exists raises for a prompt that is too long for a path
+
+
+def read_questions(
+    tasks: Sequence[str], texts: Sequence[str] | None, boxes: Sequence[tuple[float, ...]] | None
+) -> list[TaskQuestion]:
+    """Give each task the input that it takes; a task that takes a region becomes one question for each box.
+
+    Raises PromptError for an unknown task, a missing input, and an input that no task takes.
+    """
+    text: TaskText = texts[0] if texts and len(texts) == 1 else texts
+    questions = [question for task in tasks for question in _questions_of(task, text, boxes or ())]
+    inputs = [question.text for question in questions]
+    if text and text not in inputs:
+        raise _superfluous(tasks, "--text", "--box" if boxes else None)
+    if boxes and not any(box in inputs for box in boxes):
+        raise _superfluous(tasks, "--box", "--text" if text else None)
+    return questions
+
+
+def _questions_of(task: str, text: TaskText, boxes: Sequence[tuple[float, ...]]) -> list[TaskQuestion]:
+    known = find_task(task)
+    if known is None:
+        _check_spelling(task)
+    if known is None or known.takes == "nothing" or not names_task(task):  # or the input is in the same string
+        check_prompt(task)
+        return [TaskQuestion(task)]
+    if known.takes == "region" and boxes:
+        return [TaskQuestion(task, box) for box in boxes]
+    check_prompt(task, input_to_text(text))
+    return [TaskQuestion(task, text)]
+
+
+def _check_spelling(word: str) -> None:
+    """Raise PromptError for a single word that may be a misspelt alias."""
+    aliases = [task.alias for task in TASKS.values()]
+    near = difflib.get_close_matches(word.lower(), aliases, n=1, cutoff=0.75)
+    if near and re.fullmatch(r"\w+", word):
+        raise PromptError(f"Unknown task {word!r}; did you mean {near[0]}? A free prompt has more than one word.")
+
+
+def _superfluous(tasks: Sequence[str], option: str, other: str | None) -> PromptError:
+    subject = f"Task {tasks[0]!r} takes no" if len(tasks) == 1 else f"None of the tasks {', '.join(tasks)} takes"
+    return PromptError(f"{subject} {option}{f' when {other} is given' if other else ''}; leave it out.")

@@ -1,0 +1,168 @@
+"""One run of `florence2 train`, from checked options to the files in the output folder."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from florence2.checkpoints.checkpoint import (
+    checkpoint_folder,
+    copy_companions,
+    load_model,
+    save_checkpoint,
+    stored_dtype,
+)
+from florence2.checkpoints.tensors import find_weights
+from florence2.cli.progress import Progress
+from florence2.devices import choose_device
+from florence2.model.florence2 import Florence2Model
+from florence2.pipeline import Florence2
+from florence2.processor import Processor
+from florence2.train.check import Finding, check_samples
+from florence2.train.command import training_settings
+from florence2.train.data import Sample
+from florence2.train.entries import DataError
+from florence2.train.evaluate import evaluate
+from florence2.train.freeze import count_trainable, freeze
+from florence2.train.lora import LoraSettings, add_lora, save_adapter
+from florence2.train.settings import TrainSettings
+from florence2.train.sources import read_samples
+
+CHECKPOINT, ADAPTER, CURVE = "checkpoint", "adapter", "curve.png"
+
+
+def run(options: argparse.Namespace, path: Path) -> int:
+    """Check the data and train the checkpoint at `path`; return the exit code (see `command.main`)."""
+    processor = Processor.from_folder(checkpoint_folder(path))
+    samples = read_samples(options.data, options.images, tasks=options.task)
+    held_out = _held_out(options)
+    settings = training_settings(options, len(samples))
+    device = choose_device(options.device)
+    # in bfloat16 on a CPU the backward pass of torch's fused attention takes twice as long as eager attention's
+    eager = device.type == "cpu" and options.precision == "bfloat16"
+    f = Florence2(load_model(path, device=device, attention="eager" if eager else "sdpa"), processor)
+    lora = None if options.check else _restrict(options, settings, f.model)
+    say = print if options.check else _say
+    findings = _report(samples, f, say)
+    if held_out:
+        say("In --validation:")
+        findings += _report(held_out, f, say)
+    if options.check:
+        return 1 if findings else 0
+    if any(finding.fault in ("refused", "unreadable") for finding in findings):
+        raise DataError("Some prompts or images cannot be used (see above). Correct them or leave them out.")
+    _train(options, settings, lora, f, samples, held_out)
+    from florence2.train.trainer import is_first_process
+
+    if is_first_process():
+        print(_write_result(f.model, options, path))
+    return 0
+
+
+def _held_out(options: argparse.Namespace) -> list[Sample]:
+    """Read the samples of `--validation`; a COCO file is asked the tasks that are trained."""
+    if options.validation is None:
+        return []
+    tasks = options.task if options.validation.suffix.lower() == ".json" else ()
+    return read_samples(options.validation, options.images, sys.maxsize, tasks)
+
+
+def _restrict(options: argparse.Namespace, settings: TrainSettings, model: Florence2Model) -> LoraSettings | None:
+    """Add the adapter, if there is to be one, and freeze the parts that do not train."""
+    lora = _lora(options)
+    if lora:
+        add_lora(model, lora, settings.seed)
+    freeze(model, settings.freeze)
+    return lora
+
+
+def _lora(options: argparse.Namespace) -> LoraSettings | None:
+    if options.lora is None:
+        return None
+    return LoraSettings(options.lora, 2 * options.lora if options.lora_alpha is None else options.lora_alpha)
+
+
+def _report(samples: list[Sample], f: Florence2, say: Callable[[str], None]) -> tuple[Finding, ...]:
+    """Say which samples would be lost or cut."""
+    report = check_samples(samples, f.processor, *_limits(f.model, f.processor))
+    say(str(report))
+    return report.findings
+
+
+def _limits(model: Florence2Model, processor: Processor) -> tuple[int, int]:
+    """Return how many ids an answer may have, and how many a prompt: image tokens take positions too."""
+    positions, size = model.config.text.max_position_embeddings, processor.image_config
+    with torch.no_grad():
+        image_tokens = model.encode_image(torch.zeros(1, 3, size.height, size.width)).shape[1]
+    return positions, positions - image_tokens
+
+
+def _say(text: str) -> None:
+    """Print to stderr, in the first of several processes: launchers number them in RANK."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
+
+
+def _train(
+    options: argparse.Namespace,
+    settings: TrainSettings,
+    lora: LoraSettings | None,
+    f: Florence2,
+    samples: list[Sample],
+    held_out: list[Sample],
+) -> None:
+    from florence2.train.trainer import train  # accelerate takes a second, and --check does without
+
+    def after_save(step: int) -> dict[str, Any]:
+        if step < settings.steps:
+            _plot(options.out)
+        return {"evaluation": _measure(f, held_out)} if held_out else {}
+
+    _say(_describe(f.model, settings))
+    train(f.model, f.processor, samples, settings, options.out, _notes(options, lora, samples), after_save)
+
+
+def _describe(model: Florence2Model, settings: TrainSettings) -> str:
+    counts = [f"{name}: {trainable:,} of {total:,}" for name, (trainable, total) in count_trainable(model).items()]
+    return f"{settings.steps} steps of {settings.batch} images. Trainable parameters: {'; '.join(counts)}."
+
+
+def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list[Sample]) -> dict[str, Any]:
+    """Return what a run depends on besides its settings. The digest covers questions and answers, not the images."""
+    given = ("data", "images", "validation", "model", "revision")
+    notes = {name: None if (value := getattr(options, name)) is None else str(value) for name in given}
+    questions = json.dumps([(sample.name, sample.pairs) for sample in samples])
+    digest = hashlib.sha256(questions.encode()).hexdigest()[:16]
+    return {**notes, "task": options.task, "questions": digest, "lora": asdict(lora) if lora else None}
+
+
+def _measure(model: Florence2, held_out: list[Sample]) -> dict[str, Any]:
+    """Return the metrics of `--validation`; progress goes to stderr."""
+    with Progress(len(held_out)) as progress:
+        return dict(evaluate(model, held_out, progress=progress))
+
+
+def _plot(folder: Path) -> None:
+    from florence2.train.plot import plot_log
+
+    plot_log(folder / "log.jsonl", folder / CURVE)
+
+
+def _write_result(model: Florence2Model, options: argparse.Namespace, path: Path) -> Path:
+    """Write the curve, and the adapter or a checkpoint in the layout and type of the one at `path`."""
+    _plot(options.out)
+    if options.lora is not None:
+        target: Path = options.out / ADAPTER
+        save_adapter(model, target, None if options.lora_names == "canonical" else options.lora_names)
+        return target
+    target = options.out / CHECKPOINT
+    save_checkpoint(model, target, model.config.layout, stored_dtype(find_weights(path)))
+    copy_companions(checkpoint_folder(path), target)
+    return target

@@ -1,0 +1,140 @@
+"""Help and wrong command lines are answered without torch, whose import takes longer than everything else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import florence2
+from florence2.cli.main import COMMANDS
+from parity.recipe import make_picture
+
+WITHOUT_TORCH = """
+import contextlib, io, json, sys, traceback
+sys.modules["torch"] = None  # any import of it fails
+from florence2.cli.main import main
+
+def call(words):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(words)
+        except SystemExit as error:
+            code = error.code
+        except Exception:
+            code = traceback.format_exc()
+    return [code, out.getvalue(), err.getvalue()]
+
+print(json.dumps([call(words) for words in json.load(sys.stdin)]))
+"""
+HELP = [["--help"], *([name, "--help"] for name in COMMANDS)]
+WRONG = [
+    ("", "COMMAND"),
+    ("fly", "'fly'"),
+    ("run od {image} --fly", "--fly"),
+    ("run od {image} --dtype int8", "'int8'"),
+    ("run od {image} --batch two", "'two'"),
+    ("run od {image} --batch 0", "--batch is 0"),
+    ("run od {image} --beams 0", "num_beams is 0"),
+    ("run <VQA> {image}", "Known tasks"),
+    ("run captoin {image}", "did you mean caption?"),
+    ("run od", "Which image?"),
+    ("run {image} od", "The task comes before the image"),
+    ("run open_vocabulary_detection {image}", "needs a text"),
+    ("run region_to_ocr {image}", "needs a region"),
+    ("run od {image} --text cat", "takes no --text"),
+    ("run od {image} --box 1,2,3,4", "takes no --box"),
+    ("run region_to_ocr {image} --box 1,2,3", "'1,2,3' is not a box"),
+    ("run od {image} --draw", "--draw needs --out"),
+    ("run od {image} --model nowhere", "'nowhere'"),
+    ("run od {image} --model {empty} --adapter nowhere", "'nowhere'"),
+    ("run od {empty}", "holds no image"),
+    ("cascade {empty}", "holds no image"),
+    ("cascade {image} --detail long", "'long'"),
+    ("cascade {image} --model nowhere", "'nowhere'"),
+    ("download nowhere", "nowhere is not in the local cache"),
+    ("convert nowhere {empty}", "'nowhere'"),
+    ("init {empty} --tokenizer nowhere", "'nowhere'"),
+    ("info nowhere", "'nowhere'"),
+    ("inspect od", "IMAGE"),
+    ("inspect {image} od --json", "The task comes before the image"),
+    ("inspect captoin {image} --json", "did you mean caption?"),
+    ("inspect od {image}", "Where should the explanation go?"),
+    ("inspect od {image} --json --text cat", "takes no --text"),
+    ("inspect region_to_ocr {image} --json --box 1,2,3,4 --box 2,3,4,5", "--box is given 2 times"),
+    ("inspect od {image} --json --beams 0", "num_beams is 0"),
+    ("inspect od {image} --json --model nowhere", "'nowhere'"),
+    ("inspect od {empty}/absent.png --json", "absent.png"),
+    ("audit nowhere", "'nowhere'"),
+    ("audit {empty} --top -1", "--top is -1"),
+    ("audit {empty} --revision-b v2", "--revision-b"),
+    ("train {image}", "--out DIR"),
+    ("train {image} --out {empty}/run --batch 0", "--batch is 0"),
+    ("train {image} --out {empty}/run --lora 0", "--lora is 0"),
+    ("train {image} --out {empty}/run --learning-rate inf", "learning_rate is inf"),
+    ("train {empty}/absent.jsonl --out {empty}/run", "absent.jsonl does not exist"),
+    ("train {image} --out {empty}/run --model nowhere", "'nowhere'"),
+    ("evaluate {image} --batch 0", "--batch is 0"),
+    ("evaluate {empty}/absent.jsonl", "absent.jsonl does not exist"),
+    ("evaluate {image} --model nowhere", "'nowhere'"),
+]
+"""A command line without its program, and a part of the message; {image} is a file, {empty} a folder."""
+
+Results = dict[tuple[str, ...], tuple[object, str, str]]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An image file and an empty folder."""
+    folder = tmp_path_factory.mktemp("places")
+    make_picture(5, 32, 20).save(folder / "photo.png")
+    (folder / "empty").mkdir()
+    return {"image": folder / "photo.png", "empty": folder / "empty"}
+
+
+def fill(line: str, places: dict[str, Path]) -> list[str]:
+    return [word.format_map(places) for word in line.split()]
+
+
+@pytest.fixture(scope="module")
+def results(places: dict[str, Path]) -> Results:
+    """Exit code, stdout and stderr of every command line, all from one process in which torch cannot be imported."""
+    lines = [*HELP, ["--version"], *(fill(line, places) for line, _ in WRONG)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+    words = [sys.executable, "-c", WITHOUT_TORCH]
+    done = subprocess.run(
+        words, input=json.dumps(lines), capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return {tuple(line): tuple(result) for line, result in zip(lines, json.loads(done.stdout), strict=True)}
+
+
+def test_the_program_imports_no_torch_for_help() -> None:
+    """The same without the block, in the program itself."""
+    words = [sys.executable, "-X", "importtime", "-m", "florence2", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "argparse" in imported and "torch" not in imported
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help(words: list[str], results: Results) -> None:
+    code, out, err = results[tuple(words)]
+    assert (code, err) == (0, "") and out.startswith(f"usage: {' '.join(['florence2', *words[:-1]])} ")
+
+
+def test_the_version(results: Results) -> None:
+    assert results["--version",] == (0, f"florence2 {florence2.__version__}\n", "")
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG)
+def test_wrong_command_lines(line: str, message: str, results: Results, places: dict[str, Path]) -> None:
+    code, out, err = results[tuple(fill(line, places))]
+    assert code == 2 and out == "" and message in err and "torch" not in err
+
+
+def test_wrong_command_lines_write_nothing(results: Results, places: dict[str, Path]) -> None:
+    assert results and not list(places["empty"].iterdir())
