@@ -37,8 +37,8 @@ def how_many_fit(each: int, device: torch.device) -> int:
         return 1 << 30
     if each > _USABLE * free:
         raise OptionError(
-            f"One answer may take {each / 1e9:.1f} GB in addition to the weights, but {device} has only {free / 1e9:.1f} GB "
-            f"free; lower max_new_tokens or num_beams, or free some memory."
+            f"One answer may take {each / 1e9:.1f} GB in addition to the weights, but {device} has only "
+            f"{free / 1e9:.1f} GB free; lower max_new_tokens or num_beams, or free some memory."
         )
     return int(_USABLE * free // each)
 
