@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from florence2.inspect.page.render import render_page
-from tests.inspect import made_up
+from tests.inspect import synthetic
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 Opened = Callable[..., Page]
@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def explanations() -> dict[str, dict[str, Any]]:
-    return {"caption": made_up.caption(), "detection": made_up.detection()}
+    return {"caption": synthetic.caption(), "detection": synthetic.detection()}
 
 
 @pytest.fixture(scope="session")

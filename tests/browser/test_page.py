@@ -11,7 +11,7 @@ from florence2.cli import main as cli
 from florence2.inspect.page.render import decode_map, render_page
 from recipes.nano.scenes import make_scene
 from tests.browser.conftest import Opened
-from tests.inspect import made_up
+from tests.inspect import synthetic
 
 Values = dict[str, dict[str, Any]]
 HOSTILE = "</script><img src=x onerror=\"document.title='got'\"><b>&amp;"
@@ -26,14 +26,14 @@ def heat(page: Page) -> np.ndarray:
         context.drawImage(shown, 0, 0);
         return Array.from(context.getImageData(0, 0, copy.width, copy.height).data); }"""
     )
-    colours = np.array(pixels).reshape(made_up.GRID, made_up.GRID, 4)
+    colours = np.array(pixels).reshape(synthetic.GRID, synthetic.GRID, 4)
     brightness: np.ndarray = colours[..., :3].sum(-1) * (colours[..., 3] > 0)
     return brightness
 
 
 def stored(token: dict[str, Any], layer: int, head: int) -> np.ndarray:
     attention = token["attention"]
-    cells = decode_map(attention["maps"][layer][head], made_up.GRID, made_up.GRID)
+    cells = decode_map(attention["maps"][layer][head], synthetic.GRID, synthetic.GRID)
     weights: np.ndarray = cells * (attention["peak"][layer][head] / 255)
     return weights
 
@@ -163,7 +163,7 @@ def test_the_score_of_a_box(opened: Opened, explanations: Values) -> None:
 
 
 def test_the_score_of_a_long_outline(opened: Opened) -> None:
-    values = made_up.detection()
+    values = synthetic.detection()
     values["answer"]["boxes"] = []
     values["answer"]["polygons"] = [
         {"label": "", "points": [[[0, 0], [9, 9], [0, 9]]], "score": 0.5, "tokens": [1, 15]}
@@ -178,7 +178,7 @@ def test_the_score_of_a_long_outline(opened: Opened) -> None:
 
 
 def test_an_empty_answer_and_signs_without_looks(opened: Opened) -> None:
-    values = made_up.caption()
+    values = synthetic.caption()
     values["answer"]["text"] = ""
     values["tokens"][1]["lens"][3][0]["text"] = "\u2028"
     values["tokens"][1]["alternatives"][1] |= {"text": "\x85", "probability": 0.0}
@@ -190,7 +190,7 @@ def test_an_empty_answer_and_signs_without_looks(opened: Opened) -> None:
 
 
 def test_polygons_and_quads(opened: Opened) -> None:
-    values = made_up.detection()
+    values = synthetic.detection()
     ring = [[10, 10], [200, 20], [150, 200]]
     values["answer"]["quads"] = [
         {"label": "text", "points": [[0, 0], [50, 0], [50, 20], [0, 20]], "score": None, "tokens": None}
@@ -226,7 +226,7 @@ def test_the_tree(opened: Opened, explanations: Values) -> None:
 
 
 def test_greedy_has_no_tree(opened: Opened) -> None:
-    page = opened({**made_up.caption(), "beams": [], "winner": []})
+    page = opened({**synthetic.caption(), "beams": [], "winner": []})
     assert "without beams" in text(page, "#search-note") and page.locator("#tree-scroll").is_hidden()
 
 
@@ -323,7 +323,7 @@ def test_motion_is_left_out_where_unwanted(opened: Opened) -> None:
 
 
 def test_hostile_texts_are_shown_as_they_are(opened: Opened) -> None:
-    values = json.loads(json.dumps(made_up.detection()).replace('"cup"', json.dumps(HOSTILE)))
+    values = json.loads(json.dumps(synthetic.detection()).replace('"cup"', json.dumps(HOSTILE)))
     page = opened({**values, "task": HOSTILE}, 360, 740)
     page.locator("#tokens button").nth(1).click()
     page.locator("#tree g.won").nth(1).click()
@@ -336,7 +336,7 @@ def test_hostile_texts_are_shown_as_they_are(opened: Opened) -> None:
 
 def test_the_policy_stops_what_slips_in(browser: Any, tmp_path: Any) -> None:
     """Markup put into the file behind our back neither runs nor loads."""
-    spoilt = render_page(made_up.caption()).replace(
+    spoilt = render_page(synthetic.caption()).replace(
         "<main>", "<main><script>document.title = 'got'</script><img src='http://127.0.0.1:9/a.png' onerror='got()'>"
     )
     (tmp_path / "spoilt.html").write_text(spoilt, encoding="utf-8")

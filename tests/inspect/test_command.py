@@ -17,7 +17,7 @@ from florence2.cli import main as cli
 from florence2.inspect import explain
 from florence2.inspect.page.render import render_page
 from recipes.nano.scenes import make_scene
-from tests.inspect import made_up
+from tests.inspect import synthetic
 
 Capture = pytest.CaptureFixture[str]
 
@@ -28,7 +28,7 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def detection() -> dict[str, Any]:
-    return made_up.detection()
+    return synthetic.detection()
 
 
 @pytest.fixture

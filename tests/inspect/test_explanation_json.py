@@ -12,7 +12,7 @@ from PIL import Image
 
 from florence2 import Florence2
 from florence2.inspect import Explanation, explain
-from florence2.inspect.explanation_json import MAX_SIDE, picture_data
+from florence2.inspect.explanation_json import MAX_SIDE, image_data
 from parity.recipe import make_picture
 
 
@@ -122,7 +122,7 @@ def test_the_bins_around_a_location(plain: Any) -> None:
 
 def test_a_picture_is_shown_small() -> None:
     large = make_picture(3, 2100, 700)
-    prefix, data = picture_data(large).split(",")
+    prefix, data = image_data(large).split(",")
     assert prefix == "data:image/jpeg;base64" and large.size == (2100, 700)
     with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
         assert shown.format == "JPEG" and shown.size == (MAX_SIDE, round(MAX_SIDE / 3))

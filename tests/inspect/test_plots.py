@@ -11,17 +11,17 @@ import pytest
 from florence2.errors import OptionError
 from florence2.inspect.page.render import decode_map
 from florence2.inspect.plots import location_tokens, plot_attention, plot_lens, plot_location_spread, save_figure
-from tests.inspect import made_up
+from tests.inspect import synthetic
 
 
 @pytest.fixture(scope="module")
 def detection() -> dict[str, Any]:
-    return made_up.detection()
+    return synthetic.detection()
 
 
 def weights_of(values: dict[str, Any], token: int, layer: int, head: int) -> np.ndarray:
     attention = values["tokens"][token]["attention"]
-    stored = decode_map(attention["maps"][layer][head], made_up.GRID, made_up.GRID)
+    stored = decode_map(attention["maps"][layer][head], synthetic.GRID, synthetic.GRID)
     weights: np.ndarray = stored * (attention["peak"][layer][head] / 255)
     return weights
 

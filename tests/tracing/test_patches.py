@@ -13,18 +13,9 @@ from torch import Tensor
 
 from florence2 import EncodedImage, Florence2, GenerationOptions
 from florence2.errors import OptionError
-from florence2.inspect import (
-    answer_logprobs,
-    at,
-    force,
-    from_run,
-    names_of,
-    replace,
-    scale,
-    scale_heads,
-    zero,
-    zero_heads,
-)
+from florence2.inspect import answer_logprobs, teacher_force
+from florence2.tracing.names import names_of
+from florence2.tracing.patches import at, from_run, replace, scale, scale_heads, zero, zero_heads
 from tests.traced import PROMPTS
 
 LAYER = "decoder.layers.0"
@@ -139,18 +130,18 @@ def test_every_name_can_be_patched(
     names = [name for name in names_of(small.model.config) if not name.searched]
 
     def outcome(when: str) -> Tensor:
-        if when == "picture":
+        if when == "image":
             return small.encode_image(pictures[0]).features
         with small.trace("scores") as t:
             small.run("<OD>", encoded[0], options=options)
         found: Tensor = t["scores"]
         return found
 
-    plain = {when: outcome(when) for when in ("picture", "answer")}
+    plain = {when: outcome(when) for when in ("image", "answer")}
     for name in [n for n in names if ".blocks." not in n.name or ".blocks.0.0." in n.name]:
         with small.patched({name.name: lambda x: x * 0.5}):
             found = outcome(name.when)
-        assert not torch.equal(found, plain["picture" if name.when == "picture" else "answer"]), name.name
+        assert not torch.equal(found, plain["image" if name.when == "image" else "answer"]), name.name
 
 
 def test_gone_after_the_block_and_after_an_exception(small: Florence2, ask: Any) -> None:
@@ -184,7 +175,7 @@ def test_a_function_that_writes_into_its_value(
 ) -> None:
     """It changes the run, and neither the encoded picture nor what a trace keeps by another name."""
     picture = mini.encode_image(pictures[0])
-    before, case = picture.features.clone(), force(mini, ("<OD>", picture), "a square</s>")
+    before, case = picture.features.clone(), teacher_force(mini, ("<OD>", picture), "a square</s>")
     with mini.patched({"image_tokens": lambda x: x.mul_(0)}):
         assert not torch.equal(answer_logprobs(mini, case, "prompt"), case.logprobs)
     assert torch.equal(picture.features, before)
@@ -276,12 +267,18 @@ def test_threads_with_one_model(small: Florence2, pictures: list[Image.Image], b
 @pytest.mark.parametrize(
     ("patches", "message"),
     [
-        ({"decoder.layers.0.cross_atention.heads": zero()}, "the nearest are .*decoder.layers.0.cross_attention.heads"),
-        ({"decoder": zero()}, "called 'decoder'"),  # a module without a value
+        (
+            {"decoder.layers.0.cross_atention.heads": zero()},
+            "The nearest names are .*decoder.layers.0.cross_attention.heads",
+        ),
+        (
+            {"decoder": zero()},
+            r"'decoder' has no value of its own, only names below it: decoder.\*\* selects",
+        ),  # a module without a value
         ({"search.survivors": zero()}, "called 'search.survivors'"),
         ({"memory": 0.5}, "The patch of memory is '0.5'; it must be a tensor, a function of one, or a Patch"),
-        ({3: zero()}, "A name or pattern is text, as 'decoder.layers.*', not '3'"),
-        ([("memory", zero())], "they must map names to them"),
+        ({3: zero()}, "A name or pattern is text, such as 'decoder.layers.*', not '3'"),
+        ([("memory", zero())], "give a mapping from names"),
     ],
 )
 def test_wrong_patches_are_refused_at_once(small: Florence2, patches: Any, message: str) -> None:
@@ -295,7 +292,7 @@ def test_wrong_patches_are_refused_at_once(small: Florence2, patches: Any, messa
         (lambda: scale("a"), "The factor of scale is 'a'; it must be a number"),
         (lambda: scale(torch.ones(3)), "The factor of scale is .* it must be a number"),
         (lambda: replace([1.0]), "replace takes a tensor, not list"),
-        (lambda: from_run("run"), "from_run takes a trace, or one of its runs or pictures, not str"),
+        (lambda: from_run("run"), "from_run takes a trace, or one of its runs or images, not str"),
         (lambda: zero_heads(3), r"heads is 3; it must be several whole numbers from 0, as \[3\]"),
         (lambda: zero_heads(cast(Any, [1.5])), r"heads is \[1.5\]; it must be several whole numbers"),
         (lambda: at(zero(), steps=[-1]), r"steps is \[-1\]"),
@@ -320,12 +317,12 @@ def test_numbers_of_any_library_choose(memory: Callable[[], Tensor], mini: Flore
     [
         ("memory", torch.zeros(3, 4), r"has the shape \(3, 4\), but the value there has \(1, 574, 64\), \(B, S, D\)"),
         ("memory", lambda x: x[:, :5], r"memory has the shape \(1, 5, 64\), but the value there has \(1, 574, 64\)"),
-        ("memory", lambda x: 3, "The patch of memory gave int, not a tensor"),
-        ("memory", lambda x: x.to(torch.complex64), "is of torch.complex64, which does not go into torch.float32"),
+        ("memory", lambda x: 3, "The patch of memory returned int; it must return a tensor"),
+        ("memory", lambda x: x.to(torch.complex64), "has type torch.complex64, which cannot be cast to torch.float32"),
         (HEADS, replace(torch.zeros(4, 3, 15)), r"\(4, 3, 15\), but the value there has \(1, 4, 3, 16\)"),
-        (HEADS, zero_heads([4]), f"{HEADS} has the heads 0 to 3, so there is no head 4"),
+        (HEADS, zero_heads([4]), f"{HEADS} has 4 heads, 0 to 3; head 4 does not exist"),
         ("memory", zero_heads([0]), r"memory has no heads: its shape is \(B, S, D\)"),
-        ("memory", at(zero(), positions=[574]), "memory has the positions 0 to 573, so there is no position 574"),
+        ("memory", at(zero(), positions=[574]), "memory has 574 positions, 0 to 573; position 574 does not exist"),
         (LAYER, at(zero(), positions=[0]), "has no positions to choose from"),
     ],
 )  # fmt: skip

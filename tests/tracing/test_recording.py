@@ -13,8 +13,10 @@ from torch import Tensor
 
 from florence2 import Florence2, GenerationOptions, load
 from florence2.errors import OptionError
-from florence2.inspect import BeamStep, Tracing
+from florence2.inspect import Tracing
+from florence2.tracing.beams import BeamStep
 from florence2.tracing.names import RULES
+from florence2.tracing.selection import NotRecordedWarning
 from recipes.nano.scenes import make_scene
 from tests import plain
 from tests.traced import PROMPTS
@@ -87,7 +89,7 @@ def test_a_run_of_a_batch_holds_what_it_holds_alone(
     names += (f"{LAYER}.self_attention.weights", "scores.no_repeat_ngram", "vision_tower.blocks.1.0.spatial_block")
     with small.trace(*names) as together:
         small.run_batch(requests, options=options)
-    assert len(together.pictures) == 2
+    assert len(together.images) == 2
     for i, one in list(enumerate(requests))[1:3]:  # a padded prompt, and the longest
         with small.trace(*names) as alone:
             small.run_batch([one], options=options)
@@ -191,7 +193,7 @@ def test_tokens_before_and_after_the_projection(small: Florence2, traced: Tracin
 def test_where_things_are(small: Florence2, traced: Tracing) -> None:
     run = traced.run
     h, w = run.image_grid
-    assert (h, w) == (20, 28) == traced.pictures[0].grid and run.image_size == (320, 200)
+    assert (h, w) == (20, 28) == traced.images[0].grid and run.image_size == (320, 200)
     assert run.image_tokens == 1 + h * w and run.grid_span == slice(1, 1 + h * w)
     assert list(run.prompt_ids) == small.processor.prompt("<OD>")
     assert traced["memory"][run.prompt_span].shape == (len(run.prompt_ids), 64) and run.prompt_span.stop == len(
@@ -284,19 +286,26 @@ def test_only_what_is_named_is_kept(small: Florence2, pictures: list[Image.Image
     assert all(value.untyped_storage().nbytes() <= value.nbytes for value in held)
     with pytest.raises(OptionError, match="'logits' was not kept; name it"):
         t["logits"]
-    with pytest.raises(OptionError, match="called 'decoder.layers.0.mlpp'; the nearest are decoder.layers.0.mlp"):
+    with pytest.raises(OptionError, match="called 'decoder.layers.0.mlpp'. The nearest names are decoder.layers.0.mlp"):
         t["decoder.layers.0.mlpp"]
     with pytest.raises(OptionError, match="is a pattern; ask for one name at a time"):
         t["decoder.layers.*"]
-    with pytest.raises(OptionError, match="'search.done' is part of the search, which `beams` gives"):
+    with pytest.raises(OptionError, match="'search.done' is part of the search; read it from `beams`"):
         t["search.done"]
     with pytest.raises(OptionError, match="'memory' is not computed for every token"):
         t.along_answer("memory")
-    with pytest.raises(OptionError, match="There is no alternative 1; this run has 1 answers"):
+    with pytest.raises(OptionError, match="alternative is 1; this run has 1 answers, counted from 0"):
         t.along_answer(LAYER, alternative=1)
-    with small.trace("scores.min_new_tokens") as t:
+    with (
+        pytest.warns(
+            NotRecordedWarning, match="The trace of 'scores.min_new_tokens' keeps nothing: no run in its block"
+        ),
+        small.trace("scores.min_new_tokens") as t,
+    ):
         small.run("<OD>", pictures[0], options=beams.changed(min_new_tokens=0))
-    with pytest.raises(OptionError, match="did not occur in this run: the rule that it belongs to is off"):
+    with pytest.raises(
+        OptionError, match="was not recorded in this run: either the rule that it belongs to is off, or"
+    ):
         t["scores.min_new_tokens"]
 
 
@@ -305,17 +314,17 @@ def test_several_runs_and_pictures(small: Florence2, pictures: list[Image.Image]
     with small.trace("memory", "vision_tower") as t:
         small.run("<OD>", pictures[0], options=beams)
         small.run("<OD>", outside, options=beams)
-    assert len(t.runs) == 2 and len(t.pictures) == 1
+    assert len(t.runs) == 2 and len(t.images) == 1
     assert torch.equal(t["vision_tower"], t.runs[0]["vision_tower"])
     assert "vision_tower" in t.runs[0].names and "vision_tower" not in t.runs[1].names
-    with pytest.raises(OptionError, match=r"holds 2 runs, not one: choose with t.runs\[number\]"):
+    with pytest.raises(OptionError, match=r"holds 2 runs, not one; choose with t.runs\[number\]"):
         t["memory"]
-    with pytest.raises(OptionError, match="picture was encoded outside of the trace"):
+    with pytest.raises(OptionError, match="image was encoded outside of the trace"):
         t.runs[1]["vision_tower"]
     assert t.runs[1].image_grid == (20, 28)  # that of every picture of this checkpoint
     with small.trace("memory") as empty:
         pass
-    with pytest.raises(OptionError, match="holds no runs; ask the model something within its block"):
+    with pytest.raises(OptionError, match="holds no runs; run the model within its block"):
         empty["memory"]
 
 
@@ -327,7 +336,7 @@ def test_only_this_object_in_this_block(
         other.run("<OD>", pictures[0], options=beams)
         raise ZeroDivisionError
     small.run("<OD>", pictures[0], options=beams)
-    assert t.runs == [] and t.pictures == []
+    assert t.runs == [] and t.images == []
 
 
 def test_nested_traces_each_keep_their_own(

@@ -17,7 +17,7 @@ from florence2.inspect.page.parts import fill, policy_of, read_part
 LIMIT = 5_000_000
 _FORMAT = 1
 _PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
-_SCRIPTS = ("page_data.js", "page_picture.js", "page_panels.js", "page_shape.js", "page_tree.js", "page.js")
+_SCRIPTS = ("page_data.js", "page_image.js", "page_panels.js", "page_shape.js", "page_tree.js", "page.js")
 
 
 @dataclass(frozen=True)
