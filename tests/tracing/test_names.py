@@ -150,6 +150,19 @@ def test_unknown_names_get_the_nearest(pattern: str, nearest: str) -> None:
     assert f"called {pattern!r}" in str(error.value) and nearest in str(error.value)
 
 
+@pytest.mark.parametrize("pattern", ["=decoder.layers", "=vision_tower.blocks.*", "=scores.*.x"])
+def test_a_module_without_a_value_of_its_own(pattern: str) -> None:
+    """Nearest names are never the name itself: those that have values below them are named with `.**`."""
+    names, plain = names_of(shapes()[3].config), pattern.removeprefix("=")
+    with pytest.raises(OptionError) as error:
+        select([pattern], names)
+    if pattern == "=scores.*.x":
+        assert f"called {plain!r}" in str(error.value)
+        return
+    assert f"{plain!r} has no value of its own, only names below it: {plain}.** selects all of them" in str(error.value)
+    assert select([f"={plain}.**"], names)[f"={plain}.**"] == select([plain], names)[plain]
+
+
 @pytest.mark.parametrize("pattern", [None, 3, ["decoder.layers.*"]])
 def test_a_pattern_is_text(small: Florence2, pattern: Any) -> None:
     with pytest.raises(OptionError, match="A name or pattern is text"), small.trace(pattern):
