@@ -75,13 +75,13 @@ def test_files(detection: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plot", "arguments", "sentence"),
     [
-        (plot_attention, (17,), "There is no token 17; the answer has 17, counted from 0."),
-        (plot_attention, (-1,), "There is no token -1;"),
-        (plot_attention, (1, 12), "There is no layer 12; the decoder has 12, counted from 0."),
-        (plot_attention, (1, 2, 12), "There is no head 12;"),
-        (plot_attention, (1, None, 2), "head=2 is of a layer; give layer too."),
+        (plot_attention, (17,), "token is 17; the answer has 17 tokens, counted from 0."),
+        (plot_attention, (-1,), "token is -1; the answer has"),
+        (plot_attention, (1, 12), "layer is 12; the decoder has 12 layers, counted from 0."),
+        (plot_attention, (1, 2, 12), "head is 12; the decoder has 12 heads"),
+        (plot_attention, (1, None, 2), "head=2 needs a layer; give layer too."),
         (plot_lens, ([],), "tokens is empty; name at least one token of the answer."),
-        (plot_location_spread, (1,), "Token 1, 'cup', is no location; choose one of 2, 3, 4, 5, 7,"),
+        (plot_location_spread, (1,), "Token 1, 'cup', is not a location; location tokens are 2, 3, 4, 5, 7,"),
     ],
 )
 def test_wrong_numbers_get_a_sentence(plot: Any, arguments: Any, sentence: str, detection: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from florence2.errors import Florence2Error
-from florence2.inspect.page.render import KEEPS, LIMIT, Keep, _coarser, decode_map, render_page
+from florence2.inspect.page.render import LIMIT, PRECISIONS, Precision, _coarser, decode_map, render_page
 from tests.inspect import synthetic
 
 HOSTILE = "</script><img src=x onerror=\"document.title='got'\">{{script}}'&"
@@ -99,23 +99,21 @@ def test_maps_that_compress_to_nothing_fit_too(caption: dict[str, Any]) -> None:
     assert len(render_page(noisy).encode()) < LIMIT
 
 
-@pytest.mark.parametrize(("limit", "keep"), [(2_300_000, KEEPS[1]), (900_000, KEEPS[2]), (1, KEEPS[-1])])
-def test_a_long_answer_is_kept_more_coarsely(limit: int, keep: Keep, caption: dict[str, Any], page: str) -> None:
-    small = render_page(caption, limit)
+@pytest.mark.parametrize(("limit", "number"), [(2_300_000, 1), (900_000, 2), (1, -1)])
+def test_a_long_answer_is_kept_more_coarsely(limit: int, number: int, caption: dict[str, Any], page: str) -> None:
+    small, precision = render_page(caption, limit), PRECISIONS[number]
     data, _ = blocks(small)
-    assert (data["packing"]["pool"], data["packing"]["levels"]) == (keep.pool, keep.levels)
-    assert len(small) < limit or keep == KEEPS[-1]
-    fine = map_of(page, 3, 4, 5).astype(float)
-    means = fine.reshape(synthetic.GRID // keep.pool, keep.pool, synthetic.GRID // keep.pool, keep.pool).mean(
-        axis=(1, 3)
-    )
-    assert np.abs(map_of(small, 3, 4, 5) - means).max() <= 255 / (keep.levels - 1) + 0.5
+    assert (data["packing"]["pool"], data["packing"]["levels"]) == (precision.pool, precision.levels)
+    assert len(small) < limit or number == -1
+    fine, side = map_of(page, 3, 4, 5).astype(float), synthetic.GRID // precision.pool
+    means = fine.reshape(side, precision.pool, side, precision.pool).mean(axis=(1, 3))
+    assert np.abs(map_of(small, 3, 4, 5) - means).max() <= 255 / (precision.levels - 1) + 0.5
 
 
 def test_a_grid_that_does_not_divide() -> None:
     maps = np.full((2, 5, 7), 200, np.uint8)
     maps[1, 4, 6] = 0
-    coarse = _coarser(maps, Keep(2, 256))
+    coarse = _coarser(maps, Precision(2, 256))
     assert coarse.shape == (2, 3, 4) and coarse[1, 2, 3] == 0
     assert np.abs(coarse[0].astype(int) - 200).max() <= 1
 
@@ -162,7 +160,7 @@ def test_texts_stay_texts(page: str) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 2}, "The explanation has the format 2; this version reads 1. Make it anew."),
+        ({"format": 2}, "The explanation has the format 2; this version reads 1. Create it again."),
         (
             {"image": {"data": "https://example.org/a.png"}},
             "begins with 'https://example.org/a.png'; it must be a data",
