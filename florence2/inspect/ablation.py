@@ -82,7 +82,7 @@ class Sweep(Table):
         return replace(self, rows=tuple(sorted(self.rows, key=lambda row: getattr(row, by), reverse=by != "iou")))
 
     def format(self, top: int | None = None) -> str:
-        """The first `top` rows, or all, as aligned text, without columns that nothing was measured for."""
+        """Return the first `top` rows, or all, as aligned text, without columns that were not measured."""
         columns = [name for name in _COLUMNS if any(getattr(row, name) is not None for row in self.rows)]
         rows = [[row.part, *(_shown(getattr(row, name)) for name in columns)] for row in self.rows[:top]]
         return "\n".join(format_table([["part", *columns], *rows]))
