@@ -1,9 +1,9 @@
 """Explanations: everything that is known about one answer, token by token, as one value.
 
-    found = explain(f, "<CAPTION>", "photo.jpg")
-    found.tokens[3].alternatives     # what else the model could have written there
-    found.attention.places[3]        # where it attended: (layers, heads, h, w)
-    found.to_json()                  # all of it, for a page or a program
+    explanation = explain(f, "<CAPTION>", "photo.jpg")
+    explanation.tokens[3].alternatives     # what else the model could have written there
+    explanation.attention.places[3]        # where it attended: (layers, heads, h, w)
+    explanation.to_json()                  # all of it, for a page or a program
 
 It is assembled from one trace; `f.trace` and the other functions of this package give the same values one by one.
 """

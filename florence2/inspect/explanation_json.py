@@ -1,6 +1,6 @@
 """The plain JSON of an explanation, which the report page and other programs read.
 
-    format, model, image, task, prompt, answer     what was asked of which model, and its answer
+    format, model, image, task, prompt, answer     the request, the model, and its answer
     tokens[n]                                      one entry for each token of the answer, the end included
       .alternatives .banned .lens .spread          other ids, banned ids, each layer's prediction, other locations
       .attention .saliency                         where it attended, and on what it depends

@@ -153,7 +153,10 @@ def test_a_file_is_not_lost(asked: list[Any], small_folder: Path, picture_file: 
     ("arguments", "sentence"),
     [
         (["{picture}", "<OD>"], "Where to? Give --out report.html, --plots DIR or --json."),
-        (["{picture}", "<OD>", "--out", "{folder}/no/report.html"], "There is no folder {folder}/no for report.html;"),
+        (
+            ["{picture}", "<OD>", "--out", "{folder}/no/report.html"],
+            "The folder {folder}/no for report.html does not exist;",
+        ),
         (["{picture}", "<OD>", "--out", "{folder}"], "{folder} is a folder; --out needs a file, such as"),
         (["{picture}", "<OD>", "--plots", "{picture}"], "{picture} is a file; --plots needs a folder."),
         (["{folder}/absent.png", "<OD>", "--json"], "absent.png"),

@@ -25,18 +25,18 @@ Bars = Mapping[int, Sequence[float | None]]
 """The lengths of the bars under the cells of a column, one for each row, by the number of the column."""
 
 
-def render_audit(found: Audit | Difference, top: int = 10) -> str:
+def render_audit(result: Audit | Difference, top: int = 10) -> str:
     """Render the page: problems first, then every layer, then its tensors in sections that unfold.
 
     Args:
-        found: An audit or a comparison.
+        result: An audit or a comparison.
         top: For a comparison, the number of most changed tensors in a table of their own, and of tensors without a
             counterpart to name.
 
     Returns:
         The HTML.
     """
-    title, body = _page_of_two(found, top) if isinstance(found, Difference) else _page_of_one(found)
+    title, body = _page_of_two(result, top) if isinstance(result, Difference) else _page_of_one(result)
     style = read_part("page.css") + read_part("audit.css")
     parts = {"policy": policy_of(style), "style": style, "title": html.escape(title), "body": "\n".join(body)}
     return fill(read_part("audit.html"), parts)
@@ -120,36 +120,40 @@ def _tensor_rows(tensors: Sequence[TensorAudit]) -> list[list[str]]:
 # ---- two checkpoints ----------------------------------------------------------------------------------------------
 
 
-def _page_of_two(found: Difference, top: int) -> tuple[str, list[str]]:
-    names = {name: f"layer-{i}" for i, name in enumerate(group_by_layer(found.tensors))}
-    body = [f'<p class="verdict">{html.escape(line)}</p>' for line in describe_verdict(found)]
-    for letter, audit in (("A", found.a), ("B", found.b)):
+def _page_of_two(difference: Difference, top: int) -> tuple[str, list[str]]:
+    names = {name: f"layer-{i}" for i, name in enumerate(group_by_layer(difference.tensors))}
+    body = [f'<p class="verdict">{html.escape(line)}</p>' for line in describe_verdict(difference)]
+    for letter, audit in (("A", difference.a), ("B", difference.b)):
         body += [f"<h2>{letter}</h2>", _facts(audit), _findings(audit.findings)]
-    body += ["<h2>Configuration</h2>", _config(found)]
-    if unmatched := describe_unmatched(found, top):
+    body += ["<h2>Configuration</h2>", _config(difference)]
+    if unmatched := describe_unmatched(difference, top):
         body += ["<h2>Not compared, or only in part</h2>", _list(unmatched), _quiet("--json has all names.")]
-    body += ["<h2>Layers</h2>", _layers(found, names), _quiet(LEGEND_OF_CHANGES)]
-    if top and (most := found.most_changed(top)):
+    body += ["<h2>Layers</h2>", _layers(difference, names), _quiet(LEGEND_OF_CHANGES)]
+    if top and (most := difference.most_changed(top)):
         bars: Bars = {3: [tensor.change.relative for tensor in most]}
         body += ["<h2>Most changed</h2>", _table(changed_rows("tensor", most), bars)]
     body.append("<h2>Tensors</h2>")
-    for name, tensors in group_by_layer(found.tensors).items():
+    for name, tensors in group_by_layer(difference.tensors).items():
         relative: Bars = {3: [tensor.change.relative for tensor in tensors]}
         body.append(_folded(name, len(tensors), _table(changed_rows("tensor", tensors), relative), names[name]))
-    return f"Comparison of {found.a.path} and {found.b.path}", body
+    return f"Comparison of {difference.a.path} and {difference.b.path}", body
 
 
-def _layers(found: Difference, names: Mapping[str, str]) -> str:
-    bars: Bars = {3: [layer.change.relative for layer in found.layers]}
-    return _table(layer_rows(found), bars, [layer.change.non_finite > 0 for layer in found.layers], links=names)
+def _layers(difference: Difference, names: Mapping[str, str]) -> str:
+    bars: Bars = {3: [layer.change.relative for layer in difference.layers]}
+    return _table(
+        layer_rows(difference), bars, [layer.change.non_finite > 0 for layer in difference.layers], links=names
+    )
 
 
-def _config(found: Difference) -> str:
-    if found.a.config is None or found.b.config is None:
+def _config(difference: Difference) -> str:
+    if difference.a.config is None or difference.b.config is None:
         return "<p>Not compared: one of them cannot be read.</p>"
-    if not found.config:
+    if not difference.config:
         return "<p>Equal.</p>"
-    return _table([["field", "A", "B"], *([change.field, str(change.a), str(change.b)] for change in found.config)])
+    return _table(
+        [["field", "A", "B"], *([change.field, str(change.a), str(change.b)] for change in difference.config)]
+    )
 
 
 # ---- pieces -------------------------------------------------------------------------------------------------------

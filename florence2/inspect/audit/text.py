@@ -25,12 +25,19 @@ def format_audit(audit: Audit, top: int) -> str:
     return "\n".join([*_head(audit), *_findings(audit.findings, top), "", *_modules(audit), *_extremes(audit, top)])
 
 
-def format_difference(found: Difference, top: int) -> str:
+def format_difference(difference: Difference, top: int) -> str:
     """Format the comparison of two checkpoints, with the `top` most changed tensors."""
-    lines = ["A: " + _head(found.a)[0], *_head(found.a)[1:], *_findings(found.a.findings, top)]
-    lines += ["B: " + _head(found.b)[0], *_head(found.b)[1:], *_findings(found.b.findings, top)]
+    lines = ["A: " + _head(difference.a)[0], *_head(difference.a)[1:], *_findings(difference.a.findings, top)]
+    lines += ["B: " + _head(difference.b)[0], *_head(difference.b)[1:], *_findings(difference.b.findings, top)]
     return "\n".join(
-        [*lines, "", *describe_verdict(found), *_config(found), *describe_unmatched(found, top), *_changes(found, top)]
+        [
+            *lines,
+            "",
+            *describe_verdict(difference),
+            *_config(difference),
+            *describe_unmatched(difference, top),
+            *_changes(difference, top),
+        ]
     )
 
 
@@ -125,33 +132,33 @@ def _map_row(tensor: TensorAudit) -> list[str]:
     ]
 
 
-def describe_verdict(found: Difference) -> list[str]:
+def describe_verdict(difference: Difference) -> list[str]:
     """Describe in one sentence how many tensors are equal."""
-    if found.same:
-        types = "" if found.a.dtypes.keys() == found.b.dtypes.keys() else ", in different types"
-        return [f"Both hold the same weights{types}: {len(found.tensors):,} tensors are equal value by value."]
-    return [f"{found.identical:,} of {len(found.tensors):,} comparable tensors are equal value by value."]
+    if difference.same:
+        types = "" if difference.a.dtypes.keys() == difference.b.dtypes.keys() else ", in different types"
+        return [f"Both hold the same weights{types}: {len(difference.tensors):,} tensors are equal value by value."]
+    return [f"{difference.identical:,} of {len(difference.tensors):,} comparable tensors are equal value by value."]
 
 
-def _config(found: Difference) -> list[str]:
-    if found.a.config is None or found.b.config is None:
+def _config(difference: Difference) -> list[str]:
+    if difference.a.config is None or difference.b.config is None:
         return ["The configurations were not compared: one of them cannot be read."]
-    if not found.config:
+    if not difference.config:
         return ["The configurations are equal."]
-    return ["configuration:", *(f"  {change.field}: {change.a} -> {change.b}" for change in found.config)]
+    return ["configuration:", *(f"  {change.field}: {change.a} -> {change.b}" for change in difference.config)]
 
 
-def describe_unmatched(found: Difference, top: int) -> list[str]:
+def describe_unmatched(difference: Difference, top: int) -> list[str]:
     """Return lines about tensors without a counterpart, of other sizes, or with values that cannot be compared."""
     lines = []
     for title, names in (
-        ("only in A", found.only_a),
-        ("only in B", found.only_b),
-        ("of other sizes", found.misfits),
+        ("only in A", difference.only_a),
+        ("only in B", difference.only_b),
+        ("of other sizes", difference.misfits),
     ):
         more = f" and {len(names) - top:,} more" if len(names) > top else ""
         lines += [f"{title}, not compared: {', '.join(names[:top])}{more}"] if names else []
-    for tensor in found.tensors:
+    for tensor in difference.tensors:
         if tensor.shapes[0] != tensor.shapes[1]:
             a, b, common = (show_shape(shape) for shape in (*tensor.shapes, tensor.compared))
             lines.append(f"{tensor.name} is {a} in A and {b} in B; the common {common} was compared")
@@ -160,19 +167,19 @@ def describe_unmatched(found: Difference, top: int) -> list[str]:
     return lines
 
 
-def _changes(found: Difference, top: int) -> Iterator[str]:
-    if found.identical == len(found.tensors):
+def _changes(difference: Difference, top: int) -> Iterator[str]:
+    if difference.identical == len(difference.tensors):
         return
-    yield from ["", *format_table(layer_rows(found))]
+    yield from ["", *format_table(layer_rows(difference))]
     if top:
-        yield from ["", *format_table(changed_rows("most changed", found.most_changed(top)))]
+        yield from ["", *format_table(changed_rows("most changed", difference.most_changed(top)))]
     yield f"\n{LEGEND_OF_CHANGES}"
 
 
-def layer_rows(found: Difference) -> list[list[str]]:
+def layer_rows(difference: Difference) -> list[list[str]]:
     """Return the table of changes by layer, the heading first."""
     rows = [["layer", "equal", *_CHANGE]]
-    for layer in found.layers:
+    for layer in difference.layers:
         change, ratio = layer.change, f"{layer.identical}/{layer.tensors}"
         numbers = [show_number(change.relative), show_cosine(change.cosine), show_number(change.maximum)]
         rank = "-" if layer.rank_99 is None else str(layer.rank_99)
