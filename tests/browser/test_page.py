@@ -45,7 +45,7 @@ def alike(page: Page, weights: np.ndarray) -> bool:
 
 
 def focused(page: Page) -> str:
-    """The focused element: its id, or that of the group that holds it."""
+    """Return the focused element: its id, or that of the group that holds it."""
     found: str = page.evaluate(
         """() => { const e = document.activeElement, group = e.closest("#tokens, #things, #tree, #modes");
         return e.id || (group ? group.id : e.className || e.tagName); }"""
@@ -335,7 +335,7 @@ def test_hostile_texts_are_shown_as_they_are(opened: Opened) -> None:
 
 
 def test_the_policy_stops_what_slips_in(browser: Any, tmp_path: Any) -> None:
-    """Markup put into the file behind our back neither runs nor loads."""
+    """Markup that was added to the file afterwards neither runs nor loads."""
     spoilt = render_page(synthetic.caption()).replace(
         "<main>", "<main><script>document.title = 'got'</script><img src='http://127.0.0.1:9/a.png' onerror='got()'>"
     )

@@ -18,10 +18,10 @@ WEIGHTS = "decoder.layers.*.cross_attention.weights"
 
 
 @pytest.fixture(scope="module")
-def traced(deep: Florence2, pictures: list[Image.Image]) -> Any:
+def traced(deep: Florence2, images: list[Image.Image]) -> Any:
     options = deep.options(max_new_tokens=7, min_new_tokens=5, num_return_sequences=2)
     with deep.trace(WEIGHTS) as t:
-        deep.run("<OD>", pictures[0], options=options)
+        deep.run("<OD>", images[0], options=options)
     return t
 
 
@@ -40,13 +40,13 @@ def test_every_weight_is_in_one_map(deep: Florence2, traced: Any, alternative: i
         assert torch.equal(maps.prompt[:, layer, :, 3], weights[..., 1 + 24 * 16 + 3])
 
 
-def test_tokens_of_one_place_are_added(tmp_path: Path, pictures: list[Image.Image]) -> None:
-    """Pooled as the places over time, the last picture's places, and the mean."""
+def test_tokens_of_one_place_are_added(tmp_path: Path, images: list[Image.Image]) -> None:
+    """Pooled as the places over time, the last image's places, and the mean."""
     shape = shapes()[5]
     make_checkpoint(tmp_path, shape.config, shape.seed, shape.end_bonus, shape.size)
     f = load(tmp_path)
     with f.trace(WEIGHTS) as t:
-        f.run("<OD>", pictures[0], options=f.options(max_new_tokens=3))
+        f.run("<OD>", images[0], options=f.options(max_new_tokens=3))
     maps, weights = attention_maps(t.run), t.along_answer("decoder.layers.1.cross_attention.weights")
     n = 16 * 16
     assert torch.allclose(maps.places[:, 1].flatten(-2), weights[..., :n] + weights[..., n : 2 * n])
@@ -71,8 +71,8 @@ def test_on_the_picture(traced: Any) -> None:
     assert torch.equal(pixels[..., -1, -1], attention_maps(traced.run).places[..., -1, -1])
 
 
-def test_what_was_not_kept(deep: Florence2, pictures: list[Image.Image]) -> None:
+def test_what_was_not_kept(deep: Florence2, images: list[Image.Image]) -> None:
     with deep.trace("memory") as t:
-        deep.run("<OD>", pictures[0], options=deep.options(max_new_tokens=2))
+        deep.run("<OD>", images[0], options=deep.options(max_new_tokens=2))
     with pytest.raises(OptionError, match="'decoder.layers.0.cross_attention.weights' was not kept; name it"):
         attention_maps(t.run)

@@ -18,9 +18,9 @@ GROUND = "<CAPTION_TO_PHRASE_GROUNDING>"
 
 
 @pytest.fixture
-def ends(mini: Florence2, pictures: list[Image.Image]) -> tuple[Request, Request]:
-    """Two pictures with one prompt, that after which the answer is more probable first."""
-    first, second = (("<OD>", picture) for picture in pictures)
+def ends(mini: Florence2, images: list[Image.Image]) -> tuple[Request, Request]:
+    """Two images with one prompt, that after which the answer is more probable first."""
+    first, second = (("<OD>", image) for image in images)
     better = (
         teacher_force(mini, first, ANSWER).logprobs[1:].mean() > teacher_force(mini, second, ANSWER).logprobs[1:].mean()
     )
@@ -50,7 +50,7 @@ def test_what_carries_everything_and_what_carries_nothing(mini: Florence2, ends:
     for kind in ("word", "location", "special"):
         assert by["decoder.embedding", kind].restored == pytest.approx(0, abs=1e-4)
     kinds = [by["logits", kind] for kind in ("word", "location", "special")]
-    # where they are foretold, tokens stand for themselves: together with the start, which does not count
+    # where they are predicted, tokens stand for themselves: together with the start, which does not count
     assert sum(row.restored for row in kinds) == pytest.approx(1, abs=1e-3)
     assert found.clean > found.corrupt and found.answer.endswith(ANSWER + "</s>")
 
@@ -109,8 +109,8 @@ def test_heads_weights_and_windows(mini: Florence2, ends: tuple[Request, Request
     assert abs(by[f"{cross}.heads", "location"].restored) > abs(by[f"{cross}.weights", "special"].restored)
 
 
-def test_another_prompt_of_the_same_length(mini: Florence2, pictures: list[Image.Image]) -> None:
-    one, two = ((GROUND, pictures[0], f"a red {shape}") for shape in ("star", "heart"))
+def test_another_prompt_of_the_same_length(mini: Florence2, images: list[Image.Image]) -> None:
+    one, two = ((GROUND, images[0], f"a red {shape}") for shape in ("star", "heart"))
     lengths = {len(mini.processor.prompt(*request[::2])) for request in (one, two)}
     assert len(lengths) == 1
     first, second = (teacher_force(mini, request, ANSWER).logprobs[1:].mean() for request in (one, two))
@@ -157,3 +157,13 @@ def test_what_cannot_be_traced(mini: Florence2, ends: tuple[Request, Request]) -
     ):
         with pytest.raises(OptionError, match=message):
             causal_tracing(mini, *arguments, **{"answer": ANSWER, **more})
+
+
+def test_progress_goes_to_the_callback_and_nowhere_else(
+    mini: Florence2, ends: tuple[Request, Request], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[tuple[int, int]] = []
+    names = ["memory", "logits"]
+    found = causal_tracing(mini, *ends, names, answer=ANSWER, progress=lambda done, total: shown.append((done, total)))
+    assert shown == [(done, len(found.rows)) for done in range(1, len(found.rows) + 1)] and len(shown) == 5
+    assert capsys.readouterr() == ("", "")

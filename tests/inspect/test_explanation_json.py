@@ -17,9 +17,9 @@ from parity.recipe import make_picture
 
 
 @pytest.fixture(scope="module")
-def found(deep: Florence2, pictures: list[Image.Image]) -> Explanation:
+def found(deep: Florence2, images: list[Image.Image]) -> Explanation:
     options = deep.options(max_new_tokens=9, min_new_tokens=8)
-    return explain(deep, "<REGION_PROPOSAL>", pictures[0], options=options, tokens=[2])
+    return explain(deep, "<REGION_PROPOSAL>", images[0], options=options, tokens=[2])
 
 
 @pytest.fixture(scope="module")

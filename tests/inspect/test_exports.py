@@ -16,7 +16,7 @@ def documented() -> set[str]:
 
 
 def returned(name: str) -> str:
-    """The return annotation of an export; empty for classes and modules."""
+    """Return the return annotation of an export; empty for classes and modules."""
     annotations = getattr(getattr(florence2.inspect, name), "__annotations__", {})
     return str(annotations.get("return", ""))
 

@@ -13,10 +13,10 @@ from florence2.inspect.lens import project
 
 
 @pytest.fixture(scope="module")
-def traced(deep: Florence2, pictures: list[Image.Image]) -> Any:
+def traced(deep: Florence2, images: list[Image.Image]) -> Any:
     options = deep.options(max_new_tokens=8, min_new_tokens=5, num_return_sequences=3)
     with deep.trace("=decoder.embedding", "=decoder.layers.*", "=logits") as t:
-        deep.run("<OD>", pictures[0], options=options)
+        deep.run("<OD>", images[0], options=options)
     return t
 
 

@@ -29,11 +29,11 @@ def weights_of(values: dict[str, Any], token: int, layer: int, head: int) -> np.
 @pytest.mark.parametrize(("layer", "head"), [(None, None), (4, None), (4, 7)])
 def test_attention(layer: int | None, head: int | None, detection: dict[str, Any]) -> None:
     axes = plot_attention(detection, 3, layer, head).axes[0]
-    picture, heat = axes.get_images()
+    image, heat = axes.get_images()
     layers, heads = (range(12) if one is None else [one] for one in (layer, head))
     expected = np.mean([weights_of(detection, 3, one, other) for one in layers for other in heads], axis=0)
     np.testing.assert_allclose(np.asarray(heat.get_array()), expected, rtol=1e-12)
-    assert list(picture.get_extent()) == list(heat.get_extent()) == [0, 600, 400, 0]
+    assert list(image.get_extent()) == list(heat.get_extent()) == [0, 600, 400, 0]
     assert len(axes.lines) == 1  # the cup's box, to which the token belongs, and no other
     place = {(None, None): "all layers", (4, None): "layer 5", (4, 7): "layer 5, head 8"}[layer, head]
     assert axes.get_title() == f"<loc_42> ({place})"

@@ -23,7 +23,7 @@ def noise(seed: int, *shape: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def shades() -> list[Image.Image]:
-    """Pictures of one grey each, in no order."""
+    """Images of one grey each, in no order."""
     return [Image.new("RGB", (32, 32), (value,) * 3) for value in np.random.default_rng(1).permutation(24) * 10]
 
 
@@ -187,3 +187,11 @@ def test_few_or_encoded_pictures(mini: Florence2, shades: list[Image.Image]) -> 
     with pytest.raises(OptionError, match="vision_tower is inside the vision tower; give the image itself"):
         fit_probe(mini, encoded, [1, 2, 3, 4, 5], "vision_tower")
     assert len(fit_probe(mini, encoded, [1, 2, 3, 4, 5], "memory").train) == 3
+
+
+def test_progress_goes_to_the_callback_and_nowhere_else(
+    mini: Florence2, shades: list[Image.Image], greys: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[tuple[int, int]] = []
+    fit_probe(mini, shades, greys, "vision_tower", progress=lambda done, total: shown.append((done, total)))
+    assert shown == [(done, 24) for done in range(1, 25)] and capsys.readouterr() == ("", "")

@@ -12,9 +12,9 @@ from florence2.inspect.rollout import attention_rollout, decoder_rollout, encode
 
 
 @pytest.fixture(scope="module")
-def traced(deep: Florence2, pictures: list[Image.Image]) -> Any:
+def traced(deep: Florence2, images: list[Image.Image]) -> Any:
     with deep.trace("encoder.layers.*.self_attention.weights", "decoder.layers.*.cross_attention.weights") as t:
-        deep.run("<OD>", pictures[0], options=deep.options(max_new_tokens=6, min_new_tokens=5))
+        deep.run("<OD>", images[0], options=deep.options(max_new_tokens=6, min_new_tokens=5))
     return t
 
 

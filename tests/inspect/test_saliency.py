@@ -109,10 +109,10 @@ def test_cells_add_up_their_pixels(model: Florence2Model, pixels: Tensor) -> Non
     assert torch.allclose(found.by_cell((5, 7)).sum((1, 2)), found.image.sum((1, 2)))
 
 
-def test_of_a_traced_run(small: Florence2, pictures: list[Image.Image]) -> None:
+def test_of_a_traced_run(small: Florence2, images: list[Image.Image]) -> None:
     options = small.options(max_new_tokens=5, min_new_tokens=4, num_return_sequences=2)
     with small.trace("pixel_values", "=decoder.layers.0") as t:
-        small.run("<OD>", pictures[0], options=options)
+        small.run("<OD>", images[0], options=options)
     run = t.run
     for alternative in range(2):
         found = input_saliency(small.model, run, [2], alternative)
@@ -121,10 +121,10 @@ def test_of_a_traced_run(small: Florence2, pictures: list[Image.Image]) -> None:
     assert found.log_probabilities.tolist() == pytest.approx([run.answer.alternatives[0].token_logprobs[2]], abs=1e-4)
 
 
-def test_a_patched_run_gets_a_sentence(small: Florence2, pictures: list[Image.Image]) -> None:
+def test_a_patched_run_gets_a_sentence(small: Florence2, images: list[Image.Image]) -> None:
     options = small.options(max_new_tokens=5)
     patches = {"decoder.layers.0.cross_attention.heads": zero_heads([1, 2])}
     with small.patched(patches), small.trace("pixel_values", "=decoder.layers.0") as t:
-        small.run("<OD>", pictures[0], options=options)
+        small.run("<OD>", images[0], options=options)
     with pytest.raises(OptionError, match=r"its last layer differs by .* compute it outside of f.patched"):
         input_saliency(small.model, t.run)

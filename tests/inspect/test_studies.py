@@ -39,7 +39,7 @@ heads, region, moved = (load_study(name) for name in NAMES)
 
 @pytest.fixture(scope="module")
 def seeing(mini: Florence2) -> Florence2:
-    """A copy that writes locations, and answers in few ids."""
+    """Return a copy that writes locations, and answers in few ids."""
     model = copy.deepcopy(mini.model)
     first = mini.processor.tokenizer.token_id("<loc_0>")
     model.final_logits_bias[:, first : first + 1000] += 2.0
@@ -61,7 +61,7 @@ def test_each_is_short_and_its_command_is_in_the_readme() -> None:
 
 
 def test_a_head_that_looks_everywhere_alike_is_at_chance(seeing: Florence2) -> None:
-    """And chance is the box's share of the picture, but for the tokens that stand for no place."""
+    """And chance is the box's share of the image, but for the tokens that stand for no place."""
     model, scene = copy.deepcopy(seeing.model), make_scene(4, 2)
     blind = model.language_model.decoder.layers[0].encoder_attn
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_a_head_that_looks_everywhere_alike_is_at_chance(seeing: Florence2) -> N
 
 
 def test_shares_by_hand(seeing: Florence2) -> None:
-    """The attention of the generating path, token by token, on a picture cut into pixels."""
+    """The attention of the generating path, token by token, on an image cut into pixels."""
     scene = make_scene(4, 1)
     shares, _ = heads.look(seeing, scene)
     asked = ask("<OD>", scene, random.Random(0))
@@ -170,7 +170,7 @@ def test_patching_by_hand(seeing: Florence2) -> None:
 
 
 def test_the_overlaps(seeing: Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model that always says the whole picture: the objects' share of it."""
+    """Of a model that always says the whole image: the objects' share of it."""
     scene, other = make_scene(4, 1), make_scene(4, 2)
     bins, original = torch.tensor([0, 0, 999, 999]), region.teacher_force
     start: list[int] = []

@@ -29,8 +29,8 @@ CROSS = "decoder.layers.{}.cross_attention.heads"
 
 
 @pytest.fixture(scope="module")
-def requests(mini: Florence2, pictures: list[Image.Image]) -> list[Request]:
-    return [("<OD>", pictures[0]), ("<CAPTION_TO_PHRASE_GROUNDING>", pictures[1], "a red circle")]
+def requests(mini: Florence2, images: list[Image.Image]) -> list[Request]:
+    return [("<OD>", images[0]), ("<CAPTION_TO_PHRASE_GROUNDING>", images[1], "a red circle")]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def short(mini: Florence2) -> Florence2:
 
 
 def without_head(f: Florence2, attention: str, head: int) -> Florence2:
-    """A copy of the model whose output projection takes nothing from a head: no patch, no trace."""
+    """Return a copy of the model whose output projection takes nothing from a head: no patch, no trace."""
     model = copy.deepcopy(f.model)
     projection = model.get_submodule(attention).out_proj
     d = projection.weight.shape[1] // model.get_submodule(attention).heads
@@ -61,7 +61,7 @@ def without_head(f: Florence2, attention: str, head: int) -> Florence2:
 
 
 def forced(f: Florence2, case: ForcedAnswer) -> Tensor:
-    """The log-probabilities of a case's answer by another model."""
+    """Return the log-probabilities of a case's answer by another model."""
     return teacher_force(f, case.request, case.answer).logprobs
 
 
@@ -111,7 +111,7 @@ def test_a_patch_changes_the_answer_as_the_sweep_predicts(
 
 
 def loud_head(f: Florence2, loud: int) -> Florence2:
-    """A copy in which one head of the last layer's cross-attention speaks much louder than the others."""
+    """Return a copy in which one head of the last layer's cross-attention speaks much louder than the others."""
     model = copy.deepcopy(f.model)
     attention = model.language_model.decoder.layers[1].encoder_attn
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_the_head_that_locations_hang_on_moves_the_boxes(short: Florence2, reque
 
 @pytest.fixture(scope="module")
 def nano() -> Florence2:
-    """The specimen, asked greedily."""
+    """Load the specimen with greedy search."""
     f = load("nano")
     f._options = f.options(num_beams=1, max_new_tokens=30)
     return f
@@ -149,23 +149,25 @@ def located(nano: Florence2) -> list[ForcedAnswer]:
 
 
 @pytest.fixture(scope="module")
-def foretold(nano: Florence2, located: list[ForcedAnswer]) -> tuple[Ablation, ...]:
-    """Every head of the cross-attention switched off, without asking anything anew."""
+def predicted(nano: Florence2, located: list[ForcedAnswer]) -> tuple[Ablation, ...]:
+    """Every head of the cross-attention switched off, without generating anything."""
     return ablate_heads(nano, [case.request for case in located]).rows
 
 
 @pytest.fixture(scope="module")
-def patched_answers(nano: Florence2, located: list[ForcedAnswer], foretold: tuple[Ablation, ...]) -> list[list[Answer]]:
-    """What is answered anew, for each head."""
+def patched_answers(
+    nano: Florence2, located: list[ForcedAnswer], predicted: tuple[Ablation, ...]
+) -> list[list[Answer]]:
+    """Generate new answers without each head."""
     answers = []
-    for row in foretold:
+    for row in predicted:
         with nano.patched({row.name: zero_heads([row.head or 0])}):
             answers.append([nano.run(*case.request) for case in located])
     return answers
 
 
-def test_on_the_specimen_boxes_move_as_the_sweep_foretells(
-    located: list[ForcedAnswer], foretold: tuple[Ablation, ...], patched_answers: list[list[Answer]]
+def test_on_the_specimen_boxes_move_as_the_sweep_predicts(
+    located: list[ForcedAnswer], predicted: tuple[Ablation, ...], patched_answers: list[list[Answer]]
 ) -> None:
     """The further the sweep says that locations shift without a head, the further boxes move without it."""
     moved = [
@@ -177,15 +179,15 @@ def test_on_the_specimen_boxes_move_as_the_sweep_foretells(
     ]
     assert max(moved) > 0.1 * len(located)
     # 0.7 to 1 for specimens and scenes of several kinds, at most 0.3 when the heads of a layer are mixed up
-    assert float(torch.corrcoef(torch.tensor([[row.shift for row in foretold], moved]))[0, 1]) > 0.5
+    assert float(torch.corrcoef(torch.tensor([[row.shift for row in predicted], moved]))[0, 1]) > 0.5
 
 
-def test_on_the_specimen_words_are_those_foretold(
-    nano: Florence2, located: list[ForcedAnswer], foretold: tuple[Ablation, ...], patched_answers: list[list[Answer]]
+def test_on_the_specimen_words_are_those_predicted(
+    nano: Florence2, located: list[ForcedAnswer], predicted: tuple[Ablation, ...], patched_answers: list[list[Answer]]
 ) -> None:
-    """The answer without a head is the old one up to where another id is likelier there, and goes on with that id."""
+    """The answer without a head is the old one up to where another id is likelier there, and continues with that id."""
     changed = 0
-    for row, answers in zip(foretold, patched_answers, strict=True):
+    for row, answers in zip(predicted, patched_answers, strict=True):
         for case, answer in zip(located, answers, strict=True):
             with nano.patched({row.name: zero_heads([row.head or 0])}):
                 likeliest = answer_scores(nano, case).argmax(dim=1).tolist()
@@ -194,14 +196,14 @@ def test_on_the_specimen_words_are_those_foretold(
             expected = (*old[: other[0]], likeliest[other[0]]) if other else old
             assert answer.token_ids[1:][: len(expected)] == expected
             changed += bool(other)
-    assert 0 < changed < len(foretold) * len(located)
+    assert 0 < changed < len(predicted) * len(located)
 
 
 def test_on_the_specimen_a_patch_is_a_model_without_the_head(
-    nano: Florence2, located: list[ForcedAnswer], foretold: tuple[Ablation, ...], patched_answers: list[list[Answer]]
+    nano: Florence2, located: list[ForcedAnswer], predicted: tuple[Ablation, ...], patched_answers: list[list[Answer]]
 ) -> None:
-    strongest = max(range(len(foretold)), key=lambda n: foretold[n].drop)
-    row = foretold[strongest]
+    strongest = max(range(len(predicted)), key=lambda n: predicted[n].drop)
+    row = predicted[strongest]
     path = f"language_model.{row.name.removesuffix('.cross_attention.heads')}.encoder_attn"
     without = without_head(nano, path, row.head or 0)
     answers = [without.run(*case.request, options=nano.options()) for case in located]
@@ -213,7 +215,7 @@ def test_on_the_specimen_a_patch_is_a_model_without_the_head(
 def test_heads_of_the_vision_tower(
     short: Florence2, requests: list[Request], cases: list[ForcedAnswer], kind: str
 ) -> None:
-    """Their layers are counted over all blocks; the picture is encoded anew."""
+    """Their layers are counted over all blocks; the image is encoded again."""
     found = ablate_heads(short, requests, kind=kind, layers=[1])
     assert [row.head for row in found.rows] == [0, 1, 2, 3]
     block = "spatial_block.window_attn" if kind == "window" else "channel_block.channel_attn"
@@ -272,7 +274,7 @@ def test_blocks_of_the_vision_tower_passed_over(short: Florence2, requests: list
 
 
 def test_boxes(short: Florence2, requests: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With answers that are known: the unablated box is the whole picture, then come its left half, nothing, ..."""
+    """With answers that are known: the unablated box is the whole image, then come its left half, nothing, ..."""
 
     def said(text: str) -> Answer:
         return short.processor.answer("<REGION_PROPOSAL>", text, image_size=(1000, 1000))
@@ -289,7 +291,7 @@ def test_boxes(short: Florence2, requests: list[Request], monkeypatch: pytest.Mo
     assert [row.iou for row in rows] == pytest.approx([0, -0.75, 0, 0], abs=2e-3)
 
 
-def test_stopped_and_gone_on_with(
+def test_stopped_and_resumed(
     short: Florence2, requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "rows.jsonl"
@@ -317,7 +319,7 @@ def test_stopped_and_gone_on_with(
 
 
 def test_rows_of_another_sweep_are_not_taken(
-    short: Florence2, requests: list[Request], tmp_path: Path, pictures: list[Image.Image]
+    short: Florence2, requests: list[Request], tmp_path: Path, images: list[Image.Image]
 ) -> None:
     out = tmp_path / "rows.jsonl"
     ablate_heads(short, requests, layers=[0], out=out)
@@ -329,7 +331,7 @@ def test_rows_of_another_sweep_are_not_taken(
     for model, asked, more in (
         (fine, requests, {}),
         (short, requests[:1], {}),
-        (short, [requests[0], (requests[1][0], pictures[1], "a red square")], {}),
+        (short, [requests[0], (requests[1][0], images[1], "a red square")], {}),
         (short, requests, {"generate": True}),
     ):
         with pytest.raises(OptionError, match="of another checkpoint, other requests or other settings"):

@@ -27,7 +27,7 @@ GROUND = "<CAPTION_TO_PHRASE_GROUNDING>"
 
 
 def step_by_step(f: Florence2, case: ForcedAnswer) -> torch.Tensor:
-    """The log-probabilities (T, V) of the path that generation takes, with whatever is in force."""
+    """Return the log-probabilities (T, V) of the path that generation takes, with whatever is in force."""
     ids, trace, rows = case.answer.token_ids, start_trace(f), []
     with torch.no_grad():
         cache = f.model.start_cache(case.memory, 1, len(ids), trace=trace)
@@ -43,22 +43,22 @@ def few(mini: Florence2) -> GenerationOptions:
 
 
 @pytest.fixture
-def case(mini: Florence2, pictures: list[Image.Image], few: GenerationOptions) -> ForcedAnswer:
-    return teacher_force(mini, ("<OD>", pictures[0]), options=few)
+def case(mini: Florence2, images: list[Image.Image], few: GenerationOptions) -> ForcedAnswer:
+    return teacher_force(mini, ("<OD>", images[0]), options=few)
 
 
-def test_the_answer_is_that_of_a_run(mini: Florence2, pictures: list[Image.Image], few: GenerationOptions) -> None:
-    request = (GROUND, pictures[0], "a green car")
+def test_the_answer_is_that_of_a_run(mini: Florence2, images: list[Image.Image], few: GenerationOptions) -> None:
+    request = (GROUND, images[0], "a green car")
     found, expected = teacher_force(mini, request, options=few), mini.run(*request, options=few)
     assert found.answer.token_ids == expected.token_ids and found.answer.text == expected.text
     assert len(found.logprobs) == len(found.kinds) == len(found.counted) == len(expected.token_ids) - 1
 
 
-def test_log_probabilities_are_those_of_the_search(mini: Florence2, pictures: list[Image.Image]) -> None:
+def test_log_probabilities_are_those_of_the_search(mini: Florence2, images: list[Image.Image]) -> None:
     """Where no rule acts: greedily, and but for the ids that are forced."""
     plain = mini.options(num_beams=1, max_new_tokens=12, no_repeat_ngram_size=0)
-    case = teacher_force(mini, ("<OD>", pictures[1]), options=plain)
-    expected = torch.tensor(mini.run("<OD>", pictures[1], options=plain).token_logprobs)
+    case = teacher_force(mini, ("<OD>", images[1]), options=plain)
+    expected = torch.tensor(mini.run("<OD>", images[1], options=plain).token_logprobs)
     chosen = case.positions()
     assert torch.allclose(case.logprobs[chosen], expected[chosen], atol=1e-4)
     assert torch.allclose(answer_logprobs(mini, case), case.logprobs, atol=1e-6)
@@ -82,7 +82,7 @@ def test_it_is_what_generation_would_compute(mini: Florence2, case: ForcedAnswer
 
 
 def test_a_change_acts_from_where_it_is(mini: Florence2, case: ForcedAnswer) -> None:
-    """A patch of the encoder is seen only when the memory is computed again, one of the tower with the picture."""
+    """A patch of the encoder is seen only when the memory is computed again, one of the tower with the image."""
     for pattern, since in (("encoder.layers.0.mlp", "prompt"), ("vision_tower", "image")):
         with mini.patched({pattern: scale(0.2)}):
             earlier = answer_logprobs(mini, case, "answer")
@@ -94,19 +94,19 @@ def test_a_change_acts_from_where_it_is(mini: Florence2, case: ForcedAnswer) -> 
 
 
 def test_patches_in_force_take_no_part(
-    mini: Florence2, pictures: list[Image.Image], case: ForcedAnswer, few: GenerationOptions
+    mini: Florence2, images: list[Image.Image], case: ForcedAnswer, few: GenerationOptions
 ) -> None:
     with mini.patched({"memory": zero(), "vision_tower": zero()}):
-        found = teacher_force(mini, ("<OD>", pictures[0]), options=few)
+        found = teacher_force(mini, ("<OD>", images[0]), options=few)
     assert found.answer.token_ids == case.answer.token_ids and torch.equal(found.logprobs, case.logprobs)
 
 
-def test_kinds_and_what_counts(mini: Florence2, pictures: list[Image.Image]) -> None:
-    case = teacher_force(mini, ("<OD>", pictures[0]), "a<loc_1><loc_2><loc_30><loc_999>")
+def test_kinds_and_what_counts(mini: Florence2, images: list[Image.Image]) -> None:
+    case = teacher_force(mini, ("<OD>", images[0]), "a<loc_1><loc_2><loc_30><loc_999>")
     assert case.kinds == ("special", "word", *["location"] * 4, "special")
     assert case.counted == (False, *[True] * 6)  # the first id is forced
     assert case.positions("location") == [2, 3, 4, 5] and case.positions() == [1, 2, 3, 4, 5, 6]
-    cut = teacher_force(mini, ("<OD>", pictures[0]), options=mini.options(max_new_tokens=4, min_new_tokens=4))
+    cut = teacher_force(mini, ("<OD>", images[0]), options=mini.options(max_new_tokens=4, min_new_tokens=4))
     assert cut.answer.finish_reason == "length" and cut.counted == (False, True, True, False)
 
 
@@ -120,14 +120,14 @@ def test_the_likeliest_location(mini: Florence2, case: ForcedAnswer) -> None:
 
 
 def test_a_picture_is_encoded_once(
-    mini: Florence2, pictures: list[Image.Image], few: GenerationOptions, monkeypatch: pytest.MonkeyPatch
+    mini: Florence2, images: list[Image.Image], few: GenerationOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count_encodings(mini, monkeypatch)
     requests = [
-        ("<OD>", pictures[0]),
-        (GROUND, pictures[0], "a car"),
-        ("<OD>", pictures[1]),
-        ("<CAPTION>", pictures[0]),
+        ("<OD>", images[0]),
+        (GROUND, images[0], "a car"),
+        ("<OD>", images[1]),
+        ("<CAPTION>", images[0]),
     ]
     cases = teacher_force_all(mini, requests, few)
     assert calls == [1, 1]
@@ -147,17 +147,17 @@ def test_where_names_are(mini: Florence2) -> None:
     assert stage_of([known["memory"], known["pixel_values"]]) == "image"
 
 
-def test_wrong_requests(mini: Florence2, pictures: list[Image.Image]) -> None:
+def test_wrong_requests(mini: Florence2, images: list[Image.Image]) -> None:
     with pytest.raises(PromptError, match="takes no|needs"):
-        teacher_force(mini, ("<OD>", pictures[0], "a car"))
+        teacher_force(mini, ("<OD>", images[0], "a car"))
     for wrong in ("<OD>", ("<OD>",)):
-        with pytest.raises(PromptError, match=r"A request must be \(task, picture\)"):
+        with pytest.raises(PromptError, match=r"A request must be \(task, "):
             teacher_force_all(mini, cast(Any, [wrong]))
     with pytest.raises(PromptError, match="more than the 1024 positions of the model"):
-        teacher_force(mini, ("<OD>", pictures[0]), "<loc_1>" * 1024)
+        teacher_force(mini, ("<OD>", images[0]), "<loc_1>" * 1024)
     with pytest.raises(OptionError, match="at least one"):
         teacher_force_all(mini, [])
-    features = mini.encode_image(pictures[0])
+    features = mini.encode_image(images[0])
     assert isinstance(features, EncodedImage)
     with pytest.raises(OptionError, match="give the image"):
         answer_logprobs(mini, teacher_force(mini, ("<OD>", features), "car"), "image")

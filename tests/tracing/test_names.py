@@ -36,7 +36,7 @@ class Everything:
 
 
 def run_all(which: int, options: GenerationOptions) -> Everything:
-    """Two pictures and prompts through a model, at the level of its own functions."""
+    """Two images and prompts through a model, at the level of its own functions."""
     from florence2.generation.generate import generate
 
     shape = shapes()[which]
@@ -76,12 +76,12 @@ def test_bytes_are_predicted_exactly(beams: int) -> None:
     options = GenerationOptions(num_beams=beams, max_new_tokens=5, min_new_tokens=9)
     shown, config = run_all(3, options), shapes()[3].config
     names = [name for name in names_of(config) if "bans" not in name.shape]
-    pictures = {name.name for name in names if name.when == "image"}
+    images = {name.name for name in names if name.when == "image"}
     held = {name.name: sum(value.nbytes for value in shown.seen.get(name.name, [])) for name in names}
     tokens = image_letters(config.vision, (2, 3, 96, 128), -1)["N"]
-    assert image_bytes(names, config, (2, 3, 96, 128)) == sum(held[name] for name in pictures)
+    assert image_bytes(names, config, (2, 3, 96, 128)) == sum(held[name] for name in images)
     assert answer_bytes(names, config, AnswerSizes(2, tokens, 3, options)) == sum(
-        count for name, count in held.items() if name not in pictures
+        count for name, count in held.items() if name not in images
     )
 
 
@@ -201,13 +201,13 @@ def test_where_image_tokens_are() -> None:
 
 
 def test_a_trace_is_refused_before_it_is_taken(
-    small: Florence2, pictures: list[Image.Image], beams: GenerationOptions
+    small: Florence2, images: list[Image.Image], beams: GenerationOptions
 ) -> None:
     with small.trace("vision_tower", limit=1_000_000) as t:
         with pytest.raises(OptionError, match=r"1 image of 160 x 224 pixels may take [\d.]+ MB, more than the limit"):
-            small.run("<OD>", pictures[0], options=beams)
+            small.run("<OD>", images[0], options=beams)
         assert t.bytes == 0
-    encoded = small.encode_image(pictures[0])
+    encoded = small.encode_image(images[0])
     with small.trace("logits", limit=5_000_000) as t:
         with pytest.raises(OptionError, match=r"1 answer with 3 beams .* lower max_new_tokens from 9 to 8, name fewer"):
             small.run("<OD>", encoded, options=beams)

@@ -37,7 +37,7 @@ class Cells(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
     def row(self, name: str) -> list[str]:
-        """The last row of that name: a layer's comes before its tensors'."""
+        """Return the last row of that name: a layer's comes before its tensors'."""
         return next(row for row in reversed(self.rows) if row and row[0] == name)
 
 

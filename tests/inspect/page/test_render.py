@@ -51,20 +51,20 @@ class Elements(HTMLParser):
             self.texts[-1] += data
 
     def code(self, tag: str) -> str:
-        """The page's only style, or its only script that runs."""
+        """Return the page's only style, or its only script that runs."""
         (text,) = (self.texts[i] for i, found in enumerate(self.found) if found == (tag, {}))
         return text
 
 
 def blocks(page: str) -> tuple[dict[str, Any], bytes]:
-    """What the page's script reads: the head and the maps."""
+    """Return what the page's script reads: the head and the maps."""
     packed = re.findall(r'<script type="text/plain" id="data-(?:head|maps)">([^<]+)</script>', page)
     head, maps = (zlib.decompress(base64.b64decode(text)) for text in packed)
     return json.loads(head), maps
 
 
 def map_of(page: str, token: int, layer: int, head: int) -> np.ndarray:
-    """The cells of one head, read as the page's script does."""
+    """Return the cells of one head, read as the page's script does."""
     data, maps = blocks(page)
     side = -(-synthetic.GRID // data["packing"]["pool"])
     start = token * data["packing"]["stride"] + (layer * synthetic.HEADS + head) * side * side
