@@ -47,7 +47,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Florence2:
 
 @pytest.fixture(scope="session")
 def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a checkpoint with the specimen's tokenizer: 64 x 64 pixels, two layers of four heads. Do not write to it."""
+    """Return a checkpoint with the specimen's tokenizer: 64 x 64 pixels, two layers, four heads. Do not write to it."""
     folder = tmp_path_factory.mktemp("mini")
     processor = write_processor(folder)
     settings = read_json(folder / "preprocessor_config.json")

@@ -37,7 +37,7 @@ def order_targets(
             raise OptionError("Targets by file name need a folder of images; give a list, one for each image.")
         missing = [file.name for file in files if file.name not in targets]
         if missing:
-            raise OptionError(f"{len(missing)} images of the folder have no target; the first is {missing[0]}.")
+            raise OptionError(f"No target for {len(missing)} of the folder's images, the first of them {missing[0]}.")
         return [targets[file.name] for file in files]
     if len(targets) != len(images):
         raise OptionError(f"Got {len(images)} images and {len(targets)} targets; give one target for each image.")

@@ -77,7 +77,9 @@ class PatchBlock(TraceBlock):
     def __init__(self, f: Traceable, patches: Mapping[str, PatchLike]):
         super().__init__(f, self._start_call, changes=True)
         if not isinstance(patches, Mapping):
-            raise OptionError(f"Patches are {str(patches)[:60]!r}; give a mapping from names, as {{'memory': zero()}}.")
+            raise OptionError(
+                f"Patches are {str(patches)[:60]!r}; give a mapping from names, as {{'memory': patches.zero()}}."
+            )
         known = {name.name: name for name in names_of(f.model.config) if not name.searched}
         self.selected = select(patches, list(known.values()), exactly=True)
         self.chosen = _by_name(known, self.selected, patches)
@@ -135,7 +137,7 @@ def as_patch(pattern: str, patch: PatchLike) -> Patch:
         return Patch(lambda value, name, step: function(value.clone()), "a function")  # noqa: ARG005
     raise OptionError(
         f"The patch of {pattern} is {str(patch)[:60]!r}; it must be a tensor, a function of one, or a Patch such as "
-        "zero()."
+        "patches.zero()."
     )
 
 

@@ -145,7 +145,7 @@ class Run:
         """
         answers = (self.answer, *self.answer.alternatives)
         if not 0 <= alternative < len(answers):
-            raise OptionError(f"alternative is {alternative}; this run has {len(answers)} answers, counted from 0.")
+            raise OptionError(f"alternative is {alternative}; those of this run are 0 to {len(answers) - 1}.")
         return tuple(answers[alternative].token_ids[1:])
 
     def rows(self, alternative: int = 0) -> tuple[int, ...]:

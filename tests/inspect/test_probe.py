@@ -134,7 +134,7 @@ def test_a_folder(mini: Florence2, shades: list[Image.Image], greys: list[float]
         found = fit_probe(mini, str(tmp_path), given, "vision_tower")
         assert torch.equal(found.weight, listed.weight) and found.score == listed.score
     assert found.predict(mini, tmp_path)[:3] == pytest.approx(found.predict(mini, shades[:3]))
-    with pytest.raises(OptionError, match="1 images of the folder have no target; the first is 00.png"):
+    with pytest.raises(OptionError, match="No target for 1 of the folder's images, the first of them 00.png"):
         fit_probe(mini, tmp_path, {k: v for k, v in targets.items() if k != "00.png"}, "vision_tower")
 
 

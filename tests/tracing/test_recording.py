@@ -294,7 +294,7 @@ def test_only_what_is_named_is_kept(small: Florence2, images: list[Image.Image],
         t["search.done"]
     with pytest.raises(OptionError, match="'memory' is not computed for every token"):
         t.along_answer("memory")
-    with pytest.raises(OptionError, match="alternative is 1; this run has 1 answers, counted from 0"):
+    with pytest.raises(OptionError, match="alternative is 1; those of this run are 0 to 0"):
         t.along_answer(LAYER, alternative=1)
     with (
         pytest.warns(
