@@ -64,7 +64,7 @@ def test_pixels_have_the_weights_of_their_cells() -> None:
     assert torch.allclose(smooth[0, :5], torch.tensor([1, 1, 4 / 3, 5 / 3, 2]))
 
 
-def test_on_the_picture(traced: Any) -> None:
+def test_on_the_image(traced: Any) -> None:
     pixels = attention_maps(traced.run).to_pixels(smooth=False)
     assert pixels.shape[:3] == (len(traced.run.answer_ids()), 4, 3) and pixels.shape[3:] == (200, 320)
     assert torch.equal(pixels[..., 0, 0], attention_maps(traced.run).places[..., 0, 0])

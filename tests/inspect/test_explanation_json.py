@@ -120,7 +120,7 @@ def test_the_bins_around_a_location(plain: Any) -> None:
     assert seen >= 4
 
 
-def test_a_picture_is_shown_small() -> None:
+def test_an_image_is_shown_small() -> None:
     large = make_picture(3, 2100, 700)
     prefix, data = image_data(large).split(",")
     assert prefix == "data:image/jpeg;base64" and large.size == (2100, 700)

@@ -180,7 +180,7 @@ def test_what_cannot_be_fitted(
         fit_probe(mini, **given)
 
 
-def test_few_or_encoded_pictures(mini: Florence2, shades: list[Image.Image]) -> None:
+def test_few_or_encoded_images(mini: Florence2, shades: list[Image.Image]) -> None:
     with pytest.raises(OptionError, match="at least 4 images, not 3"):
         fit_probe(mini, shades[:3], [1, 2, 3], "vision_tower")
     encoded = [mini.encode_image(shade) for shade in shades[:5]]

@@ -119,7 +119,7 @@ def test_the_likeliest_location(mini: Florence2, case: ForcedAnswer) -> None:
     assert torch.equal(case.bins, likeliest_bins(mini, scores))
 
 
-def test_a_picture_is_encoded_once(
+def test_an_image_is_encoded_once(
     mini: Florence2, images: list[Image.Image], few: GenerationOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count_encodings(mini, monkeypatch)

@@ -16,7 +16,6 @@ from florence2.errors import OptionError
 from florence2.inspect import answer_logprobs, teacher_force
 from florence2.tracing.names import names_of
 from florence2.tracing.patches import at, from_run, replace, scale, scale_heads, zero, zero_heads
-from florence2.tracing.selection import NotRecordedWarning
 from tests.traced import PROMPTS
 
 LAYER = "decoder.layers.0"
@@ -101,7 +100,7 @@ def test_its_own_value_changes_nothing(small: Florence2, ask: Any, name: str) ->
     assert same.run.answer == plain.run.answer and same.beams == plain.beams
 
 
-def test_the_picture_of_another_run(
+def test_the_image_of_another_run(
     small: Florence2, images: list[Image.Image], beams: GenerationOptions, ask: Any
 ) -> None:
     """With the other's memory, or the other's grid, the answer is the other's to the last digit."""
@@ -348,36 +347,3 @@ def test_another_run_must_have_kept_the_name_and_have_the_shape(
 def test_patches_say_what_they_are() -> None:
     assert repr(at(zero(), steps=[1], heads=[2])) == "at(zero(), steps=[1], heads=[2])"
     assert repr(scale(0.5)) == "scale(0.5)" and repr(replace(torch.zeros(2, 3))) == "replace((2, 3))"
-
-
-def test_a_patch_that_never_acts_says_so(
-    small: Florence2, images: list[Image.Image], encoded: list[EncodedImage], beams: GenerationOptions
-) -> None:
-    """An encoded image has passed the vision tower, and a pattern is fine when any of its names occurs."""
-    unused = "The patch of 'vision_tower', 'scores.repetition_penalty' changed nothing: no run in its block recorded"
-    patches = {"vision_tower": zero(), "memory": scale(1.0), "scores*": scale(1.0), "scores.repetition_penalty": zero()}
-    with pytest.warns(NotRecordedWarning, match=unused) as warned, small.patched(patches):
-        small.run("<OD>", encoded[0], options=beams)
-    assert len(warned) == 1 and warned[0].filename == __file__
-    with small.patched({"vision_tower": scale(1.0)}):  # which acts here, although not in every run
-        small.run("<OD>", encoded[0], options=beams)
-        small.run("<OD>", images[0], options=beams)
-
-
-def test_a_block_that_did_not_get_to_run_says_nothing(small: Florence2) -> None:
-    block = small.patched({"vision_tower": zero()})
-    with block:
-        pass
-    with pytest.raises(ZeroDivisionError), block:
-        small.run("<OD>", small.encode_image(Image.new("RGB", (8, 8))), options=small.options(max_new_tokens=1))
-        raise ZeroDivisionError
-
-
-def test_each_entry_of_a_block_counts_for_itself(
-    small: Florence2, images: list[Image.Image], encoded: list[EncodedImage], beams: GenerationOptions
-) -> None:
-    block = small.patched({"vision_tower": scale(1.0)})
-    with block:
-        small.encode_image(images[0])
-        with pytest.warns(NotRecordedWarning, match="'vision_tower' changed nothing"), block:
-            small.run("<OD>", encoded[0], options=beams)

@@ -309,42 +309,7 @@ def test_only_what_is_named_is_kept(small: Florence2, images: list[Image.Image],
         t["scores.min_new_tokens"]
 
 
-def test_a_trace_that_keeps_nothing_says_so(
-    small: Florence2, images: list[Image.Image], beams: GenerationOptions
-) -> None:
-    """Each pattern counts; a block without a run, or left by an exception, does not warn."""
-    encoded = small.encode_image(images[0])
-    kept_nothing = pytest.warns(NotRecordedWarning, match="The trace of 'vision_tower' keeps nothing")
-    with kept_nothing as warned, small.trace("memory", "vision_tower", "scores"):
-        small.run("<OD>", encoded, options=beams)
-    assert len(warned) == 1 and warned[0].filename == __file__
-    with small.trace("vision_tower"):
-        pass
-    with pytest.raises(ZeroDivisionError), small.trace("vision_tower"):
-        small.run("<OD>", encoded, options=beams)
-        raise ZeroDivisionError
-
-
-def test_a_replaced_module_that_records_nothing(
-    small: Florence2, images: list[Image.Image], beams: GenerationOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its names are missing from the run, and the message says that this is one of two reasons."""
-
-    class Silent(torch.nn.Module):
-        def forward(self, x: Tensor, trace: Any = None) -> Tensor:
-            return x
-
-    block = small.model.vision_tower.blocks[0][0]
-    monkeypatch.setitem(block._modules, "spatial_block", Silent())
-    name = "vision_tower.blocks.0.0.spatial_block.conv1"
-    replaced = "a module was replaced by one that does not record it"
-    with pytest.warns(NotRecordedWarning, match=replaced), small.trace(f"={name}") as t:
-        small.run("<OD>", images[0], options=beams)
-    with pytest.raises(OptionError, match=f"'{name}' was not recorded in this run: .* or its module was replaced"):
-        t[name]
-
-
-def test_several_runs_and_pictures(small: Florence2, images: list[Image.Image], beams: GenerationOptions) -> None:
+def test_several_runs_and_images(small: Florence2, images: list[Image.Image], beams: GenerationOptions) -> None:
     outside = small.encode_image(images[1])
     with small.trace("memory", "vision_tower") as t:
         small.run("<OD>", images[0], options=beams)
