@@ -1,4 +1,4 @@
-"""Pictures, prompts and settings for traced runs; checkpoints with few words, for most parameters are there."""
+"""Images, prompts and settings for traced runs; checkpoints with few words, for most parameters are there."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.two_stages import two_stages
 
 @pytest.fixture(scope="session")
 def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in Microsoft's layout with 300 tokens. Do not write to it."""
+    """Return a checkpoint in Microsoft's layout with 300 tokens. Do not write to it."""
     folder, shape = tmp_path_factory.mktemp("plain"), shapes()[3]
     config = replace(shape.config, text=replace(shape.config.text, vocab_size=300))
     make_checkpoint(folder, config, shape.seed, shape.end_bonus, shape.size)
@@ -28,7 +28,7 @@ def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def converted_folder(plain_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in the native layout, except that it has no final_logits_bias; its embedding has 320 rows."""
+    """Return the same in the native layout, except that it has no final_logits_bias; its embedding has 320 rows."""
     folder = tmp_path_factory.mktemp("converted")
     copy_checkpoint(plain_folder, folder / "unbiased", without_bias)
     convert_checkpoint(folder / "unbiased", folder / "native", "native")
@@ -37,7 +37,7 @@ def converted_folder(plain_folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Florence2:
-    """Three encoder and four decoder layers, pictures of 384 x 256 pixels; writes locations more often than words."""
+    """Three encoder and four decoder layers, images of 384 x 256 pixels; writes locations more often than words."""
     folder, shape = tmp_path_factory.mktemp("deep"), shapes()[2]
     make_checkpoint(folder, shape.config, shape.seed, shape.end_bonus, shape.size)
     f = load(folder)
@@ -47,7 +47,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Florence2:
 
 @pytest.fixture(scope="session")
 def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with the specimen's tokenizer: 64 x 64 pixels, two layers of four heads. Do not write to it."""
+    """Return a checkpoint with the specimen's tokenizer: 64 x 64 pixels, two layers, four heads. Do not write to it."""
     folder = tmp_path_factory.mktemp("mini")
     processor = write_processor(folder)
     settings = read_json(folder / "preprocessor_config.json")
@@ -63,7 +63,7 @@ def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mini(mini_folder: Path) -> Florence2:
-    """The same, loaded."""
+    """Return the same, loaded."""
     return load(mini_folder)
 
 
@@ -77,7 +77,7 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [make_picture(5, 320, 200), make_picture(6, 100, 200)]
 
 

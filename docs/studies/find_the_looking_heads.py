@@ -1,10 +1,10 @@
-"""Which heads find the object that a location token points to?
+"""Which attention heads find the object that a location token refers to?
 
     python docs/studies/find_the_looking_heads.py --model nano --scenes 20
 
-Each scene's true answer to <OD> is given to the decoder. Where it is about to write one of the four locations of an
-object's box, we ask of every head of the cross-attention which share of its attention lies in that box. Then each
-head is switched off in its turn: those that find the object are those without which its locations are not known.
+The decoder is given each scene's true answer to <OD>. Where it is about to write one of the four locations of an
+object's box, we measure the share of each cross-attention head's weight that lies in that box. Then we switch off one
+head at a time: the heads that find the object are those without which the model no longer knows its locations.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from torch import Tensor
 
 import florence2
 from florence2.errors import Florence2Error, OptionError
-from florence2.inspect import Tracing, coverage, force, image_cells, sweep_heads
+from florence2.inspect import Tracing, ablate_heads, teacher_force
+from florence2.inspect.regions import coverage, image_cells
 from florence2.inspect.table import format_table
 from recipes.nano.scene_tasks import ask
 from recipes.nano.scenes import Scene, make_scene
@@ -26,8 +27,8 @@ from recipes.nano.scenes import Scene, make_scene
 
 @dataclass(frozen=True)
 class Head:
-    """One head: its share of attention in the box at left, top, right, bottom; `chance`, the share of a head that
-    looks everywhere alike; without it, how much less probable the locations, and by how many bins they shift."""
+    """One head: its share of attention in the box at left, top, right, bottom, and their mean; `chance`, the share of
+    uniform attention; the fall of the locations' log-probability without it, and their shift in bins."""
 
     layer: int
     head: int
@@ -39,17 +40,17 @@ class Head:
 
 
 def look(f: florence2.Florence2, scene: Scene) -> tuple[Tensor, Tensor]:
-    """Of each object, the share of each head's attention in its box: (layers, heads, objects, 4), and by chance."""
+    """Return each head's share of attention in each object's box, (layers, heads, objects, 4), and uniform shares."""
     asked = ask("<OD>", scene, random.Random(0))
     assert asked is not None
-    case = force(f, ("<OD>", scene.image), asked.suffix)
+    case = teacher_force(f, ("<OD>", scene.image), asked.suffix)
     names = [f"decoder.layers.{i}.cross_attention.weights" for i in range(f.model.config.text.decoder_layers)]
     recording = Tracing(f.model.config, names).start()
     with torch.no_grad():
         f.model.decode(case.inputs, case.memory, trace=recording)
     weights = torch.stack([recording.values[name][0][0] for name in names])  # (layers, heads, T, S)
     grid, cells = image_cells(f)
-    inside = torch.zeros(len(asked.things), case.memory.shape[1])  # how much of each position of the memory is in a box
+    inside = torch.zeros(len(asked.things), case.memory.shape[1])  # the share of each position in a box
     for row, thing in enumerate(asked.things):
         inside[row, cells] = coverage(thing.box, scene.image.size, grid).flatten().float()
     places = torch.tensor(case.positions("location")).view(-1, 4)  # one row for each object
@@ -57,11 +58,11 @@ def look(f: florence2.Florence2, scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def study(f: florence2.Florence2, scenes: Sequence[Scene]) -> list[Head]:
-    """Every head of the cross-attention, those that look most at their object first."""
+    """Measure every cross-attention head; those with the largest share in the box come first."""
     looked, chances = zip(*(look(f, scene) for scene in scenes), strict=True)
     shares, chance = torch.cat(looked, dim=2).mean(dim=2), float(torch.cat(chances).mean())  # (layers, heads, 4)
     found = []
-    for row in sweep_heads(f, [("<OD>", scene.image) for scene in scenes]).rows:
+    for row in ablate_heads(f, [("<OD>", scene.image) for scene in scenes]).rows:
         if row.head is None or row.locations is None or row.shift is None:
             raise OptionError("The model writes no locations on these scenes, so no head can be needed for them.")
         layer = int(row.name.split(".")[2])
@@ -71,11 +72,11 @@ def study(f: florence2.Florence2, scenes: Sequence[Scene]) -> list[Head]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table."""
+    """Print the table. Return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="nano", help="a name, Hub id or folder (nano)")
-    parser.add_argument("--scenes", type=int, default=20, help="how many made-up scenes to look at (20)")
-    parser.add_argument("--seed", type=int, default=4, help="which series of scenes (4)")
+    parser.add_argument("--scenes", type=int, default=20, help="how many synthetic scenes to use (20)")
+    parser.add_argument("--seed", type=int, default=4, help="seed of the scenes (4)")
     options = parser.parse_args(arguments)
     try:
         heads = study(

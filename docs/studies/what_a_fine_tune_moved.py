@@ -1,9 +1,9 @@
-"""How did a fine-tune move the model?
+"""How did fine-tuning change the model?
 
     python docs/studies/what_a_fine_tune_moved.py --model nano --out ball --steps 40
 
 The model is taught one new word: in the answers to <OD> a circle is now called "ball". Then the two checkpoints are
-compared, layer by layer, and so are their answers on scenes that neither has seen, with a circle and without.
+compared layer by layer, and so are their answers on scenes that neither has seen, with and without a circle.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OLD, NEW, TAUGHT, ASKED = "circle", "ball", 5, 6  # the words; the seeds of scen
 
 
 def scenes_with(seed: int, count: int, old: bool) -> list[Scene]:
-    """The first scenes of a seed that have a circle, or that have none."""
+    """Return the first scenes of a seed that have a circle, or that have none."""
     scenes = (make_scene(seed, index) for index in itertools.count())
     return list(itertools.islice((s for s in scenes if old == any(t.category == OLD for t in s.things)), count))
 
@@ -47,7 +47,7 @@ def fine_tune(folder: Path, out: Path, settings: TrainSettings) -> None:
 
 
 def compare_answers(before: Florence2, after: Florence2, scenes: Sequence[Scene]) -> dict[str, float]:
-    """In how many scenes the answer, the labels changed; where the boxes went; how often either word is said."""
+    """Count the changed answers and labels and the uses of either word, and measure the overlap of the boxes."""
     requests = [("<OD>", scene.image) for scene in scenes]
     one, two = (f.run_batch(requests, options=f.options(max_new_tokens=100)) for f in (before, after))
     pairs = list(zip(one, two, strict=True))
@@ -65,7 +65,7 @@ def compare_answers(before: Florence2, after: Florence2, scenes: Sequence[Scene]
 
 
 def study(model: str, out: Path, settings: TrainSettings, scenes: int) -> tuple[Difference, list[dict[str, float]]]:
-    """Fine-tune, and compare the checkpoints, and their answers on `scenes` scenes with a circle, and without."""
+    """Fine-tune, then compare the checkpoints and their answers on `scenes` scenes with a circle and without."""
     folder = resolve(model)
     fine_tune(folder, out, settings)
     before, after = load(folder), load(out)
@@ -74,23 +74,23 @@ def study(model: str, out: Path, settings: TrainSettings, scenes: int) -> tuple[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables."""
+    """Print the tables. Return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="nano", help="a name, Hub id or folder (nano)")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for the new checkpoint, and its run")
-    parser.add_argument("--steps", type=int, default=40, help="updates of the weights, of 8 scenes each (40)")
-    parser.add_argument("--scenes", type=int, default=20, help="scenes of each sort to ask both (20)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the new checkpoint and its run")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps, of 8 scenes each (40)")
+    parser.add_argument("--scenes", type=int, default=20, help="test scenes with and without a circle, each (20)")
     chosen = parser.parse_args(arguments)
     try:
         settings = TrainSettings(steps=chosen.steps, learning_rate=4e-4, warmup=5, workers=0)
-        found, (circles, others) = study(chosen.model, chosen.out, settings, chosen.scenes)
+        difference, (circles, rest) = study(chosen.model, chosen.out, settings, chosen.scenes)
     except Florence2Error as error:
         print(f"what_a_fine_tune_moved: {error}", file=sys.stderr)
         return 2
-    layers = sorted(found.layers, key=lambda layer: layer.change.relative or 0, reverse=True)
+    layers = sorted(difference.layers, key=lambda layer: layer.change.relative or 0, reverse=True)
     rows = [[layer.name, f"{100 * (layer.change.relative or 0):.3f} %"] for layer in layers]
     print("\n".join(format_table([["layer", "moved by"], *rows])), end="\n\n")
-    rows = [[what, str(circles[what]), str(others[what])] for what in circles]
+    rows = [[row, str(circles[row]), str(rest[row])] for row in circles]
     print("\n".join(format_table([["answers to <OD>", f"with a {OLD}", "without"], *rows])))
     return 0
 

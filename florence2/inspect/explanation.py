@@ -1,11 +1,11 @@
-"""Why this answer: everything that is known about one run, token by token, as one value.
+"""Explanations: everything that is known about one answer, token by token, as one value.
 
-    found = explain(f, "<CAPTION>", "photo.jpg")
-    found.tokens[3].alternatives     # what else might have stood there
-    found.attention.places[3]        # where it looked: (layers, heads, h, w)
-    found.to_json()                  # all of it, for a page or a program
+    explanation = explain(f, "<CAPTION>", "photo.jpg")
+    explanation.tokens[3].alternatives     # what else the model could have written there
+    explanation.attention.places[3]        # where it attended: (layers, heads, h, w)
+    explanation.to_json()                  # all of it, for a page or a program
 
-It is put together from one trace, and adds nothing that `f.trace` and the functions beside this one would not give.
+It is assembled from one trace; `f.trace` and the other functions of this package give the same values one by one.
 """
 
 import json
@@ -26,14 +26,24 @@ from florence2.inputs.coordinates import LOCATION, NUM_BINS
 from florence2.inputs.image import ImageInput, open_image
 from florence2.inputs.processor import TaskText
 from florence2.inputs.tokenizer import FlorenceTokenizer
-from florence2.inspect.attention_maps import AttentionMaps, map_attention
-from florence2.inspect.explanation_json import to_plain_explanation
-from florence2.inspect.lens import read_lens
-from florence2.inspect.rollout import roll_out
-from florence2.inspect.saliency import Saliency, find_saliency
+from florence2.inspect.attention import AttentionMaps, attention_maps
+from florence2.inspect.explanation_json import (
+    FORMAT,
+    BanValues,
+    TokenMaps,
+    answer_values,
+    image_values,
+    model_values,
+    step_values,
+    token_values,
+)
+from florence2.inspect.explanation_parts import Alternative, ExplainedRegion, ExplainedToken, Piece, Spread
+from florence2.inspect.lens import logit_lens
+from florence2.inspect.rollout import attention_rollout
+from florence2.inspect.saliency import Saliency, input_saliency
 from florence2.model.config import Florence2Config
 from florence2.pipeline import EncodedImage, Florence2
-from florence2.tracing.beams import Ban, BeamStep
+from florence2.tracing.beams import BeamStep
 from florence2.tracing.recording import trace
 from florence2.tracing.runs import Run
 
@@ -49,80 +59,33 @@ _NAMES = (
 )
 
 
-@dataclass(frozen=True)
-class Piece:
-    """An id and its text; a part of a character is shown as the vocabulary calls it."""
-
-    id: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Alternative(Piece):
-    """An id that might have been written, with its probability, 0..1."""
-
-    probability: float
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How the model spread its probability over the location bins where it wrote `chosen`.
-
-    `probabilities` are those of all bins after the rules of the search; `mass` is their sum, which is below 1 where
-    the model might have written something other than a location. `mean` and `std`, in bins of a thousandth of the
-    picture's width or height, are of the bins alone; `distance` is the root of the mean square distance from `chosen`.
-    """
-
-    chosen: int
-    probabilities: tuple[float, ...]
-    mass: float
-    mean: float
-    std: float
-    distance: float
-
-
-@dataclass(frozen=True)
-class ExplainedToken(Piece):
-    """One token of the answer.
-
-    `probability` is what the search counted, 1 for a forced id. `alternatives` are the likeliest at this place after
-    the rules, itself included, best first; `bans` what the rules made impossible here. `lens` is, for the embedding
-    and then each layer of the decoder, what it would have said (see `read_lens`). `spread` is None but for locations.
-    """
-
-    probability: float
-    alternatives: tuple[Alternative, ...]
-    bans: tuple[Ban, ...]
-    lens: tuple[tuple[Alternative, ...], ...]
-    spread: Spread | None
-
-
-@dataclass(frozen=True)
-class Region:
-    """A box, quad or polygon of the answer: which tokens it was read from, and their probabilities, whose geometric
-    mean its score is."""
-
-    shape: Box | Quad | Polygon
-    tokens: tuple[int, ...]
-    probabilities: tuple[float, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """Everything about one answer; see `explain`.
 
-    `winner` says which beam wrote each token. `attention` is (T, layers, heads, ...) long, `rollout` (T, ...).
-    `saliency` is None when it was not asked for, and has the tokens for which it was. `texts` are those of all ids
-    that occur in `beams`.
+    Attributes:
+        name: The name of the model.
+        config: Its configuration.
+        image: The upright image.
+        answer: The answer.
+        prompt: The P ids of the prompt.
+        tokens: The T tokens of the answer, the end included.
+        regions: The boxes, quads and polygons of the answer.
+        beams: The steps of the search.
+        winner: The beam that wrote each token.
+        attention: Cross-attention, (T, layers, heads, ...).
+        rollout: Attention rollout, (T, ...).
+        saliency: Gradient x input of the chosen tokens; None when switched off.
+        texts: The text of every id that occurs in `beams`.
     """
 
     name: str
     config: Florence2Config
-    picture: Image.Image
+    image: Image.Image
     answer: Answer
     prompt: tuple[Piece, ...]
     tokens: tuple[ExplainedToken, ...]
-    regions: tuple[Region, ...]
+    regions: tuple[ExplainedRegion, ...]
     beams: tuple[BeamStep, ...]
     winner: tuple[int, ...]
     attention: AttentionMaps
@@ -131,11 +94,23 @@ class Explanation:
     texts: Mapping[int, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, all numbers finite, the picture as a JPEG; see `florence2.inspect.explanation_json`."""
-        return to_plain_explanation(self)
+        """Return plain JSON values, the image as a JPEG; `florence2.inspect.explanation_json` describes them."""
+        bans = BanValues(self.texts, self.config.text.vocab_size)
+        maps = TokenMaps(self.attention, self.rollout, self.saliency)
+        return {
+            "format": FORMAT,
+            "model": model_values(self.name, self.config),
+            "image": image_values(self.image, self.answer.image_size, self.attention),
+            "task": self.answer.task,
+            "prompt": [{"id": piece.id, "text": piece.text} for piece in self.prompt],
+            "answer": answer_values(self.answer, self.regions),
+            "tokens": [token_values(token, bans) | maps.of(n) for n, token in enumerate(self.tokens)],
+            "beams": [step_values(step, bans) for step in self.beams],
+            "winner": list(self.winner),
+        }
 
     def to_json(self) -> str:
-        """`to_dict` as one line of strict JSON, Unicode kept."""
+        """Return `to_dict` as one line of strict JSON, with Unicode unescaped."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
 
@@ -152,48 +127,64 @@ def explain(
     limit: int = LIMIT,
     name: str = "",
 ) -> Explanation:
-    """Answer a task on a picture as `f.run` does, and say why this answer.
+    """Answer a task on an image as `f.run` does, and explain the answer.
 
-    The arguments up to `options` are those of `f.run`, but `image` must be the picture itself. `saliency` takes a
-    backward pass through the whole model for each token: those numbered in `tokens`, from 0, or all. `limit` is in
-    bytes, as in `f.trace`; `name` is what the model is to be called. Raises as `f.run` and `f.trace`, and OptionError
-    for an encoded picture, a token that the answer does not have, or saliency inside of `f.patched`.
+    Args:
+        f: The model.
+        task: As in `f.run`.
+        image: The image itself, not an encoded one.
+        text: As in `f.run`.
+        box: As in `f.run`.
+        options: Generation settings; the model's defaults if omitted.
+        saliency: Compute gradient x input, with a backward pass through the whole model for each token.
+        tokens: The numbers of the tokens, from 0, for which to compute it; all by default.
+        limit: A number of bytes, as in `f.trace`.
+        name: A name for the model; by default its size.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        OptionError: The image is encoded, the answer does not have such a token, the values may exceed `limit`, or
+            saliency is computed within `f.patched`.
+        PromptError: As in `f.run`.
+        ImageError: As in `f.run`.
     """
     if isinstance(image, EncodedImage):
-        raise OptionError("An explanation shows the picture, which an EncodedImage no longer has; give the picture.")
+        raise OptionError("An explanation shows the image, which an EncodedImage does not contain; give the image.")
     if tokens is not None and not saliency:
-        raise OptionError(f"tokens={list(tokens)} chooses what to compute saliency of, but saliency is off.")
-    picture = open_image(image)
+        raise OptionError(f"tokens={list(tokens)} chooses tokens for saliency, but saliency is off.")
+    opened = open_image(image)
     with trace(f, *_NAMES, limit=limit) as t:
-        f.run(task, picture, text, box=box, options=options)
-    found = find_saliency(f.model, t.run, tokens) if saliency else None
-    return explain_run(f, t.run, picture, found, name)
+        f.run(task, opened, text, box=box, options=options)
+    gradients = input_saliency(f.model, t.run, tokens) if saliency else None
+    return explain_run(f, t.run, opened, gradients, name)
 
 
 def explain_run(
-    f: Florence2, run: Run, picture: Image.Image, saliency: Saliency | None = None, name: str = ""
+    f: Florence2, run: Run, image: Image.Image, saliency: Saliency | None = None, name: str = ""
 ) -> Explanation:
-    """The same from a run of `f` that a trace has kept already, with the names that `explain` keeps."""
+    """Explain a run of `f` that a trace has already kept, with the names that `explain` keeps."""
     tokenizer, beams = f.processor.tokenizer, run.beams
     return Explanation(
         name=name or _describe(f),
         config=f.model.config,
-        picture=picture,
+        image=image,
         answer=run.answer,
         prompt=tuple(Piece(id, show_token(tokenizer, id)) for id in run.prompt_ids),
         tokens=_explain_tokens(f, run),
         regions=_find_regions(run.answer),
         beams=beams,
         winner=run.rows(),
-        attention=map_attention(run),
-        rollout=roll_out(run),
+        attention=attention_maps(run),
+        rollout=attention_rollout(run),
         saliency=saliency,
         texts={id: show_token(tokenizer, id) for id in sorted(_ids_of(beams))},
     )
 
 
 def show_token(tokenizer: FlorenceTokenizer, id: int) -> str:
-    """The text of one id; for a part of a character, and for an id without text, what the vocabulary calls it."""
+    """Return the text of one id; for a part of a character, or an id without text, its name in the vocabulary."""
     text = tokenizer.decode([id])
     return tokenizer.id_to_token(id) if not text or "\ufffd" in text else text
 
@@ -204,14 +195,14 @@ def _describe(f: Florence2) -> str:
 
 
 def _explain_tokens(f: Florence2, run: Run) -> tuple[ExplainedToken, ...]:
-    tokenizer, lens = f.processor.tokenizer, read_lens(f.model, run, LENS)
+    tokenizer, lens = f.processor.tokenizer, logit_lens(f.model, run, LENS)
     locations = _location_ids(tokenizer)
 
     def alternatives(ids: Tensor, probabilities: Tensor) -> tuple[Alternative, ...]:
         pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
         return tuple(Alternative(id, show_token(tokenizer, id), p) for id, p in pairs if p > 0.0)
 
-    found = []
+    tokens = []
     for n, (id, row, scores) in enumerate(zip(run.answer_ids(), run.rows(), run.along_answer("scores"), strict=True)):
         probabilities, text = scores.exp(), show_token(tokenizer, id)  # (V,)
         best = probabilities.topk(min(ALTERNATIVES, len(probabilities)))
@@ -227,12 +218,12 @@ def _explain_tokens(f: Florence2, run: Run) -> tuple[ExplainedToken, ...]:
             ),
             spread=measure_spread(probabilities[locations], int(location[1])) if location else None,
         )
-        found.append(token)
-    return tuple(found)
+        tokens.append(token)
+    return tuple(tokens)
 
 
 def measure_spread(probabilities: Tensor, chosen: int) -> Spread:
-    """The spread of the probabilities (bins,) of all location bins, where the model wrote the bin `chosen`."""
+    """Measure the spread of the probabilities (bins,) of all location bins, where the model wrote `chosen`."""
     weights = probabilities.double()
     mass, bins = weights.sum(), torch.arange(len(weights), dtype=torch.float64, device=weights.device)
     weights = weights / mass
@@ -248,23 +239,23 @@ def measure_spread(probabilities: Tensor, chosen: int) -> Spread:
 
 
 def _location_ids(tokenizer: FlorenceTokenizer) -> list[int]:
-    found = [tokenizer.token_id(f"<loc_{bin}>") for bin in range(NUM_BINS)]
-    return [id for id in found if id is not None]
+    ids = [tokenizer.token_id(f"<loc_{bin}>") for bin in range(NUM_BINS)]
+    return [id for id in ids if id is not None]
 
 
-def _find_regions(answer: Answer) -> tuple[Region, ...]:
-    """The shapes of an answer with the tokens that `florence2.answers.answer` read each from."""
+def _find_regions(answer: Answer) -> tuple[ExplainedRegion, ...]:
+    """Return the shapes of an answer with the tokens that each was read from."""
     shapes: list[Box | Quad | Polygon] = [*answer.boxes, *answer.quads, *answer.polygons]
     written = find_region_tokens(answer.kind, answer.token_texts)
     logprobs = torch.tensor(answer.token_logprobs)
     return tuple(
-        Region(shape, tokens, tuple(logprobs[list(tokens)].exp().tolist()))
+        ExplainedRegion(shape, tokens, tuple(logprobs[list(tokens)].exp().tolist()))
         for shape, tokens in zip(shapes, written, strict=True)
     )
 
 
 def _ids_of(beams: Sequence[BeamStep]) -> set[int]:
-    """The ids of every candidate and ban."""
+    """Return the ids of every candidate and ban."""
     ids = {candidate.token for step in beams for candidate in step.candidates}
     for step in beams:
         for ban in step.bans:

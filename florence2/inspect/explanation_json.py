@@ -1,73 +1,60 @@
-"""An explanation as plain JSON, which the report page and other programs read.
+"""The plain JSON of an explanation, which the report page and other programs read.
 
-    format, model, image, task, prompt, answer     what was asked of which model, what came out
+    format, model, image, task, prompt, answer     the request, the model, and its answer
     tokens[n]                                      one entry for each token of the answer, the end included
-      .alternatives .banned .lens .spread          what else, what not, what each layer thought, where else
-      .attention .saliency                         where it looked, what it hangs on
-    beams[n]                                       what each step of the search compared; `winner` is the beam by which
-                                                   each token was written: its candidate's `parent` in step n
+      .alternatives .banned .lens .spread          other ids, banned ids, each layer's prediction, other locations
+      .attention .saliency                         where it attended, and on what it depends
+    beams[n]                                       what each step of the search compared; `winner` is the beam that
+                                                   wrote each token: the `parent` of its candidate in step n
 
-Maps are bytes in base64, row by row: a weight is byte / 255 x `peak`, the largest of this token, layer and head over
-places and prompt. A rollout is in parts of its own largest; so is a cell's saliency, of which the size counts and not
-the sign. Numbers are finite, and probabilities rounded to four digits.
+Maps are bytes in base64, row by row: a weight is byte / 255 x `peak`, where `peak` is the largest weight of this token,
+layer and head over places and prompt. A rollout is scaled by its own maximum, and so is the absolute saliency of a
+cell. Numbers are finite, and probabilities are rounded to four digits.
 """
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from florence2.answers.answer import Answer, Box, Polygon, Quad
-from florence2.model.config import VisionConfig
+from florence2.inspect.attention import AttentionMaps
+from florence2.inspect.explanation_parts import Alternative, ExplainedRegion, ExplainedToken, Spread
+from florence2.inspect.saliency import Saliency
+from florence2.model.config import Florence2Config, VisionConfig
 from florence2.tracing.beams import Ban, BeamStep, Candidate
-
-if TYPE_CHECKING:
-    from florence2.inspect.explanation import Alternative, ExplainedToken, Explanation, Region, Spread
 
 FORMAT = 1
 MAX_SIDE = 1024
 _BINS, _TEXTS = 40, 8
-_LOWEST = -1e9  # of a sum: what the search itself takes for nothing
+_LOWEST = -1e9  # a sum that is as low as the search itself gives to a beam that cannot win
 
 
-def to_plain_explanation(found: "Explanation") -> dict[str, Any]:
-    """All of an explanation."""
-    h, w = found.attention.places.shape[-2:]
-    width, height = found.answer.image_size
-    text = found.config.text
-    values = _TokenValues(found)
+def model_values(name: str, config: Florence2Config) -> dict[str, Any]:
+    """Return the entry of the model."""
     return {
-        "format": FORMAT,
-        "model": {
-            "name": found.name,
-            "layers": text.decoder_layers,
-            "heads": text.decoder_attention_heads,
-            "vision": _describe_vision(found.config.vision),
-        },
-        "image": {
-            "width": width,
-            "height": height,
-            "grid": [h, w],
-            "pooled": found.attention.pooled.shape[-1],
-            "data": picture_data(found.picture),
-        },
-        "task": found.answer.task,
-        "prompt": [{"id": piece.id, "text": piece.text} for piece in found.prompt],
-        "answer": _answer(found.answer, found.regions),
-        "tokens": [values.token(n, token) for n, token in enumerate(found.tokens)],
-        "beams": [_step(step, found) for step in found.beams],
-        "winner": list(found.winner),
+        "name": name,
+        "layers": config.text.decoder_layers,
+        "heads": config.text.decoder_attention_heads,
+        "vision": _describe_vision(config.vision),
     }
 
 
-def picture_data(picture: Image.Image) -> str:
-    """A picture as a data URI of a JPEG whose longer side is at most MAX_SIDE pixels."""
-    small = picture.copy()
+def image_values(image: Image.Image, size: tuple[int, int], attention: AttentionMaps) -> dict[str, Any]:
+    """Return the entry of the image; `size` is (width, height) in pixels."""
+    h, w = attention.places.shape[-2:]
+    pooled = attention.pooled.shape[-1]
+    return {"width": size[0], "height": size[1], "grid": [h, w], "pooled": pooled, "data": image_data(image)}
+
+
+def image_data(image: Image.Image) -> str:
+    """Return an image as a data URI of a JPEG whose longer side is at most MAX_SIDE pixels."""
+    small = image.copy()
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
@@ -79,7 +66,8 @@ def _describe_vision(vision: VisionConfig) -> str:
     return f"DaViT, widths {widths}, depths {depths}, windows of {vision.window_size}"
 
 
-def _answer(answer: Answer, regions: "Sequence[Region]") -> dict[str, Any]:
+def answer_values(answer: Answer, regions: Sequence[ExplainedRegion]) -> dict[str, Any]:
+    """Return the entry of the answer."""
     shapes: dict[type, list[dict[str, Any]]] = {Box: [], Quad: [], Polygon: []}
     for region in regions:
         plain = {
@@ -101,7 +89,7 @@ def _answer(answer: Answer, regions: "Sequence[Region]") -> dict[str, Any]:
 
 
 def _points(shape: Box | Quad | Polygon) -> dict[str, Any]:
-    """A box's corners, a quad's four points, a polygon's rings of points."""
+    """Return a box's corners, a quad's four points, or a polygon's rings of points."""
     if isinstance(shape, Box):
         return {"xyxy": _coordinates(shape.xyxy)}
     if isinstance(shape, Quad):
@@ -118,61 +106,63 @@ def _pairs(row: Sequence[float]) -> list[list[float]]:
     return [rounded[i : i + 2] for i in range(0, len(rounded), 2)]
 
 
+def token_values(token: ExplainedToken, bans: "BanValues") -> dict[str, Any]:
+    """Return the entry of one token, without its maps."""
+    return {
+        "id": token.id,
+        "text": token.text,
+        "probability": _probability(token.probability),
+        "location": None if token.spread is None else token.spread.chosen,
+        "alternatives": [{"id": other.id, **_likely(other)} for other in token.alternatives],
+        "banned": [bans.of(ban) for ban in token.bans],
+        "lens": [[_likely(other) for other in depth] for depth in token.lens],
+        "spread": None if token.spread is None else _spread(token.spread),
+    }
+
+
 @dataclass(frozen=True)
 class _Quantised:
-    """Values of all tokens, as bytes and the peaks that they are parts of."""
+    """Values of all tokens as bytes, with the peaks by which they are scaled."""
 
     places: Tensor  # (T, ..., h, w) uint8
     prompt: Tensor  # (T, ..., P) uint8
     peak: Tensor  # (T, ...)
 
 
-class _TokenValues:
-    """The tokens of one explanation, with their maps in bytes."""
+class TokenMaps:
+    """The maps of all tokens, in bytes."""
 
-    def __init__(self, found: "Explanation"):
-        self.found = found
-        self.attention = _quantise(found.attention.places, found.attention.prompt)
-        rollout = found.rollout.places
-        self.rollout = _quantise(rollout, rollout.new_zeros(len(rollout), 0)).places
-        self.shares = _rounded(found.attention.image_share)
-        self.saliency: dict[int, dict[str, Any]] = {}
-        if found.saliency is not None:
-            places, h, w = found.saliency, *rollout.shape[-2:]
-            cells = places.by_cell((h, w)).abs()
-            maps = _quantise(cells, cells.new_zeros(len(cells), 0)).places
-            for i, token in enumerate(places.tokens):
-                words = [float(f"{value:.4g}") for value in places.prompt[i].tolist()]
-                self.saliency[token] = {"image": _bytes(maps[i]), "prompt": words}
+    def __init__(self, attention: AttentionMaps, rollout: AttentionMaps, saliency: Saliency | None):
+        self.attention = _quantise(attention.places, attention.prompt)
+        places = rollout.places
+        self.rollout = _quantise(places, places.new_zeros(len(places), 0)).places
+        self.shares = _rounded(attention.image_share)
+        h, w = places.shape[-2:]
+        self.saliency = {} if saliency is None else _saliency(saliency, (h, w))
 
-    def token(self, n: int, token: "ExplainedToken") -> dict[str, Any]:
-        """The entry of token n."""
-        return {
-            "id": token.id,
-            "text": token.text,
-            "probability": _probability(token.probability),
-            "location": None if token.spread is None else token.spread.chosen,
-            "alternatives": [{"id": other.id, **_likely(other)} for other in token.alternatives],
-            "banned": [_ban(ban, self.found) for ban in token.bans],
-            "lens": [[_likely(other) for other in depth] for depth in token.lens],
-            "attention": self._attention(n),
-            "saliency": self.saliency.get(n),
-            "spread": None if token.spread is None else _spread(token.spread),
-        }
-
-    def _attention(self, n: int) -> dict[str, Any]:
+    def of(self, n: int) -> dict[str, Any]:
+        """Return the maps of token n."""
         maps = self.attention
-        return {
+        attention = {
             "peak": [[float(f"{value:.4g}") for value in layer] for layer in maps.peak[n].tolist()],
             "image": self.shares[n].tolist(),
             "maps": [[_bytes(head) for head in layer] for layer in maps.places[n]],
             "prompt": maps.prompt[n].tolist(),
             "rollout": _bytes(self.rollout[n]),
         }
+        return {"attention": attention, "saliency": self.saliency.get(n)}
+
+
+def _saliency(saliency: Saliency, grid: tuple[int, int]) -> dict[int, dict[str, Any]]:
+    """Return the saliency by token: cells of the image as bytes, words of the prompt as numbers."""
+    cells = saliency.by_cell(grid).abs()
+    maps = _quantise(cells, cells.new_zeros(len(cells), 0)).places
+    words = [[float(f"{value:.4g}") for value in row] for row in saliency.prompt.tolist()]
+    return {token: {"image": _bytes(maps[i]), "prompt": words[i]} for i, token in enumerate(saliency.tokens)}
 
 
 def _quantise(places: Tensor, prompt: Tensor) -> _Quantised:
-    """Weights of places (..., h, w) and prompt (..., P), none negative, as parts of the larger maximum of both."""
+    """Scale weights of places (..., h, w) and prompt (..., P), none negative, by the larger maximum of both."""
     together = torch.cat([places.flatten(-2), prompt], dim=-1).double().cpu()
     peak = together.amax(dim=-1)
     parts = (together / peak.clamp(min=1e-300)[..., None] * 255).round().to(torch.uint8)
@@ -192,12 +182,12 @@ def _probability(value: float) -> float:
     return round(min(1.0, max(0.0, value)), 4)
 
 
-def _likely(other: "Alternative") -> dict[str, Any]:
+def _likely(other: Alternative) -> dict[str, Any]:
     return {"text": other.text, "probability": _probability(other.probability)}
 
 
-def _spread(spread: "Spread") -> dict[str, Any]:
-    """The bins around the chosen one, as many below as above where the picture goes on."""
+def _spread(spread: Spread) -> dict[str, Any]:
+    """Return the bins around the chosen one, as many below as above except at the border of the image."""
     first = min(max(0, spread.chosen - _BINS // 2), max(0, len(spread.probabilities) - _BINS))
     shown = range(first, min(len(spread.probabilities), first + _BINS))
     return {
@@ -207,28 +197,35 @@ def _spread(spread: "Spread") -> dict[str, Any]:
     }
 
 
-def _ban(ban: Ban, found: "Explanation") -> dict[str, Any]:
-    """What one rule made impossible; of a forced id it is everything else."""
-    if ban.only is not None:
-        others = found.config.text.vocab_size - 1
-        return {"rule": ban.rule, "count": others, "texts": [f"everything but {found.texts[ban.only]}"]}
-    return {"rule": ban.rule, "count": len(ban.ids), "texts": [found.texts[id] for id in ban.ids[:_TEXTS]]}
+class BanValues:
+    """The entries of bans, which need the texts of the ids."""
+
+    def __init__(self, texts: Mapping[int, str], vocab_size: int):
+        self.texts, self.vocab_size = texts, vocab_size
+
+    def of(self, ban: Ban) -> dict[str, Any]:
+        """Return the entry of one ban; a forced id bans every other id."""
+        if ban.only is not None:
+            only = f"everything but {self.texts[ban.only]}"
+            return {"rule": ban.rule, "count": self.vocab_size - 1, "texts": [only]}
+        return {"rule": ban.rule, "count": len(ban.ids), "texts": [self.texts[id] for id in ban.ids[:_TEXTS]]}
 
 
-def _step(step: BeamStep, found: "Explanation") -> dict[str, Any]:
-    # what no rule leaves possible is compared only where there is nothing else
+def step_values(step: BeamStep, bans: BanValues) -> dict[str, Any]:
+    """Return the entry of one step of the search."""
+    # the search compares impossible candidates only when too few possible ones are left
     real = [candidate for candidate in step.candidates if candidate.sum > float("-inf") or candidate.beam is not None]
     return {
         "step": step.number,
-        "candidates": [_candidate(candidate, step.number, found) for candidate in real],
-        "bans": [{"beam": ban.beam, **_ban(ban, found)} for ban in step.bans],
+        "candidates": [_candidate(candidate, step.number, bans.texts) for candidate in real],
+        "bans": [{"beam": ban.beam, **bans.of(ban)} for ban in step.bans],
     }
 
 
-def _candidate(candidate: Candidate, step: int, found: "Explanation") -> dict[str, Any]:
+def _candidate(candidate: Candidate, step: int, texts: Mapping[int, str]) -> dict[str, Any]:
     return {
         "token": candidate.token,
-        "text": found.texts[candidate.token],
+        "text": texts[candidate.token],
         "parent": candidate.parent if step else None,
         "beam": candidate.beam,
         "sum": round(max(_LOWEST, candidate.sum), 4),

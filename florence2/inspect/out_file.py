@@ -1,4 +1,4 @@
-"""The file that `--out` names: checked before the slow part begins, written whole or not at all."""
+"""The file that `--out` names: checked before the slow part begins, then written completely or not at all."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from florence2.errors import OptionError
 
 
 def check_out(path: Path, overwrite: bool) -> None:
-    """Raise OptionError for what cannot be such a file, and, without `overwrite`, for a file that exists."""
+    """Raise OptionError for a path that cannot be written and, without `overwrite`, for a file that exists."""
     try:
         if not path.absolute().parent.is_dir():
-            raise OptionError(f"There is no folder {path.parent} for {path.name}; make it first.")
+            raise OptionError(f"The folder {path.parent} for {path.name} does not exist; create it first.")
         if path.is_dir():
             raise OptionError(f"{path} is a folder; --out needs a file, such as {path}/report.html.")
         exists, regular = path.exists(), path.is_file()
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:  # such as a name that is too long, or a folder without permission to read it
         raise _unwritable(path, error) from None
     if exists and not regular:
         raise OptionError(f"{path} is a device or a pipe, which would be replaced; --out needs the name of a file.")
@@ -23,7 +23,7 @@ def check_out(path: Path, overwrite: bool) -> None:
 
 
 def write_out(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, line ends as they are. Raises OptionError where that is not possible."""
+    """Write `text` as UTF-8, with its line ends unchanged. Raises OptionError when it cannot be written."""
     try:
         with written_whole(path) as draft:
             draft.write_text(text, encoding="utf-8", newline="")

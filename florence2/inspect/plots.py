@@ -1,6 +1,6 @@
-"""Figures for papers, of an explanation: where a token looked, what the layers thought, how sure a place is.
+"""Plots of an explanation for papers: the attention of a token, the logit lens, the spread of a location.
 
-Each takes an `Explanation` or its `to_dict()` and returns a matplotlib Figure; `save_figure` writes it.
+Each function takes an `Explanation` or its `to_dict()` and returns a matplotlib Figure; `save_figure` writes it.
 """
 
 import base64
@@ -18,20 +18,28 @@ from florence2.errors import OptionError
 from florence2.inspect.page.render import decode_map
 
 FORMATS = ("png", "svg")
-_LENS_COLUMNS = 40  # more are no longer legible in one figure
+_LENS_COLUMNS = 40  # more would not be legible in one figure
 
 
 def plot_attention(explanation: Any, token: int, layer: int | None = None, head: int | None = None) -> Figure:
-    """Where a generated token looked: its cross-attention to the picture, over the picture.
+    """Plot the cross-attention of a generated token over the image.
 
-    `token`, `layer` and `head` count from 0; without `head` the mean over heads, without `layer` also over layers.
-    The colour bar has shares of a head's whole attention. Raises OptionError for a number that does not exist, and
-    for a head without its layer.
+    Args:
+        explanation: An `Explanation` or its `to_dict()`.
+        token: The number of the token, from 0.
+        layer: A decoder layer, from 0; by default the mean over all layers.
+        head: A head of that layer, from 0; by default the mean over all heads.
+
+    Returns:
+        The figure; its colour bar shows shares of a head's whole attention.
+
+    Raises:
+        OptionError: A number does not exist, or a head is given without its layer.
     """
     values = _values(explanation)
     chosen = _token(values, token)
     if head is not None and layer is None:
-        raise OptionError(f"head={head} is of a layer; give layer too.")
+        raise OptionError(f"head={head} needs a layer; give layer too.")
     layers = _chosen("layer", layer, values["model"]["layers"])
     heads = _chosen("head", head, values["model"]["heads"])
     weights = np.mean([_head_map(values, chosen, one, other) for one in layers for other in heads], axis=0)
@@ -39,7 +47,7 @@ def plot_attention(explanation: Any, token: int, layer: int | None = None, head:
     figure = Figure(figsize=(5, max(2.0, 4 * height / width) + 0.5), layout="constrained")
     axes = figure.add_subplot()
     extent = (0, width, height, 0)
-    axes.imshow(_picture(values).convert("L"), cmap="gray", extent=extent)
+    axes.imshow(_image(values).convert("L"), cmap="gray", extent=extent)
     shown = axes.imshow(weights, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear")
     figure.colorbar(shown, ax=axes, label="share of the attention")
     _draw_boxes(axes, values, token)
@@ -50,9 +58,17 @@ def plot_attention(explanation: Any, token: int, layer: int | None = None, head:
 
 
 def plot_lens(explanation: Any, tokens: Sequence[int] | None = None) -> Figure:
-    """The logit lens: what each layer would have said at each token, darker where it was surer.
+    """Plot the logit lens: the prediction of each layer at each token, darker for higher probability.
 
-    `tokens` counts from 0; without it all of a short answer, the first 40 of a long one.
+    Args:
+        explanation: An `Explanation` or its `to_dict()`.
+        tokens: The numbers of the tokens, from 0; by default the first 40.
+
+    Returns:
+        The figure.
+
+    Raises:
+        OptionError: A number does not exist, or `tokens` is empty.
     """
     values = _values(explanation)
     numbers = range(len(values["tokens"]))[:_LENS_COLUMNS] if tokens is None else tokens
@@ -69,20 +85,31 @@ def plot_lens(explanation: Any, tokens: Sequence[int] | None = None) -> Figure:
         for y, guess in enumerate(column):
             colour = "white" if guess["probability"] > 0.6 else "black"
             axes.text(x, y, _plain(_shown(guess["text"])[:9]), ha="center", va="center", fontsize=7, color=colour)
-    said = [_plain(_shown(column["text"])) for column in columns]
-    axes.set_xticks(range(len(columns)), said, rotation=45, ha="right")
+    labels = [_plain(_shown(column["text"])) for column in columns]
+    axes.set_xticks(range(len(columns)), labels, rotation=45, ha="right")
     axes.set_yticks(range(rows), ["input", *map(str, range(1, rows))])
-    axes.set(xlabel="said", ylabel="decoder layer")
+    axes.set(xlabel="token", ylabel="decoder layer")
     figure.colorbar(shown, ax=axes, label="probability")
     return figure
 
 
 def plot_location_spread(explanation: Any, token: int) -> Figure:
-    """The distribution over location bins around a location token. Raises OptionError for a token that is none."""
+    """Plot the distribution over location bins at a location token.
+
+    Args:
+        explanation: An `Explanation` or its `to_dict()`.
+        token: The number of the token, from 0.
+
+    Returns:
+        The figure.
+
+    Raises:
+        OptionError: The token does not exist or is not a location.
+    """
     values = _values(explanation)
     chosen = _token(values, token)
     if chosen["spread"] is None:
-        raise OptionError(f"Token {token}, {chosen['text']!r}, is no location; choose one of {_locations(values)}.")
+        raise OptionError(f"Token {token}, {chosen['text']!r}, is not a location; {_locations(values)}.")
     bins, shares = zip(*chosen["spread"]["bins"], strict=True)
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.add_subplot()
@@ -94,9 +121,12 @@ def plot_location_spread(explanation: Any, token: int) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as its name's ending says (.png, .svg, .pdf).
+    """Write a figure in the format of its suffix (.png, .svg, .pdf).
 
-    An SVG of equal content has equal bytes from matplotlib 3.11 on; before, the names of its clip paths differ.
+    Args:
+        figure: The figure.
+        path: The file. From matplotlib 3.11 on, an SVG of equal content has equal bytes; before, the names of its clip
+            paths differ.
     """
     from matplotlib import rc_context
 
@@ -105,7 +135,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def location_tokens(explanation: Any) -> list[int]:
-    """The numbers, from 0, of the answer's location tokens."""
+    """Return the numbers, from 0, of the answer's location tokens."""
     return [i for i, token in enumerate(_values(explanation)["tokens"]) if token["spread"] is not None]
 
 
@@ -117,31 +147,31 @@ def _values(explanation: Any) -> Mapping[str, Any]:
 def _token(values: Mapping[str, Any], number: int) -> Mapping[str, Any]:
     tokens = values["tokens"]
     if not 0 <= number < len(tokens):
-        raise OptionError(f"There is no token {number}; the answer has {len(tokens)}, counted from 0.")
+        raise OptionError(f"token is {number}; the answer has {len(tokens)} tokens, counted from 0.")
     chosen: Mapping[str, Any] = tokens[number]
     return chosen
 
 
-def _chosen(what: str, number: int | None, count: int) -> Sequence[int]:
+def _chosen(name: str, number: int | None, count: int) -> Sequence[int]:
     if number is not None and not 0 <= number < count:
-        raise OptionError(f"There is no {what} {number}; the decoder has {count}, counted from 0.")
+        raise OptionError(f"{name} is {number}; the decoder has {count} {name}s, counted from 0.")
     return range(count) if number is None else [number]
 
 
 def _head_map(values: Mapping[str, Any], token: Mapping[str, Any], layer: int, head: int) -> np.ndarray:
-    """(h, w) shares of the whole attention of one head."""
+    """Return the shares of the whole attention of one head, (h, w)."""
     attention = token["attention"]
     stored = decode_map(attention["maps"][layer][head], *values["image"]["grid"])
     weights: np.ndarray = stored * (attention["peak"][layer][head] / 255)
     return weights
 
 
-def _picture(values: Mapping[str, Any]) -> Image.Image:
+def _image(values: Mapping[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(values["image"]["data"].partition(",")[2])))
 
 
 def _draw_boxes(axes: Axes, values: Mapping[str, Any], token: int) -> None:
-    """The boxes to which the token belongs."""
+    """Draw the boxes to which the token belongs."""
     for box in values["answer"].get("boxes") or ():
         first, last = box.get("tokens") or (1, 0)
         if first <= token <= last:
@@ -150,7 +180,8 @@ def _draw_boxes(axes: Axes, values: Mapping[str, Any], token: int) -> None:
 
 
 def _locations(values: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, location_tokens(values))) or "another answer's: this one has none"
+    numbers = ", ".join(map(str, location_tokens(values)))
+    return f"location tokens are {numbers}" if numbers else "this answer has no location tokens"
 
 
 def _shown(text: str) -> str:
@@ -158,5 +189,5 @@ def _shown(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not read as a formula."""
+    """Escape text so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")

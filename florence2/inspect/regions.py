@@ -12,27 +12,46 @@ from florence2.pipeline import Florence2
 from florence2.tracing.names import pooled_spans
 
 Corners = Sequence[float]
-"""Left, top, right, bottom in pixels."""
+"""(left, top, right, bottom) in pixels."""
 
 
 def coverage(box: Corners, image_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """How much of each cell of a grid (h, w) over the picture lies in `box`: (h, w), 0..1.
+    """Return the share of each cell of a grid that lies in a box.
 
-    `image_size` is (width, height) in pixels. Raises OptionError for a box without area in the picture.
+    Args:
+        box: (left, top, right, bottom) in pixels.
+        image_size: (width, height) in pixels.
+        grid: (rows, columns) of equal cells over the image.
+
+    Returns:
+        (rows, columns), float64 in 0..1.
+
+    Raises:
+        OptionError: The box has no area in the image.
     """
     (left, top, right, bottom), (width, height) = box, image_size
     down = _overlap(top / height, bottom / height, grid[0])
     across = _overlap(left / width, right / width, grid[1])
-    found = down[:, None] * across[None, :]
-    if not found.any():
-        raise OptionError(f"The box {tuple(box)} has no area in the picture of {width} x {height} pixels.")
-    return found
+    shares = down[:, None] * across[None, :]
+    if not shares.any():
+        raise OptionError(f"The box {tuple(box)} has no area in the image of {width} x {height} pixels.")
+    return shares
 
 
 def cells_in(box: Corners, image_size: tuple[int, int], grid: tuple[int, int], least: float = 0.5) -> list[int]:
-    """The cells of a grid, counted row by row, of which at least `least` lies in `box`; never none.
+    """Return the cells of a grid that lie in a box, at least one.
 
-    A box that fills no cell so far has the cell of which it fills most.
+    Args:
+        box: (left, top, right, bottom) in pixels.
+        image_size: (width, height) in pixels.
+        grid: (rows, columns) of equal cells over the image.
+        least: The share of a cell, 0..1, that must lie in the box.
+
+    Returns:
+        The cells, counted row by row; when no cell reaches `least`, the one with the largest share.
+
+    Raises:
+        OptionError: The box has no area in the image.
     """
     filled = coverage(box, image_size, grid).flatten()
     chosen: list[int] = (filled >= least).nonzero()[:, 0].tolist()
@@ -40,9 +59,14 @@ def cells_in(box: Corners, image_size: tuple[int, int], grid: tuple[int, int], l
 
 
 def image_cells(f: Florence2) -> tuple[tuple[int, int], slice]:
-    """The grid (h, w) of the image tokens at the checkpoint's own picture size, and where in the memory its cells are.
+    """Return the grid of the image tokens at the checkpoint's own image size, and where its cells are.
 
-    They are the same places among the image tokens, row by row; what else there is, is the mean of all.
+    Args:
+        f: The model.
+
+    Returns:
+        (rows, columns), and the span of the cells, row by row, both in the memory and among the image tokens. Tokens
+        outside of it are means over the grid.
     """
     vision, settings = f.model.config.vision, f.processor.image_config
     grid = vision.grid_size(settings.height, settings.width)
@@ -51,20 +75,20 @@ def image_cells(f: Florence2) -> tuple[tuple[int, int], slice]:
 
 
 def box_iou(a: Corners, b: Corners, image_size: tuple[int, int]) -> float:
-    """Intersection over union, 0..1. A box whose corners share a location bin is given that bin's size."""
+    """Return the intersection over union of two boxes, 0..1; corners in one location bin span that bin."""
     (al, at, ar, ab), (bl, bt, br, bb) = (_with_area(box, image_size) for box in (a, b))
     inside = max(0.0, min(ar, br) - max(al, bl)) * max(0.0, min(ab, bb) - max(at, bt))
     return inside / ((ar - al) * (ab - at) + (br - bl) * (bb - bt) - inside)
 
 
 def mean_iou(expected: Sequence[Corners], found: Sequence[Box], image_size: tuple[int, int]) -> float:
-    """The mean over `expected` of the best overlap with any box found, whatever its label; 0 where there is none."""
+    """Return the mean over `expected` of the best overlap with any box found, of any label; 0 without boxes."""
     best = [max((box_iou(box, other.xyxy, image_size) for other in found), default=0.0) for box in expected]
     return sum(best) / len(best)
 
 
 def _overlap(start: float, stop: float, count: int) -> Tensor:
-    """How much of each of `count` equal parts of 0..1 lies between `start` and `stop`."""
+    """Return the share of each of `count` equal parts of 0..1 that lies between `start` and `stop`."""
     edges = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     return ((edges[1:].clamp(max=stop) - edges[:-1].clamp(min=start)) * count).clamp(0, 1)
 

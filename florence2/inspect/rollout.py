@@ -1,44 +1,51 @@
-"""Attention rollout: from which inputs of the encoder the tokens of an answer took something, through all layers.
+"""Attention rollout: how much each token of an answer took from each input of the encoder, through all layers.
 
-Attention rollout (Abnar & Zuidema, ACL 2020, https://arxiv.org/abs/2005.00928) takes a layer for half residual stream
-and half what its attention, the mean of its heads, brings together: A' = (A + I) / 2, and a stack for the product of
-its layers. The paper has encoders alone; here a token of the answer goes through the decoder's layers in the same
-way, each halving what the token has and adding half of what its cross-attention brings from the memory. What the
-token is by itself is then left out, and so is what it took from earlier tokens of the answer.
+Attention rollout (Abnar & Zuidema, ACL 2020, https://arxiv.org/abs/2005.00928) treats a layer as half residual stream
+and half attention, averaged over its heads: A' = (A + I) / 2. A stack is the product of its layers. The paper covers
+encoders; here a token of the answer passes the decoder's layers in the same way: each layer halves what the token has
+and adds half of what its cross-attention takes from the memory. The token's own embedding, and what it took from
+earlier tokens of the answer, are left out.
 """
 
 import torch
 from torch import Tensor
 
-from florence2.inspect.attention_maps import AttentionMaps, split_memory
+from florence2.inspect.attention import AttentionMaps, split_memory
 from florence2.tracing.runs import Run
 
 
-def roll_out(run: Run, alternative: int = 0) -> AttentionMaps:
-    """The rollout of each token of an answer, (T, ...) long, over what the encoder was given.
+def attention_rollout(run: Run, alternative: int = 0) -> AttentionMaps:
+    """Return the attention rollout of each token of an answer, over the inputs of the encoder.
 
-    The trace must have kept "encoder.layers.*.self_attention.weights" and "decoder.layers.*.cross_attention.weights";
-    `alternative` as in `run.answer_ids`.
+    Args:
+        run: A run whose trace kept "encoder.layers.*.self_attention.weights" and
+            "decoder.layers.*.cross_attention.weights".
+        alternative: As in `run.answer_ids`.
+
+    Returns:
+        Maps of (T, ...).
+
+    Raises:
+        OptionError: The weights were not kept, or the run has no such alternative.
     """
-    return split_memory(roll_out_decoder(run, alternative) @ roll_out_encoder(run), run)
+    return split_memory(decoder_rollout(run, alternative) @ encoder_rollout(run), run)
 
 
-def roll_out_encoder(run: Run) -> Tensor:
-    """(S, S): how much of each position of the memory comes from each of the encoder's inputs; rows sum to 1."""
-    found: Tensor | None = None
-    for i in range(run.tracing.config.text.encoder_layers):
+def encoder_rollout(run: Run) -> Tensor:
+    """Return (S, S): the share of each encoder input in each position of the memory; rows sum to 1."""
+    rollout: Tensor | None = None
+    for i in range(run.selection.config.text.encoder_layers):
         weights = run[f"encoder.layers.{i}.self_attention.weights"].float().mean(dim=0)  # (S, S)
         layer = (weights + torch.eye(len(weights), device=weights.device)) / 2
-        found = layer if found is None else layer @ found
-    assert found is not None, "an encoder has layers"
-    return found
+        rollout = layer if rollout is None else layer @ rollout
+    assert rollout is not None, "an encoder has layers"
+    return rollout
 
 
-def roll_out_decoder(run: Run, alternative: int = 0) -> Tensor:
-    """(T, S): how much of what each token took from the memory came from each of its positions; rows sum to 1."""
-    layers = range(run.tracing.config.text.decoder_layers)
+def decoder_rollout(run: Run, alternative: int = 0) -> Tensor:
+    """Return (T, S): the share of each position of the memory in what each token took from it; rows sum to 1."""
     taken = torch.zeros(())
-    for i in layers:
+    for i in range(run.selection.config.text.decoder_layers):
         weights = run.along_answer(f"decoder.layers.{i}.cross_attention.weights", alternative)  # (T, heads, S)
         taken = (weights.float().mean(dim=1) + taken.to(weights.device)) / 2
     return taken / taken.sum(dim=-1, keepdim=True)

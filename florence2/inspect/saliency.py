@@ -1,9 +1,9 @@
-"""Gradient x input: which pixels, and which words of the prompt, a token of the answer hangs on.
+"""Gradient x input: the pixels and the words of the prompt on which a token of the answer depends.
 
-The gradient of the log-probability of a token, by each input, times that input (Simonyan et al., 2014,
-https://arxiv.org/abs/1312.6034; Shrikumar et al., 2016, https://arxiv.org/abs/1605.01713): to first order, how much
-the log-probability would fall if the input went to zero. Zero is the mean colour for a pixel, since pixels are
-normalised, and the zero vector for a word. Signs are kept: what is negative speaks against the token.
+The gradient of a token's log-probability by each input, times that input (Simonyan et al., 2014,
+https://arxiv.org/abs/1312.6034; Shrikumar et al., 2016, https://arxiv.org/abs/1605.01713): to first order, the
+fall of the log-probability if the input went to zero. For a pixel, zero is the mean colour, since pixels are
+normalised; for a word it is the zero vector. Signs are kept: negative values speak against the token.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,8 +22,11 @@ from florence2.tracing.runs import Run
 class Saliency:
     """Gradient x input of the log-probabilities of n tokens of an answer.
 
-    `tokens` says which, from 0; `log_probabilities` (n,) are the model's own, before any rule of the search. `image`
-    (n, H, W) is by pixel of `pixel_values`, its channels added, `prompt` (n, P) by id of the prompt.
+    Attributes:
+        tokens: The numbers of the tokens, from 0.
+        log_probabilities: (n,), before any rule of the search.
+        image: (n, H, W), for each pixel of `pixel_values`, summed over its channels.
+        prompt: (n, P), for each id of the prompt.
     """
 
     tokens: tuple[int, ...]
@@ -32,7 +35,14 @@ class Saliency:
     prompt: Tensor
 
     def by_cell(self, grid: tuple[int, int]) -> Tensor:
-        """`image` added up over the cells of a grid of (rows, columns), equal parts of the picture: (n, h, w)."""
+        """Sum `image` over the cells of a grid.
+
+        Args:
+            grid: (rows, columns), which cut the image into equal parts.
+
+        Returns:
+            (n, rows, columns).
+        """
         (h, w), (n, H, W) = grid, self.image.shape
         rows = torch.arange(H, device=self.image.device) * h // H
         columns = torch.arange(W, device=self.image.device) * w // W
@@ -40,14 +50,24 @@ class Saliency:
         return self.image.new_zeros(n, h * w).index_add_(1, cells, self.image.flatten(1)).view(n, h, w)
 
 
-def find_saliency(
+def input_saliency(
     model: Florence2Model, run: Run, tokens: Sequence[int] | None = None, alternative: int = 0
 ) -> Saliency:
-    """The saliency of an answer's tokens, all or those numbered in `tokens`.
+    """Compute gradient x input for tokens of an answer, with one backward pass for each.
 
-    The trace must have kept "pixel_values"; `alternative` as in `run.answer_ids`. One backward pass for each token.
-    Raises OptionError for a token that the answer does not have, and for a run with patches, which this cannot see,
-    when the trace kept the last layer's stream.
+    Args:
+        model: The model of the run, `f.model`.
+        run: A run whose trace kept "pixel_values". If it also kept the stream of the last decoder layer, a run with
+            patches is recognised and refused.
+        tokens: The numbers of the tokens, from 0; all by default.
+        alternative: As in `run.answer_ids`.
+
+    Returns:
+        The saliency of these tokens.
+
+    Raises:
+        OptionError: The answer does not have such a token, the pixels were not kept, or the run had patches, which
+            saliency cannot follow.
     """
     answer = run.answer_ids(alternative)
     chosen, last = choose_tokens(tokens, len(answer)), f"decoder.layers.{model.config.text.decoder_layers - 1}"
@@ -64,19 +84,19 @@ def saliency_of(
     answer_ids: Sequence[int],
     tokens: Sequence[int] | None = None,
 ) -> Saliency:
-    """The same for any picture `pixel_values` (1, 3, H, W), prompt and answer; `answer_ids` without the start id."""
+    """Compute it for any image `pixel_values` (1, 3, H, W), prompt and answer; `answer_ids` without the start id."""
     return _Forward(model, pixel_values, prompt_ids, answer_ids).differentiate(choose_tokens(tokens, len(answer_ids)))
 
 
 def choose_tokens(tokens: Sequence[int] | None, length: int) -> tuple[int, ...]:
-    """The numbers of the tokens asked for, of an answer of `length`. Raises OptionError for those it does not have."""
+    """Return the numbers of the chosen tokens of an answer of `length`. Raises OptionError for any it does not have."""
     if not isinstance(tokens, Iterable | None):
-        raise OptionError(f"tokens is {tokens!r}; it must be several numbers of tokens, as [3].")
+        raise OptionError(f"tokens is {tokens!r}; it must be several token numbers, as [3].")
     chosen = tuple(range(length)) if tokens is None else tuple(tokens)
     wrong = [token for token in chosen if type(token) is not int or not 0 <= token < length]
     if wrong:
         raise OptionError(
-            f"The answer has no token {wrong[0]!r}; it has {length}, numbered from 0 to {length - 1}, the end included."
+            f"The answer has no token {wrong[0]!r}; its {length} tokens, the end included, are 0 to {length - 1}."
         )
     return chosen
 
@@ -84,7 +104,7 @@ def choose_tokens(tokens: Sequence[int] | None, length: int) -> tuple[int, ...]:
 class _Forward(Trace):
     """The answer read under teacher forcing, with gradients to the pixels and to the prompt's embeddings.
 
-    It is a trace of its own run: there it puts a leaf in the place of the embeddings.
+    It is also the trace of its own run, where it replaces the prompt's embeddings by a leaf of the graph.
     """
 
     def __init__(
@@ -100,7 +120,7 @@ class _Forward(Trace):
             self.log_probabilities = logits.log_softmax(dim=-1).gather(1, ids[0, 1:, None])[:, 0]  # (T,)
 
     def differentiate(self, tokens: Sequence[int]) -> Saliency:
-        """One backward pass for each."""
+        """Return the saliency of these tokens, with one backward pass for each."""
         inputs, images, prompts = (self.pixels, self.prompt), [], []
         dtype = self.log_probabilities.dtype  # at least float32
         for token in tokens:
@@ -131,12 +151,12 @@ class _Forward(Trace):
         return value
 
 
-def _check_same(found: Tensor, traced: Tensor) -> None:
-    """What is differentiated must be what ran."""
-    most = 0.05 if found.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    difference = float((found - traced).float().norm() / traced.float().norm())
+def _check_same(computed: Tensor, traced: Tensor) -> None:
+    """Raise OptionError when the forward pass to differentiate is not the run that was traced."""
+    most = 0.05 if computed.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    difference = float((computed - traced).float().norm() / traced.float().norm())
     if difference > most:
         raise OptionError(
-            f"The model does not give what this run had: its last layer differs by {difference:.2g} of its norm. "
-            "Saliency is of the model without patches; ask for it outside of f.patched, or leave it out."
+            f"The model does not reproduce this run: its last layer differs by {difference:.2g} of its norm. Saliency "
+            "needs the model without patches; compute it outside of f.patched, or leave it out."
         )

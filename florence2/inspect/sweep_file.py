@@ -1,4 +1,4 @@
-"""The file of a sweep: what it is of, then a row for each part, so that a sweep that was stopped can go on."""
+"""The file of a sweep: its fingerprint, then a row for each part, so that a stopped sweep can resume."""
 
 import hashlib
 import json
@@ -10,21 +10,21 @@ import torch
 
 from florence2.checkpoints.files import written_whole
 from florence2.errors import OptionError
-from florence2.inspect.forced import Case
+from florence2.inspect.teacher_forcing import ForcedAnswer
 from florence2.pipeline import Florence2
 
 
 class SweepFile:
-    """A JSON Lines file: {"sweep": fingerprint}, then rows. Nothing is written without a path."""
+    """A JSON Lines file: {"sweep": fingerprint}, then rows. Without a path nothing is written."""
 
     def __init__(self, path: Path | None, mark: str):
-        """`rows` then holds what is there already, by (name, head). Raises OptionError for rows of another sweep."""
+        """Read the rows of an earlier run, by (name, head). Raises OptionError for those of another sweep."""
         self.path, self.mark = path, mark
         self.rows: dict[tuple[str, int | None], dict[str, Any]] = {}
         self.file: TextIO | None = None
         if path is not None and path.exists():
-            found, self.rows = self.read(path)
-            if found != mark:
+            earlier, self.rows = self.read(path)
+            if earlier != mark:
                 raise OptionError(
                     f"{path} holds the rows of a sweep of another checkpoint, other requests or other settings; choose "
                     "another file."
@@ -32,9 +32,9 @@ class SweepFile:
 
     @staticmethod
     def read(path: Path) -> tuple[str, dict[tuple[str, int | None], dict[str, Any]]]:
-        """The fingerprint and the rows; a last line that was cut short is left out.
+        """Return the fingerprint and the rows, without a last line that was cut short.
 
-        Raises OptionError when the file is none of a sweep's.
+        Raises OptionError when the file is not that of a sweep.
         """
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -42,10 +42,10 @@ class SweepFile:
             rows = [row for row in map(_read_row, lines[1:]) if row is not None]
             return mark, {(row["name"], row["head"]): row | {"by_request": tuple(row["by_request"])} for row in rows}
         except (OSError, ValueError, IndexError, KeyError, TypeError):
-            raise OptionError(f"{path} is no file of a sweep; choose another one for `out`.") from None
+            raise OptionError(f"{path} is not the file of a sweep; choose another `out`.") from None
 
     def __enter__(self) -> "SweepFile":
-        """Open the file, rewritten without what was cut short."""
+        """Open the file, rewritten without a line that was cut short."""
         if self.path is not None:
             lines = [{"sweep": self.mark}, *self.rows.values()]
             try:
@@ -62,32 +62,32 @@ class SweepFile:
             self.file.close()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row, at once and for good."""
+        """Append a row and flush it, so that it survives a crash."""
         if self.file is not None:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
 
 
 def _read_row(line: str) -> Any:
-    """One row; None for a line that was cut short."""
+    """Return one row; None for a line that was cut short."""
     try:
         return json.loads(line)
     except ValueError:
         return None
 
 
-def fingerprint(f: Florence2, cases: Sequence[Case], *settings: object) -> str:
-    """A hash of what the rows of a sweep depend on: weights, requests, unablated answers and settings.
+def fingerprint(f: Florence2, cases: Sequence[ForcedAnswer], *settings: object) -> str:
+    """Return a hash of everything that the rows of a sweep depend on: weights, requests, answers and settings.
 
-    All weights count, for what changed may be one head. It takes a second or two for a gigabyte.
+    It covers all weights, since a single head may have changed; a gigabyte takes a second or two.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in f.model.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
     for case in cases:
-        found.update(repr((case.prompt_ids, case.encoded.size, case.answer.token_ids)).encode())
-        if case.prepared is not None:  # a picture given encoded is known by its answer alone
-            found.update(case.prepared.pixel_values.numpy().tobytes())
-    found.update(repr(settings).encode())
-    return found.hexdigest()
+        digest.update(repr((case.prompt_ids, case.encoded.size, case.answer.token_ids)).encode())
+        if case.prepared is not None:  # an encoded image is identified by its answer only
+            digest.update(case.prepared.pixel_values.numpy().tobytes())
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()

@@ -8,19 +8,19 @@ from typing import Any
 
 
 class Table(ABC):
-    """What a dataclass of plain values has in common when it is a table: its JSON and its text."""
+    """The base of dataclasses of plain values that are tables: their JSON and their text."""
 
     @abstractmethod
     def format(self, top: int | None = None) -> str:
-        """The first `top` rows, or all, as aligned text."""
+        """Return the first `top` rows, or all, as aligned text."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
         return values
 
     def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
+        """Return `to_dict` as one line of JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
@@ -28,7 +28,7 @@ class Table(ABC):
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of aligned columns, the first to the left, the others to the right; the first row is the heading."""
+    """Return lines of aligned columns, the first to the left, the rest to the right; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

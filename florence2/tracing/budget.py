@@ -1,4 +1,4 @@
-"""How many bytes a trace will keep, known before anything is computed."""
+"""Predict how many bytes a trace will keep, before anything is computed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.model.config import Florence2Config
-from florence2.tracing.names import RULES, Name, picture_letters
+from florence2.tracing.names import RULES, Name, image_letters
 
 DEFAULT_LIMIT = 2 << 30
 _BYTES = {"int64": 8, "bool": 1}
@@ -16,7 +16,7 @@ _BYTES = {"int64": 8, "bool": 1}
 
 @dataclass(frozen=True)
 class AnswerSizes:
-    """What decides how large the values of one batch of answers are: B prompts of N image tokens and up to P ids."""
+    """The sizes of one batch of answers: B prompts of N image tokens and up to P ids each."""
 
     batch: int
     image_tokens: int
@@ -24,38 +24,38 @@ class AnswerSizes:
     options: GenerationOptions
 
     def letters(self) -> dict[str, int]:
-        """The letters of the shapes."""
+        """Return the size of each letter in the shapes."""
         B, K, N, P = self.batch, self.options.num_beams, self.image_tokens, self.prompt
         return {"B": B, "K": K, "N": N, "P": P, "S": N + P, "candidates": 1 if K == 1 else 2 * K}
 
 
-def picture_bytes(
+def image_bytes(
     names: Iterable[Name], config: Florence2Config, shape: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> int:
-    """Bytes of `names` for pixel values of `shape` (B, 3, H, W)."""
+    """Predict the bytes of `names` for pixel values of `shape` (B, 3, H, W)."""
     return sum(
-        _count(name, picture_letters(config.vision, shape, name.stage)) * _item(name, dtype)
+        _count(name, image_letters(config.vision, shape, name.stage)) * _item(name, dtype)
         for name in names
-        if name.when == "picture"
+        if name.when == "image"
     )
 
 
 def answer_bytes(
     names: Iterable[Name], config: Florence2Config, sizes: AnswerSizes, dtype: torch.dtype = torch.float32
 ) -> int:
-    """Bytes of `names` for answers at their limit; what rules banned, a few ids a step, is not counted."""
+    """Predict the bytes of `names` for answers of maximum length, without the banned ids (a few per step)."""
     steps = min(sizes.options.max_new_tokens, config.text.max_position_embeddings)
     letters = sizes.letters()
     return sum(_through_answer(name, letters, steps) * _item(name, dtype) for name in _kept(names, sizes.options))
 
 
-def check_fits(predicted: int, held: int, limit: int, what: str, remedy: str) -> None:
-    """Raises OptionError when `predicted` bytes more than the `held` ones would pass the limit."""
+def check_fits(predicted: int, held: int, limit: int, subject: str, remedy: str) -> None:
+    """Raise OptionError when `predicted` bytes in addition to the `held` ones would exceed the limit."""
     if held + predicted > limit:
-        already = f" beside the {_megabytes(held)} held already" if held else ""
+        already = f" in addition to the {_megabytes(held)} already held" if held else ""
         raise OptionError(
-            f"The trace of {what} may take {_megabytes(predicted)}{already}, more than the limit of "
-            f"{_megabytes(limit)}; {remedy}name less, or set a higher `limit` (in bytes)."
+            f"The trace of {subject} may take {_megabytes(predicted)}{already}, more than the limit of "
+            f"{_megabytes(limit)}; {remedy}name fewer values, or set a higher `limit` (in bytes)."
         )
 
 
@@ -66,7 +66,7 @@ def _megabytes(count: int) -> str:
 def longest_answer(
     names: Sequence[Name], config: Florence2Config, sizes: AnswerSizes, dtype: torch.dtype, room: int
 ) -> int:
-    """The largest `max_new_tokens` whose trace fits into `room` bytes; 0 when none does."""
+    """Return the largest `max_new_tokens` whose trace fits into `room` bytes, or 0."""
     low, high = 0, sizes.options.max_new_tokens
     while low < high:
         middle = (low + high + 1) // 2
@@ -76,13 +76,13 @@ def longest_answer(
 
 
 def _kept(names: Iterable[Name], options: GenerationOptions) -> Iterable[Name]:
-    """Those of an answer that will occur: a rule that is off shows nothing."""
+    """Yield the names of an answer that will be recorded: a rule that is off records nothing."""
     off = set(RULES) - set(active_rules(options))
-    return (name for name in names if name.when != "picture" and name.name.rpartition(".")[2] not in off)
+    return (name for name in names if name.when != "image" and name.name.rpartition(".")[2] not in off)
 
 
 def active_rules(options: GenerationOptions) -> tuple[str, ...]:
-    """The names of the rules that `options` switch on, in the order in which they act."""
+    """Return the names of the rules that `options` switch on, in the order in which they act."""
     on = {
         "repetition_penalty": options.repetition_penalty != 1.0,
         "no_repeat_ngram": options.no_repeat_ngram_size > 0,
@@ -98,7 +98,7 @@ def _through_answer(name: Name, letters: Mapping[str, int], steps: int) -> int:
         return _count(name, letters)
     if "bans" in name.shape:
         return 0
-    if any("t" in part.split("·") for part in name.shape):
+    if name.grows:
         return _count(name, {**letters, "t": 1}) * steps * (steps + 1) // 2
     return _count(name, letters) * steps
 
@@ -111,5 +111,5 @@ def _count(name: Name, letters: Mapping[str, int]) -> int:
 
 
 def _item(name: Name, dtype: torch.dtype) -> int:
-    """Bytes of one element; scores are float32 even where the weights are of a smaller type."""
-    return _BYTES.get(name.kind, dtype.itemsize if name.kind == "model" else max(4, dtype.itemsize))
+    """Return the bytes of one element; scores are float32 even where the weights have a smaller type."""
+    return _BYTES.get(name.dtype, dtype.itemsize if name.dtype == "model" else max(4, dtype.itemsize))

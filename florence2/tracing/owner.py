@@ -1,4 +1,4 @@
-"""What can be traced: anything with a model and a processor, as a `Florence2` has."""
+"""The type of what can be traced: anything with a model and a processor, such as a `Florence2`."""
 
 from typing import Protocol
 

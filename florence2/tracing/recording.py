@@ -1,4 +1,4 @@
-"""`f.trace(...)`: what was computed in a run, by name.
+"""`f.trace(...)`: keep what a run computes, by name.
 
     with f.trace("decoder.layers.*.cross_attention", "=encoder.layers.*") as t:
         f.run("<CAPTION>", "photo.jpg")
@@ -30,27 +30,40 @@ from florence2.tracing.budget import (
     AnswerSizes,
     answer_bytes,
     check_fits,
+    image_bytes,
     longest_answer,
-    picture_bytes,
 )
-from florence2.tracing.names import Name, names_of, select
 from florence2.tracing.owner import Traceable
-from florence2.tracing.runs import Run, TracedPicture
+from florence2.tracing.runs import Run, TracedImage
+from florence2.tracing.selection import Selection, prefixes, warn_not_recorded
 
 Part = TypeVar("Part")
 
 
 @contextmanager
 def trace(f: Traceable, *patterns: str, limit: int = DEFAULT_LIMIT) -> Iterator["Tracing"]:
-    """Within the block, keep what `patterns` name (see `florence2.tracing.names`) of every run of `f` in this thread.
+    """Keep named values of every run of `f` within the block, in this thread or task; `f.trace(...)` is the same.
 
-    Without a pattern the beams alone are kept. `limit` is in bytes: a run whose values may take more, at its largest
-    number of tokens, is refused before it begins. Patches of `f.patched` around or inside the block show. Raises
-    OptionError for a pattern that names nothing.
+    Patches of `f.patched` show, wherever their blocks are. At the end of the block a `NotRecordedWarning` tells which
+    patterns named nothing that its runs recorded.
+
+    Args:
+        f: The `Florence2` whose runs are traced.
+        patterns: Names or patterns (see `florence2.tracing.names`). Without any, only the beams are kept.
+        limit: A number of bytes. A run whose values may take more, at its largest number of tokens, is refused before
+            it begins.
+
+    Yields:
+        The `Tracing` that holds the values.
+
+    Raises:
+        OptionError: A pattern selects nothing, or `limit` is not a number of bytes.
     """
     tracing = Tracing(f.model.config, patterns, limit, _usual_shape(f), f.model.dtype)
     with TraceBlock(f, tracing.start, patches=False):
         yield tracing
+    if tracing.runs or tracing.images:
+        warn_not_recorded("trace", tracing.chosen, tracing.names, stacklevel=3)
 
 
 def _usual_shape(f: Traceable) -> tuple[int, int, int, int]:
@@ -59,11 +72,17 @@ def _usual_shape(f: Traceable) -> tuple[int, int, int, int]:
 
 
 class Tracing:
-    """What a `trace` block kept: its pictures in the order in which they were encoded, its runs as they were answered.
+    """The values that a `trace` block kept: its images in the order of encoding, its runs in the order of answering.
 
-    `t[name]` and the other shortcuts are those of the only run (or, for what is known of a picture, of the only
-    picture); with several, ask `t.runs[i]` and `t.pictures[i]`. A tracing may also be given to the model itself:
+    `t[name]`, `t.along_answer(name)` and `t.beams` are those of the only run (or, for values of an image, of the only
+    image). With several, choose with `t.runs[i]` and `t.images[i]`. A tracing may also be given to the model itself:
     `recording = t.start(); model.decode(ids, memory, trace=recording); recording.values[name]`.
+
+    Attributes:
+        runs: A `Run` for each answered request.
+        images: A `TracedImage` for each encoded image.
+        chosen: The names that each pattern selects.
+        bytes: The bytes held so far.
     """
 
     def __init__(
@@ -74,87 +93,73 @@ class Tracing:
         pixel_shape: Sequence[int] = (1, 3, 768, 768),
         dtype: torch.dtype = torch.float32,
     ):
-        """`pixel_shape` (1, 3, H, W) is what an EncodedImage from before the block is taken to have had."""
+        """`pixel_shape` (1, 3, H, W) is assumed for an EncodedImage that was made before the block."""
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise OptionError(f"limit is {limit!r}; it must be a number of bytes of at least 1.")
-        self.config, self.limit, self.pixel_shape, self.dtype = config, limit, tuple(pixel_shape), dtype
-        self.known = {name.name: name for name in names_of(config)}
-        self.chosen = select(patterns, list(self.known.values()))
-        """The names that each pattern selects."""
-        chosen = {name for names in self.chosen.values() for name in names}
-        self.selected = [name for name in self.known.values() if name.name in chosen or name.searched]
+        self.config, self.limit, self.dtype = config, limit, dtype
+        self.selection = Selection(config, patterns, pixel_shape)
+        self.known, self.chosen = self.selection.known, self.selection.by_pattern
+        self.selected = self.selection.names
         self.runs: list[Run] = []
-        self.pictures: list[TracedPicture] = []
+        self.images: list[TracedImage] = []
         self.bytes = 0
-        """How many bytes are held."""
         self._lock = threading.Lock()
 
     def start(self) -> "Recording":
-        """A trace for one call."""
+        """Return a trace for one call."""
         return Recording(self)
 
     @property
     def names(self) -> list[str]:
         """The names that were kept, in the order of computation."""
-        parts: list[Run | TracedPicture] = [*self.runs, *self.pictures]
+        parts: list[Run | TracedImage] = [*self.runs, *self.images]
         kept = {name for part in parts for name in part.names}
         return [name for name in self.known if name in kept]
 
     @property
-    def run(self) -> "Run":
-        """The only run. Raises OptionError when there is none, or more than one."""
+    def run(self) -> Run:
+        """The only run. Raises OptionError when the trace holds none or several."""
         return _only(self.runs, "runs")
 
     @property
     def beams(self) -> tuple[BeamStep, ...]:
-        """The search's steps in the only run."""
+        """The steps of the search in the only run."""
         return self.run.beams
 
     def __getitem__(self, name: str) -> Tensor:
-        """A value of the only run or picture, in the shape `own_shape` of its name."""
-        if self.known_name(name).when == "picture" and (len(self.pictures) == 1 or not self.runs):
-            return _only(self.pictures, "pictures")[name]
+        """Return one value of the only run or image, in the shape `own_shape` of its name."""
+        if self.selection.find(name).when == "image" and (len(self.images) == 1 or not self.runs):
+            return _only(self.images, "images")[name]
         return self.run[name]
 
     def along_answer(self, name: str, alternative: int = 0) -> Tensor:
-        """See `Run.along_answer`."""
+        """Return a value in the beams that wrote the answer of the only run; see `Run.along_answer`."""
         return self.run.along_answer(name, alternative)
 
-    def known_name(self, name: str) -> Name:
-        """What is known of a name. Raises OptionError, naming the nearest, for others."""
-        select([name], list(self.known.values()), exactly=True)
-        if name not in self.known:
-            raise OptionError(f"{name!r} is a pattern; ask for one name at a time.")
-        return self.known[name]
-
-    def _hold(self, pictures: Sequence["TracedPicture"], runs: Sequence["Run"], count: int) -> None:
-        """Take what one call recorded, `count` bytes."""
+    def _hold(self, images: Sequence[TracedImage], runs: Sequence[Run], count: int) -> None:
+        """Take over what one call recorded, `count` bytes."""
         with self._lock:
-            self.pictures += pictures
+            self.images += images
             self.runs += runs
             self.bytes += count
 
 
-def _only(parts: Sequence[Part], many: str) -> Part:
+def _only(parts: Sequence[Part], plural: str) -> Part:
     if not parts:
-        raise OptionError(f"This trace holds no {many}; ask the model something within its block.")
+        raise OptionError(f"This trace holds no {plural}; run the model within its block.")
     if len(parts) != 1:
-        raise OptionError(f"This trace holds {len(parts)} {many}, not one: choose with t.{many}[number].[...].")
+        raise OptionError(f"This trace holds {len(parts)} {plural}, not one; choose with t.{plural}[number].[...].")
     return parts[0]
 
 
 class Recording(Trace):
-    """The trace of one call: keeps the selected values, a list for each name, in the order in which they came."""
+    """The trace of one call: keeps the selected values, a list for each name, in the order of computation."""
 
     def __init__(self, tracing: Tracing):
         self.tracing = tracing
         self.values: dict[str, list[Tensor]] = {}
         self._wanted = {name.name for name in tracing.selected}
-        self._entered = {
-            ".".join(parts[:end])
-            for parts in (name.split(".") for name in self._wanted)
-            for end in range(1, len(parts))
-        }
+        self._entered = prefixes(self._wanted)
         self._asked: dict[str, Any] = {}
         self.bytes = 0
 
@@ -174,47 +179,49 @@ class Recording(Trace):
     def _count(self, count: int) -> None:
         self.bytes += count
         held, limit = self.tracing.bytes + self.bytes, self.tracing.limit
-        if held > limit:  # where nothing was predicted: the model itself was called
+        if held > limit:  # only when the model itself is called, since then nothing was predicted
             raise OptionError(
-                f"The trace holds {held / 1e6:,.1f} MB, more than the limit of {limit / 1e6:,.1f} MB; name less, or "
-                "set a higher `limit` (in bytes)."
+                f"The trace holds {held / 1e6:,.1f} MB, more than the limit of {limit / 1e6:,.1f} MB; name fewer "
+                "values, or set a higher `limit` (in bytes)."
             )
 
     def image_started(self, shape: Sequence[int]) -> None:
         """Refuse what would not fit, before anything is computed."""
         t = self.tracing
         self._asked = {"shape": tuple(shape)}
-        predicted = picture_bytes(t.selected, t.config, shape, t.dtype)
-        what = f"{shape[0]} picture{'s' if shape[0] > 1 else ''} of {shape[2]} x {shape[3]} pixels"
-        check_fits(predicted, t.bytes, t.limit, what, "")
+        predicted = image_bytes(t.selected, t.config, shape, t.dtype)
+        subject = f"{shape[0]} image{'s' if shape[0] > 1 else ''} of {shape[2]} x {shape[3]} pixels"
+        check_fits(predicted, t.bytes, t.limit, subject, "")
 
     def image_done(self, images: Sequence[EncodedImage]) -> None:
         """Keep what was recorded of these images."""
         shape = self._asked["shape"]
-        traced = [TracedPicture(self.tracing, self.values, row, picture, shape) for row, picture in enumerate(images)]
-        self.tracing._hold(traced, [], self.bytes)
+        t = self.tracing
+        traced = [TracedImage(t.selection, self.values, row, image, shape) for row, image in enumerate(images)]
+        t._hold(traced, [], self.bytes)
 
     def answer_started(
         self, images: Sequence[EncodedImage], prompts: Sequence[Sequence[int]], options: GenerationOptions
     ) -> None:
         """Refuse what would not fit, before anything is computed."""
         t = self.tracing
-        self._asked = {"pictures": images, "prompts": prompts, "options": options}
+        self._asked = {"images": images, "prompts": prompts, "options": options}
         sizes = AnswerSizes(len(prompts), images[0].features.shape[1], max(map(len, prompts)), options)
         predicted = answer_bytes(t.selected, t.config, sizes, t.dtype)
         longest = longest_answer(t.selected, t.config, sizes, t.dtype, t.limit - t.bytes)
         remedy = f"lower max_new_tokens from {options.max_new_tokens} to {longest}, " if longest else ""
-        what = f"{len(prompts)} answer{'s' if len(prompts) > 1 else ''} with {options.num_beams} beams"
-        check_fits(predicted, t.bytes, t.limit, what, remedy)
+        subject = f"{len(prompts)} answer{'s' if len(prompts) > 1 else ''} with {options.num_beams} beams"
+        check_fits(predicted, t.bytes, t.limit, subject, remedy)
 
     def answer_done(self, answers: Sequence[Answer]) -> None:
         """Keep what was recorded of these requests."""
-        runs = [Run(self.tracing, self.values, row, answer, **self._asked) for row, answer in enumerate(answers)]
-        self.tracing._hold([], runs, self.bytes)
+        t = self.tracing
+        runs = [Run(t.selection, self.values, row, one, t.images, **self._asked) for row, one in enumerate(answers)]
+        t._hold([], runs, self.bytes)
 
 
 def _without_neighbours(value: Tensor) -> Tensor:
-    """The value, copied when it is part of something larger that would be held with it."""
+    """Return the value, copied when it is a view of a larger tensor that would be held in memory with it."""
     if value.requires_grad or value.untyped_storage().nbytes() <= value.nbytes:
         return value
     return value.clone()

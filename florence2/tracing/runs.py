@@ -1,8 +1,7 @@
-"""What a trace holds of one picture, and of one request that was answered."""
+"""The parts of a trace: one image that was encoded, and one request that was answered."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,27 +10,25 @@ from florence2.answers.answer import Answer
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.model.images import EncodedImage
-from florence2.tracing.beams import BeamStep, read_beams, rows_of
+from florence2.tracing.beams import BeamStep, answer_rows, read_beams
 from florence2.tracing.names import Name, pooled_spans
-
-if TYPE_CHECKING:
-    from florence2.tracing.recording import Tracing
+from florence2.tracing.selection import Selection
 
 
-class TracedPicture:
-    """What a trace kept of one picture on its way through the vision tower and the projection."""
+class TracedImage:
+    """The values that a trace kept of one image on its way through the vision tower and the projection."""
 
     def __init__(
         self,
-        tracing: "Tracing",
+        selection: Selection,
         values: Mapping[str, Sequence[Tensor]],
         row: int,
         encoded: EncodedImage,
         pixel_shape: Sequence[int],
     ):
-        self.tracing, self.values, self.row = tracing, values, row
+        self.selection, self.values, self.row = selection, values, row
         self.encoded = encoded
-        """What the pipeline goes on with."""
+        """The result, which the pipeline passes on to the encoder."""
         self.pixel_shape = tuple(pixel_shape)
         """(B, 3, H, W) of the batch that it was in."""
 
@@ -43,181 +40,205 @@ class TracedPicture:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the last stage, and so of the image tokens."""
-        return self.tracing.config.vision.grid_size(self.pixel_shape[2], self.pixel_shape[3])
+        return self.selection.config.vision.grid_size(self.pixel_shape[2], self.pixel_shape[3])
 
     def __getitem__(self, name: str) -> Tensor:
-        """One value, in the shape `own_shape` of its name: that of the table, without the pictures beside it."""
-        known = self.tracing.known_name(name)
+        """Return one value, in the shape `own_shape` of its name: that of this image without the rest of its batch."""
+        known = self.selection.find(name)
         return _alone(self.batched(name)[0], known)
 
     def batched(self, name: str) -> list[Tensor]:
-        """The value as it was recorded, of a batch of this picture alone."""
-        return [_rows(_kept(self.values, name, self.tracing)[0], self.row, self.pixel_shape[0])]
+        """Return the value as it was recorded, for a batch of this image alone."""
+        return [_rows(_kept(self.values, name, self.selection)[0], self.row, self.pixel_shape[0])]
 
 
 class Run:
-    """One request, answered: what was asked, what was computed, what was answered.
+    """One answered request: what was asked, computed and answered.
 
-    Values are those of this request alone: what its batch holds beside it, other requests, padding of its prompt,
-    steps after its end, is left out, so they are what they are when it is asked alone.
+    Values are those of this request alone. Everything else that its batch held (other requests, the padding of its
+    prompt, steps after its end) is left out, so they equal the values of the same request asked on its own.
     """
 
     def __init__(
         self,
-        tracing: "Tracing",
+        selection: Selection,
         values: Mapping[str, Sequence[Tensor]],
         row: int,
         answer: Answer,
-        pictures: Sequence[EncodedImage],
+        traced_images: Sequence[TracedImage],
+        images: Sequence[EncodedImage],
         prompts: Sequence[list[int]],
         options: GenerationOptions,
     ):
-        self.tracing, self.values, self.row, self.batch = tracing, values, row, len(prompts)
+        self.selection, self.values, self.row, self.batch = selection, values, row, len(prompts)
         self.answer, self.options = answer, options
-        self.encoded = pictures[row]
-        """The picture, as the encoder was given it."""
+        self.encoded = images[row]
+        """The image as the encoder received it."""
         self.prompt_ids = tuple(prompts[row])
         self.image_size = self.encoded.size
-        """(width, height) of the upright picture in pixels."""
+        """(width, height) of the upright image in pixels."""
         self.image_tokens = self.encoded.features.shape[1]
+        self._traced_images = traced_images
 
     @property
     def names(self) -> list[str]:
-        """The names that were kept, those of its picture too."""
-        picture = self._find_picture()
-        return [*(picture.names if picture else ()), *self.values]
+        """The names that were kept, including those of its image."""
+        image = self._find_image()
+        return [*(image.names if image else ()), *self.values]
 
     @property
-    def picture(self) -> TracedPicture:
-        """The picture's own values. Raises OptionError when it was encoded outside of the block."""
-        found = self._find_picture()
-        if found is None:
-            raise OptionError("This run's picture was encoded outside of the trace; encode it within the block.")
-        return found
+    def image(self) -> TracedImage:
+        """The values of its image. Raises OptionError when the image was encoded outside of the block."""
+        image = self._find_image()
+        if image is None:
+            raise OptionError("This run's image was encoded outside of the trace; encode it within the block.")
+        return image
 
-    def _find_picture(self) -> TracedPicture | None:
-        return next((p for p in self.tracing.pictures if p.encoded is self.encoded), None)
+    def _find_image(self) -> TracedImage | None:
+        return next((image for image in self._traced_images if image.encoded is self.encoded), None)
 
     @property
     def image_grid(self) -> tuple[int, int]:
         """Rows and columns of the image tokens in `grid_span`."""
-        picture = self._find_picture()
-        shape = self.tracing.pixel_shape if picture is None else picture.pixel_shape
-        grid = self.tracing.config.vision.grid_size(shape[2], shape[3])
-        if max(span.stop for span in pooled_spans(self.tracing.config.vision, grid).values()) != self.image_tokens:
+        image, vision = self._find_image(), self.selection.config.vision
+        shape = self.selection.pixel_shape if image is None else image.pixel_shape
+        grid = vision.grid_size(shape[2], shape[3])
+        if max(span.stop for span in pooled_spans(vision, grid).values()) != self.image_tokens:
             raise OptionError(
-                f"The picture has {self.image_tokens} image tokens, which are not those of {shape[2]} x {shape[3]} "
-                "pixels, so its grid is not known; encode it within the block."
+                f"The image has {self.image_tokens} image tokens, which do not fit {shape[2]} x {shape[3]} pixels, so "
+                "its grid is unknown; encode it within the block."
             )
         return grid
 
     @property
     def image_spans(self) -> dict[str, slice]:
-        """Where in the memory each way of pooling has its tokens: as published, the mean of all at 0, then the grid."""
-        return pooled_spans(self.tracing.config.vision, self.image_grid)
+        """The part of the memory that each pooling fills: as published, the mean over the grid at 0, then the grid."""
+        return pooled_spans(self.selection.config.vision, self.image_grid)
 
     @property
     def grid_span(self) -> slice:
-        """Where in the memory the tokens are that stand for places: h·w of them, row by row."""
+        """The part of the memory that holds one token for each of the grid's h·w places, row by row."""
         spans = self.image_spans
         return next(spans[source] for source in spans if source != "spatial_avg_pool")
 
     @property
     def prompt_span(self) -> slice:
-        """Where in the memory the prompt is."""
+        """The part of the memory that holds the prompt."""
         return slice(self.image_tokens, self.image_tokens + len(self.prompt_ids))
 
     @cached_property
     def beams(self) -> tuple[BeamStep, ...]:
-        """The search's steps, until this request was settled."""
-        return read_beams(self.values, self.row, self.options, self.tracing.config.text)
+        """The steps of the search, until this request was settled."""
+        return read_beams(self.values, self.row, self.options, self.selection.config.text)
 
     def answer_ids(self, alternative: int = 0) -> tuple[int, ...]:
-        """The generated ids, without the start id: T of them. `alternative` above 0 is one of `answer.alternatives`."""
-        found = (self.answer, *self.answer.alternatives)
-        if not 0 <= alternative < len(found):
-            raise OptionError(f"There is no alternative {alternative}; this run has {len(found)} answers, from 0.")
-        return tuple(found[alternative].token_ids[1:])
+        """Return the T generated ids, without the start id.
+
+        Args:
+            alternative: 0 for the answer; above 0 for the hypotheses in `answer.alternatives`.
+
+        Returns:
+            The ids, the end included.
+
+        Raises:
+            OptionError: The run has no such alternative.
+        """
+        answers = (self.answer, *self.answer.alternatives)
+        if not 0 <= alternative < len(answers):
+            raise OptionError(f"alternative is {alternative}; those of this run are 0 to {len(answers) - 1}.")
+        return tuple(answers[alternative].token_ids[1:])
 
     def rows(self, alternative: int = 0) -> tuple[int, ...]:
-        """Which beam wrote each of `answer_ids`: token n was computed in row `rows[n]` of step n."""
-        found = rows_of(self.beams, self.answer_ids(alternative))
-        assert found is not None, "an answer is what some beam wrote"
-        return found
+        """Return the beam that wrote each of `answer_ids`: token n was computed in row `rows[n]` of step n."""
+        rows = answer_rows(self.beams, self.answer_ids(alternative))
+        assert rows is not None, "some beam wrote every answer"
+        return rows
 
     def __getitem__(self, name: str) -> Tensor:
-        """One value, in the shape `own_shape` of its name: steps first, if it is computed at every step.
+        """Return one value, in the shape `own_shape` of its name: steps first, if it is computed at every step.
 
-        Weights of the decoder's self-attention are of each beam's own past: (steps, heads, K, steps), zero where the
-        past has not come. Raises OptionError for a name that does not exist or was not kept.
+        Self-attention weights of the decoder cover each beam's own past: (steps, heads, K, steps), with zeros at steps
+        that are still to come. Raises OptionError for a name that does not exist or was not kept.
         """
-        known = self.tracing.known_name(name)
-        if known.when == "picture":
-            return self.picture[name]
+        known = self.selection.find(name)
+        if known.when == "image":
+            return self.image[name]
         if known.searched:
-            raise OptionError(f"{name!r} is part of the search, which `beams` gives.")
+            raise OptionError(f"{name!r} is part of the search; read it from `beams`.")
         steps = list(self._steps(known))
         return torch.stack(steps) if known.when == "step" else steps[0]
 
     def _steps(self, known: Name) -> Iterator[Tensor]:
         for value in self.batched(known.name):
             alone = _alone(value, known)
-            yield _of_own_past(alone, len(self.beams)) if known.shape[-1] == "t·K" else alone
+            yield _of_own_past(alone, len(self.beams)) if known.grows else alone
 
     def batched(self, name: str) -> list[Tensor]:
-        """The values as they were recorded, one for each step, of a batch of this request alone."""
-        values, known = _kept(self.values, name, self.tracing), self.tracing.known_name(name)
+        """Return the values as they were recorded, one for each step, for a batch of this request alone."""
+        values, known = _kept(self.values, name, self.selection), self.selection.find(name)
         last = len(self.beams) if known.when == "step" else 1
-        return [_cut(_rows(value, self.row, self.batch), known.shape, self._lengths()) for value in values[:last]]
+        return [_cut(_rows(value, self.row, self.batch), known, self._lengths()) for value in values[:last]]
 
     def _lengths(self) -> dict[str, int]:
         return {"S": self.prompt_span.stop, "P": len(self.prompt_ids)}
 
     def along_answer(self, name: str, alternative: int = 0) -> Tensor:
-        """A value of every step in the beam that wrote the answer: (T, ...), K left out of the shape of `run[name]`.
+        """Return a value of every step in the beam that wrote the answer.
 
-        Entry n is of the step that computed `answer_ids()[n]`.
+        Args:
+            name: A name that is recorded at every step.
+            alternative: As in `answer_ids`.
+
+        Returns:
+            (T, ...), the shape of `run[name]` without K. Entry n is of the step that computed `answer_ids()[n]`.
+
+        Raises:
+            OptionError: The name does not exist, was not kept, or is not computed for every token.
         """
-        known = self.tracing.known_name(name)
+        known = self.selection.find(name)
         letters = known.own_shape
         if "K" not in letters:
-            raise OptionError(f"{name!r} is not computed for every token of the answer; ask for it as run[name].")
+            raise OptionError(f"{name!r} is not computed for every token of the answer; read it as run[name].")
         if known.searched:
-            raise OptionError(f"{name!r} is part of the search, which `beams` gives.")
+            raise OptionError(f"{name!r} is part of the search; read it from `beams`.")
         rows, beam = self.rows(alternative), letters.index("K") - 1
-        found = torch.stack([step.select(beam, row) for step, row in zip(self._steps(known), rows, strict=False)])
-        return found[..., : len(rows)] if letters[-1] == "steps" else found
+        values = torch.stack([step.select(beam, row) for step, row in zip(self._steps(known), rows, strict=False)])
+        return values[..., : len(rows)] if known.grows else values
 
 
-def _kept(values: Mapping[str, Sequence[Tensor]], name: str, tracing: "Tracing") -> Sequence[Tensor]:
+def _kept(values: Mapping[str, Sequence[Tensor]], name: str, selection: Selection) -> Sequence[Tensor]:
     if name in values:
         return values[name]
-    if name in {selected.name for selected in tracing.selected}:
-        raise OptionError(f"{name!r} did not occur in this run: the rule that it belongs to is off.")
-    raise OptionError(f"{name!r} was not kept; name it, or what it is part of, in the call of trace.")
+    if name in {selected.name for selected in selection.names}:
+        raise OptionError(
+            f"{name!r} was not recorded in this run: either the rule that it belongs to is off, or its module was "
+            "replaced by one that does not record it."
+        )
+    raise OptionError(f"{name!r} was not kept; name it, or a module above it, in the call of trace.")
 
 
 def _rows(value: Tensor, row: int, batch: int) -> Tensor:
-    """A value of a batch -> what it would be of its `row` alone."""
-    each = len(value) // batch  # more than 1 for windows, and for beams
+    """Return the part of a batch's value that belongs to its `row`."""
+    each = len(value) // batch  # more than 1 for windows and beams
     return value[row * each : (row + 1) * each]
 
 
-def _cut(value: Tensor, shape: Sequence[str], lengths: Mapping[str, int]) -> Tensor:
-    """Without the padding: every dimension whose letter is in `lengths` cut to it."""
-    for dim, letter in enumerate(shape):
+def _cut(value: Tensor, known: Name, lengths: Mapping[str, int]) -> Tensor:
+    """Remove the padding: cut every dimension whose letter is in `lengths` to that length."""
+    for dim, letter in enumerate(known.shape):
         if letter in lengths:
             value = value.narrow(dim, 0, lengths[letter])
     return value
 
 
 def _alone(value: Tensor, known: Name) -> Tensor:
-    """A value of a batch of one, without what is 1 by its name."""
-    return value.reshape([size for size, part in zip(value.shape, known.shape, strict=True) if part not in ("B", "1")])
+    """Remove the dimensions of size 1 from the value of a batch of one."""
+    single = known.dims("B", "1")
+    return value.reshape([size for dim, size in enumerate(value.shape) if dim not in single])
 
 
 def _of_own_past(weights: Tensor, steps: int) -> Tensor:
-    """(heads, K, t·K), of which only the slots of a beam's own past are not zero -> (heads, K, steps)."""
+    """Turn weights (heads, K, t·K) into (heads, K, steps): in t·K only the slots of a beam's own past are not zero."""
     K = weights.shape[1]
     own = weights.reshape(*weights.shape[:2], -1, K).sum(dim=-1)  # (heads, K, t)
     return torch.nn.functional.pad(own, (0, steps - own.shape[2]))

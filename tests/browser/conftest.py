@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from florence2.inspect.page.render import render_page
-from tests.inspect import made_up
+from tests.inspect import synthetic
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 Opened = Callable[..., Page]
@@ -28,12 +28,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def explanations() -> dict[str, dict[str, Any]]:
-    return {"caption": made_up.caption(), "detection": made_up.detection()}
+    return {"caption": synthetic.caption(), "detection": synthetic.detection()}
 
 
 @pytest.fixture(scope="session")
 def files(explanations: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report of each explanation."""
+    """Return a report of each explanation."""
     folder = tmp_path_factory.mktemp("reports")
     for name, values in explanations.items():
         (folder / f"{name}.html").write_text(render_page(values), encoding="utf-8")
@@ -42,7 +42,7 @@ def files(explanations: dict[str, dict[str, Any]], tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def opened(browser: Browser, files: dict[str, Path], tmp_path: Path) -> Iterator[Opened]:
-    """Opens a report, offline: `opened("caption", width=360)`, or an explanation of one's own.
+    """Open a report, offline: `opened("caption", width=360)`, or an explanation of one's own.
 
     When the test is over, the pages must have asked for nothing but themselves and complained of nothing.
     """

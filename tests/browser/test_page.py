@@ -11,14 +11,14 @@ from florence2.cli import main as cli
 from florence2.inspect.page.render import decode_map, render_page
 from recipes.nano.scenes import make_scene
 from tests.browser.conftest import Opened
-from tests.inspect import made_up
+from tests.inspect import synthetic
 
 Values = dict[str, dict[str, Any]]
 HOSTILE = "</script><img src=x onerror=\"document.title='got'\"><b>&amp;"
 
 
 def heat(page: Page) -> np.ndarray:
-    """(h, w) brightness of the map over the picture; zeros where nothing is drawn."""
+    """(h, w) brightness of the map over the image; zeros where nothing is drawn."""
     pixels = page.evaluate(
         """() => { const shown = document.getElementById("heat"), copy = document.createElement("canvas");
         [copy.width, copy.height] = [shown.width, shown.height];
@@ -26,14 +26,14 @@ def heat(page: Page) -> np.ndarray:
         context.drawImage(shown, 0, 0);
         return Array.from(context.getImageData(0, 0, copy.width, copy.height).data); }"""
     )
-    colours = np.array(pixels).reshape(made_up.GRID, made_up.GRID, 4)
+    colours = np.array(pixels).reshape(synthetic.GRID, synthetic.GRID, 4)
     brightness: np.ndarray = colours[..., :3].sum(-1) * (colours[..., 3] > 0)
     return brightness
 
 
 def stored(token: dict[str, Any], layer: int, head: int) -> np.ndarray:
     attention = token["attention"]
-    cells = decode_map(attention["maps"][layer][head], made_up.GRID, made_up.GRID)
+    cells = decode_map(attention["maps"][layer][head], synthetic.GRID, synthetic.GRID)
     weights: np.ndarray = cells * (attention["peak"][layer][head] / 255)
     return weights
 
@@ -45,7 +45,7 @@ def alike(page: Page, weights: np.ndarray) -> bool:
 
 
 def focused(page: Page) -> str:
-    """The focused element: its id, or that of the group that holds it."""
+    """Return the focused element: its id, or that of the group that holds it."""
     found: str = page.evaluate(
         """() => { const e = document.activeElement, group = e.closest("#tokens, #things, #tree, #modes");
         return e.id || (group ? group.id : e.className || e.tagName); }"""
@@ -69,7 +69,7 @@ def test_it_opens_on_the_first_word(opened: Opened, explanations: Values) -> Non
     everything = np.mean([stored(token, layer, head) for layer in range(12) for head in range(12)], axis=0)
     assert alike(page, everything)
     assert text(page, "#packing") == "Maps of 24 × 24 cells."
-    assert page.locator("#picture img").evaluate("e => e.naturalWidth") == 600
+    assert page.locator("#image img").evaluate("e => e.naturalWidth") == 600
 
 
 def test_a_token_by_pointer(opened: Opened, explanations: Values) -> None:
@@ -88,7 +88,7 @@ def test_a_token_by_pointer(opened: Opened, explanations: Values) -> None:
     assert lens.locator("th").all_inner_texts() == ["input", *map(str, range(1, 13))]
     assert lens.nth(12).locator(".word").all_inner_texts() == [guess["text"].strip() for guess in token["lens"][12]]
     page.locator("#tokens button").nth(4).click()
-    assert text(page, "#rules") == "no n-gram twice: “ a”"
+    assert text(page, "#rules") == "no repeated n-grams: “ a”"
 
 
 def test_modes_and_sliders(opened: Opened, explanations: Values) -> None:
@@ -102,15 +102,15 @@ def test_modes_and_sliders(opened: Opened, explanations: Values) -> None:
     assert page.locator("input[value=head]").is_checked()
     assert alike(page, stored(token, 4, 8))
     share, top = token["attention"]["image"][4][8], float(f"{100 * token['attention']['peak'][4][8]:.2g}")
-    assert text(page, "#legend").startswith(f"Layer 5, head 9: {round(100 * share)} % of the weight is on the picture")
+    assert text(page, "#legend").startswith(f"Layer 5, head 9: {round(100 * share)} % of the weight is on the image")
     assert text(page, "#scale-top") == f"{top:g} %"
-    page.get_by_label("rollout").check()
-    assert (text(page, "#scale-low"), text(page, "#scale-top")) == ("least", "most")
+    page.get_by_label("attention rollout").check()
+    assert (text(page, "#scale-low"), text(page, "#scale-top")) == ("lowest", "highest")
     assert alike(page, decode_map(token["attention"]["rollout"], 24, 24))
     page.get_by_label("saliency").check()
     assert alike(page, decode_map(token["saliency"]["image"], 24, 24))
-    page.get_by_role("radio", name="nothing").check()
-    assert not heat(page).any() and text(page, "#legend") == "The picture as it is."
+    page.get_by_role("radio", name="none").check()
+    assert not heat(page).any() and text(page, "#legend") == "The image without a map."
     assert page.locator("#scale").is_hidden()
     page.locator("#heads rect[data-layer='2'][data-head='7']").nth(0).click(position={"x": 1, "y": 1})
     assert (text(page, "#layer-now"), text(page, "#head-now")) == ("3", "8") and alike(page, stored(token, 2, 7))
@@ -140,7 +140,7 @@ def test_places(opened: Opened, explanations: Values) -> None:
     page.locator("#tokens button").nth(13).click()
     assert [float(line.get_attribute(side)) for side in ("y1", "y2")] == pytest.approx([165.5 * 0.4] * 2)
     assert page.locator("#spread rect").count() == len(explanations["detection"]["tokens"][13]["spread"]["bins"])
-    assert "in one. Mean of all bins 165.4, spread 3.6 bins (1.4 pixels)." in text(page, "#spread")
+    assert "in one. Mean of all bins 165.4, standard deviation 3.6 bins (1.4 pixels)." in text(page, "#spread")
     page.locator("#tokens button").nth(11).click()
     assert page.locator("#marks .place").count() == 0 and page.locator("#spread-panel").is_hidden()
 
@@ -163,14 +163,14 @@ def test_the_score_of_a_box(opened: Opened, explanations: Values) -> None:
 
 
 def test_the_score_of_a_long_outline(opened: Opened) -> None:
-    values = made_up.detection()
+    values = synthetic.detection()
     values["answer"]["boxes"] = []
     values["answer"]["polygons"] = [
         {"label": "", "points": [[[0, 0], [9, 9], [0, 9]]], "score": 0.5, "tokens": [1, 15]}
     ]
     page = opened(values)
     page.locator("#things button").nth(0).click()
-    assert text(page, "#shape-title") == "Its score: 0.500" and page.locator("#shape li").count() == 0
+    assert text(page, "#shape-title") == "Score: 0.500" and page.locator("#shape li").count() == 0
     bars = page.locator("#shape-chart rect")
     probabilities = [token["probability"] for token in values["tokens"][1:16] if token["location"] is not None]
     heights = [float(bar.get_attribute("height") or "") for bar in bars.all()]
@@ -178,19 +178,19 @@ def test_the_score_of_a_long_outline(opened: Opened) -> None:
 
 
 def test_an_empty_answer_and_signs_without_looks(opened: Opened) -> None:
-    values = made_up.caption()
+    values = synthetic.caption()
     values["answer"]["text"] = ""
     values["tokens"][1]["lens"][3][0]["text"] = "\u2028"
     values["tokens"][1]["alternatives"][1] |= {"text": "\x85", "probability": 0.0}
     page = opened(values)
-    assert "it wrote no words" in text(page, "#answer")
+    assert "(empty answer: no text and no locations)" in text(page, "#answer")
     assert page.locator("#lens tbody tr").nth(3).locator(".word").first.inner_text() == "U+2028"
     other = page.locator("#instead li").nth(1)
     assert other.locator(".word").inner_text() == "U+0085" and other.locator(".share").inner_text() == "<0.1\xa0%"
 
 
 def test_polygons_and_quads(opened: Opened) -> None:
-    values = made_up.detection()
+    values = synthetic.detection()
     ring = [[10, 10], [200, 20], [150, 200]]
     values["answer"]["quads"] = [
         {"label": "text", "points": [[0, 0], [50, 0], [50, 20], [0, 20]], "score": None, "tokens": None}
@@ -214,20 +214,20 @@ def test_the_tree(opened: Opened, explanations: Values) -> None:
     before = steps[0]["candidates"][dropped["parent"]]
     candidates.nth(11).click()
     assert text(page, "#node").splitlines()[0] == before["text"] + dropped["text"]
-    assert f"summed log-probability {dropped['sum']:.3f}. It was dropped: better ones took all beams." in text(
+    assert f"summed log-probability {dropped['sum']:.3f}. It was dropped: better candidates took all beams." in text(
         page, "#node"
     )
     won = page.locator("#tree g.won").nth(3)
     won.click()
-    assert text(page, "#chosen").startswith("Token 4 of 31: cup") and "It is of the answer." in text(page, "#node")
+    assert text(page, "#chosen").startswith("Token 4 of 31: cup") and "It is part of the answer." in text(page, "#node")
     banned = next(i for i, one in enumerate(steps[4]["candidates"]) if one["parent"] == 1)
     candidates.nth(24 + banned).click()
-    assert "Forbidden to its beam here: no n-gram twice: “ a”, “ of”." in text(page, "#node")
+    assert "Banned for its beam here: no repeated n-grams: “ a”, “ of”." in text(page, "#node")
 
 
 def test_greedy_has_no_tree(opened: Opened) -> None:
-    page = opened({**made_up.caption(), "beams": [], "winner": []})
-    assert "without beams" in text(page, "#search-note") and page.locator("#tree-scroll").is_hidden()
+    page = opened({**synthetic.caption(), "beams": [], "winner": []})
+    assert "Greedy search, without beams" in text(page, "#search-note") and page.locator("#tree-scroll").is_hidden()
 
 
 def test_keyboard_alone(opened: Opened) -> None:
@@ -255,7 +255,7 @@ def test_keyboard_alone(opened: Opened) -> None:
     assert text(page, "#chosen").startswith("Token 16 of 17: <loc_815>")
     page.keyboard.press("Home")
     assert text(page, "#chosen").startswith("Token 1 of 17: <s>")
-    assert text(page, "#rules") == "the first token is given: everything but <s>"
+    assert text(page, "#rules") == "forced first token: everything but <s>"
     page.locator("#layer").focus()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Tab")
@@ -264,7 +264,7 @@ def test_keyboard_alone(opened: Opened) -> None:
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("ArrowRight")
-    assert text(page, "#legend").startswith("Rollout")
+    assert text(page, "#legend").startswith("Attention rollout")
 
 
 def test_the_skip_link(opened: Opened) -> None:
@@ -293,8 +293,8 @@ def test_a_phone(name: str, opened: Opened) -> None:
         page.locator("#tokens button").nth(number).tap()
         assert page.evaluate("() => document.documentElement.scrollWidth") == 360
     assert page.locator("#tree-scroll").evaluate("e => e.scrollWidth > e.clientWidth")  # the tree scrolls by itself
-    picture = page.locator("#picture").bounding_box()
-    assert picture is not None and picture["y"] >= 0  # still in sight
+    image = page.locator("#image").bounding_box()
+    assert image is not None and image["y"] >= 0  # still visible
     assert page.locator("#tokens button").evaluate_all("all => Math.min(...all.map((e) => e.clientHeight))") >= 24
     assert page.evaluate("() => parseFloat(getComputedStyle(document.body).fontSize)") >= 16
 
@@ -323,7 +323,7 @@ def test_motion_is_left_out_where_unwanted(opened: Opened) -> None:
 
 
 def test_hostile_texts_are_shown_as_they_are(opened: Opened) -> None:
-    values = json.loads(json.dumps(made_up.detection()).replace('"cup"', json.dumps(HOSTILE)))
+    values = json.loads(json.dumps(synthetic.detection()).replace('"cup"', json.dumps(HOSTILE)))
     page = opened({**values, "task": HOSTILE}, 360, 740)
     page.locator("#tokens button").nth(1).click()
     page.locator("#tree g.won").nth(1).click()
@@ -335,8 +335,8 @@ def test_hostile_texts_are_shown_as_they_are(opened: Opened) -> None:
 
 
 def test_the_policy_stops_what_slips_in(browser: Any, tmp_path: Any) -> None:
-    """Markup put into the file behind our back neither runs nor loads."""
-    spoilt = render_page(made_up.caption()).replace(
+    """Markup that was added to the file afterwards neither runs nor loads."""
+    spoilt = render_page(synthetic.caption()).replace(
         "<main>", "<main><script>document.title = 'got'</script><img src='http://127.0.0.1:9/a.png' onerror='got()'>"
     )
     (tmp_path / "spoilt.html").write_text(spoilt, encoding="utf-8")
@@ -355,7 +355,7 @@ def test_coarser_maps_say_so(browser: Any, explanations: Values, tmp_path: Any) 
     page = browser.new_page()
     page.goto(path.as_uri())
     page.wait_for_selector("#tokens button")
-    expected = "maps have 32 steps of brightness and means over 2 × 2 of the 24 × 24 cells"
+    expected = "maps have 32 levels and one value for each block of 2 × 2 of the 24 × 24 cells"
     assert expected in text(page, "#packing")
     page.locator("#layer").fill("5")
     page.locator("#head").fill("9")
@@ -379,7 +379,7 @@ def test_a_real_report(opened: Opened, tmp_path: Any) -> None:
         assert page.locator("#instead li.said").count() == 1
         assert page.locator("#lens tbody tr").count() == values["model"]["layers"] + 1
         assert page.locator("#spread-panel").is_visible() == (token["location"] is not None)
-    for mode in ("rollout", "saliency", "one head"):
+    for mode in ("attention rollout", "saliency", "attention, one head"):
         page.get_by_label(mode, exact=True).check()
         assert page.locator("#heat").evaluate("e => e.width * e.height") == np.prod(values["image"]["grid"])
     assert page.locator("#tree g.won").count() == len(values["tokens"])

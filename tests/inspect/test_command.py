@@ -17,7 +17,7 @@ from florence2.cli import main as cli
 from florence2.inspect import explain
 from florence2.inspect.page.render import render_page
 from recipes.nano.scenes import make_scene
-from tests.inspect import made_up
+from tests.inspect import synthetic
 
 Capture = pytest.CaptureFixture[str]
 
@@ -28,7 +28,7 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def detection() -> dict[str, Any]:
-    return made_up.detection()
+    return synthetic.detection()
 
 
 @pytest.fixture
@@ -153,7 +153,10 @@ def test_a_file_is_not_lost(calls: list[Any], small_folder: Path, picture_file: 
     ("arguments", "sentence"),
     [
         (["<OD>", "{image}"], "Where should the explanation go? Give --out report.html, --plots DIR or --json."),
-        (["<OD>", "{image}", "--out", "{folder}/no/report.html"], "There is no folder {folder}/no for report.html;"),
+        (
+            ["<OD>", "{image}", "--out", "{folder}/no/report.html"],
+            "The folder {folder}/no for report.html does not exist;",
+        ),
         (["<OD>", "{image}", "--out", "{folder}"], "{folder} is a folder; --out needs a file, such as"),
         (["<OD>", "{image}", "--plots", "{image}"], "{image} is a file; --plots needs a folder."),
         (["<OD>", "{folder}/absent.png", "--json"], "absent.png"),

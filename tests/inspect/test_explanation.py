@@ -10,8 +10,9 @@ from PIL import Image
 
 from florence2 import Florence2, GenerationOptions
 from florence2.errors import OptionError, PromptError
-from florence2.inspect import Explanation, explain, explain_run, zero_heads
-from florence2.inspect.explanation import measure_spread, show_token
+from florence2.inspect import Explanation, explain
+from florence2.inspect.explanation import explain_run, measure_spread, show_token
+from florence2.tracing.patches import zero_heads
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +21,14 @@ def options(deep: Florence2) -> GenerationOptions:
 
 
 @pytest.fixture(scope="module")
-def found(deep: Florence2, pictures: list[Image.Image], options: GenerationOptions) -> Explanation:
-    return explain(deep, "<REGION_PROPOSAL>", pictures[0], options=options, tokens=[1, 3])
+def found(deep: Florence2, images: list[Image.Image], options: GenerationOptions) -> Explanation:
+    return explain(deep, "<REGION_PROPOSAL>", images[0], options=options, tokens=[1, 3])
 
 
 def test_the_answer_is_that_of_the_run(
-    deep: Florence2, pictures: list[Image.Image], options: GenerationOptions, found: Explanation
+    deep: Florence2, images: list[Image.Image], options: GenerationOptions, found: Explanation
 ) -> None:
-    answer = deep.run("<REGION_PROPOSAL>", pictures[0], options=options)
+    answer = deep.run("<REGION_PROPOSAL>", images[0], options=options)
     assert found.answer.token_ids == answer.token_ids and len(answer.token_ids) > 10
     assert [token.id for token in found.tokens] == list(answer.token_ids[1:])
     assert [token.text for token in found.tokens] == list(answer.token_texts[1:])
@@ -44,11 +45,11 @@ def _along(found: Explanation) -> Any:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_alternatives_are_the_softmax_of_the_scores(deep: Florence2, pictures: list[Image.Image], beams: int) -> None:
+def test_alternatives_are_the_softmax_of_the_scores(deep: Florence2, images: list[Image.Image], beams: int) -> None:
     options = deep.options(num_beams=beams, max_new_tokens=9, min_new_tokens=6, no_repeat_ngram_size=1)
-    found = explain(deep, "<OD>", pictures[0], options=options, saliency=False)
+    found = explain(deep, "<OD>", images[0], options=options, saliency=False)
     with deep.trace("=scores", "=logits") as t:
-        deep.run("<OD>", pictures[0], options=options)
+        deep.run("<OD>", images[0], options=options)
     logits, last = t.along_answer("logits"), len(found.tokens) - 1
     for n, (token, scores) in enumerate(zip(found.tokens, t.along_answer("scores"), strict=True)):
         likeliest = [other.probability for other in token.alternatives]
@@ -84,7 +85,7 @@ def test_boxes_are_read_from_their_tokens(found: Explanation) -> None:
         assert x1 is not None and region.shape.xyxy[0] == pytest.approx((x1.chosen + 0.5) * 320 / 1000, abs=1e-3)
 
 
-def test_the_spread_of_locations(deep: Florence2, pictures: list[Image.Image], found: Explanation) -> None:
+def test_the_spread_of_locations(deep: Florence2, images: list[Image.Image], found: Explanation) -> None:
     for token in found.tokens:
         assert (token.spread is None) == ("<loc_" not in token.text)
         if token.spread is not None:
@@ -111,23 +112,23 @@ def test_maps_and_saliency_have_the_shapes_of_the_answer(found: Explanation) -> 
 
 
 def test_a_patched_model_can_be_explained(
-    deep: Florence2, pictures: list[Image.Image], options: GenerationOptions, found: Explanation
+    deep: Florence2, images: list[Image.Image], options: GenerationOptions, found: Explanation
 ) -> None:
     with deep.patched({"decoder.layers.*.cross_attention.heads": zero_heads([0, 2])}):
-        other = explain(deep, "<REGION_PROPOSAL>", pictures[0], options=options, saliency=False)
-        assert other.answer.token_ids == deep.run("<REGION_PROPOSAL>", pictures[0], options=options).token_ids
-        with pytest.raises(OptionError, match=r"ask for it outside of f\.patched, or leave it out"):
-            explain(deep, "<REGION_PROPOSAL>", pictures[0], options=options, tokens=[1])
+        other = explain(deep, "<REGION_PROPOSAL>", images[0], options=options, saliency=False)
+        assert other.answer.token_ids == deep.run("<REGION_PROPOSAL>", images[0], options=options).token_ids
+        with pytest.raises(OptionError, match=r"compute it outside of f\.patched, or leave it out"):
+            explain(deep, "<REGION_PROPOSAL>", images[0], options=options, tokens=[1])
     assert [t.probability for t in other.tokens] != pytest.approx([t.probability for t in found.tokens], abs=1e-3)
 
 
 def test_of_a_run_that_is_there_already(
-    deep: Florence2, pictures: list[Image.Image], options: GenerationOptions, found: Explanation
+    deep: Florence2, images: list[Image.Image], options: GenerationOptions, found: Explanation
 ) -> None:
     with deep.trace("**", limit=4 << 30) as t:
-        deep.run("<REGION_PROPOSAL>", pictures[0], options=options)
-    again = explain_run(deep, t.run, pictures[0], name="ours")
-    assert again.name == "ours" and "Florence-2, " in found.name
+        deep.run("<REGION_PROPOSAL>", images[0], options=options)
+    again = explain_run(deep, t.run, images[0], name="mine")
+    assert again.name == "mine" and "Florence-2, " in found.name
     assert [(t.id, t.text) for t in again.tokens] == [(t.id, t.text) for t in found.tokens]
     assert torch.allclose(again.rollout.places, found.rollout.places, atol=1e-5)
 
@@ -139,14 +140,14 @@ def test_parts_of_a_character_are_shown_by_name(deep: Florence2) -> None:
     assert show_token(tokenizer, tokenizer.encode(" dog")[1]) == " dog" and show_token(tokenizer, 60000) == "[60000]"
 
 
-def test_wrong_input_gets_a_sentence(deep: Florence2, pictures: list[Image.Image], options: GenerationOptions) -> None:
-    with pytest.raises(OptionError, match="an EncodedImage no longer has; give the picture"):
-        explain(deep, "<OD>", deep.encode_image(pictures[0]))
-    with pytest.raises(OptionError, match=r"tokens=\[1\] chooses what to compute saliency of, but saliency is off"):
-        explain(deep, "<OD>", pictures[0], tokens=[1], saliency=False)
-    with pytest.raises(OptionError, match="The answer has no token 99; it has"):
-        explain(deep, "<OD>", pictures[0], options=options, tokens=[99])
+def test_wrong_input_gets_a_sentence(deep: Florence2, images: list[Image.Image], options: GenerationOptions) -> None:
+    with pytest.raises(OptionError, match="an EncodedImage does not contain; give the image"):
+        explain(deep, "<OD>", deep.encode_image(images[0]))
+    with pytest.raises(OptionError, match=r"tokens=\[1\] chooses tokens for saliency, but saliency is off"):
+        explain(deep, "<OD>", images[0], tokens=[1], saliency=False)
+    with pytest.raises(OptionError, match="The answer has no token 99; its"):
+        explain(deep, "<OD>", images[0], options=options, tokens=[99])
     with pytest.raises(OptionError, match="more than the limit of 1.0 MB"):
         explain(deep, "<OD>", np.zeros((8, 8, 3), np.uint8), options=options, limit=1_000_000)
     with pytest.raises(PromptError, match="takes no box"):
-        explain(deep, "<OD>", pictures[0], box=(1, 2, 3, 4))
+        explain(deep, "<OD>", images[0], box=(1, 2, 3, 4))

@@ -12,14 +12,14 @@ from PIL import Image
 
 from florence2 import Florence2
 from florence2.inspect import Explanation, explain
-from florence2.inspect.explanation_json import MAX_SIDE, picture_data
+from florence2.inspect.explanation_json import MAX_SIDE, image_data
 from parity.recipe import make_picture
 
 
 @pytest.fixture(scope="module")
-def found(deep: Florence2, pictures: list[Image.Image]) -> Explanation:
+def found(deep: Florence2, images: list[Image.Image]) -> Explanation:
     options = deep.options(max_new_tokens=9, min_new_tokens=8)
-    return explain(deep, "<REGION_PROPOSAL>", pictures[0], options=options, tokens=[2])
+    return explain(deep, "<REGION_PROPOSAL>", images[0], options=options, tokens=[2])
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,9 @@ def test_the_bins_around_a_location(plain: Any) -> None:
     assert seen >= 4
 
 
-def test_a_picture_is_shown_small() -> None:
+def test_an_image_is_shown_small() -> None:
     large = make_picture(3, 2100, 700)
-    prefix, data = picture_data(large).split(",")
+    prefix, data = image_data(large).split(",")
     assert prefix == "data:image/jpeg;base64" and large.size == (2100, 700)
     with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
         assert shown.format == "JPEG" and shown.size == (MAX_SIDE, round(MAX_SIDE / 3))

@@ -8,14 +8,15 @@ from PIL import Image
 
 from florence2 import Florence2
 from florence2.errors import OptionError
-from florence2.inspect import Tracing, project, read_lens
+from florence2.inspect import Tracing, logit_lens
+from florence2.inspect.lens import project
 
 
 @pytest.fixture(scope="module")
-def traced(deep: Florence2, pictures: list[Image.Image]) -> Any:
+def traced(deep: Florence2, images: list[Image.Image]) -> Any:
     options = deep.options(max_new_tokens=8, min_new_tokens=5, num_return_sequences=3)
     with deep.trace("=decoder.embedding", "=decoder.layers.*", "=logits") as t:
-        deep.run("<OD>", pictures[0], options=options)
+        deep.run("<OD>", images[0], options=options)
     return t
 
 
@@ -29,7 +30,7 @@ def test_the_last_layer_projected_is_exactly_the_logits(deep: Florence2) -> None
 
 @pytest.mark.parametrize("alternative", [0, 2])
 def test_by_its_formula(deep: Florence2, traced: Any, alternative: int) -> None:
-    lens, ids = read_lens(deep.model, traced.run, 4, alternative), torch.tensor(traced.run.answer_ids(alternative))
+    lens, ids = logit_lens(deep.model, traced.run, 4, alternative), torch.tensor(traced.run.answer_ids(alternative))
     T = len(ids)
     assert lens.ids.shape == lens.probabilities.shape == (T, 5, 4) and lens.written.shape == lens.ranks.shape == (T, 5)
     names = ["decoder.embedding", *(f"decoder.layers.{i}" for i in range(4))]
@@ -51,4 +52,4 @@ def test_by_its_formula(deep: Florence2, traced: Any, alternative: int) -> None:
 @pytest.mark.parametrize("k", [0, 51290, 2.0])
 def test_a_number_that_cannot_be(deep: Florence2, traced: Any, k: Any) -> None:
     with pytest.raises(OptionError, match="it must be 1 to 51289, the size of the vocabulary"):
-        read_lens(deep.model, traced.run, k)
+        logit_lens(deep.model, traced.run, k)

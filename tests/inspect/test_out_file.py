@@ -36,7 +36,7 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         check_out(tmp_path / f"{'n' * 300}.html", overwrite=False)
     with pytest.raises(OptionError, match=r"a\.html cannot be written: No such file or directory"):
         write_out(tmp_path / "no" / "a.html", "")
-    with pytest.raises(OptionError, match="There is no folder .*no for a.html"):
+    with pytest.raises(OptionError, match="The folder .*no for a.html does not exist; create it first"):
         check_out(tmp_path / "no" / "a.html", overwrite=False)
     with pytest.raises(OptionError, match="is a folder; --out needs a file"):
         check_out(tmp_path, overwrite=True)

@@ -11,17 +11,17 @@ import pytest
 from florence2.errors import OptionError
 from florence2.inspect.page.render import decode_map
 from florence2.inspect.plots import location_tokens, plot_attention, plot_lens, plot_location_spread, save_figure
-from tests.inspect import made_up
+from tests.inspect import synthetic
 
 
 @pytest.fixture(scope="module")
 def detection() -> dict[str, Any]:
-    return made_up.detection()
+    return synthetic.detection()
 
 
 def weights_of(values: dict[str, Any], token: int, layer: int, head: int) -> np.ndarray:
     attention = values["tokens"][token]["attention"]
-    stored = decode_map(attention["maps"][layer][head], made_up.GRID, made_up.GRID)
+    stored = decode_map(attention["maps"][layer][head], synthetic.GRID, synthetic.GRID)
     weights: np.ndarray = stored * (attention["peak"][layer][head] / 255)
     return weights
 
@@ -29,11 +29,11 @@ def weights_of(values: dict[str, Any], token: int, layer: int, head: int) -> np.
 @pytest.mark.parametrize(("layer", "head"), [(None, None), (4, None), (4, 7)])
 def test_attention(layer: int | None, head: int | None, detection: dict[str, Any]) -> None:
     axes = plot_attention(detection, 3, layer, head).axes[0]
-    picture, heat = axes.get_images()
+    image, heat = axes.get_images()
     layers, heads = (range(12) if one is None else [one] for one in (layer, head))
     expected = np.mean([weights_of(detection, 3, one, other) for one in layers for other in heads], axis=0)
     np.testing.assert_allclose(np.asarray(heat.get_array()), expected, rtol=1e-12)
-    assert list(picture.get_extent()) == list(heat.get_extent()) == [0, 600, 400, 0]
+    assert list(image.get_extent()) == list(heat.get_extent()) == [0, 600, 400, 0]
     assert len(axes.lines) == 1  # the cup's box, to which the token belongs, and no other
     place = {(None, None): "all layers", (4, None): "layer 5", (4, 7): "layer 5, head 8"}[layer, head]
     assert axes.get_title() == f"<loc_42> ({place})"
@@ -75,13 +75,13 @@ def test_files(detection: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plot", "arguments", "sentence"),
     [
-        (plot_attention, (17,), "There is no token 17; the answer has 17, counted from 0."),
-        (plot_attention, (-1,), "There is no token -1;"),
-        (plot_attention, (1, 12), "There is no layer 12; the decoder has 12, counted from 0."),
-        (plot_attention, (1, 2, 12), "There is no head 12;"),
-        (plot_attention, (1, None, 2), "head=2 is of a layer; give layer too."),
+        (plot_attention, (17,), "token is 17; the answer has 17 tokens, counted from 0."),
+        (plot_attention, (-1,), "token is -1; the answer has"),
+        (plot_attention, (1, 12), "layer is 12; the decoder has 12 layers, counted from 0."),
+        (plot_attention, (1, 2, 12), "head is 12; the decoder has 12 heads"),
+        (plot_attention, (1, None, 2), "head=2 needs a layer; give layer too."),
         (plot_lens, ([],), "tokens is empty; name at least one token of the answer."),
-        (plot_location_spread, (1,), "Token 1, 'cup', is no location; choose one of 2, 3, 4, 5, 7,"),
+        (plot_location_spread, (1,), "Token 1, 'cup', is not a location; location tokens are 2, 3, 4, 5, 7,"),
     ],
 )
 def test_wrong_numbers_get_a_sentence(plot: Any, arguments: Any, sentence: str, detection: dict[str, Any]) -> None:

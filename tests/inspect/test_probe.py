@@ -11,9 +11,9 @@ from PIL import Image
 
 from florence2 import Florence2
 from florence2.errors import Florence2Error, OptionError
-from florence2.inspect.probe import _split, collect, fit_probe, make_probe
+from florence2.inspect.probe import Reading, _split, collect, fit_probe, make_probe
 
-WHAT: Any = ("memory", "<CAPTION>", None, "mean", None)
+READING = Reading("memory", "<CAPTION>", None, "mean", None)
 ONLY_HELD_OUT = next(seed for seed in range(99) if 23 in _split(24, 0.25, seed)[1])
 
 
@@ -23,7 +23,7 @@ def noise(seed: int, *shape: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def shades() -> list[Image.Image]:
-    """Pictures of one grey each, in no order."""
+    """Images of one grey each, in no order."""
     return [Image.new("RGB", (32, 32), (value,) * 3) for value in np.random.default_rng(1).permutation(24) * 10]
 
 
@@ -65,7 +65,7 @@ def test_classes(mini: Florence2, shades: list[Image.Image], greys: list[float])
 def test_ridge_is_the_formula(features: int) -> None:
     """However the equations are solved: the gradient of the penalised squared error vanishes."""
     x, y, rows = noise(1, 30, features), noise(2, 30, 2), list(range(20))
-    found = make_probe(x, y, None, rows, range(20, 30), 3.0, WHAT)
+    found = make_probe(x, y, None, rows, range(20, 30), 3.0, READING)
     scale, mean = x[rows].std(dim=0, correction=0), x[rows].mean(dim=0)
     z, w = (x[rows] - mean) / scale, found.weight * scale[:, None]
     rest = z @ w + y[rows].mean(dim=0) - y[rows]
@@ -80,7 +80,7 @@ def test_ridge_is_the_formula(features: int) -> None:
 def test_logistic_regression_is_at_its_minimum() -> None:
     x, rows = noise(4, 30, 6), list(range(24))
     y = torch.arange(30) % 3
-    found = make_probe(x, y, ("a", "b", "c"), rows, range(24, 30), 0.5, WHAT)
+    found = make_probe(x, y, ("a", "b", "c"), rows, range(24, 30), 0.5, READING)
     scale, mean = x[rows].std(dim=0, correction=0), x[rows].mean(dim=0)
     z, w = (x[rows] - mean) / scale, found.weight * scale[:, None]
     wrong = (x[rows] @ found.weight + found.bias).softmax(dim=1) - torch.nn.functional.one_hot(y[rows], 3)
@@ -89,13 +89,15 @@ def test_logistic_regression_is_at_its_minimum() -> None:
 
 
 def test_how_values_are_pooled(mini: Florence2, shades: list[Image.Image]) -> None:
-    pictures = shades[:2]
+    images = shades[:2]
     names = {"vision_tower": (64, 32), "memory": None, "encoder.layers.0.self_attention.heads": None}
     for name in names:
-        rows = [collect(mini, pictures, name, "<CAPTION>", None, how) for how in ("mean", "max", 7, "last")]
-        for i, picture in enumerate(pictures):
+        rows = [
+            collect(mini, images, Reading(name, "<CAPTION>", None, how, None)) for how in ("mean", "max", 7, "last")
+        ]
+        for i, image in enumerate(images):
             with mini.trace(f"={name}") as t:
-                mini.run("<CAPTION>", picture, options=mini.options(max_new_tokens=2))
+                mini.run("<CAPTION>", image, options=mini.options(max_new_tokens=2))
             value = t[name].double()
             if value.dim() == 3 and name == "vision_tower":
                 value = value.flatten(0, 1)
@@ -108,16 +110,16 @@ def test_how_values_are_pooled(mini: Florence2, shades: list[Image.Image]) -> No
 def test_steps_of_the_answer(mini: Florence2, shades: list[Image.Image]) -> None:
     """Of the beams that wrote the answer."""
     options = mini.options(num_beams=2, max_new_tokens=6, min_new_tokens=4)
-    found = collect(mini, shades[:2], "decoder.layers.1", "<CAPTION>", None, "last", options)
-    for i, picture in enumerate(shades[:2]):
+    found = collect(mini, shades[:2], Reading("decoder.layers.1", "<CAPTION>", None, "last", options))
+    for i, image in enumerate(shades[:2]):
         with mini.trace("=decoder.layers.1") as t:
-            mini.run("<CAPTION>", picture, options=options)
+            mini.run("<CAPTION>", image, options=options)
         assert torch.allclose(found[i], t.along_answer("decoder.layers.1")[-1].double(), atol=1e-6)
 
 
 def test_what_is_asked_counts(mini: Florence2, shades: list[Image.Image]) -> None:
     rows = [
-        collect(mini, shades[:1], "memory", "<CAPTION_TO_PHRASE_GROUNDING>", text, "last")
+        collect(mini, shades[:1], Reading("memory", "<CAPTION_TO_PHRASE_GROUNDING>", text, "last", None))
         for text in ("a car", "a dog")
     ]
     assert not torch.allclose(*rows)
@@ -132,7 +134,7 @@ def test_a_folder(mini: Florence2, shades: list[Image.Image], greys: list[float]
         found = fit_probe(mini, str(tmp_path), given, "vision_tower")
         assert torch.equal(found.weight, listed.weight) and found.score == listed.score
     assert found.predict(mini, tmp_path)[:3] == pytest.approx(found.predict(mini, shades[:3]))
-    with pytest.raises(OptionError, match=r"no target for 00.png and 0 more"):
+    with pytest.raises(OptionError, match="No target for 1 of the folder's images, the first of them 00.png"):
         fit_probe(mini, tmp_path, {k: v for k, v in targets.items() if k != "00.png"}, "vision_tower")
 
 
@@ -148,37 +150,48 @@ def test_the_split_depends_on_the_seed_alone(mini: Florence2, shades: list[Image
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "vision_towr"}, "the nearest are vision_tower"),
+        ({"name": "vision_towr"}, "The nearest names are vision_tower"),
         ({"name": "encoder.layers.*"}, "is a pattern"),
-        ({"targets": [1.0]}, "24 pictures and 1 targets"),
+        ({"targets": [1.0]}, "24 images and 1 targets"),
         ({"targets": ["a"] * 24}, "not all the same"),
         ({"targets": ["a"] * 23 + [1.0]}, "must be texts"),
         ({"targets": [[1.0], [1.0, 2.0]] * 12}, "rows of numbers of one length"),
         ({"targets": [float("nan")] * 24}, "finite"),
         ({"targets": [1.0] * 24}, "all equal"),
-        ({"targets": {"a.png": 1.0}}, "go with a folder"),
-        ({"targets": ["a"] * 23 + ["b"], "seed": ONLY_HELD_OUT}, "all of the class 'a'; give more of the others"),
+        ({"targets": {"a.png": 1.0}}, "need a folder"),
+        (
+            {"targets": ["a"] * 23 + ["b"], "seed": ONLY_HELD_OUT},
+            "All training images have the class 'a'; give more images of other",
+        ),
         ({"ridge": -1.0}, "ridge is -1.0"),
         ({"ridge": float("nan")}, "ridge is nan"),
         ({"ridge": "1"}, "ridge is '1'"),
         ({"position": "middle"}, "position is 'middle'; it must be 'mean', 'max', 'last', a number, or a function"),
         ({"held_out": 1.0}, "held_out is 1.0"),
-        ({"position": 64}, "no position 64"),
-        ({"pictures": "no/such/folder"}, "is no folder"),
+        ({"position": 64}, "position is 64; vision_tower has 64 positions"),
+        ({"images": "no/such/folder"}, "is not a folder"),
     ],
 )
 def test_what_cannot_be_fitted(
     mini: Florence2, shades: list[Image.Image], greys: list[float], change: dict, message: str
 ) -> None:
-    given: dict[str, Any] = {"pictures": shades, "targets": greys, "name": "vision_tower", **change}
+    given: dict[str, Any] = {"images": shades, "targets": greys, "name": "vision_tower", **change}
     with pytest.raises(Florence2Error, match=message):
         fit_probe(mini, **given)
 
 
-def test_few_or_encoded_pictures(mini: Florence2, shades: list[Image.Image]) -> None:
-    with pytest.raises(OptionError, match="at least 4 pictures, not 3"):
+def test_few_or_encoded_images(mini: Florence2, shades: list[Image.Image]) -> None:
+    with pytest.raises(OptionError, match="at least 4 images, not 3"):
         fit_probe(mini, shades[:3], [1, 2, 3], "vision_tower")
     encoded = [mini.encode_image(shade) for shade in shades[:5]]
-    with pytest.raises(OptionError, match="vision_tower is inside the vision tower"):
+    with pytest.raises(OptionError, match="vision_tower is inside the vision tower; give the image itself"):
         fit_probe(mini, encoded, [1, 2, 3, 4, 5], "vision_tower")
     assert len(fit_probe(mini, encoded, [1, 2, 3, 4, 5], "memory").train) == 3
+
+
+def test_progress_goes_to_the_callback_and_nowhere_else(
+    mini: Florence2, shades: list[Image.Image], greys: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[tuple[int, int]] = []
+    fit_probe(mini, shades, greys, "vision_tower", progress=lambda done, total: shown.append((done, total)))
+    assert shown == [(done, 24) for done in range(1, 25)] and capsys.readouterr() == ("", "")

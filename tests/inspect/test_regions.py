@@ -27,7 +27,7 @@ def test_cells_of_a_box() -> None:
 
 @pytest.mark.parametrize("box", [(50, 0, 60, 10), (5, 5, 5, 10)])
 def test_a_box_without_area(box: tuple[float, ...]) -> None:
-    with pytest.raises(OptionError, match="no area in the picture of 40 x 20 pixels"):
+    with pytest.raises(OptionError, match="no area in the image of 40 x 20 pixels"):
         coverage(box, SIZE, (2, 4))
 
 

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from florence2 import Florence2
 from florence2.errors import OptionError
-from florence2.inspect import find_saliency, saliency_of, zero_heads
+from florence2.inspect import input_saliency
+from florence2.inspect.saliency import saliency_of
 from florence2.model.florence2 import Florence2Model
+from florence2.tracing.patches import zero_heads
 from parity.cases import shapes
 from parity.recipe import make_model
 
@@ -94,9 +96,9 @@ def test_some_tokens_alone(model: Florence2Model, pixels: Tensor) -> None:
 
 @pytest.mark.parametrize("tokens", [[4], [-1], [0, 1.0], ["a"]])
 def test_a_token_that_is_not_there(model: Florence2Model, pixels: Tensor, tokens: Any) -> None:
-    with pytest.raises(OptionError, match=r"The answer has no token .*; it has 4, numbered from 0 to 3, the end incl"):
+    with pytest.raises(OptionError, match=r"The answer has no token .*; its 4 tokens, the end included, are 0 to 3"):
         saliency_of(model, pixels, PROMPT, ANSWER, tokens)
-    with pytest.raises(OptionError, match=r"tokens is 3; it must be several numbers of tokens, as \[3\]"):
+    with pytest.raises(OptionError, match=r"tokens is 3; it must be several token numbers, as \[3\]"):
         saliency_of(model, pixels, PROMPT, ANSWER, cast(Any, 3))
 
 
@@ -107,22 +109,22 @@ def test_cells_add_up_their_pixels(model: Florence2Model, pixels: Tensor) -> Non
     assert torch.allclose(found.by_cell((5, 7)).sum((1, 2)), found.image.sum((1, 2)))
 
 
-def test_of_a_traced_run(small: Florence2, pictures: list[Image.Image]) -> None:
+def test_of_a_traced_run(small: Florence2, images: list[Image.Image]) -> None:
     options = small.options(max_new_tokens=5, min_new_tokens=4, num_return_sequences=2)
     with small.trace("pixel_values", "=decoder.layers.0") as t:
-        small.run("<OD>", pictures[0], options=options)
+        small.run("<OD>", images[0], options=options)
     run = t.run
     for alternative in range(2):
-        found = find_saliency(small.model, run, [2], alternative)
+        found = input_saliency(small.model, run, [2], alternative)
         expected = saliency_of(small.model, run["pixel_values"][None], run.prompt_ids, run.answer_ids(alternative), [2])
         assert torch.equal(found.image, expected.image) and found.image.shape == (1, 160, 224)
     assert found.log_probabilities.tolist() == pytest.approx([run.answer.alternatives[0].token_logprobs[2]], abs=1e-4)
 
 
-def test_a_patched_run_gets_a_sentence(small: Florence2, pictures: list[Image.Image]) -> None:
+def test_a_patched_run_gets_a_sentence(small: Florence2, images: list[Image.Image]) -> None:
     options = small.options(max_new_tokens=5)
     patches = {"decoder.layers.0.cross_attention.heads": zero_heads([1, 2])}
     with small.patched(patches), small.trace("pixel_values", "=decoder.layers.0") as t:
-        small.run("<OD>", pictures[0], options=options)
-    with pytest.raises(OptionError, match=r"its last layer differs by .* ask for it outside of f.patched"):
-        find_saliency(small.model, t.run)
+        small.run("<OD>", images[0], options=options)
+    with pytest.raises(OptionError, match=r"its last layer differs by .* compute it outside of f.patched"):
+        input_saliency(small.model, t.run)

@@ -14,8 +14,8 @@ import torch
 from florence2 import Florence2, load
 from florence2.checkpoints.checkpoint import load_model
 from florence2.errors import ConfigError
-from florence2.inspect.forced import force
-from florence2.inspect.sweep import sweep_heads
+from florence2.inspect.sweep import ablate_heads
+from florence2.inspect.teacher_forcing import teacher_force
 from florence2.model.trace import start_trace
 from florence2.train.settings import TrainSettings
 from recipes.nano.scene_tasks import ask
@@ -39,7 +39,7 @@ heads, region, moved = (load_study(name) for name in NAMES)
 
 @pytest.fixture(scope="module")
 def seeing(mini: Florence2) -> Florence2:
-    """A copy that writes locations, and answers in few ids."""
+    """Return a copy that writes locations, and answers in few ids."""
     model = copy.deepcopy(mini.model)
     first = mini.processor.tokenizer.token_id("<loc_0>")
     model.final_logits_bias[:, first : first + 1000] += 2.0
@@ -61,7 +61,7 @@ def test_each_is_short_and_its_command_is_in_the_readme() -> None:
 
 
 def test_a_head_that_looks_everywhere_alike_is_at_chance(seeing: Florence2) -> None:
-    """And chance is the box's share of the picture, but for the tokens that stand for no place."""
+    """And chance is the box's share of the image, but for the tokens that stand for no place."""
     model, scene = copy.deepcopy(seeing.model), make_scene(4, 2)
     blind = model.language_model.decoder.layers[0].encoder_attn
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_a_head_that_looks_everywhere_alike_is_at_chance(seeing: Florence2) -> N
     assert shares.shape == (2, 4, len(scene.things), 4)
     assert torch.allclose(shares[0, 1], chance[:, None].expand(-1, 4), atol=1e-6)
     assert not torch.allclose(shares[0, 2], chance[:, None].expand(-1, 4), atol=1e-3)
-    positions = force(seeing, ("<OD>", scene.image)).memory.shape[1]
+    positions = teacher_force(seeing, ("<OD>", scene.image)).memory.shape[1]
     for thing, share in zip(scene.things, chance.tolist(), strict=True):
         (left, top, right, bottom), (width, height) = thing.box, scene.image.size
         area = (right - left) * (bottom - top) / (width * height)
@@ -79,11 +79,11 @@ def test_a_head_that_looks_everywhere_alike_is_at_chance(seeing: Florence2) -> N
 
 
 def test_shares_by_hand(seeing: Florence2) -> None:
-    """The attention of the generating path, token by token, on a picture cut into pixels."""
+    """The attention of the generating path, token by token, on an image cut into pixels."""
     scene = make_scene(4, 1)
     shares, _ = heads.look(seeing, scene)
     asked = ask("<OD>", scene, random.Random(0))
-    case = force(seeing, ("<OD>", scene.image), asked.suffix)
+    case = teacher_force(seeing, ("<OD>", scene.image), asked.suffix)
     name, (width, height) = "decoder.layers.1.cross_attention.weights", scene.image.size
     seen: list[torch.Tensor] = []
 
@@ -113,7 +113,7 @@ def test_heads_are_sorted_and_their_drops_are_the_sweeps(seeing: Florence2) -> N
     scenes = [make_scene(4, i) for i in range(2)]
     found = heads.study(seeing, scenes)
     assert [one.share for one in found] == sorted((one.share for one in found), reverse=True) and len(found) == 8
-    rows = sweep_heads(seeing, [("<OD>", scene.image) for scene in scenes]).rows
+    rows = ablate_heads(seeing, [("<OD>", scene.image) for scene in scenes]).rows
     drops = {(int(row.name.split(".")[2]), row.head): row.locations for row in rows}
     assert {(one.layer, one.head): one.drop for one in found} == pytest.approx(drops)
     both = [heads.look(seeing, scene)[0] for scene in scenes]
@@ -152,7 +152,7 @@ def test_patching_by_hand(seeing: Florence2) -> None:
     for number, thing in enumerate(things):
         words = region.caption([thing])
         target = region.boxes_target([(words, thing.box)], scene.image.size)
-        case = force(seeing, (region.GROUNDING, scene.image, words), target)
+        case = teacher_force(seeing, (region.GROUNDING, scene.image, words), target)
         places = case.positions("location")
         for one in found[4 * number : 4 * number + 4]:
             cells = region.cells_by_condition(seeing, thing, scene)[one.condition]
@@ -170,9 +170,9 @@ def test_patching_by_hand(seeing: Florence2) -> None:
 
 
 def test_the_overlaps(seeing: Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model that always says the whole picture: the objects' share of it."""
+    """Of a model that always says the whole image: the objects' share of it."""
     scene, other = make_scene(4, 1), make_scene(4, 2)
-    bins, original = torch.tensor([0, 0, 999, 999]), region.force
+    bins, original = torch.tensor([0, 0, 999, 999]), region.teacher_force
     start: list[int] = []
 
     def forced(*arguments: object) -> object:
@@ -183,7 +183,7 @@ def test_the_overlaps(seeing: Florence2, monkeypatch: pytest.MonkeyPatch) -> Non
     def whole(f: Florence2, scores: torch.Tensor) -> torch.Tensor:
         return torch.cat([bins[:1].expand(start[0]), bins, bins])[: len(scores)]
 
-    monkeypatch.setattr(region, "force", forced)
+    monkeypatch.setattr(region, "teacher_force", forced)
     monkeypatch.setattr(region, "likeliest_bins", whole)
     found = [one for one in region.outcomes(seeing, scene, other) if one.condition == "nothing"]
     width, height = scene.image.size

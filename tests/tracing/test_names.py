@@ -8,9 +8,10 @@ from PIL import Image
 
 from florence2 import Florence2, GenerationOptions
 from florence2.errors import OptionError
-from florence2.tracing.budget import AnswerSizes, active_rules, answer_bytes, check_fits, longest_answer, picture_bytes
-from florence2.tracing.names import RULES, describe_names, names_of, picture_letters, pooled_spans, select, starred
+from florence2.tracing.budget import AnswerSizes, active_rules, answer_bytes, check_fits, image_bytes, longest_answer
+from florence2.tracing.names import RULES, describe_names, image_letters, names_of, pooled_spans, starred
 from florence2.tracing.recording import Tracing
+from florence2.tracing.selection import select
 from parity.cases import shapes
 from parity.recipe import make_model
 
@@ -35,7 +36,7 @@ class Everything:
 
 
 def run_all(which: int, options: GenerationOptions) -> Everything:
-    """Two pictures and prompts through a model, at the level of its own functions."""
+    """Two images and prompts through a model, at the level of its own functions."""
     from florence2.generation.generate import generate
 
     shape = shapes()[which]
@@ -57,17 +58,17 @@ def test_the_table_is_what_runs_show_name_by_name_and_size_by_size(which: int, b
     shown = run_all(which, options)
     names = names_of(config)
     assert list(shown.seen) and set(shown.seen) == {name.name for name in names}
-    tokens = picture_letters(config.vision, (2, 3, 96, 128), -1)["N"]
+    tokens = image_letters(config.vision, (2, 3, 96, 128), -1)["N"]
     answer = AnswerSizes(2, tokens, 3, options).letters()
     for name in names:
-        letters = {**picture_letters(config.vision, (2, 3, 96, 128), name.stage), **answer}
+        letters = {**image_letters(config.vision, (2, 3, 96, 128), name.stage), **answer}
         values = shown.seen[name.name]
         assert len(values) == (5 if name.when == "step" else 1), name
         for t, value in enumerate(values, start=1):
             bans = value.shape[0] if "bans" in name.shape else 0
             assert tuple(value.shape) == name.shape_for({**letters, "t": t, "bans": bans}), name
-            kind = "float32" if name.kind == "model" else name.kind
-            assert value.dtype == getattr(torch, kind), name
+            dtype = "float32" if name.dtype == "model" else name.dtype
+            assert value.dtype == getattr(torch, dtype), name
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -75,12 +76,12 @@ def test_bytes_are_predicted_exactly(beams: int) -> None:
     options = GenerationOptions(num_beams=beams, max_new_tokens=5, min_new_tokens=9)
     shown, config = run_all(3, options), shapes()[3].config
     names = [name for name in names_of(config) if "bans" not in name.shape]
-    pictures = {name.name for name in names if name.when == "picture"}
+    images = {name.name for name in names if name.when == "image"}
     held = {name.name: sum(value.nbytes for value in shown.seen.get(name.name, [])) for name in names}
-    tokens = picture_letters(config.vision, (2, 3, 96, 128), -1)["N"]
-    assert picture_bytes(names, config, (2, 3, 96, 128)) == sum(held[name] for name in pictures)
+    tokens = image_letters(config.vision, (2, 3, 96, 128), -1)["N"]
+    assert image_bytes(names, config, (2, 3, 96, 128)) == sum(held[name] for name in images)
     assert answer_bytes(names, config, AnswerSizes(2, tokens, 3, options)) == sum(
-        count for name, count in held.items() if name not in pictures
+        count for name, count in held.items() if name not in images
     )
 
 
@@ -101,7 +102,9 @@ def test_the_longest_answer_that_fits() -> None:
     assert longest_answer(names, config, sizes, torch.float32, 40 * step - 1) == 39
     assert longest_answer(names, config, sizes, torch.float32, step - 1) == 0
     check_fits(5, 5, 10, "x", "")
-    with pytest.raises(OptionError, match="The trace of x may take 6.0 MB beside the 5.0 MB held already, more than"):
+    with pytest.raises(
+        OptionError, match="The trace of x may take 6.0 MB in addition to the 5.0 MB already held, more than"
+    ):
         check_fits(6_000_000, 5_000_000, 10_000_000, "x", "")
 
 
@@ -147,6 +150,19 @@ def test_unknown_names_get_the_nearest(pattern: str, nearest: str) -> None:
     assert f"called {pattern!r}" in str(error.value) and nearest in str(error.value)
 
 
+@pytest.mark.parametrize("pattern", ["=decoder.layers", "=vision_tower.blocks.*", "=scores.*.x"])
+def test_a_module_without_a_value_of_its_own(pattern: str) -> None:
+    """Nearest names are never the name itself: those that have values below them are named with `.**`."""
+    names, plain = names_of(shapes()[3].config), pattern.removeprefix("=")
+    with pytest.raises(OptionError) as error:
+        select([pattern], names)
+    if pattern == "=scores.*.x":
+        assert f"called {plain!r}" in str(error.value)
+        return
+    assert f"{plain!r} has no value of its own, only names below it: {plain}.** selects all of them" in str(error.value)
+    assert select([f"={plain}.**"], names)[f"={plain}.**"] == select([plain], names)[plain]
+
+
 @pytest.mark.parametrize("pattern", [None, 3, ["decoder.layers.*"]])
 def test_a_pattern_is_text(small: Florence2, pattern: Any) -> None:
     with pytest.raises(OptionError, match="A name or pattern is text"), small.trace(pattern):
@@ -154,7 +170,7 @@ def test_a_pattern_is_text(small: Florence2, pattern: Any) -> None:
 
 
 def test_a_name_like_no_other() -> None:
-    with pytest.raises(OptionError, match="none is like it"):
+    with pytest.raises(OptionError, match="No name is similar"):
         select(["qqqqqqqqqq"], names_of(shapes()[3].config))
 
 
@@ -185,15 +201,15 @@ def test_where_image_tokens_are() -> None:
 
 
 def test_a_trace_is_refused_before_it_is_taken(
-    small: Florence2, pictures: list[Image.Image], beams: GenerationOptions
+    small: Florence2, images: list[Image.Image], beams: GenerationOptions
 ) -> None:
     with small.trace("vision_tower", limit=1_000_000) as t:
-        with pytest.raises(OptionError, match=r"1 picture of 160 x 224 pixels may take [\d.]+ MB, more than the limit"):
-            small.run("<OD>", pictures[0], options=beams)
+        with pytest.raises(OptionError, match=r"1 image of 160 x 224 pixels may take [\d.]+ MB, more than the limit"):
+            small.run("<OD>", images[0], options=beams)
         assert t.bytes == 0
-    encoded = small.encode_image(pictures[0])
+    encoded = small.encode_image(images[0])
     with small.trace("logits", limit=5_000_000) as t:
-        with pytest.raises(OptionError, match=r"1 answer with 3 beams .* lower max_new_tokens from 9 to 8, name less"):
+        with pytest.raises(OptionError, match=r"1 answer with 3 beams .* lower max_new_tokens from 9 to 8, name fewer"):
             small.run("<OD>", encoded, options=beams)
         small.run("<OD>", encoded, options=beams.changed(max_new_tokens=8))
         assert 0 < t.bytes <= 5_000_000

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from florence2 import Florence2, GenerationOptions, load
 from florence2.errors import OptionError
-from florence2.inspect import BeamStep, Tracing
+from florence2.inspect import Tracing
+from florence2.tracing.beams import BeamStep
 from florence2.tracing.names import RULES
+from florence2.tracing.selection import NotRecordedWarning
 from recipes.nano.scenes import make_scene
 from tests import plain
 from tests.traced import PROMPTS
@@ -31,20 +33,20 @@ def choices(step: BeamStep) -> list[tuple[int, int, str]]:
 
 
 @pytest.fixture(scope="module")
-def traced(small: Florence2, pictures: list[Image.Image]) -> Any:
+def traced(small: Florence2, images: list[Image.Image]) -> Any:
     """One run with three beams, everything kept. Do not change it."""
     options = small.options(max_new_tokens=12, min_new_tokens=6, num_return_sequences=3)
     with small.trace("**") as t:
-        small.run(*PROMPTS[0][:1], pictures[0], options=options)
+        small.run(*PROMPTS[0][:1], images[0], options=options)
     return t
 
 
 @pytest.mark.parametrize("settings", ["beams", "greedy"])
 def test_the_traced_run_gives_the_same_answers(
-    small: Florence2, pictures: list[Image.Image], settings: str, request: pytest.FixtureRequest
+    small: Florence2, images: list[Image.Image], settings: str, request: pytest.FixtureRequest
 ) -> None:
     options: GenerationOptions = request.getfixturevalue(settings)
-    requests = [(task, pictures[i % 2], text) for i, (task, text) in enumerate(PROMPTS)]
+    requests = [(task, images[i % 2], text) for i, (task, text) in enumerate(PROMPTS)]
     plain_answers = small.run_batch(requests, options=options)
     with small.trace("**") as t:
         answers = small.run_batch(requests, options=options)
@@ -73,10 +75,10 @@ def test_on_the_specimen_tokens_are_the_same_with_everything_kept(beams: int) ->
 
 @pytest.mark.parametrize("settings", ["beams", "greedy"])
 def test_a_run_of_a_batch_holds_what_it_holds_alone(
-    small: Florence2, pictures: list[Image.Image], settings: str, request: pytest.FixtureRequest
+    small: Florence2, images: list[Image.Image], settings: str, request: pytest.FixtureRequest
 ) -> None:
     options: GenerationOptions = request.getfixturevalue(settings)
-    requests = [(task, pictures[i % 2], text) for i, (task, text) in enumerate(PROMPTS)]
+    requests = [(task, images[i % 2], text) for i, (task, text) in enumerate(PROMPTS)]
     names: tuple[str, ...] = (
         "memory",
         "encoder.layers.0.self_attention.weights",
@@ -87,7 +89,7 @@ def test_a_run_of_a_batch_holds_what_it_holds_alone(
     names += (f"{LAYER}.self_attention.weights", "scores.no_repeat_ngram", "vision_tower.blocks.1.0.spatial_block")
     with small.trace(*names) as together:
         small.run_batch(requests, options=options)
-    assert len(together.pictures) == 2
+    assert len(together.images) == 2
     for i, one in list(enumerate(requests))[1:3]:  # a padded prompt, and the longest
         with small.trace(*names) as alone:
             small.run_batch([one], options=options)
@@ -191,7 +193,7 @@ def test_tokens_before_and_after_the_projection(small: Florence2, traced: Tracin
 def test_where_things_are(small: Florence2, traced: Tracing) -> None:
     run = traced.run
     h, w = run.image_grid
-    assert (h, w) == (20, 28) == traced.pictures[0].grid and run.image_size == (320, 200)
+    assert (h, w) == (20, 28) == traced.images[0].grid and run.image_size == (320, 200)
     assert run.image_tokens == 1 + h * w and run.grid_span == slice(1, 1 + h * w)
     assert list(run.prompt_ids) == small.processor.prompt("<OD>")
     assert traced["memory"][run.prompt_span].shape == (len(run.prompt_ids), 64) and run.prompt_span.stop == len(
@@ -224,10 +226,10 @@ def test_the_beams_add_up(small: Florence2, traced: Tracing) -> None:
     assert "lives" in lived and not lived & {"stopped", "cut"} and "lives" not in last
 
 
-def test_fates_of_an_answer_that_ends(small: Florence2, pictures: list[Image.Image]) -> None:
+def test_fates_of_an_answer_that_ends(small: Florence2, images: list[Image.Image]) -> None:
     """Every finished hypothesis ended; the search stopped once three had."""
     with small.trace() as t:
-        answer = small.run("<OD>", pictures[0], options=small.options(max_new_tokens=40))
+        answer = small.run("<OD>", images[0], options=small.options(max_new_tokens=40))
     ended = [c for step in t.beams for c in step.candidates if c.token == 2]
     assert answer.finish_reason == "stop" and {c.fate for c in ended} <= {"finished", "ended low", "dropped"}
     assert sum(c.fate == "finished" for c in ended) >= 3
@@ -236,11 +238,11 @@ def test_fates_of_an_answer_that_ends(small: Florence2, pictures: list[Image.Ima
     assert "finished" not in finished
 
 
-def test_bans_by_rule(small: Florence2, pictures: list[Image.Image], beams: GenerationOptions) -> None:
+def test_bans_by_rule(small: Florence2, images: list[Image.Image], beams: GenerationOptions) -> None:
     """Bigrams must not repeat: an id is banned just when it followed the newest one before."""
     options = beams.changed(no_repeat_ngram_size=2, max_new_tokens=16, min_new_tokens=15)
     with small.trace("scores") as t:
-        small.run("<OD>", pictures[0], options=options)
+        small.run("<OD>", images[0], options=options)
     first = t.beams[0].bans
     assert {(ban.rule, ban.only) for ban in first} == {("forced_bos_token", 0), ("min_new_tokens", None)}
     assert {ban.rule for ban in t.beams[15].bans} >= {"forced_eos_token"} and len(t.beams) == 16
@@ -258,9 +260,9 @@ def test_bans_by_rule(small: Florence2, pictures: list[Image.Image], beams: Gene
     assert seen > 0
 
 
-def test_scores_after_each_rule(small: Florence2, pictures: list[Image.Image], greedy: GenerationOptions) -> None:
+def test_scores_after_each_rule(small: Florence2, images: list[Image.Image], greedy: GenerationOptions) -> None:
     with small.trace("logits", "scores") as t:
-        small.run("<CAPTION>", pictures[0], options=greedy)
+        small.run("<CAPTION>", images[0], options=greedy)
     ids = t.run.answer_ids()
     logits, penalised = t.along_answer("logits"), t.along_answer("scores.repetition_penalty")
     for n in range(len(ids)):
@@ -275,88 +277,93 @@ def test_scores_after_each_rule(small: Florence2, pictures: list[Image.Image], g
     assert [int(row.argmax()) for row in final] == list(ids)
 
 
-def test_only_what_is_named_is_kept(small: Florence2, pictures: list[Image.Image], beams: GenerationOptions) -> None:
+def test_only_what_is_named_is_kept(small: Florence2, images: list[Image.Image], beams: GenerationOptions) -> None:
     with small.trace("=decoder.layers.*", "memory") as t:
-        small.run("<OD>", pictures[0], options=beams)
+        small.run("<OD>", images[0], options=beams)
     assert [name for name in t.names if not name.startswith("search.")] == ["memory", LAYER]
     held = [value for name in (*t.names,) if name in t.run.values for value in t.run.values[name]]
     assert t.bytes == sum(value.nbytes for value in held)
     assert all(value.untyped_storage().nbytes() <= value.nbytes for value in held)
     with pytest.raises(OptionError, match="'logits' was not kept; name it"):
         t["logits"]
-    with pytest.raises(OptionError, match="called 'decoder.layers.0.mlpp'; the nearest are decoder.layers.0.mlp"):
+    with pytest.raises(OptionError, match="called 'decoder.layers.0.mlpp'. The nearest names are decoder.layers.0.mlp"):
         t["decoder.layers.0.mlpp"]
     with pytest.raises(OptionError, match="is a pattern; ask for one name at a time"):
         t["decoder.layers.*"]
-    with pytest.raises(OptionError, match="'search.done' is part of the search, which `beams` gives"):
+    with pytest.raises(OptionError, match="'search.done' is part of the search; read it from `beams`"):
         t["search.done"]
     with pytest.raises(OptionError, match="'memory' is not computed for every token"):
         t.along_answer("memory")
-    with pytest.raises(OptionError, match="There is no alternative 1; this run has 1 answers"):
+    with pytest.raises(OptionError, match="alternative is 1; those of this run are 0 to 0"):
         t.along_answer(LAYER, alternative=1)
-    with small.trace("scores.min_new_tokens") as t:
-        small.run("<OD>", pictures[0], options=beams.changed(min_new_tokens=0))
-    with pytest.raises(OptionError, match="did not occur in this run: the rule that it belongs to is off"):
+    with (
+        pytest.warns(
+            NotRecordedWarning, match="The trace of 'scores.min_new_tokens' keeps nothing: no run in its block"
+        ),
+        small.trace("scores.min_new_tokens") as t,
+    ):
+        small.run("<OD>", images[0], options=beams.changed(min_new_tokens=0))
+    with pytest.raises(
+        OptionError, match="was not recorded in this run: either the rule that it belongs to is off, or"
+    ):
         t["scores.min_new_tokens"]
 
 
-def test_several_runs_and_pictures(small: Florence2, pictures: list[Image.Image], beams: GenerationOptions) -> None:
-    outside = small.encode_image(pictures[1])
+def test_several_runs_and_images(small: Florence2, images: list[Image.Image], beams: GenerationOptions) -> None:
+    outside = small.encode_image(images[1])
     with small.trace("memory", "vision_tower") as t:
-        small.run("<OD>", pictures[0], options=beams)
+        small.run("<OD>", images[0], options=beams)
         small.run("<OD>", outside, options=beams)
-    assert len(t.runs) == 2 and len(t.pictures) == 1
+    assert len(t.runs) == 2 and len(t.images) == 1
     assert torch.equal(t["vision_tower"], t.runs[0]["vision_tower"])
     assert "vision_tower" in t.runs[0].names and "vision_tower" not in t.runs[1].names
-    with pytest.raises(OptionError, match=r"holds 2 runs, not one: choose with t.runs\[number\]"):
+    with pytest.raises(OptionError, match=r"holds 2 runs, not one; choose with t.runs\[number\]"):
         t["memory"]
-    with pytest.raises(OptionError, match="picture was encoded outside of the trace"):
+    with pytest.raises(OptionError, match="image was encoded outside of the trace"):
         t.runs[1]["vision_tower"]
-    assert t.runs[1].image_grid == (20, 28)  # that of every picture of this checkpoint
+    assert t.runs[1].image_grid == (20, 28)  # that of every image of this checkpoint
     with small.trace("memory") as empty:
         pass
-    with pytest.raises(OptionError, match="holds no runs; ask the model something within its block"):
+    with pytest.raises(OptionError, match="holds no runs; run the model within its block"):
         empty["memory"]
 
 
-def test_only_this_object_in_this_block(
-    small: Florence2, pictures: list[Image.Image], beams: GenerationOptions
-) -> None:
+def test_only_this_object_in_this_block(small: Florence2, images: list[Image.Image], beams: GenerationOptions) -> None:
     other = Florence2(small.model, small.processor)
     with small.trace("memory") as t, pytest.raises(ZeroDivisionError):
-        other.run("<OD>", pictures[0], options=beams)
+        other.run("<OD>", images[0], options=beams)
         raise ZeroDivisionError
-    small.run("<OD>", pictures[0], options=beams)
-    assert t.runs == [] and t.pictures == []
+    small.run("<OD>", images[0], options=beams)
+    assert t.runs == [] and t.images == []
 
 
 def test_nested_traces_each_keep_their_own(
-    small: Florence2, pictures: list[Image.Image], beams: GenerationOptions
+    small: Florence2, images: list[Image.Image], beams: GenerationOptions
 ) -> None:
     with small.trace("memory") as outer:
         with small.trace(f"{LAYER}.cross_attention.weights") as inner:
-            small.run("<OD>", pictures[0], options=beams)
-        small.run("<CAPTION>", pictures[0], options=beams)
+            small.run("<OD>", images[0], options=beams)
+        small.run("<CAPTION>", images[0], options=beams)
     assert len(outer.runs) == 2 and len(inner.runs) == 1
     assert "memory" not in inner.names and "memory" in outer.names
 
 
 def test_threads_and_tasks_do_not_see_each_other(
-    small: Florence2, pictures: list[Image.Image], beams: GenerationOptions
+    small: Florence2, images: list[Image.Image], beams: GenerationOptions
 ) -> None:
     ready = threading.Barrier(2)
 
     def work(i: int) -> Any:
         with small.trace("memory") as t:
             ready.wait(timeout=60)  # both blocks are open
-            small.run("<OD>", pictures[i], options=beams)
+            small.run("<OD>", images[i], options=beams)
         return t
 
     async def tasks() -> list[Any]:
         async def task(i: int) -> Any:
             with small.trace("memory") as t:
                 await asyncio.sleep(0)
-                small.run("<OD>", pictures[i], options=beams)
+                small.run("<OD>", images[i], options=beams)
             return t
 
         return list(await asyncio.gather(task(0), task(1)))
@@ -366,15 +373,15 @@ def test_threads_and_tasks_do_not_see_each_other(
     for pair in found:
         assert [run.image_size for t in pair for run in t.runs] == [(320, 200), (100, 200)]
     with small.trace("memory") as t:
-        thread = threading.Thread(target=lambda: small.run("<OD>", pictures[0], options=beams))
+        thread = threading.Thread(target=lambda: small.run("<OD>", images[0], options=beams))
         thread.start()
         thread.join()
     assert t.runs == []
 
 
-def test_values_can_be_learnt_from(small: Florence2, pictures: list[Image.Image], beams: GenerationOptions) -> None:
+def test_values_can_be_learnt_from(small: Florence2, images: list[Image.Image], beams: GenerationOptions) -> None:
     with small.trace("=decoder.layers.*", "memory") as t:
-        small.run("<OD>", pictures[0], options=beams)
+        small.run("<OD>", images[0], options=beams)
     for name in (LAYER, "memory"):
         weight = torch.zeros(64, requires_grad=True)
         (t[name] @ weight).sum().backward()

@@ -1,4 +1,4 @@
-"""How far one tensor is from another of its shape, computed by parts in float64."""
+"""Measure the change from one tensor to another of its shape, computed in parts in float64."""
 
 import math
 from collections.abc import Iterable
@@ -10,12 +10,13 @@ from florence2.inspect.audit.measures import Values, in_parts
 
 
 @dataclass(frozen=True)
-class Change:
-    """From A to B: `norms` are theirs, `distance` is |A - B|, all Frobenius'.
+class TensorChange:
+    """The change from a tensor A to a tensor B.
 
-    `relative` is |A - B| / |A|, None where A is zero and B is not; `cosine` is None where either is zero; `maximum` is
-    the largest |a - b|. `changed` counts the values that differ, NaN being equal to NaN. All but the counts is of the
-    positions where both are finite; `non_finite` counts the others.
+    `norms` are the Frobenius norms of A and B; `distance` is that of A - B. `relative` is |A - B| / |A|, None if A is
+    zero and B is not; `cosine` is None if either is zero; `maximum` is the largest |a - b|. `changed` counts the values
+    that differ, where NaN equals NaN. Everything except the counts covers the positions where both are finite;
+    `non_finite` counts the rest.
     """
 
     norms: tuple[float, float]
@@ -27,7 +28,7 @@ class Change:
     non_finite: int
 
 
-def measure_change(a: Tensor, b: Tensor) -> Change:
+def measure_change(a: Tensor, b: Tensor) -> TensorChange:
     """Compare two matrices of one shape."""
     squares_a = squares_b = squares = dot = maximum = 0.0
     changed = non_finite = 0
@@ -45,14 +46,14 @@ def measure_change(a: Tensor, b: Tensor) -> Change:
     return _describe(squares_a, squares_b, squares, dot, maximum, changed, non_finite)
 
 
-def no_change(values: Values) -> Change:
-    """A tensor beside itself."""
+def no_change(values: Values) -> TensorChange:
+    """Return the change of a tensor that did not change."""
     squares = values.norm**2
     return _describe(squares, squares, 0.0, squares, 0.0, 0, values.nan + values.infinite)
 
 
-def sum_changes(changes: Iterable[Change]) -> Change:
-    """Several tensors as one."""
+def sum_changes(changes: Iterable[TensorChange]) -> TensorChange:
+    """Combine the changes of several tensors into one."""
     changes = list(changes)
     return _describe(
         sum(change.norms[0] ** 2 for change in changes),
@@ -67,8 +68,8 @@ def sum_changes(changes: Iterable[Change]) -> Change:
 
 def _describe(
     squares_a: float, squares_b: float, squares: float, dot: float, maximum: float, changed: int, non_finite: int
-) -> Change:
+) -> TensorChange:
     a, b, distance = math.sqrt(squares_a), math.sqrt(squares_b), math.sqrt(squares)
     relative = distance / a if a else (None if distance else 0.0)
     cosine = min(1.0, max(-1.0, dot / (a * b))) if a and b else None
-    return Change((a, b), distance, relative, cosine, maximum, changed, non_finite)
+    return TensorChange((a, b), distance, relative, cosine, maximum, changed, non_finite)

@@ -1,13 +1,13 @@
-"""What a checkpoint is made of: every tensor measured and hashed, one after another, and what is wrong with them.
+"""Audit a checkpoint: measure and hash every tensor, one after another, and list what is wrong with them.
 
-Loading refuses a checkpoint that is damaged; an audit says where. It looks at the tensors by their clean names and in
-the model's orientation, so that both layouts, sharded or not, give one audit.
+Loading refuses a damaged checkpoint; an audit says where the damage is. It uses canonical names and the orientation of
+the model, so that both layouts, sharded or not, give the same audit.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,9 @@ from florence2.inspect.audit.measures import (
     measure_spectrum,
     measure_values,
 )
+from florence2.inspect.progress import ProgressCallback, ignore_progress
 from florence2.model.config import Florence2Config
 
-Progress = Callable[[int, int], None]
-"""Told how many tensors are done, of how many; 0 to begin with."""
 _LAYER = re.compile(
     r"vision_tower\.(convs\.\d+|blocks\.\d+\.\d+)|multi_modal_projector|language_model\.(encoder|decoder)\.layers\.\d+"
     r"|language_model\.\w+|[^.]+"
@@ -52,8 +51,8 @@ _PARTS = ("vision_tower", "multi_modal_projector", "language_model.shared", "lan
 class TensorAudit:
     """One tensor: `stored` are its names in the files, several where it is tied.
 
-    `spectrum` is None where it was not asked for, for vectors, biases and tables that are computed, and where values
-    are not finite. Dead units are looked for in what has learnt: weights, and the scales of norms.
+    `spectrum` is None where it was not requested, for vectors, biases and computed tables, and where values are not
+    finite. Dead units are counted in learned weights and in the scales of norms.
     """
 
     name: str
@@ -69,13 +68,13 @@ class TensorAudit:
 
     @property
     def non_finite(self) -> int:
-        """How many values are NaN or infinite."""
+        """The number of values that are NaN or infinite."""
         return self.values.nan + self.values.infinite
 
 
 @dataclass(frozen=True)
 class ModuleAudit:
-    """One layer, block or table, by the path that its tensors share."""
+    """One layer, block or table, named by the path that its tensors share."""
 
     name: str
     tensors: int
@@ -88,12 +87,12 @@ class ModuleAudit:
     largest: float | None
     """The largest singular value of any of its maps."""
     effective_rank: float | None
-    """The mean share of the full rank that the effective ranks of its maps are."""
+    """The effective rank of its maps as a share of the full rank, averaged over the maps."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something to know, in a sentence; a `problem` is what loading would refuse."""
+class AuditFinding:
+    """A fact worth knowing, in one sentence; loading refuses a checkpoint with a `problem`."""
 
     kind: str
     problem: bool
@@ -102,10 +101,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """A whole checkpoint. `config` is None when `config.json` cannot be read, which is a finding.
+    """The audit of a whole checkpoint. `config` is None when `config.json` cannot be read, which is a finding.
 
-    `sha256` is of the lines "HASH  NAME" of all tensors sorted by name, without a `final_logits_bias` of zeros: equal
-    for equal weights of one type, whichever the layout and the files.
+    `sha256` covers the lines "HASH  NAME" of all tensors sorted by name, without a `final_logits_bias` of zeros: equal
+    weights of one type have the same hash in every layout and split into files.
     """
 
     path: str
@@ -117,17 +116,17 @@ class Audit:
     modules: tuple[ModuleAudit, ...]
     tensors: tuple[TensorAudit, ...]
     equal: tuple[tuple[str, ...], ...]
-    """Groups of different tensors that are equal bit for bit, other than constants."""
-    findings: tuple[Finding, ...]
+    """Groups of different tensors that are equal bit for bit, except constants."""
+    findings: tuple[AuditFinding, ...]
 
     @property
-    def problems(self) -> tuple[Finding, ...]:
-        """What loading would refuse."""
+    def problems(self) -> tuple[AuditFinding, ...]:
+        """The findings for which loading refuses the checkpoint."""
         return tuple(finding for finding in self.findings if finding.problem)
 
     @property
     def parts(self) -> dict[str, int]:
-        """The parameters of the parts that the layers belong to: vision tower, projector, embedding, encoder, …"""
+        """The number of parameters of each part of the model: vision tower, projector, embedding, encoder, …"""
         sizes: Counter[str] = Counter()
         for module in self.modules:
             words = module.name.split(".")
@@ -136,46 +135,53 @@ class Audit:
 
     @property
     def tied(self) -> dict[str, tuple[str, ...]]:
-        """What is stored under several names, which stand for one tensor."""
+        """The tensors that are stored under several names, with these names."""
         return {tensor.name: tensor.stored for tensor in self.tensors if len(tensor.stored) > 1}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the configuration, for JSON: what is no finite number is None."""
+        """Return everything except the configuration, as JSON-safe values: NaN and infinities become None."""
         values: dict[str, Any] = to_plain(asdict(self)) | {"parts": self.parts}
         del values["config"]
         return values
 
 
-def audit(path: Path, *, spectra: bool = True, allow_pickle: bool = False, progress: Progress | None = None) -> Audit:
-    """Measure every tensor of a checkpoint: a folder, a weight file, or an index of shards.
+def audit(
+    path: Path, *, spectra: bool = True, allow_pickle: bool = False, progress: ProgressCallback | None = None
+) -> Audit:
+    """Measure every tensor of a checkpoint, one at a time.
 
-    One tensor is in memory at a time. `spectra` takes most of the time. Raises CheckpointError when there are no
-    weights to read, a file is damaged, or the names are not Florence-2's; anything else that is wrong is a finding.
+    Args:
+        path: A folder, a weight file, or an index of shards.
+        spectra: Also compute singular values, which takes most of the time.
+        allow_pickle: Read a .bin file where no safetensors exist.
+        progress: Called as progress(done, total), first with 0 and then after each tensor.
+
+    Returns:
+        The audit. Anything that is wrong with readable tensors is a finding, not an error.
+
+    Raises:
+        CheckpointError: No weights exist, a file is damaged, or the names are not those of Florence-2.
     """
     files = find_weights(path, allow_pickle)
     names = sorted_names(stored_names(files))
     tensors: list[TensorAudit] = []
-    findings: list[Finding] = []
+    findings: list[AuditFinding] = []
     stored = [name for group in names.values() for name in group]
     source = read_stored(files, stored)
-    tell = progress or _say_nothing
-    tell(0, len(names))
+    report = progress or ignore_progress
+    report(0, len(names))
     for done, (name, group) in enumerate(names.items(), 1):
         tensor = next(source)
         tensors.append(_measure(name, group, tensor, spectra))
         del tensor
-        others = [other for other in group[1:] if hash_tensor(next(source)) != tensors[-1].sha256]
-        findings += [_untied(group[0], other) for other in others]
-        tell(done, len(names))
+        unequal = [alias for alias in group[1:] if hash_tensor(next(source)) != tensors[-1].sha256]
+        findings += [_untied(group[0], alias) for alias in unequal]
+        report(done, len(names))
     config, misfits = _check(path, files)
     findings += misfits + [finding for tensor in tensors for finding in _look_at(tensor)]
     equal = _find_equal(tensors)
     findings += [_equal(group) for group in equal]
     return _put_together(path, files, config, tensors, equal, findings)
-
-
-def _say_nothing(_done: int, _total: int) -> None:
-    """Where nobody is to be told."""
 
 
 def _put_together(
@@ -184,7 +190,7 @@ def _put_together(
     config: Florence2Config | None,
     tensors: Sequence[TensorAudit],
     equal: tuple[tuple[str, ...], ...],
-    findings: Sequence[Finding],
+    findings: Sequence[AuditFinding],
 ) -> Audit:
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
@@ -204,24 +210,24 @@ def _put_together(
 
 
 def is_absent_zero(tensor: TensorAudit) -> bool:
-    """Whether a tensor says no more than its absence would."""
+    """Return whether a tensor has the same effect as its absence."""
     return tensor.name in OPTIONAL and tensor.values.zeros == tensor.parameters
 
 
 def sorted_names(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """By our names in the order of the computation, numbers as numbers; unknown ones last."""
+    """Sort canonical names in the order of computation, numbers as numbers, with unknown names last."""
     return {name: names[name] for name in sorted(names, key=_place)}
 
 
 def _place(name: str) -> tuple[Any, ...]:
     part = next((i for i, start in enumerate(_PARTS) if name.startswith(start)), len(_PARTS))
-    # a stage's convolution is before its blocks
+    # a stage's convolution comes before its blocks
     name = re.sub(r"^vision_tower\.(c|b)\w+\.(\d+)", lambda m: f"{m[2]}.{'0' if m[1] == 'c' else '1'}", name)
     return (part, name.startswith("unknown: "), [(int(w), "") if w.isdecimal() else (-1, w) for w in name.split(".")])
 
 
 def group_by_layer(tensors: Iterable[Any]) -> dict[str, list[Any]]:
-    """Anything with a `name` by the layer, block or table that it belongs to, in the order given."""
+    """Group anything with a `name` by its layer, block or table, in the given order."""
     groups: dict[str, list[Any]] = {}
     for tensor in tensors:
         found = _LAYER.match(tensor.name)
@@ -230,7 +236,7 @@ def group_by_layer(tensors: Iterable[Any]) -> dict[str, list[Any]]:
 
 
 def to_plain(value: Any) -> Any:
-    """Lists for tuples, None for numbers that JSON has no word for."""
+    """Return a JSON-safe copy: tuples become lists, NaN and infinities become None."""
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -239,7 +245,7 @@ def to_plain(value: Any) -> Any:
 
 
 def is_weight(name: str) -> bool:
-    """Whether a tensor has learnt as a map, a table or the scale of a norm, and is neither bias nor computed."""
+    """Return whether a tensor is a learned map, table or scale of a norm, not a bias or computed."""
     return name.endswith(".weight")
 
 
@@ -278,46 +284,46 @@ def _sum_up(name: str, tensors: Sequence[TensorAudit]) -> ModuleAudit:
     )
 
 
-def _check(path: Path, files: WeightFiles) -> tuple[Florence2Config | None, list[Finding]]:
-    """The configuration and what of the weights does not fit it."""
+def _check(path: Path, files: WeightFiles) -> tuple[Florence2Config | None, list[AuditFinding]]:
+    """Return the configuration, and a finding for every weight that does not fit it."""
     try:
         config = read_config(checkpoint_folder(path))
     except ConfigError as error:
-        return None, [Finding("config", True, f"{error} Shapes could not be compared with it.")]
-    return config, [Finding("shape", True, problem) for problem in find_misfits(files, config)]
+        return None, [AuditFinding("config", True, f"{error} Shapes could not be compared with it.")]
+    return config, [AuditFinding("shape", True, problem) for problem in find_misfits(files, config)]
 
 
-def _look_at(tensor: TensorAudit) -> list[Finding]:
-    """What there is to say of one tensor."""
-    values, found = tensor.values, []
+def _look_at(tensor: TensorAudit) -> list[AuditFinding]:
+    """Return the findings of one tensor."""
+    values, findings = tensor.values, []
     if tensor.non_finite:
         message = f"{tensor.name} holds {values.nan:,} NaN and {values.infinite:,} infinite of {tensor.parameters:,}"
-        found.append(Finding("non-finite", True, message))
+        findings.append(AuditFinding("non-finite", True, message))
     if is_weight(tensor.name) and values.zeros == tensor.parameters:
-        return [*found, Finding("zero", False, f"{tensor.name} is zero everywhere")]
-    for units, what, total in (
+        return [*findings, AuditFinding("zero", False, f"{tensor.name} is zero everywhere")]
+    for units, kind, total in (
         (tensor.dead_rows, "rows" if len(tensor.shape) > 1 else "scales", tensor.shape[:1]),
         (tensor.dead_columns, "columns", tensor.shape[1:2]),
     ):
         if units.count:
             which = ", ".join(map(str, units.first)) + (", ..." if units.count > len(units.first) else "")
-            message = f"{tensor.name}: {units.count:,} of {total[0]:,} {what} are dead ({which})"
-            found.append(Finding("dead", False, message))
-    return found
+            message = f"{tensor.name}: {units.count:,} of {total[0]:,} {kind} are dead ({which})"
+            findings.append(AuditFinding("dead", False, message))
+    return findings
 
 
-def _untied(first: str, other: str) -> Finding:
-    message = f"the token embedding is stored under several names, but {other} is not equal bit for bit to {first}"
-    return Finding("tie", True, message)
+def _untied(first: str, alias: str) -> AuditFinding:
+    message = f"the token embedding is stored under several names, but {alias} is not equal bit for bit to {first}"
+    return AuditFinding("tie", True, message)
 
 
 def _find_equal(tensors: Iterable[TensorAudit]) -> tuple[tuple[str, ...], ...]:
     groups: dict[str, list[str]] = {}
     for tensor in tensors:
-        if tensor.values.minimum != tensor.values.maximum:  # zero biases and unit scales are equal to begin with
+        if tensor.values.minimum != tensor.values.maximum:  # zero biases and unit scales are equal by initialisation
             groups.setdefault(tensor.sha256, []).append(tensor.name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-def _equal(names: Sequence[str]) -> Finding:
-    return Finding("equal", False, f"{' and '.join(names)} are equal bit for bit")
+def _equal(names: Sequence[str]) -> AuditFinding:
+    return AuditFinding("equal", False, f"{' and '.join(names)} are equal bit for bit")

@@ -1,6 +1,6 @@
-"""Figures of one tensor, computed by parts in float64: values, spectrum, dead units, hash.
+"""Measure one tensor, in parts in float64: values, spectrum, dead units, hash.
 
-A tensor is looked at as the matrix (out, everything else): a kernel (out, in, k, k) as (out, in * k * k).
+A tensor is treated as the matrix (out, everything else): a kernel (out, in, k, k) as (out, in * k * k).
 """
 
 import hashlib
@@ -13,15 +13,16 @@ from torch import Tensor
 
 DEAD = 1e-3
 """A unit is dead when its norm is at most this share of the median norm of the tensor's units that are not zero."""
-MAX_SIDE = 8192  # of a matrix whose spectrum is computed: the smaller side, which is cubed; published models have 2,048
+MAX_SIDE = 8192  # limit of the smaller side for a spectrum, whose cost grows with its cube; published models have 2,048
 _PART = 1 << 20  # values converted to float64 at once, 8 MB
 
 
 @dataclass(frozen=True)
 class Values:
-    """What the values of a tensor are like; all but `nan` and `infinite` is of the finite ones.
+    """Statistics of the values of a tensor; all but `nan` and `infinite` cover the finite values.
 
-    `norm` is Frobenius'; `std` divides by the number of values; mean and extremes are None where nothing is finite.
+    `norm` is the Frobenius norm; `std` divides by the number of values; mean and extremes are None without finite
+    values.
     """
 
     norm: float
@@ -36,11 +37,11 @@ class Values:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values s of a matrix, in short; `side` is how many there are, its smaller side.
+    """A summary of the singular values s of a matrix; `side` is their number, the smaller side of the matrix.
 
     `stable_rank` is sum(s²) / max(s)²; `effective_rank` the exponential of the entropy of s / sum(s) (Roy and
     Vetterli, EUSIPCO 2007); `rank_99` the number of the largest ones that hold 99 % of sum(s²). All are 0 for a matrix
-    of zeros. They come from the eigenvalues of the smaller Gram matrix, so those below 1e-8 of the largest are noise.
+    of zeros. They come from the eigenvalues of the smaller Gram matrix, so values below 1e-8 of the largest are noise.
     """
 
     side: int
@@ -52,7 +53,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Units:
-    """How many units are dead, and the indices of the first few."""
+    """The number of dead units, and the indices of the first few."""
 
     count: int
     first: tuple[int, ...]
@@ -62,14 +63,14 @@ NO_UNITS = Units(0, ())
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """(out, ...) -> (out, everything else), a view; a vector becomes a column."""
+    """View a tensor (out, ...) as a matrix (out, everything else); a vector becomes a column."""
     if tensor.numel() == 0:
         return tensor.new_zeros(0, 1)
     return tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
 
 
 def measure_values(matrix: Tensor) -> Values:
-    """The figures of all values, in two passes: the spread is taken around the mean."""
+    """Measure all values, in two passes: the standard deviation needs the mean."""
     low, high, total, squares = math.inf, -math.inf, 0.0, 0.0
     count = zeros = nan = 0
     for part in in_parts(matrix):
@@ -88,7 +89,7 @@ def measure_values(matrix: Tensor) -> Values:
 
 
 def measure_spectrum(matrix: Tensor, minus: Tensor | None = None) -> Spectrum | None:
-    """The spectrum of a matrix of finite values, or of `matrix - minus`; None where it is no map or too large."""
+    """Return the spectrum of a matrix of finite values, or of `matrix - minus`; None for vectors and huge matrices."""
     side = min(matrix.shape)
     if side < 2 or side > MAX_SIDE:
         return None
@@ -103,7 +104,7 @@ def measure_spectrum(matrix: Tensor, minus: Tensor | None = None) -> Spectrum | 
 
 
 def summarise(squares: Tensor) -> Spectrum:
-    """Eigenvalues of a Gram matrix, ascending -> the spectrum in short."""
+    """Summarise the ascending eigenvalues of a Gram matrix."""
     squares = squares.clamp(min=0).flip(0)
     largest, total = float(squares[0]), float(squares.sum())
     if not largest:
@@ -115,9 +116,10 @@ def summarise(squares: Tensor) -> Spectrum:
 
 
 def find_dead(tensor: Tensor) -> tuple[Units, Units]:
-    """The dead rows (outputs; tokens of a table; scales of a norm) and dead columns (inputs) of a weight.
+    """Return the dead rows (outputs, tokens of a table, scales of a norm) and dead columns (inputs) of a weight.
 
-    A kernel's columns are its input channels; a single one is no unit. What holds NaN or infinities is not judged.
+    The columns of a kernel are its input channels; a single channel is not counted. Rows and columns with NaN or
+    infinities are not judged.
     """
     matrix = as_matrix(tensor)
     rows: list[Tensor] = []
@@ -133,13 +135,13 @@ def find_dead(tensor: Tensor) -> tuple[Units, Units]:
 
 
 def keep_finite(part: Tensor) -> Tensor:
-    """The finite values, (n,); without a copy where all are."""
+    """Return the finite values, (n,), without a copy when all are finite."""
     finite = part.isfinite()
     return part.flatten() if finite.all() else part[finite]
 
 
 def in_parts(matrix: Tensor) -> Iterator[Tensor]:
-    """Rows of a matrix in float64, as many at once as make a part."""
+    """Yield the rows of a matrix in float64, as many at a time as fit into a part."""
     return (matrix[rows].double() for rows in _slices(matrix))
 
 
@@ -151,7 +153,7 @@ def _below(norms: Tensor, shown: int = 16) -> Units:
 
 
 def hash_tensor(tensor: Tensor) -> str:
-    """SHA-256 of the line "float16 51289x768", say, and the bytes of the values in row-major order."""
+    """Return the SHA-256 of a line such as "float16 51289x768" and the bytes of the values in row-major order."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     digest = hashlib.sha256(f"{dtype} {'x'.join(map(str, tensor.shape))}\n".encode())
     matrix = as_matrix(tensor)
@@ -161,7 +163,7 @@ def hash_tensor(tensor: Tensor) -> str:
 
 
 def hash_all(hashes: Sequence[tuple[str, str]]) -> str:
-    """SHA-256 of the lines "HASH  NAME", in the order of the names, for (name, hash) pairs."""
+    """Return the SHA-256 of the lines "HASH  NAME", sorted by name, for (name, hash) pairs."""
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in sorted(hashes)).encode()).hexdigest()
 
 

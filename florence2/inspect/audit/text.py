@@ -1,36 +1,43 @@
-"""Audits and comparisons as text for people: what is wrong first, then a table by layer, then single tensors."""
+"""Format audits and comparisons as text: problems first, then a table by layer, then single tensors."""
 
 from collections.abc import Iterator, Sequence
 
-from florence2.inspect.audit.checkpoint import Audit, Finding, TensorAudit
+from florence2.inspect.audit.checkpoint import Audit, AuditFinding, TensorAudit
 from florence2.inspect.audit.difference import Difference, TensorDifference
 from florence2.inspect.table import format_table
 
 _SHORT = {"float16": "f16", "float32": "f32", "float64": "f64", "bfloat16": "bf16"}
 
 LEGEND = (
-    "dead: rows, columns and scales of at most a thousandth of the tensor's median; largest s: singular value;",
-    "rank used: effective rank as a share of the full one, mean over the layer's maps",
+    "dead: rows, columns and scales below a thousandth of the tensor's median norm; largest s: largest singular value;",
+    "rank used: effective rank as a share of the full rank, averaged over the layer's maps",
 )
 
 
 LEGEND_OF_CHANGES = (
-    "rank of change: how many singular values hold 99 % of the change's square (of a layer, its largest)"
+    "rank of change: the number of singular values with 99 % of the change's squared norm (for a layer, its largest)"
 )
 _CHANGE = ("changed", "relative", "cosine", "largest |a-b|", "rank of change")
 
 
 def format_audit(audit: Audit, top: int) -> str:
-    """A checkpoint, with its `top` most noteworthy findings and tensors."""
+    """Format the audit of a checkpoint, with its `top` most noteworthy findings and tensors."""
     return "\n".join([*_head(audit), *_findings(audit.findings, top), "", *_modules(audit), *_extremes(audit, top)])
 
 
-def format_difference(found: Difference, top: int) -> str:
-    """What differs between two checkpoints, with the `top` most changed tensors."""
-    lines = ["A: " + _head(found.a)[0], *_head(found.a)[1:], *_findings(found.a.findings, top)]
-    lines += ["B: " + _head(found.b)[0], *_head(found.b)[1:], *_findings(found.b.findings, top)]
+def format_difference(difference: Difference, top: int) -> str:
+    """Format the comparison of two checkpoints, with the `top` most changed tensors."""
+    lines = ["A: " + _head(difference.a)[0], *_head(difference.a)[1:], *_findings(difference.a.findings, top)]
+    lines += ["B: " + _head(difference.b)[0], *_head(difference.b)[1:], *_findings(difference.b.findings, top)]
     return "\n".join(
-        [*lines, "", *describe_verdict(found), *_config(found), *describe_unmatched(found, top), *_changes(found, top)]
+        [
+            *lines,
+            "",
+            *describe_verdict(difference),
+            *_config(difference),
+            *describe_unmatched(difference, top),
+            *_changes(difference, top),
+        ]
     )
 
 
@@ -49,18 +56,21 @@ def _head(audit: Audit) -> list[str]:
 
 
 def describe_ties(audit: Audit) -> str:
-    """What is stored under several names, and whether those are one; the output map is the embedding in any case."""
+    """Describe which tensors are stored under several names, and whether these are equal.
+
+    The output map is the embedding in any case.
+    """
     broken = any(finding.kind == "tie" for finding in audit.findings)
     if not audit.tied:
-        return "none are stored; every tensor has one name, and the output map is the token embedding"
-    said = "not all equal, see the problems" if broken else "equal bit for bit"
-    return "; ".join(f"{name} is stored as {', '.join(names)}, {said}" for name, names in audit.tied.items())
+        return "none; every tensor has one name, and the output map is the token embedding"
+    state = "not all equal, see the problems" if broken else "equal bit for bit"
+    return "; ".join(f"{name} is stored as {', '.join(names)}, {state}" for name, names in audit.tied.items())
 
 
-def _findings(findings: Sequence[Finding], top: int) -> list[str]:
-    """Problems in full number, notes up to `top` of each kind."""
+def _findings(findings: Sequence[AuditFinding], top: int) -> list[str]:
+    """Return up to `top` problems and notes of each kind."""
     lines: list[str] = []
-    for problem, title in ((True, "problems, for which loading refuses it"), (False, "to know")):
+    for problem, title in ((True, "problems; loading refuses this checkpoint"), (False, "notes")):
         chosen = [finding for finding in findings if finding.problem is problem]
         kinds = dict.fromkeys(finding.kind for finding in chosen)
         lines += [f"{title}:"] if chosen else []
@@ -77,7 +87,7 @@ def _modules(audit: Audit) -> list[str]:
 
 
 def module_rows(audit: Audit) -> list[list[str]]:
-    """The table by layer, its heading first."""
+    """Return the table by layer, the heading first."""
     head = ["layer", "tensors", "parameters", "type", "norm", "zeros", "not finite", "dead", "largest s", "rank used"]
     rows = [
         [
@@ -98,7 +108,7 @@ def module_rows(audit: Audit) -> list[list[str]]:
 
 
 def _extremes(audit: Audit, top: int) -> Iterator[str]:
-    """The tensors at the ends of the scales; nothing without spectra."""
+    """Yield tables of the tensors with extreme spectra; nothing without spectra."""
     maps = [(tensor, tensor.spectrum) for tensor in audit.tensors if tensor.spectrum is not None]
     if not maps or not top:
         return
@@ -106,7 +116,7 @@ def _extremes(audit: Audit, top: int) -> Iterator[str]:
     largest = sorted(maps, key=lambda pair: -pair[1].largest)[:top]
     yield from ["", *format_table([["largest singular values", *head], *(_map_row(tensor) for tensor, _ in largest)])]
     lowest = sorted(maps, key=lambda pair: pair[1].effective_rank / pair[1].side)[:top]
-    yield from ["", *format_table([["least of its rank used", *head], *(_map_row(tensor) for tensor, _ in lowest)])]
+    yield from ["", *format_table([["lowest rank used", *head], *(_map_row(tensor) for tensor, _ in lowest)])]
 
 
 def _map_row(tensor: TensorAudit) -> list[str]:
@@ -122,50 +132,54 @@ def _map_row(tensor: TensorAudit) -> list[str]:
     ]
 
 
-def describe_verdict(found: Difference) -> list[str]:
-    """In a sentence, how far the two are the same."""
-    if found.same:
-        types = "" if found.a.dtypes.keys() == found.b.dtypes.keys() else ", in another type"
-        return [f"The two hold the same weights{types}: {len(found.tensors):,} tensors are equal value by value."]
-    return [f"{found.identical:,} of {len(found.tensors):,} tensors that can be compared are equal value by value."]
+def describe_verdict(difference: Difference) -> list[str]:
+    """Describe in one sentence how many tensors are equal."""
+    if difference.same:
+        types = "" if difference.a.dtypes.keys() == difference.b.dtypes.keys() else ", in different types"
+        return [f"Both hold the same weights{types}: {len(difference.tensors):,} tensors are equal value by value."]
+    return [f"{difference.identical:,} of {len(difference.tensors):,} comparable tensors are equal value by value."]
 
 
-def _config(found: Difference) -> list[str]:
-    if found.a.config is None or found.b.config is None:
-        return ["The configurations were not compared: one cannot be read."]
-    if not found.config:
+def _config(difference: Difference) -> list[str]:
+    if difference.a.config is None or difference.b.config is None:
+        return ["The configurations were not compared: one of them cannot be read."]
+    if not difference.config:
         return ["The configurations are equal."]
-    return ["configuration:", *(f"  {change.field}: {change.a} -> {change.b}" for change in found.config)]
+    return ["configuration:", *(f"  {change.field}: {change.a} -> {change.b}" for change in difference.config)]
 
 
-def describe_unmatched(found: Difference, top: int) -> list[str]:
-    """What has no counterpart, or only part of one, or values that cannot be compared."""
+def describe_unmatched(difference: Difference, top: int) -> list[str]:
+    """Return lines about tensors without a counterpart, of other sizes, or with values that cannot be compared."""
     lines = []
-    for title, names in (("only in A", found.only_a), ("only in B", found.only_b), ("of other sizes", found.misfits)):
+    for title, names in (
+        ("only in A", difference.only_a),
+        ("only in B", difference.only_b),
+        ("of other sizes", difference.misfits),
+    ):
         more = f" and {len(names) - top:,} more" if len(names) > top else ""
         lines += [f"{title}, not compared: {', '.join(names[:top])}{more}"] if names else []
-    for tensor in found.tensors:
+    for tensor in difference.tensors:
         if tensor.shapes[0] != tensor.shapes[1]:
             a, b, common = (show_shape(shape) for shape in (*tensor.shapes, tensor.compared))
             lines.append(f"{tensor.name} is {a} in A and {b} in B; the common {common} was compared")
         if count := tensor.change.non_finite:
-            lines.append(f"{tensor.name}: {count:,} values are not finite in A or B; its figures are of the others")
+            lines.append(f"{tensor.name}: {count:,} values are not finite in A or B and are left out")
     return lines
 
 
-def _changes(found: Difference, top: int) -> Iterator[str]:
-    if found.identical == len(found.tensors):
+def _changes(difference: Difference, top: int) -> Iterator[str]:
+    if difference.identical == len(difference.tensors):
         return
-    yield from ["", *format_table(layer_rows(found))]
+    yield from ["", *format_table(layer_rows(difference))]
     if top:
-        yield from ["", *format_table(changed_rows("most changed", found.most_changed(top)))]
+        yield from ["", *format_table(changed_rows("most changed", difference.most_changed(top)))]
     yield f"\n{LEGEND_OF_CHANGES}"
 
 
-def layer_rows(found: Difference) -> list[list[str]]:
-    """The table of changes by layer, its heading first."""
+def layer_rows(difference: Difference) -> list[list[str]]:
+    """Return the table of changes by layer, the heading first."""
     rows = [["layer", "equal", *_CHANGE]]
-    for layer in found.layers:
+    for layer in difference.layers:
         change, ratio = layer.change, f"{layer.identical}/{layer.tensors}"
         numbers = [show_number(change.relative), show_cosine(change.cosine), show_number(change.maximum)]
         rank = "-" if layer.rank_99 is None else str(layer.rank_99)
@@ -174,7 +188,7 @@ def layer_rows(found: Difference) -> list[list[str]]:
 
 
 def changed_rows(title: str, tensors: Sequence[TensorDifference]) -> list[list[str]]:
-    """A table of changes by tensor, its heading first."""
+    """Return a table of changes by tensor, the heading first."""
     return [[title, "shape", *_CHANGE, "stable rank"], *(_tensor_row(tensor) for tensor in tensors)]
 
 
@@ -188,27 +202,27 @@ def _tensor_row(tensor: TensorDifference) -> list[str]:
 
 
 def show_number(value: float | None) -> str:
-    """Four digits of a number; a dash for none."""
+    """Format a number with four digits, None as a dash."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def show_cosine(value: float | None) -> str:
-    """Six decimals; a dash for none."""
+    """Format a cosine with six decimals, None as a dash."""
     return "-" if value is None else f"{value:.6f}"
 
 
 def show_share(count: int, total: int) -> str:
-    """A percentage that is 0 or 100 only when it is exactly that."""
+    """Format a percentage that is 0 or 100 only when it is exactly that."""
     if count in (0, total):
         return "100%" if count else "0"
     return f"{min(max(100 * count / total, 0.01), 99.99):.2f}%"
 
 
 def show_count(count: int) -> str:
-    """Digits in groups of three."""
+    """Format a count with digits in groups of three."""
     return f"{count:,}"
 
 
 def show_shape(shape: Sequence[int]) -> str:
-    """ "64 x 3"; of a scalar "1"."""
+    """Format a shape as "64 x 3", that of a scalar as "1"."""
     return " x ".join(map(str, shape)) or "1"

@@ -1,1 +1,1 @@
-"""An explanation as one HTML file that needs no network."""
+"""The page of an explanation: one HTML file that needs no network."""

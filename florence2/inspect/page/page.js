@@ -1,10 +1,10 @@
-// What is chosen, and who shows it.
+// The selection (token, mode, layer, head), and the controls that change it.
 
 async function start() {
   const data = await readData(), shapes = shapesOf(data.answer);
   const state = { pinned: 0, shown: 0, mode: "all", layer: data.model.layers - 1, head: 0 };
   const buttons = makeTokens(data);
-  byId("picture").style.setProperty("--ratio", data.image.width / data.image.height);
+  byId("image").style.setProperty("--ratio", data.image.width / data.image.height);
 
   const show = (token) => {
     state.shown = token;
@@ -36,7 +36,7 @@ async function start() {
   byId("tokens").addEventListener("pointerleave", () => show(state.pinned));
   wireControls(data, state, () => show(state.shown));
   byId("packing").textContent = packingOf(data);
-  new ResizeObserver(() => drawMarks(data, shapes, state.shown)).observe(byId("picture"));
+  new ResizeObserver(() => drawMarks(data, shapes, state.shown)).observe(byId("image"));
   pin(Math.max(0, data.tokens.findIndex((token) => !/^<\/?s>$/.test(token.text))));
 }
 
@@ -71,8 +71,8 @@ function wireControls(data, state, show) {
 function packingOf({ packing, image }) {
   const [h, w] = image.grid;
   if (packing.pool === 1 && packing.levels === 256) return `Maps of ${h} × ${w} cells.`;
-  const coarse = packing.pool > 1 ? ` and means over ${packing.pool} × ${packing.pool} of the ${h} × ${w} cells` : "";
-  return `To keep this page small, maps have ${packing.levels} steps of brightness${coarse}.`;
+  const coarse = packing.pool > 1 ? ` and one value for each block of ${packing.pool} × ${packing.pool} of the ${h} × ${w} cells` : "";
+  return `To keep this page small, maps have ${packing.levels} levels${coarse}.`;
 }
 
 start().catch((error) => {

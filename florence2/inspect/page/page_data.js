@@ -1,5 +1,5 @@
 "use strict";
-// The data of the page, and how to make elements of it. Texts of the data only ever become text nodes.
+// The data of the page, and functions that make elements. Texts of the data only become text nodes, never markup.
 
 async function inflate(id) {
   const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
@@ -12,7 +12,7 @@ async function readData() {
   return { ...data, maps: mapsOf(data, await inflate("data-maps")) };
 }
 
-// What the bytes of the maps say. Weights are shares of the whole attention of one head.
+// Decode the bytes of the maps. Weights are shares of the whole attention of one head.
 function mapsOf(data, bytes) {
   const [h, w] = data.image.grid, { pool, stride } = data.packing, { layers, heads } = data.model;
   const across = Math.ceil(w / pool), cells = Math.ceil(h / pool) * across, words = data.prompt.length;
@@ -22,7 +22,7 @@ function mapsOf(data, bytes) {
 
   const scaleOf = (token, layer, head) => data.tokens[token].attention.peak[layer][head] / 255;
   return {
-    // h * w weights of the grid of one head
+    // the h * w weights of one head on the grid
     head(token, layer, head) {
       const start = token * stride + (layer * heads + head) * cells, scale = scaleOf(token, layer, head);
       return Float32Array.from({ length: h * w }, (_, i) => {
@@ -30,7 +30,7 @@ function mapsOf(data, bytes) {
         return scale * bytes[start + row * across + column];
       });
     },
-    // one weight for each token of the prompt
+    // the weights of one head on the tokens of the prompt
     prompt(token, layer, head) {
       const start = token * stride + ends.prompt + (layer * heads + head) * words;
       return Float32Array.from(bytes.subarray(start, start + words), (byte) => byte * scaleOf(token, layer, head));
@@ -51,8 +51,8 @@ const byId = (id) => document.getElementById(id);
 const percent = (share) => (share < 0.0005 ? "<0.1" : (100 * share).toFixed(share < 0.0995 ? 1 : 0)) + "\u00a0%";
 const SPACES = { " ": "␣", "\n": "⏎", "\t": "⇥" };
 const code = (letter) => `U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-// Texts in which there is nothing to see become names of what there is.
-const visible = (text) => (text === "" ? "(nothing)" : /^[\s\p{C}]+$/u.test(text) ? [...text].map((one) => SPACES[one] || code(one)).join("") : text);
+// Texts without a visible character are replaced by the names of their characters.
+const visible = (text) => (text === "" ? "(empty)" : /^[\s\p{C}]+$/u.test(text) ? [...text].map((one) => SPACES[one] || code(one)).join("") : text);
 const brief = (text) => visible(text.trim() || text).replace(/^<loc_(\d+)>$/, "loc $1");
 const isSpecial = (token) => token.location !== null || /^<[^<>]+>$/.test(token.text);
 
@@ -73,7 +73,7 @@ function draw(name, attributes = {}, ...children) {
   return element;
 }
 
-// One of a group is in the tab order; arrow keys move among them. `next(index, key)` gives the index to go to.
+// Keep one element of a group in the tab order; arrow keys move within it. `next(index, key)` returns the next index.
 function rove(elements, next, onFocus) {
   const enter = (index) => elements.forEach((element, i) => element.setAttribute("tabindex", i === index ? 0 : -1));
   elements.forEach((element, index) => {

@@ -1,12 +1,12 @@
-// Everything that is said about one token.
+// The panels about one token.
 
-const RULE_NAMES = { no_repeat_ngram: "no n-gram twice", min_new_tokens: "not to end yet", repetition_penalty: "penalty on repeats",
-  forced_bos_token: "the first token is given", forced_eos_token: "the last token is given" };
-const ENDINGS = { stop: "It ended by itself.", length: "It was cut off at the limit of its length." };
+const RULE_NAMES = { no_repeat_ngram: "no repeated n-grams", min_new_tokens: "minimum length", repetition_penalty: "repetition penalty",
+  forced_bos_token: "forced first token", forced_eos_token: "forced last token" };
+const ENDINGS = { stop: "The model ended the answer.", length: "The answer was cut off at the length limit." };
 
 function drawAnswer(data, shapes, choose) {
   const { answer } = data, score = answer.score === null ? "" : ` Score ${answer.score.toFixed(3)}.`;
-  if (!answer.text.trim()) byId("answer").replaceChildren(make("span", { className: "quiet" }, "(empty: it wrote no words and no places)"));
+  if (!answer.text.trim()) byId("answer").replaceChildren(make("span", { className: "quiet" }, "(empty answer: no text and no locations)"));
   byId("ending").textContent = (ENDINGS[answer.finish_reason] || answer.finish_reason || "") + score;
   byId("things").replaceChildren(...shapes.map((shape) => {
     const label = `${shape.label || "(no label)"}${shape.score === null ? "" : ` ${shape.score.toFixed(2)}`}`;
@@ -30,7 +30,7 @@ function makeTokens(data) {
   });
 }
 
-// A piece of a word hangs on the piece before it.
+// A token that continues a word is joined to the token before it.
 function kindOf(tokens, i) {
   if (isSpecial(tokens[i])) return "special";
   return i && !isSpecial(tokens[i - 1]) && !/^\s/.test(tokens[i].text) ? "joined" : "";
@@ -39,7 +39,7 @@ function kindOf(tokens, i) {
 function rulesOf(bans) {
   return bans.map(({ rule, texts, count }) => {
     const name = RULE_NAMES[rule] || rule, more = (count ?? texts.length) - texts.length;
-    if (rule.startsWith("forced_")) return `${name}: ${texts.map(visible).join(", ")}`; // it says what is left, not what is not
+    if (rule.startsWith("forced_")) return `${name}: ${texts.map(visible).join(", ")}`; // its text already says which token is left
     return `${name}: ${texts.map((text) => `“${visible(text)}”`).join(", ")}${more > 0 ? ` and ${more} more` : ""}`;
   });
 }
@@ -74,12 +74,12 @@ function drawSpread(token, axis, image) {
   const svg = draw("svg", { viewBox: `0 0 ${last - first + 1} 1`, preserveAspectRatio: "none", role: "img", "aria-label": about }, ...bars);
   const pixels = (std * side) / 1000;
   byId("spread").replaceChildren(svg, make("p", {}, `${about}. Mean of all bins ${middle.toFixed(1)}, ` +
-    `spread ${std.toFixed(1)} bins (${pixels.toFixed(1)} pixels).`));
+    `standard deviation ${std.toFixed(1)} bins (${pixels.toFixed(1)} pixels).`));
 }
 
 function drawPrompt(data, map) {
   const weights = map && map.prompt, top = weights ? Math.max(...weights) || 1 : 1;
-  byId("prompt-title").textContent = weights ? "Where it looked in the prompt" : "The prompt (this map has no weights for it)";
+  byId("prompt-title").textContent = weights ? "Weights on the prompt" : "The prompt (this map has no weights for it)";
   byId("prompt").replaceChildren(...data.prompt.map((word, i) => {
     const weight = make("span", { className: "weight" });
     weight.style.opacity = weights ? (0.55 * weights[i]) / top : 0;
@@ -104,7 +104,7 @@ function lensCell({ text, probability }, said) {
   return make("td", { className: said ? "said" : "", title: visible(text) }, fill, words);
 }
 
-// Every head as a square: the larger, the more of its weight is on one place.
+// Every head as a square: the larger, the more of its weight lies on one place.
 function drawHeads(data, token, { mode, layer, head }) {
   const { layers, heads } = data.model, { peak } = data.tokens[token].attention, svg = byId("heads");
   const top = Math.max(...peak.flat()) || 1;
@@ -117,6 +117,6 @@ function drawHeads(data, token, { mode, layer, head }) {
   }));
   const now = mode === "head" ? { x: head, y: layer, width: 1, height: 1 } : { x: 0, y: layer, width: heads, height: 1 };
   svg.replaceChildren(...squares, ...(mode === "head" || mode === "layer" ? [draw("rect", { class: "now", ...now })] : []));
-  byId("heads-caption").textContent = `Layers down, heads across: the most of its weight that each puts on one place of picture or ` +
-    `prompt (at most ${percent(top)}). ` + "Click a square, or use the sliders.";
+  byId("heads-caption").textContent = "Rows are layers, columns are heads. The size of a square shows the largest share of the " +
+    `head's weight on one place of the image or prompt (at most ${percent(top)}). Click a square, or use the sliders.`;
 }

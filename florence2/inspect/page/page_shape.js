@@ -1,4 +1,4 @@
-// The score of the box, quad or outline to which a token belongs: what each of its locations adds to it.
+// The score of the box, quad or polygon to which a token belongs, with the probability of each of its locations.
 
 const EDGES = ["left", "top", "right", "bottom"];
 const LISTED = 8; // numbers of a quad; a longer outline becomes a chart
@@ -8,12 +8,12 @@ function drawShape(data, shapes, number) {
   byId("shape-panel").hidden = numbers.length === 0;
   if (!numbers.length) return;
   const score = shape.score === null ? "" : `: ${shape.score.toFixed(3)}`;
-  byId("shape-title").textContent = `${shape.label ? `Score of “${shape.label}”` : "Its score"}${score}`;
+  byId("shape-title").textContent = `${shape.label ? `Score of “${shape.label}”` : "Score"}${score}`;
   const listed = numbers.length <= LISTED;
   byId("shape").replaceChildren(...(listed ? numbers.map((i) => placeRow(data, numbers, i, i === number)) : []));
   byId("shape-chart").replaceChildren(...(listed ? [] : [placeChart(data, numbers, number)]));
   byId("shape-note").textContent = "The score is the geometric mean of the probabilities of its location tokens; " +
-    (listed ? "± is the spread of each, in pixels." : "each bar is one of them, in the order of the answer.");
+    (listed ? "± is the standard deviation of each, in pixels." : "each bar is one of them, in the order of the answer.");
 }
 
 function placesOf({ tokens }, { tokens: [first, last] }) {

@@ -3,15 +3,15 @@
 const STEP = 96, LANE = 28, PILL = 72, HIGH = 20, TOP = 24;
 const SIGNS = { lives: "", finished: "✓ ", "ended low": "↓ ", dropped: "× ", stopped: "‖ ", cut: "… " };
 const FATES = {
-  lives: "It went on.",
-  finished: "It ended here and became a finished answer.",
-  "ended low": "It ended here, but stood below the beams, which alone may finish.",
-  dropped: "It was dropped: better ones took all beams.",
-  stopped: "It stood when the search had what it wanted.",
-  cut: "It stood when the limit was reached, and became an answer as it was.",
+  lives: "It continued as a beam.",
+  finished: "It ended here and became a finished hypothesis.",
+  "ended low": "It ended here, but ranked too low: only candidates among the beams may finish.",
+  dropped: "It was dropped: better candidates took all beams.",
+  stopped: "It was a beam when the search had enough hypotheses.",
+  cut: "It was a beam at the length limit, and became a hypothesis unfinished.",
 };
 
-// Candidates that could be, as nodes {step, rank, parent: node or null, …}, in the order of the steps.
+// The possible candidates, as nodes {step, rank, parent: node or null, …}, in the order of the steps.
 function nodesOf(beams) {
   const nodes = [];
   let before = [];
@@ -31,7 +31,7 @@ function pathTo(node) {
   return path;
 }
 
-// The path that spells the answer; empty when no beam wrote it.
+// The path of the answer; empty when no beam wrote it.
 function winnerOf(nodes, tokens) {
   const ids = tokens.map((token) => token.id);
   const spells = (path) => path.length === ids.length && path.every((node, i) => node.token === ids[i]);
@@ -42,11 +42,11 @@ function winnerOf(nodes, tokens) {
 function drawTree(data, choose) {
   const nodes = nodesOf(data.beams || []), won = new Set(winnerOf(nodes, data.tokens)), svg = byId("tree");
   byId("search-note").textContent = nodes.length
-    ? "✓ finished, × dropped, ↓ ended too low, ‖ stopped with the search, … cut at the limit; the thick path is the answer. " +
+    ? "✓ finished, × dropped, ↓ ended below the beams, ‖ stopped with the search, … cut at the length limit. The thick path is the answer. " +
       "Arrow keys move: left and right along a path, up and down within a step."
-    : "The answer was found without beams, by the best token of each step.";
+    : "Greedy search, without beams: every step takes the most probable token.";
   byId("node").hidden = nodes.length === 0;
-  byId("node").textContent = "Choose a candidate to see what it said and what became of it.";
+  byId("node").textContent = "Choose a candidate to see its text and its outcome.";
   byId("tree-scroll").hidden = nodes.length === 0;
   if (!nodes.length) return () => {};
   const steps = Math.max(...nodes.map((node) => node.step)) + 1, lanes = Math.max(...nodes.map((node) => node.rank)) + 1;
@@ -77,7 +77,7 @@ function edge(node, goesOn, won) {
 function pill(node, won) {
   const text = SIGNS[node.fate] + brief(node.text), letters = [...text];
   const short = letters.length > 9 ? `${letters.slice(0, 8).join("")}…` : text;
-  const label = `Step ${node.step + 1}, ${visible(node.text)}, sum ${node.sum.toFixed(2)}, ${node.fate}${won ? ", of the answer" : ""}`;
+  const label = `Step ${node.step + 1}, ${visible(node.text)}, sum ${node.sum.toFixed(2)}, ${node.fate}${won ? ", part of the answer" : ""}`;
   const kind = node.fate === "ended low" ? "low" : node.fate;
   return draw("g", { class: `candidate ${kind}${won ? " won" : ""}`, role: "button", "aria-label": label },
     draw("rect", { x: middle(node.step) - PILL / 2, y: height(node) - HIGH / 2, width: PILL, height: HIGH, rx: 9 }),
@@ -117,7 +117,7 @@ function drawNode(data, node, won) {
   byId("node").replaceChildren(
     make("p", { className: "said" }, said),
     make("p", {}, `Step ${node.step + 1}: ${visible(node.text).trim()}, summed log-probability ${node.sum.toFixed(3)}. ` +
-      `${FATES[node.fate] || node.fate}${won ? " It is of the answer." : ""}`),
-    ...(bans.length ? [make("p", {}, `Forbidden to its beam here: ${rulesOf(bans).join("; ")}.`)] : []),
+      `${FATES[node.fate] || node.fate}${won ? " It is part of the answer." : ""}`),
+    ...(bans.length ? [make("p", {}, `Banned for its beam here: ${rulesOf(bans).join("; ")}.`)] : []),
   );
 }

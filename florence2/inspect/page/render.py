@@ -1,4 +1,4 @@
-"""An explanation as one HTML page that needs nothing else: no network, no second file."""
+"""Render an explanation as one HTML page that needs nothing else: no network, no second file."""
 
 import base64
 import html
@@ -16,28 +16,37 @@ from florence2.inspect.page.parts import fill, policy_of, read_part
 
 LIMIT = 5_000_000
 _FORMAT = 1
-_PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
-_SCRIPTS = ("page_data.js", "page_picture.js", "page_panels.js", "page_shape.js", "page_tree.js", "page.js")
+_IMAGE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
+_SCRIPTS = ("page_data.js", "page_image.js", "page_panels.js", "page_shape.js", "page_tree.js", "page.js")
 
 
 @dataclass(frozen=True)
-class Keep:
-    """How finely the attention maps are kept: cells of `pool` x `pool` of the grid, weights in `levels` steps."""
+class Precision:
+    """The precision of the attention maps: cells of `pool` x `pool` of the grid, weights in `levels` steps."""
 
     pool: int
     levels: int
 
 
-KEEPS = (Keep(1, 256), Keep(1, 32), Keep(2, 32), Keep(2, 8), Keep(4, 8), Keep(8, 8))
-"""What is tried, finest first, until a page is small enough."""
+PRECISIONS = tuple(Precision(*pair) for pair in ((1, 256), (1, 32), (2, 32), (2, 8), (4, 8), (8, 8)))
+"""The precisions to try, finest first, until a page is small enough."""
 
 
 def render_page(explanation: Mapping[str, Any], limit: int = LIMIT) -> str:
-    """The page of an explanation (`Explanation.to_dict()`).
+    """Render the page of an explanation.
 
-    `limit` in bytes: attention maps of a long answer are kept more coarsely until the page is smaller, and the page
-    says so; only a picture and texts that are larger by themselves go beyond it. Everything in the explanation is
-    data to the page, never markup or script. Raises Florence2Error for another format, or a picture that is none.
+    Everything in the explanation is data to the page, never markup or script.
+
+    Args:
+        explanation: `Explanation.to_dict()`.
+        limit: The size of the page in bytes. Attention maps of a long answer are stored more coarsely until the page
+            fits, and the page says so. Only an image and texts that are larger by themselves exceed it.
+
+    Returns:
+        The HTML.
+
+    Raises:
+        Florence2Error: The explanation has another format, or its image is not a data URL of an image.
     """
     _check(explanation)
     frame, style = read_part("page.html"), read_part("page.css")
@@ -48,24 +57,25 @@ def render_page(explanation: Mapping[str, Any], limit: int = LIMIT) -> str:
 
 
 def decode_map(text: str, *shape: int) -> np.ndarray:
-    """A map of an explanation, base64 of bytes, as an array of uint8."""
+    """Decode a map of an explanation, bytes in base64, to an array of uint8."""
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape)
 
 
 def _check(explanation: Mapping[str, Any]) -> None:
     if explanation.get("format") != _FORMAT:
         raise Florence2Error(
-            f"The explanation has the format {explanation.get('format')!r}; this version reads {_FORMAT}. Make it anew."
+            f"The explanation has the format {explanation.get('format')!r}; this version reads {_FORMAT}. Create it "
+            "again."
         )
-    if not _PICTURE.fullmatch(explanation["image"]["data"]):
+    if not _IMAGE.fullmatch(explanation["image"]["data"]):
         raise Florence2Error(
-            f"The explanation's picture begins with {explanation['image']['data'][:30]!r}; it must be a data URL of a "
+            f"The explanation's image begins with {explanation['image']['data'][:30]!r}; it must be a data URL of a "
             "JPEG, PNG or WebP, in base64."
         )
 
 
 def _words(explanation: Mapping[str, Any]) -> dict[str, str]:
-    """What the page says and shows even where no script runs."""
+    """Return the parts of the page that are visible even without its script."""
     image, model = explanation["image"], explanation["model"]
     words = {
         "task": explanation["task"],
@@ -81,11 +91,11 @@ def _words(explanation: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _pack(explanation: Mapping[str, Any], room: int) -> dict[str, str]:
-    """The data blocks, zlib and base64, the maps as finely as `room` allows."""
+    """Return the data blocks, zlib and base64, with maps as precise as `room` allows."""
     packed: dict[str, str] = {}
-    for keep in KEEPS:
-        maps, stride = _maps(explanation, keep)
-        head = _head(explanation, {"pool": keep.pool, "levels": keep.levels, "stride": stride})
+    for precision in PRECISIONS:
+        maps, stride = _maps(explanation, precision)
+        head = _head(explanation, {"pool": precision.pool, "levels": precision.levels, "stride": stride})
         packed = {"head": _deflated(head), "maps": _deflated(maps)}
         if len(packed["head"]) + len(packed["maps"]) <= room:
             break
@@ -93,7 +103,7 @@ def _pack(explanation: Mapping[str, Any], room: int) -> dict[str, str]:
 
 
 def _head(explanation: Mapping[str, Any], packing: dict[str, int]) -> bytes:
-    """Everything but the picture and the maps, as JSON."""
+    """Return everything except the image and the maps, as JSON."""
     image = {key: value for key, value in explanation["image"].items() if key != "data"}
     tokens = []
     for token in explanation["tokens"]:
@@ -104,10 +114,10 @@ def _head(explanation: Mapping[str, Any], packing: dict[str, int]) -> bytes:
     return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _maps(explanation: Mapping[str, Any], keep: Keep) -> tuple[bytes, int]:
-    """The maps of all tokens as bytes, and how many a token takes.
+def _maps(explanation: Mapping[str, Any], precision: Precision) -> tuple[bytes, int]:
+    """Return the maps of all tokens as bytes, and the number of bytes of one token.
 
-    A token's: layers x heads x cells, layers x heads x prompt tokens, rollout, saliency (zeros where there is none).
+    Each token has layers x heads x cells, layers x heads x prompt tokens, rollout, and saliency (zeros without one).
     """
     h, w = explanation["image"]["grid"]
     parts = []
@@ -115,7 +125,7 @@ def _maps(explanation: Mapping[str, Any], keep: Keep) -> tuple[bytes, int]:
         attention, saliency = token["attention"], token["saliency"]
         heads = np.stack([[decode_map(head, h, w) for head in layer] for layer in attention["maps"]])
         parts += [
-            _coarser(heads, keep).tobytes(),
+            _coarser(heads, precision).tobytes(),
             np.array(attention["prompt"], np.uint8).tobytes(),
             decode_map(attention["rollout"], h * w).tobytes(),
             decode_map(saliency["image"], h * w).tobytes() if saliency else bytes(h * w),
@@ -123,18 +133,19 @@ def _maps(explanation: Mapping[str, Any], keep: Keep) -> tuple[bytes, int]:
     return b"".join(parts), sum(len(part) for part in parts[:4])
 
 
-def _coarser(maps: np.ndarray, keep: Keep) -> np.ndarray:
-    """Means over `pool` x `pool` cells in `levels` steps, which are narrow where weights are small: there most are.
+def _coarser(maps: np.ndarray, precision: Precision) -> np.ndarray:
+    """Average `pool` x `pool` cells and round to `levels` steps: (..., h, w) -> (..., ceil(h / pool), ceil(w / pool)).
 
-    (..., h, w) -> (..., ceil(h / pool), ceil(w / pool)), uint8 on the scale that the maps came with.
+    Steps are narrower for small weights, where most weights are. The result is uint8 on the scale of the input.
     """
-    if keep == Keep(1, 256):
+    if precision == PRECISIONS[0]:
         return maps
+    pool, top = precision.pool, precision.levels - 1
     h, w = maps.shape[-2:]
-    down, across = np.arange(0, h, keep.pool), np.arange(0, w, keep.pool)
+    down, across = np.arange(0, h, pool), np.arange(0, w, pool)
     sums = np.add.reduceat(np.add.reduceat(maps.astype(np.float32), down, axis=-2), across, axis=-1)
     counts = np.outer(np.diff([*down, h]), np.diff([*across, w]))
-    steps = np.rint(np.sqrt(sums / counts / 255) * (keep.levels - 1)) / (keep.levels - 1)
+    steps = np.rint(np.sqrt(sums / counts / 255) * top) / top
     coarse: np.ndarray = np.rint(steps**2 * 255).astype(np.uint8)
     return coarse
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from florence2.inspect.audit import measures
-from florence2.inspect.audit.change import Change, measure_change, no_change, sum_changes
+from florence2.inspect.audit.change import TensorChange, measure_change, no_change, sum_changes
 from florence2.inspect.audit.measures import measure_values
 
 
@@ -19,7 +19,7 @@ def noise(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_is(found: Change, a: torch.Tensor, b: torch.Tensor) -> None:
+def assert_is(found: TensorChange, a: torch.Tensor, b: torch.Tensor) -> None:
     a, b = a.double().flatten(), b.double().flatten()
     assert found.norms == pytest.approx((float(a.norm()), float(b.norm())))
     assert found.distance == pytest.approx(float((a - b).norm()))

@@ -28,7 +28,7 @@ def sound(plain_folder: Path) -> Audit:
 
 @pytest.fixture
 def changed(plain_folder: Path, tmp_path: Path) -> Callable[[Callable[[Tensors], object]], Path]:
-    """The small checkpoint with its tensors changed."""
+    """Return the small checkpoint with its tensors changed."""
 
     def copy(change: Callable[[Tensors], object]) -> Path:
         copy_checkpoint(plain_folder, tmp_path / "changed", change)
@@ -41,7 +41,7 @@ def by_name(found: Audit) -> dict[str, TensorAudit]:
     return {tensor.name: tensor for tensor in found.tensors}
 
 
-def told(found: Audit, kind: str) -> list[str]:
+def messages(found: Audit, kind: str) -> list[str]:
     return [finding.message for finding in found.findings if finding.kind == kind]
 
 
@@ -93,10 +93,10 @@ def test_both_layouts_give_one_audit(plain_folder: Path, tmp_path: Path, changed
     stored = load_file(plain / "model.safetensors")
     native = {}
     for name, value in stored.items():
-        ours = to_canonical(name, "microsoft")
-        renamed = from_canonical(ours, "native")
-        if renamed is not None and ours != "final_logits_bias":
-            native[renamed] = (value.T if ours in TRANSPOSED["microsoft"] else value).contiguous()
+        canonical = to_canonical(name, "microsoft")
+        renamed = from_canonical(canonical, "native")
+        if renamed is not None and canonical != "final_logits_bias":
+            native[renamed] = (value.T if canonical in TRANSPOSED["microsoft"] else value).contiguous()
     (tmp_path / "native").mkdir()
     save_file(native, tmp_path / "native" / "model.safetensors")
     a, b = audit(plain), audit(tmp_path / "native")
@@ -174,14 +174,14 @@ def test_dead_units_are_to_know(changed) -> None:
         tensors["language_model.model.encoder.layers.0.fc1.weight"].zero_()
 
     found = audit(changed(kill), spectra=False)
-    assert not found.problems and set(told(found, "dead")) == {
+    assert not found.problems and set(messages(found, "dead")) == {
         "vision_tower.convs.1.conv.weight: 1 of 24 columns are dead (4)",
         "multi_modal_projector.image_projection.weight: 1 of 48 columns are dead (2)",
         "language_model.encoder.layernorm_embedding.weight: 1 of 64 scales are dead (5)",
         "language_model.encoder.layers.0.self_attn.q_proj.weight: 1 of 64 rows are dead (7)",
         "language_model.encoder.layers.0.self_attn.q_proj.weight: 1 of 64 columns are dead (9)",
     }
-    assert told(found, "zero") == ["language_model.encoder.layers.0.fc1.weight is zero everywhere"]
+    assert messages(found, "zero") == ["language_model.encoder.layers.0.fc1.weight is zero everywhere"]
 
 
 def test_ties(changed) -> None:
@@ -205,7 +205,7 @@ def test_ties(changed) -> None:
     (differing,) = found.problems
     assert differing.kind == "tie" and "decoder.embed_tokens.weight is not equal" in differing.message
     maps = tuple(f"language_model.encoder.layers.0.self_attn.{letter}_proj.weight" for letter in "kq")
-    assert found.equal == (maps,) and told(found, "equal") == [f"{maps[0]} and {maps[1]} are equal bit for bit"]
+    assert found.equal == (maps,) and messages(found, "equal") == [f"{maps[0]} and {maps[1]} are equal bit for bit"]
     with pytest.raises(CheckpointError, match="under several names"):
         load_model(Path(found.path))
 

@@ -52,7 +52,7 @@ def test_text_of_one(plain_folder: Path, capsys: Capture) -> None:
     embedding = next(line.split() for line in table if line.startswith("language_model.shared"))
     assert embedding[1:4] == ["1", "19,200", "f32"] and embedding[-1] == "97%"
     rest = lines[lines.index("", 20) :]
-    headings = [i for i, line in enumerate(rest) if line.startswith(("largest singular values ", "least of its rank "))]
+    headings = [i for i, line in enumerate(rest) if line.startswith(("largest singular values ", "lowest rank used "))]
     assert len(headings) == 2 and headings[1] - headings[0] == 4 and len(rest) == headings[1] + 3
     spectra = {tensor.name: tensor.spectrum for tensor in audit(plain_folder).tensors if tensor.spectrum}
     assert rest[headings[0] + 1].split()[0] == max(spectra, key=lambda name: spectra[name].largest)
@@ -64,9 +64,9 @@ def test_findings_come_first_and_decide_the_exit_code_only_when_asked(damaged: P
     assert run(damaged, "--no-spectra") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[4:9] == [
-        "problems, for which loading refuses it:",
+        "problems; loading refuses this checkpoint:",
         "  language_model.encoder.layers.0.fc1.weight holds 1 NaN and 0 infinite of 8,192",
-        "to know:",
+        "notes:",
         "  language_model.encoder.layers.0.fc2.weight: 4 of 64 rows are dead (4, 5, 6, 7)",
         "  language_model.decoder.layers.0.fc2.weight: 1 of 128 columns are dead (4)",
     ]
@@ -97,7 +97,7 @@ def test_text_of_two(plain_folder: Path, damaged: Path, capsys: Capture) -> None
     assert run(plain_folder, damaged, "--strict") == 1
     out = capsys.readouterr().out
     assert f"A: {plain_folder}: microsoft" in out and f"B: {damaged}: microsoft" in out
-    assert "157 of 160 tensors that can be compared are equal value by value.\nThe configurations are equal." in out
+    assert "157 of 160 comparable tensors are equal value by value.\nThe configurations are equal." in out
     rows = {line.split()[0]: line.split() for line in out.splitlines() if "/" in line and line.startswith("language")}
     assert rows["language_model.encoder.layers.0"][1] == "14/16" and rows["language_model.encoder.layers.0"][-1] == "4"
     assert rows["language_model.shared"][1:4] == ["1/1", "0", "0"]
@@ -108,16 +108,14 @@ def test_text_of_two(plain_folder: Path, damaged: Path, capsys: Capture) -> None
 
 def test_values_that_cannot_be_compared_are_named(plain_folder: Path, damaged: Path, capsys: Capture) -> None:
     assert run(plain_folder, damaged, "--no-spectra") == 0
-    line = (
-        "language_model.encoder.layers.0.fc1.weight: 1 values are not finite in A or B; its figures are of the others"
-    )
+    line = "language_model.encoder.layers.0.fc1.weight: 1 values are not finite in A or B and are left out"
     assert line in capsys.readouterr().out.splitlines()
 
 
 def test_ties(plain_folder: Path, converted_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     """One name for the embedding in the native layout; several that differ, in a damaged one."""
     assert run(converted_folder, "--no-spectra", "--top", 0) == 0
-    assert "ties: none are stored; every tensor has one name" in capsys.readouterr().out
+    assert "ties: none; every tensor has one name" in capsys.readouterr().out
     copy_checkpoint(
         plain_folder, tmp_path / "untied", lambda tensors: tensors["language_model.lm_head.weight"][0].add_(1)
     )
@@ -151,7 +149,7 @@ def test_text_of_two_layouts(plain_folder: Path, converted_folder: Path, capsys:
 
 def test_the_same_weights(plain_folder: Path, capsys: Capture) -> None:
     assert run(plain_folder, plain_folder, "--strict") == 0
-    assert "The two hold the same weights: 160 tensors are equal value by value." in capsys.readouterr().out
+    assert "Both hold the same weights: 160 tensors are equal value by value." in capsys.readouterr().out
 
 
 def test_json_of_two(plain_folder: Path, damaged: Path, capsys: Capture) -> None:

@@ -33,7 +33,7 @@ def config_changes(found: Difference) -> dict[str, tuple[object, object]]:
 
 @pytest.fixture
 def changed(plain_folder: Path, tmp_path: Path) -> Callable[[Callable[[Tensors], object]], Path]:
-    """The small checkpoint with its tensors changed."""
+    """Return the small checkpoint with its tensors changed."""
 
     def copy(change: Callable[[Tensors], object]) -> Path:
         copy_checkpoint(plain_folder, tmp_path / "changed", change)
@@ -43,7 +43,7 @@ def changed(plain_folder: Path, tmp_path: Path) -> Callable[[Callable[[Tensors],
 
 
 def make_adapter(folder: Path, rank: int, paths: list[str], plain_folder: Path) -> Path:
-    """A LoRA adapter with random matrices for some linear maps."""
+    """Return a LoRA adapter with random matrices for some linear maps."""
     model = load_model(plain_folder)
     generator, tensors = torch.Generator().manual_seed(1), {}
     for path in paths:

@@ -37,7 +37,7 @@ class Cells(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
     def row(self, name: str) -> list[str]:
-        """The last row of that name: a layer's comes before its tensors'."""
+        """Return the last row of that name: a layer's comes before its tensors'."""
         return next(row for row in reversed(self.rows) if row and row[0] == name)
 
 
@@ -94,7 +94,7 @@ def test_two(plain_folder: Path, damaged: Path) -> None:
     compared = compare_checkpoints(plain_folder, damaged)
     text = render_audit(compared)
     page = Cells(text)
-    assert "158 of 160 tensors that can be compared are equal value by value." in text
+    assert "158 of 160 comparable tensors are equal value by value." in text
     assert page.row("language_model.decoder.layers.0.fc2.weight")[1:4] == ["64 x 128", "100%", "0.5"]
     assert "1 values are not finite in A or B" in text and text.count('<tr class="bad">') == 1
     assert "<h2>Most changed</h2>" in text and "<h2>Most changed</h2>" not in render_audit(compared, 0)

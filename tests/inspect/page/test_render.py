@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from florence2.errors import Florence2Error
-from florence2.inspect.page.render import KEEPS, LIMIT, Keep, _coarser, decode_map, render_page
-from tests.inspect import made_up
+from florence2.inspect.page.render import LIMIT, PRECISIONS, Precision, _coarser, decode_map, render_page
+from tests.inspect import synthetic
 
 HOSTILE = "</script><img src=x onerror=\"document.title='got'\">{{script}}'&"
 
 
 @pytest.fixture(scope="module")
 def caption() -> dict[str, Any]:
-    return made_up.caption()
+    return synthetic.caption()
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +51,23 @@ class Elements(HTMLParser):
             self.texts[-1] += data
 
     def code(self, tag: str) -> str:
-        """The page's only style, or its only script that runs."""
+        """Return the page's only style, or its only script that runs."""
         (text,) = (self.texts[i] for i, found in enumerate(self.found) if found == (tag, {}))
         return text
 
 
 def blocks(page: str) -> tuple[dict[str, Any], bytes]:
-    """What the page's script reads: the head and the maps."""
+    """Return what the page's script reads: the head and the maps."""
     packed = re.findall(r'<script type="text/plain" id="data-(?:head|maps)">([^<]+)</script>', page)
     head, maps = (zlib.decompress(base64.b64decode(text)) for text in packed)
     return json.loads(head), maps
 
 
 def map_of(page: str, token: int, layer: int, head: int) -> np.ndarray:
-    """The cells of one head, read as the page's script does."""
+    """Return the cells of one head, read as the page's script does."""
     data, maps = blocks(page)
-    side = -(-made_up.GRID // data["packing"]["pool"])
-    start = token * data["packing"]["stride"] + (layer * made_up.HEADS + head) * side * side
+    side = -(-synthetic.GRID // data["packing"]["pool"])
+    start = token * data["packing"]["stride"] + (layer * synthetic.HEADS + head) * side * side
     return np.frombuffer(maps[start : start + side * side], np.uint8).reshape(side, side)
 
 
@@ -78,10 +78,12 @@ def test_a_caption_is_whole_and_under_the_limit(page: str, caption: dict[str, An
     assert len(maps) == 31 * data["packing"]["stride"]
     assert data["beams"] == caption["beams"] and data["answer"] == caption["answer"]
     for token, layer, head in ((0, 0, 0), (17, 5, 11), (30, 11, 11)):
-        expected = decode_map(caption["tokens"][token]["attention"]["maps"][layer][head], made_up.GRID, made_up.GRID)
+        expected = decode_map(
+            caption["tokens"][token]["attention"]["maps"][layer][head], synthetic.GRID, synthetic.GRID
+        )
         np.testing.assert_array_equal(map_of(page, token, layer, head), expected)
     pieces = caption["tokens"][30]
-    words, cells = 12 * 12 * len(caption["prompt"]), made_up.GRID**2
+    words, cells = 12 * 12 * len(caption["prompt"]), synthetic.GRID**2
     tail = np.array(pieces["attention"]["prompt"], np.uint8).tobytes() + b"".join(
         base64.b64decode(text) for text in (pieces["attention"]["rollout"], pieces["saliency"]["image"])
     )
@@ -92,26 +94,26 @@ def test_maps_that_compress_to_nothing_fit_too(caption: dict[str, Any]) -> None:
     """Noise in every cell, as of an untrained model."""
     noisy, rng = copy.deepcopy(caption), np.random.default_rng(0)
     for token in noisy["tokens"]:
-        noise = rng.integers(0, 256, (made_up.LAYERS, made_up.HEADS, made_up.GRID**2), np.uint8)
+        noise = rng.integers(0, 256, (synthetic.LAYERS, synthetic.HEADS, synthetic.GRID**2), np.uint8)
         token["attention"]["maps"] = [[base64.b64encode(one.tobytes()).decode() for one in row] for row in noise]
     assert len(render_page(noisy).encode()) < LIMIT
 
 
-@pytest.mark.parametrize(("limit", "keep"), [(2_300_000, KEEPS[1]), (900_000, KEEPS[2]), (1, KEEPS[-1])])
-def test_a_long_answer_is_kept_more_coarsely(limit: int, keep: Keep, caption: dict[str, Any], page: str) -> None:
-    small = render_page(caption, limit)
+@pytest.mark.parametrize(("limit", "number"), [(2_300_000, 1), (900_000, 2), (1, -1)])
+def test_a_long_answer_is_kept_more_coarsely(limit: int, number: int, caption: dict[str, Any], page: str) -> None:
+    small, precision = render_page(caption, limit), PRECISIONS[number]
     data, _ = blocks(small)
-    assert (data["packing"]["pool"], data["packing"]["levels"]) == (keep.pool, keep.levels)
-    assert len(small) < limit or keep == KEEPS[-1]
-    fine = map_of(page, 3, 4, 5).astype(float)
-    means = fine.reshape(made_up.GRID // keep.pool, keep.pool, made_up.GRID // keep.pool, keep.pool).mean(axis=(1, 3))
-    assert np.abs(map_of(small, 3, 4, 5) - means).max() <= 255 / (keep.levels - 1) + 0.5
+    assert (data["packing"]["pool"], data["packing"]["levels"]) == (precision.pool, precision.levels)
+    assert len(small) < limit or number == -1
+    fine, side = map_of(page, 3, 4, 5).astype(float), synthetic.GRID // precision.pool
+    means = fine.reshape(side, precision.pool, side, precision.pool).mean(axis=(1, 3))
+    assert np.abs(map_of(small, 3, 4, 5) - means).max() <= 255 / (precision.levels - 1) + 0.5
 
 
 def test_a_grid_that_does_not_divide() -> None:
     maps = np.full((2, 5, 7), 200, np.uint8)
     maps[1, 4, 6] = 0
-    coarse = _coarser(maps, Keep(2, 256))
+    coarse = _coarser(maps, Precision(2, 256))
     assert coarse.shape == (2, 3, 4) and coarse[1, 2, 3] == 0
     assert np.abs(coarse[0].astype(int) - 200).max() <= 1
 
@@ -147,7 +149,7 @@ def hostile(values: Any) -> Any:
 
 
 def test_texts_stay_texts(page: str) -> None:
-    values = {**hostile(made_up.detection()), "task": HOSTILE}
+    values = {**hostile(synthetic.detection()), "task": HOSTILE}
     spoilt, plain = Elements(render_page(values)), Elements(page)
     assert [tag for tag, _ in spoilt.found] == [tag for tag, _ in plain.found]
     assert HOSTILE not in render_page(values)
@@ -158,7 +160,7 @@ def test_texts_stay_texts(page: str) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 2}, "The explanation has the format 2; this version reads 1. Make it anew."),
+        ({"format": 2}, "The explanation has the format 2; this version reads 1. Create it again."),
         (
             {"image": {"data": "https://example.org/a.png"}},
             "begins with 'https://example.org/a.png'; it must be a data",

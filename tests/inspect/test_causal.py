@@ -9,8 +9,8 @@ from PIL import Image
 
 from florence2 import Florence2
 from florence2.errors import OptionError
-from florence2.inspect.causes import Cause, trace_causes
-from florence2.inspect.forced import force
+from florence2.inspect.causal import CausalEffect, causal_tracing
+from florence2.inspect.teacher_forcing import teacher_force
 from florence2.pipeline import Request
 
 ANSWER = "a circle<loc_100><loc_200><loc_300><loc_400>"
@@ -18,14 +18,16 @@ GROUND = "<CAPTION_TO_PHRASE_GROUNDING>"
 
 
 @pytest.fixture
-def ends(mini: Florence2, pictures: list[Image.Image]) -> tuple[Request, Request]:
-    """Two pictures with one prompt, that after which the answer is more probable first."""
-    first, second = (("<OD>", picture) for picture in pictures)
-    better = force(mini, first, ANSWER).logprobs[1:].mean() > force(mini, second, ANSWER).logprobs[1:].mean()
+def ends(mini: Florence2, images: list[Image.Image]) -> tuple[Request, Request]:
+    """Two images with one prompt, that after which the answer is more probable first."""
+    first, second = (("<OD>", image) for image in images)
+    better = (
+        teacher_force(mini, first, ANSWER).logprobs[1:].mean() > teacher_force(mini, second, ANSWER).logprobs[1:].mean()
+    )
     return (first, second) if better else (second, first)
 
 
-def rows(found: Any) -> dict[tuple[str, str], Cause]:
+def rows(found: Any) -> dict[tuple[str, str], CausalEffect]:
     return {(row.name, row.group): row for row in found.rows}
 
 
@@ -39,7 +41,7 @@ def test_what_carries_everything_and_what_carries_nothing(mini: Florence2, ends:
         "decoder.embedding",
         "logits",
     ]
-    found = trace_causes(mini, *ends, names, answer=ANSWER)
+    found = causal_tracing(mini, *ends, names, answer=ANSWER)
     by = rows(found)
     for name, group in (("pixel_values", "all"), ("vision_tower", "all"), ("image_tokens", "all")):
         assert by[name, group].restored == pytest.approx(1, abs=1e-4)
@@ -48,24 +50,24 @@ def test_what_carries_everything_and_what_carries_nothing(mini: Florence2, ends:
     for kind in ("word", "location", "special"):
         assert by["decoder.embedding", kind].restored == pytest.approx(0, abs=1e-4)
     kinds = [by["logits", kind] for kind in ("word", "location", "special")]
-    # where they are foretold, tokens stand for themselves: together with the start, which does not count
+    # where they are predicted, tokens stand for themselves: together with the start, which does not count
     assert sum(row.restored for row in kinds) == pytest.approx(1, abs=1e-3)
     assert found.clean > found.corrupt and found.answer.endswith(ANSWER + "</s>")
 
 
 def test_the_ends_are_the_two_runs(mini: Florence2, ends: tuple[Request, Request]) -> None:
-    cases = [force(mini, request, ANSWER) for request in ends]
+    cases = [teacher_force(mini, request, ANSWER) for request in ends]
     expected = [float(case.logprobs[case.positions("location")].mean()) for case in cases]
     if expected[0] < expected[1]:  # the words may have made the other the better one
         ends, expected = ends[::-1], expected[::-1]
-    found = trace_causes(mini, *ends, ["memory"], answer=ANSWER, kind="location")
+    found = causal_tracing(mini, *ends, ["memory"], answer=ANSWER, kind="location")
     assert [found.clean, found.corrupt] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_group_of_the_memory_by_hand(mini: Florence2, ends: tuple[Request, Request]) -> None:
     groups = {"some": [0, 3, 4, 60], "one": [66]}
-    found = rows(trace_causes(mini, *ends, ["memory", "encoder.layers.1"], answer=ANSWER, groups=groups))
-    clean, corrupt = (force(mini, request, ANSWER) for request in ends)
+    found = rows(causal_tracing(mini, *ends, ["memory", "encoder.layers.1"], answer=ANSWER, groups=groups))
+    clean, corrupt = (teacher_force(mini, request, ANSWER) for request in ends)
     for words, positions in groups.items():
         memory = corrupt.memory.clone()
         memory[:, positions] = clean.memory[:, positions]
@@ -81,8 +83,8 @@ def test_a_group_of_the_memory_by_hand(mini: Florence2, ends: tuple[Request, Req
 
 def test_positions_of_the_answer_by_hand(mini: Florence2, ends: tuple[Request, Request]) -> None:
     """The last layer at some positions is the logits there."""
-    found = rows(trace_causes(mini, *ends, ["decoder.layers.*", "logits"], answer=ANSWER))
-    clean, corrupt = (force(mini, request, ANSWER) for request in ends)
+    found = rows(causal_tracing(mini, *ends, ["decoder.layers.*", "logits"], answer=ANSWER))
+    clean, corrupt = (teacher_force(mini, request, ANSWER) for request in ends)
     for kind in ("word", "location"):
         mixed = corrupt.logprobs.clone()
         mixed[clean.positions(kind)] = clean.logprobs[clean.positions(kind)]
@@ -97,7 +99,7 @@ def test_heads_weights_and_windows(mini: Florence2, ends: tuple[Request, Request
     """Keys and values together are all that the memory is to a layer; windows are moved as a whole."""
     cross = "decoder.layers.1.cross_attention"
     names = [f"{cross}.*", "decoder.layers.0.self_attention.weights", "vision_tower.blocks.*.*.*.window_attn.weights"]
-    found = trace_causes(mini, *ends, names, answer=ANSWER)
+    found = causal_tracing(mini, *ends, names, answer=ANSWER)
     by = rows(found)
     assert (f"{cross}.keys", "image") in by and (f"{cross}.values", "prompt") in by
     assert by[f"{cross}.heads", "location"].positions == 4
@@ -107,19 +109,19 @@ def test_heads_weights_and_windows(mini: Florence2, ends: tuple[Request, Request
     assert abs(by[f"{cross}.heads", "location"].restored) > abs(by[f"{cross}.weights", "special"].restored)
 
 
-def test_another_prompt_of_the_same_length(mini: Florence2, pictures: list[Image.Image]) -> None:
-    one, two = ((GROUND, pictures[0], f"a red {shape}") for shape in ("star", "heart"))
+def test_another_prompt_of_the_same_length(mini: Florence2, images: list[Image.Image]) -> None:
+    one, two = ((GROUND, images[0], f"a red {shape}") for shape in ("star", "heart"))
     lengths = {len(mini.processor.prompt(*request[::2])) for request in (one, two)}
     assert len(lengths) == 1
-    first, second = (force(mini, request, ANSWER).logprobs[1:].mean() for request in (one, two))
+    first, second = (teacher_force(mini, request, ANSWER).logprobs[1:].mean() for request in (one, two))
     ends = (one, two) if first > second else (two, one)
-    by = rows(trace_causes(mini, *ends, ["image_tokens", "prompt"], answer=ANSWER))
+    by = rows(causal_tracing(mini, *ends, ["image_tokens", "prompt"], answer=ANSWER))
     assert by["prompt", "all"].restored == pytest.approx(1, abs=1e-3)
     assert by["image_tokens", "all"].restored == pytest.approx(0, abs=1e-3)
 
 
 def test_the_table(mini: Florence2, ends: tuple[Request, Request]) -> None:
-    found = trace_causes(mini, *ends, ["encoder.layers.*", "logits"], answer=ANSWER)
+    found = causal_tracing(mini, *ends, ["encoder.layers.*", "logits"], answer=ANSWER)
     restored = [row.restored for row in found.sorted().rows]
     assert restored == sorted((row.restored for row in found.rows), reverse=True) != [r.restored for r in found.rows]
     lines = found.format(2).splitlines()
@@ -139,15 +141,29 @@ def test_what_cannot_be_traced(mini: Florence2, ends: tuple[Request, Request]) -
     longer = (GROUND, corrupt[1], "a car beside a house with a red door")
     for arguments, more, message in (
         ((clean, longer, ["memory"]), {}, r"The prompts have \d+ and \d+ ids"),
-        ((clean, clean, ["memory"]), {}, "is no less probable"),
-        ((corrupt, clean, ["memory"]), {}, "is no less probable"),
-        ((clean, corrupt, ["memori"]), {}, "the nearest are memory"),
-        ((clean, corrupt, ["scores"]), {}, "scores is of the search"),
-        ((clean, corrupt, ["memory"]), {"groups": {"far": [900]}}, "The group 'far' has position 900; memory has"),
-        ((clean, corrupt, ["memory"]), {"groups": {"none": []}}, "The group 'none' has no position"),
+        ((clean, clean, ["memory"]), {}, "is not less probable"),
+        ((corrupt, clean, ["memory"]), {}, "is not less probable"),
+        ((clean, corrupt, ["memori"]), {}, "The nearest names are memory"),
+        ((clean, corrupt, ["scores"]), {}, "scores belongs to the search"),
+        ((clean, corrupt, ["memory"]), {"groups": {"far": [900]}}, "The group 'far' has the position 900; memory has"),
+        ((clean, corrupt, ["memory"]), {"groups": {"none": []}}, "The group 'none' is empty; memory has"),
         ((clean, corrupt, ["memory"]), {"limit": 100}, "limit"),
-        ((clean, corrupt, ["memory"]), {"kind": "words"}, "'words' is no kind of tokens; choose one of word, location"),
+        (
+            (clean, corrupt, ["memory"]),
+            {"kind": "words"},
+            "Unknown kind of tokens 'words'. Known kinds: word, location",
+        ),
         ((clean, corrupt, ["memory"]), {"answer": "<loc_1>", "kind": "word"}, "has no token to score"),
     ):
         with pytest.raises(OptionError, match=message):
-            trace_causes(mini, *arguments, **{"answer": ANSWER, **more})
+            causal_tracing(mini, *arguments, **{"answer": ANSWER, **more})
+
+
+def test_progress_goes_to_the_callback_and_nowhere_else(
+    mini: Florence2, ends: tuple[Request, Request], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[tuple[int, int]] = []
+    names = ["memory", "logits"]
+    found = causal_tracing(mini, *ends, names, answer=ANSWER, progress=lambda done, total: shown.append((done, total)))
+    assert shown == [(done, len(found.rows)) for done in range(1, len(found.rows) + 1)] and len(shown) == 5
+    assert capsys.readouterr() == ("", "")

@@ -1,8 +1,8 @@
-// The picture: where the model looked, as light on it; the answer, as shapes; a location token, as a line.
+// The image: a map as a heat map, the regions of the answer as outlines, a location token as a line.
 
 const RAMP = [[18, 8, 54], [110, 25, 110], [205, 60, 75], [248, 150, 45], [255, 252, 180]]; // dark to bright
 const exact = (share) => `${Number((100 * share).toPrecision(2))}\u00a0%`;
-const MODE_NAMES = { all: "Mean over all layers and heads", rollout: "Rollout through encoder and decoder",
+const MODE_NAMES = { all: "Mean over all layers and heads", rollout: "Attention rollout through encoder and decoder",
   saliency: "Gradient × input, summed over each cell" };
 
 function ramp(share) {
@@ -10,7 +10,7 @@ function ramp(share) {
   return RAMP[low].map((value, i) => value + (RAMP[low + 1][i] - value) * (place - low));
 }
 
-// {cells, prompt} of what the controls ask for; null where there is none.
+// The map that the controls select, as {cells, prompt, share}; null without one.
 function mapOf(data, token, { mode, layer, head }) {
   const { maps, model } = data, pairs = (layers, heads) => layers.flatMap((l) => heads.map((h) => [l, h]));
   if (mode === "none") return null;
@@ -40,22 +40,22 @@ function drawHeat(data, map) {
   context.putImageData(image, 0, 0);
 }
 
-// The ends of the colours; the colours between them are in the style.
+// The ends of the colour scale; its colours are in the style sheet.
 function drawScale(map, { mode }) {
   byId("scale").hidden = !map;
   if (!map) return;
   const shares = mode !== "rollout" && mode !== "saliency";
-  byId("scale-low").textContent = shares ? exact(Math.min(...map.cells)) : "least";
-  byId("scale-top").textContent = shares ? exact(Math.max(...map.cells)) : "most";
+  byId("scale-low").textContent = shares ? exact(Math.min(...map.cells)) : "lowest";
+  byId("scale-top").textContent = shares ? exact(Math.max(...map.cells)) : "highest";
 }
 
 function legendOf(data, map, { mode, layer, head }) {
-  if (mode === "none") return "The picture as it is.";
+  if (mode === "none") return "The image without a map.";
   if (!map) return "No saliency was computed for this token.";
-  if (mode === "rollout" || mode === "saliency") return `${MODE_NAMES[mode]}, on a scale of its own.`;
+  if (mode === "rollout" || mode === "saliency") return `${MODE_NAMES[mode]}, on its own scale.`;
   const name = mode === "all" ? MODE_NAMES.all : mode === "layer" ? `Layer ${layer + 1}, mean over heads`
     : `Layer ${layer + 1}, head ${head + 1}`;
-  return `${name}: ${percent(map.share)} of the weight is on the picture. The scale says how much of it is on one cell.`;
+  return `${name}: ${percent(map.share)} of the weight is on the image. The scale is the share of the weight on one cell.`;
 }
 
 // Every outline of the answer: {label, score, tokens, rings: [[x, y, x, y, …], …], filled}.
@@ -77,7 +77,7 @@ function drawMarks(data, shapes, token) {
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("font-size", 14 * unit);
   const said = shapes.map((shape) => shape.label || "no label").join(", ");
-  svg.setAttribute("aria-label", said ? `The answer drawn on the picture: ${said}` : "Nothing is drawn: the answer is text");
+  svg.setAttribute("aria-label", said ? `The answer drawn on the image: ${said}` : "Nothing is drawn: the answer has no regions");
   svg.replaceChildren(...shapes.flatMap((shape) => outline(shape, holds(shape, token), unit)), ...placeOf(data, token, unit));
 }
 
@@ -92,7 +92,7 @@ function outline(shape, ofToken, unit) {
   return [...lines, text];
 }
 
-// A location token's number within its row of location tokens: even ones are x, odd ones y.
+// In a row of consecutive location tokens, x and y take turns.
 function axisOf(tokens, token) {
   let first = token;
   while (first > 0 && tokens[first - 1].location !== null) first -= 1;

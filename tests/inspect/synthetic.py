@@ -1,4 +1,4 @@
-"""Explanations made up to look like a trained model's: what the page and the plots are tested with."""
+"""Synthetic explanations that resemble a trained model's, for the tests of the page and the plots."""
 
 import base64
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-PICTURE = Path(__file__).parents[2] / "docs" / "coffee.jpg"
+IMAGE = Path(__file__).parents[2] / "docs" / "coffee.jpg"
 WIDTH, HEIGHT = 600, 400
 LAYERS, HEADS, GRID, BEAMS = 12, 12, 24, 3
 CAPTION = """a white cup of black coffee stands on a wooden table next to a small silver spoon and a green saucer , seen
@@ -20,7 +20,7 @@ WORD_IDS = 1000
 
 
 def caption() -> dict[str, Any]:
-    """A caption of thirty tokens, `<s>` and `</s>` among them."""
+    """Return a caption of thirty tokens, `<s>` and `</s>` among them."""
     words = ["<s>", CAPTION[0], *(f" {word}" for word in CAPTION[1:]), ".", "</s>"]
     answer = {"kind": "text", "text": "".join(words[1:-1])}
     return explanation("<CAPTION>", "What does the image describe?", words, answer)
@@ -39,14 +39,14 @@ def detection() -> dict[str, Any]:
 
 
 def explanation(task: str, sentence: str, words: list[str], answer: dict[str, Any]) -> dict[str, Any]:
-    """The explanation of an answer that consists of `words`."""
+    """Return the explanation of an answer that consists of `words`."""
     rng = np.random.default_rng(len(words))
     prompt = ["<s>", *(f" {word}" for word in sentence.split()), "</s>"]
     steps = beams(words, rng)
     return {
         "format": 1,
-        "model": {"name": "made-up", "layers": LAYERS, "heads": HEADS, "vision": "made-up"},
-        "image": {"width": WIDTH, "height": HEIGHT, "grid": [GRID, GRID], "pooled": 1, "data": picture()},
+        "model": {"name": "synthetic", "layers": LAYERS, "heads": HEADS, "vision": "synthetic"},
+        "image": {"width": WIDTH, "height": HEIGHT, "grid": [GRID, GRID], "pooled": 1, "data": image()},
         "task": task,
         "prompt": [{"id": i, "text": text} for i, text in enumerate(prompt)],
         "answer": {"score": 0.71, "finish_reason": "stop", "boxes": [], "quads": [], "polygons": [], **answer},
@@ -57,8 +57,8 @@ def explanation(task: str, sentence: str, words: list[str], answer: dict[str, An
 
 
 @lru_cache
-def picture() -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(PICTURE.read_bytes()).decode()}"
+def image() -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(IMAGE.read_bytes()).decode()}"
 
 
 def token(number: int, word: str, prompt: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def alternative(text: str, probability: float) -> dict[str, Any]:
 
 
 def lens(word: str, chosen: float, rng: np.random.Generator) -> list[list[dict[str, Any]]]:
-    """The embedding and every layer; the chosen word rises in the upper half."""
+    """Return the embedding and every layer; the chosen word rises in the upper half."""
     rows = []
     for layer in range(LAYERS + 1):
         share = chosen * max(0.0, 2 * layer / LAYERS - 1) ** 2
@@ -112,7 +112,7 @@ def lens(word: str, chosen: float, rng: np.random.Generator) -> list[list[dict[s
 
 
 def attention(prompt: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Heads that look at one or two places, a few that look everywhere."""
+    """Heads that attend to one or two places, and a few that attend everywhere."""
     maps, peaks, shares, prompts = [], [], [], []
     for _ in range(LAYERS):
         row = [
@@ -146,7 +146,7 @@ def spread(bin: int) -> dict[str, Any]:
 
 
 def beams(words: list[str], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """A search that finds `words`: three beams, six candidates a step; the winner is always the best of them."""
+    """Return a search that finds `words`: three beams, six candidates a step; the winner is always the best of them."""
     alive: list[tuple[int, float]] = [(0, 0.0)]  # (beam, sum), the winner first
     steps = []
     for number, word in enumerate(words):
