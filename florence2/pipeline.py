@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
@@ -283,6 +283,7 @@ def load(
     attention: AttentionKind = "sdpa",
     allow_pickle: bool = False,
     adapter: str | os.PathLike[str] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Florence2:
     """A checkpoint by short name ("base"), Hub id, folder or weight file -> a Florence2 that answers.
 
@@ -294,7 +295,7 @@ def load(
     """
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    path = resolve(name, revision, local_files_only, allow_pickle)
+    path = resolve(name, revision, local_files_only, allow_pickle, report)
     adapter_folder = None if adapter is None else resolve_adapter(adapter, local_files_only)
     problems: list[Florence2Error] = []
     try:

@@ -80,6 +80,25 @@ except ImportError:
     assert python(code).splitlines() == [f"od {florence2.__version__} cup Florence2Error", "load needs torch"]
 
 
+def test_names_are_resolved_without_torch(small_folder: Path) -> None:
+    """Local paths and wrong names need neither torch nor the Hub's client."""
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["huggingface_hub"] = None
+from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, HubError, download, resolve
+assert DEFAULT_MODEL in NAMES
+print(resolve(sys.argv[1]) == resolve(sys.argv[1] + "/model.safetensors").parent)
+print(resolve(EMBEDDED_MODEL) == download(EMBEDDED_MODEL))
+for name, revision in (("wrong", None), (EMBEDDED_MODEL, "v2")):
+    try:
+        resolve(name, revision)
+    except HubError as error:
+        print(str(error)[:36])
+"""
+    lines = ["True", "True", "'wrong' is not an existing path, not ", "nano is a local path, which has no r"]
+    assert python(code, str(small_folder)).splitlines() == [line[:36] for line in lines]
+
+
 def test_public_names_are_listed_and_imported_once() -> None:
     assert {*florence2.__all__, "__version__"} <= {*dir(florence2)}
     assert florence2.load is florence2.load and florence2.Florence2 is type(florence2.load("nano"))

@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from florence2.checkpoints.files import Fields, read_json
+from florence2.checkpoints.files import ADAPTER_CONFIG, Fields, read_json
+from florence2.checkpoints.files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
 from florence2.checkpoints.layouts import SHARED, TIED_TO_SHARED, from_canonical, to_canonical
 from florence2.checkpoints.tensors import TensorInfo, WeightFiles
 from florence2.errors import CheckpointError, ConfigError, shown
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model, Head
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _HEAD = "lm_head"
 _COPY = ".base_layer.weight"

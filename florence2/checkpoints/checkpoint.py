@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.config_files import config_to_json, read_config
-from florence2.checkpoints.files import write_json
+from florence2.checkpoints.files import COMPANIONS, SAFETENSORS, write_json
+from florence2.checkpoints.files import checkpoint_folder as checkpoint_folder
 from florence2.checkpoints.layouts import (
     SHARED,
     TIED_TO_SHARED,
@@ -26,7 +27,7 @@ from florence2.checkpoints.layouts import (
     from_canonical,
     to_canonical,
 )
-from florence2.checkpoints.tensors import SAFETENSORS, WeightFiles, find_weights, write_safetensors
+from florence2.checkpoints.tensors import WeightFiles, find_weights, write_safetensors
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.model.attention import AttentionKind
@@ -35,20 +36,6 @@ from florence2.model.florence2 import Florence2Model
 
 OPTIONAL = frozenset(("final_logits_bias",))
 """Our names of tensors that the native layout does not have; they are zero then."""
-COMPANIONS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "LICENSE",
-)
-"""What belongs beside configuration and weights."""
-
-
-def checkpoint_folder(path: Path) -> Path:
-    """The folder in which the configuration and tokenizer of `path` (a folder or a weight file) are."""
-    return path if path.is_dir() else path.parent
 
 
 def load_model(

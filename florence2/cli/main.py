@@ -222,6 +222,7 @@ def _answer(
         attention=options.attention,
         allow_pickle=options.allow_pickle,
         adapter=options.adapter,
+        report=_tell,
     )
     search = _search_options(model, options)
     console = Console(options.json, headings=len(sources) * len(questions) > 1)
@@ -302,13 +303,17 @@ def _parse_box(text: str) -> tuple[float, ...]:
     return (x1, y1, x2, y2)
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _download(options: argparse.Namespace) -> int:
-    print(download(options.model, revision=options.revision, allow_pickle=options.allow_pickle))
+    print(download(options.model, options.revision, allow_pickle=options.allow_pickle, report=_tell))
     return 0
 
 
 def _convert(options: argparse.Namespace) -> int:
-    source = resolve(options.source, allow_pickle=options.allow_pickle)
+    source = resolve(options.source, allow_pickle=options.allow_pickle, report=_tell)
     dtype = DTYPES[options.dtype] if options.dtype else None
     adapter = resolve_adapter(options.adapter) if options.adapter else None
     convert_checkpoint(source, options.folder, options.layout, dtype, options.allow_pickle, adapter)
@@ -317,7 +322,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    tokenizer = checkpoint_folder(resolve(options.tokenizer))
+    tokenizer = checkpoint_folder(resolve(options.tokenizer, report=_tell))
     init_checkpoint(options.folder, preset(options.preset), tokenizer, options.seed, DTYPES[options.dtype])
     print(options.folder)
     return 0
@@ -325,7 +330,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     described = describe_checkpoint(
-        resolve(options.checkpoint, allow_pickle=options.allow_pickle), options.allow_pickle
+        resolve(options.checkpoint, allow_pickle=options.allow_pickle, report=_tell), options.allow_pickle
     )
     if options.json:
         print(json.dumps(described))

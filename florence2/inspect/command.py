@@ -113,7 +113,9 @@ def _box(text: str) -> tuple[float, ...]:
 
 def _explain(chosen: argparse.Namespace) -> dict[str, Any]:
     module = load_extra("florence2.inspect.explanation", "inspect", "`florence2 inspect`")
-    model = load(chosen.model, device=chosen.device, revision=chosen.revision)
+    model = load(
+        chosen.model, device=chosen.device, revision=chosen.revision, report=lambda line: print(line, file=sys.stderr)
+    )
     changes = {"num_beams": chosen.beams, "max_new_tokens": chosen.max_new_tokens}
     options = model.options(**{name: value for name, value in changes.items() if value is not None})
     found = module.explain(

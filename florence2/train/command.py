@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     """Check the data, train, and write the run folder; 1 when `--check` finds labels that would be lost or cut."""
     options = build_parser().parse_args(arguments)
     _check_options(options)
-    path = resolve(options.model, revision=options.revision)
+    path = resolve(options.model, revision=options.revision, report=_tell)
     processor = Processor.from_folder(checkpoint_folder(path))
     samples = read_samples(options.data, options.images, tasks=options.task)
     held_out = _held_out(options)

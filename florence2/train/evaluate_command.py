@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         dtype=chosen.dtype,
         revision=chosen.revision,
         adapter=chosen.adapter,
+        report=lambda line: print(line, file=sys.stderr),
     )
     changes = {"num_beams": chosen.beams, "max_new_tokens": chosen.max_new_tokens}
     options = model.options(**{name: value for name, value in changes.items() if value is not None})

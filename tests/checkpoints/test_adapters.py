@@ -329,7 +329,7 @@ def test_folders_that_hold_no_adapter(model: Florence2Model, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="load it with peft and save it again"):
         merge_adapter(model, tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not this")
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         merge_adapter(model, tmp_path)
     save_file({}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="it holds no matrices"):
@@ -366,5 +366,5 @@ def test_the_command_line(
 
 
 def test_a_name_that_is_none_is_never_looked_up() -> None:
-    with pytest.raises(florence2.Florence2Error, match="no existing folder and not of the form OWNER/NAME"):
+    with pytest.raises(florence2.Florence2Error, match="not an existing folder and not a Hub id OWNER/NAME"):
         resolve_adapter("a/b/c")

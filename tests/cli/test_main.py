@@ -127,11 +127,11 @@ def test_cascade(small_folder: Path, picture_file: Path, capsys: pytest.CaptureF
         (["run", "<OPEN_VOCABULARY_DETECTION>", "x.png"], "needs a text"),
         (["run", "<OD>", "x.png", "--draw"], "--draw needs --out"),
         (["run", "<OD>", "x.png", "--batch", "0"], "at least 1"),
-        (["run", "<OD>", "x.png", "--model", "no/such/place.safetensors"], "no existing path"),
+        (["run", "<OD>", "x.png", "--model", "no/such/place.safetensors"], "not an existing path"),
         (["run", "<OD>", "x.png", "--device", "tpu"], "cannot be used here"),
         (["run", "<OD>", "x.png", "--beams", "0"], "num_beams is 0"),
-        (["convert", "nowhere/at/all", "out"], "no existing path"),
-        (["info", "nowhere/at/all"], "no existing path"),
+        (["convert", "nowhere/at/all", "out"], "not an existing path"),
+        (["info", "nowhere/at/all"], "not an existing path"),
     ],
 )
 def test_what_cannot_be_answered_is_one_sentence_and_exit_code_2(

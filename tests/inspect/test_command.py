@@ -165,7 +165,7 @@ def test_a_file_is_not_lost(asked: list[Any], small_folder: Path, picture_file: 
             ["{picture}", "region_to_ocr", "--json", "--text", "a", "--box", "1,2,3,4"],
             "give --text or --box, not both.",
         ),
-        (["{picture}", "<OD>", "--json", "--model", "nowhere"], "'nowhere' is no existing path"),
+        (["{picture}", "<OD>", "--json", "--model", "nowhere"], "'nowhere' is not an existing path"),
     ],
 )
 def test_wrong_input_gets_a_sentence(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         raise OptionError("--revision-b is of the second checkpoint, and there is only one; use --revision.")
     if chosen.out is not None:
         check_out(chosen.out, chosen.overwrite)
-    first = resolve(chosen.checkpoint, chosen.revision, allow_pickle=chosen.allow_pickle)
+    first = resolve(chosen.checkpoint, chosen.revision, allow_pickle=chosen.allow_pickle, report=_report)
     if chosen.other is None:
         with _telling() as told:
             one = audit(
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             )
         _tell(chosen, one, format_audit)
         return int(chosen.strict and bool(one.problems))
-    second = resolve(chosen.other, chosen.revision_b, allow_pickle=chosen.allow_pickle)
+    second = resolve(chosen.other, chosen.revision_b, allow_pickle=chosen.allow_pickle, report=_report)
     with _telling() as told:
         two = compare_checkpoints(
             first, second, spectra=chosen.spectra, allow_pickle=chosen.allow_pickle, progress=told
@@ -56,6 +57,10 @@ def _tell(chosen: argparse.Namespace, found: Found, as_text: Callable[[Found, in
         print(chosen.out)
     else:
         print(_json(found.to_dict()) if chosen.json else as_text(found, chosen.top))
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

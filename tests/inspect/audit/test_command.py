@@ -171,13 +171,13 @@ def test_progress_goes_to_stderr(plain_folder: Path, capsys: Capture, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere"], "'nowhere' is no existing path, none of the names nano, base"),
-        (["{folder}", "no/such/thing"], "'no/such/thing' is no existing path"),
+        (["nowhere"], "'nowhere' is not an existing path, not one of the names nano, base"),
+        (["{folder}", "no/such/thing"], "'no/such/thing' is not an existing path"),
         (["{folder}", "--revision", "main"], "is a local path, which has no revisions; leave out 'main'"),
         (["{folder}", "{folder}", "--revision-b", "v2"], "is a local path, which has no revisions; leave out 'v2'"),
         (["{folder}", "--revision-b", "v2"], "there is only one; use --revision"),
         (["{folder}", "--top", "-1"], "--top is -1; it must be 0 or more."),
-        (["{folder}/tokenizer.json"], "tokenizer.json is truncated or no safetensors file"),
+        (["{folder}/tokenizer.json"], "tokenizer.json is truncated or not a safetensors file"),
     ],
 )
 def test_wrong_input_gets_a_sentence(
