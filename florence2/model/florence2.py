@@ -45,12 +45,12 @@ class Florence2Model(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the parameters."""
-        return self.language_model.shared.weight.dtype
+        return self.multi_modal_projector.image_projection.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.language_model.shared.weight.device
+        return self.multi_modal_projector.image_projection.weight.device
 
     @property
     def output_weight(self) -> Tensor:
