@@ -20,6 +20,7 @@ from florence2.checkpoints.files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
 from florence2.checkpoints.layouts import SHARED, TIED_TO_SHARED, from_canonical, to_canonical
 from florence2.checkpoints.tensors import TensorInfo, WeightFiles
 from florence2.errors import CheckpointError, ConfigError, shown
+from florence2.model.absent import require_complete
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model, Head
 
@@ -94,6 +95,7 @@ def merge_adapter(model: Florence2Model, folder: Path) -> None:
     An adapter of the output projection (`lm_head`, which the common recipes for Florence-2 name) gives that a weight
     of its own: the token embedding, as prompts and answers use it, stays as it is.
     """
+    require_complete(model)
     config = read_adapter_config(folder)
     files = WeightFiles((_weights_file(folder),), pickled=False)
     modules = dict(model.named_modules())

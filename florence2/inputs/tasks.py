@@ -135,8 +135,8 @@ def build_sentence(task: Task | None, given: str) -> str:
     return given if task is None else task.sentence.replace("{input}", given)
 
 
-def check_prompt(prompt: str, text: str | None = None) -> None:
-    """Refuse what the reference would pass on to the model, but no model was trained to read.
+def check_prompt(prompt: str, text: str | None = None) -> tuple[Task | None, str]:
+    """Split a prompt as `split_prompt` does, and refuse what the reference accepts but no model was trained to read.
 
     Raises PromptError for an empty prompt, one that starts with an unknown task token ("<VQA>how many?"), a region
     task whose input is not one region; otherwise as `split_prompt`.
@@ -151,6 +151,7 @@ def check_prompt(prompt: str, text: str | None = None) -> None:
             f"Task {task.token} needs a region, a box in pixels or four location tokens (left, top, right, bottom, 0 "
             f"to {NUM_BINS - 1}) such as <loc_52><loc_332><loc_932><loc_774>, but got {given!r}."
         )
+    return task, given
 
 
 def _is_region(given: str) -> bool:

@@ -28,7 +28,8 @@ from florence2.bulk.sinks import Progress
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.processor import TaskText
-from florence2.pipeline import EncodedImage, Florence2, Picture
+from florence2.pipeline import AnyImage as Picture
+from florence2.pipeline import EncodedImage, Florence2
 from florence2.tracing.names import Name, names_of, select
 from florence2.tracing.recording import trace
 

@@ -18,8 +18,8 @@ from florence2.checkpoints.checkpoint import (
     copy_companions,
     load_model,
     save_checkpoint,
-    stored_dtype,
 )
+from florence2.checkpoints.describe import stored_dtype
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve
 from florence2.checkpoints.tensors import find_weights
 from florence2.devices import choose_device

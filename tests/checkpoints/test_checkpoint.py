@@ -160,7 +160,7 @@ def test_everything_wrong_is_in_one_error(small_folder: Path, tmp_path: Path) ->
 
 def test_an_untied_embedding_is_refused(small_folder: Path, tmp_path: Path) -> None:
     copy_checkpoint(small_folder, tmp_path / "c", lambda t: t[HEAD][7].add_(1))
-    with pytest.raises(CheckpointError, match="stored under several names, but .*weight differs"):
+    with pytest.raises(CheckpointError, match="stored under several names, but .*weight has other values"):
         load_model(tmp_path / "c")
 
 
@@ -215,5 +215,5 @@ def test_huge_sizes_in_the_configuration_take_no_memory(small_folder: Path, tmp_
 
 
 def test_converting_onto_the_source_is_refused(small_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
+    with pytest.raises(CheckpointError, match="already holds a checkpoint"):
         convert_checkpoint(small_folder / "model.safetensors", small_folder)

@@ -164,7 +164,7 @@ def test_init_info_convert(small_folder: Path, tmp_path: Path, capsys: pytest.Ca
     described = json.loads(capsys.readouterr().out)
     assert described["layout"] == "native" and list(described["dtypes"]) == ["float32"]
     assert run("init", made, "--preset", "tiny", "--tokenizer", small_folder) == 2
-    assert "holds a checkpoint already" in capsys.readouterr().err
+    assert "already holds a checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("early_stopping", "shown"), [(True, "true"), (False, "false"), ("never", "never")])
