@@ -171,5 +171,5 @@ def _check_vocabulary(config: Florence2Config, tokens: int) -> None:
         )
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

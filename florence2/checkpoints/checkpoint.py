@@ -126,7 +126,7 @@ class _Unfilled(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
-            return None  # the modules do not look at what these return
+            return None  # the modules ignore the results of these functions
         return func(*args, **(kwargs or {}))
 
 
@@ -169,8 +169,8 @@ def read_weights(
 def _names_to_read(targets: Mapping[str, str | None], wanted: Collection[str], complete: bool) -> set[str]:
     """Choose the stored names whose values are read.
 
-    A complete model reads every copy of the token embedding, to see that they are equal; a part of a model only those
-    of its own uses, or one of the others where the file has no other.
+    For a complete model every copy of the token embedding is read, to check that they are equal. For a part of a model
+    only the copies that the part uses are read, or any one where the file holds none of these.
     """
     names = {name for name, canonical in targets.items() if untied(canonical) in wanted}
     if complete:

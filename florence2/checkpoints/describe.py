@@ -86,7 +86,7 @@ def weights_layout(files: WeightFiles, names: Iterable[str]) -> Layout:
     """Return the layout of the tensor `names` in `files`. Raises CheckpointError for neither of Florence-2's."""
     layout = detect_layout(names)
     if layout is None:
-        some = ", ".join(list(names)[:3]) or "none at all"
+        some = ", ".join(list(names)[:3]) or "none"
         raise CheckpointError(
             f"{files.paths[0]} is in neither layout of Florence-2: its tensors ({some}, ...) have other names."
         )

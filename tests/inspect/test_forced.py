@@ -151,7 +151,7 @@ def test_wrong_requests(mini: Florence2, pictures: list[Image.Image]) -> None:
     with pytest.raises(PromptError, match="takes no|needs"):
         force(mini, ("<OD>", pictures[0], "a car"))
     for wrong in ("<OD>", ("<OD>",)):
-        with pytest.raises(PromptError, match=r"A request must be \(task, picture\)"):
+        with pytest.raises(PromptError, match=r"A request must be \(task, image\)"):
             force_all(mini, cast(Any, [wrong]))
     with pytest.raises(PromptError, match="more than the 1024 positions of the model"):
         force(mini, ("<OD>", pictures[0]), "<loc_1>" * 1024)
