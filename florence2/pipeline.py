@@ -62,11 +62,15 @@ class Florence2(Runner):
         self.name, self._absent = name, find_absent(model)
 
     def __repr__(self) -> str:
-        parameters = list(self.model.parameters())
-        millions = sum(parameter.numel() for parameter in parameters) / 1e6
-        size = f"{millions:.0f}M parameters" if millions >= 10 else f"{millions:.1f}M parameters"
-        place = f"{parameters[0].device}, {str(parameters[0].dtype).removeprefix('torch.')}"
-        return f"Florence2({self.name + ', ' if self.name else ''}{size}, {place})"
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        facts = [
+            self.name,
+            self._absent and f'parts="{self._absent.parts}"',
+            f"{millions:.{0 if millions >= 10 else 1}f}M parameters",
+            str(self.model.device),
+            str(self.model.dtype).removeprefix("torch."),
+        ]
+        return f"Florence2({', '.join(fact for fact in facts if fact)})"
 
     def trace(self, *patterns: str, limit: int = DEFAULT_LIMIT) -> AbstractContextManager[Tracing]:
         """Keep the values that `patterns` name, in every run of this object in this thread within the block.
@@ -111,7 +115,7 @@ class Florence2(Runner):
         """
         if text is not None and box is not None:
             raise PromptError(f"Task {task} got two inputs, {text!r} and box={box!r}; give one.")
-        options = self._chosen(options, settings)
+        options = self._choose_options(options, settings)
         request = check_request((task, image, text if box is None else box))
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         return self._answer([request], [encoded], options)[0]
@@ -142,7 +146,7 @@ class Florence2(Runner):
         """
         if type(batch_size) is not int or batch_size < 1:
             raise OptionError(f"batch_size is {shown(batch_size)}; it must be a whole number of at least 1.")
-        options = self._chosen(options, settings)
+        options = self._choose_options(options, settings)
         checked = [check_request(request) for request in requests]
         images = EncodeOnce([request.image for request in checked], self._encode_sources)
         answers: list[Answer] = []
@@ -260,7 +264,7 @@ class Florence2(Runner):
         requests: list[Request] = [("<REGION_TO_SEGMENTATION>", encoded, region) for region in regions]
         return Cascade.join(caption, grounding, self.run_batch(requests, options=options, **settings))
 
-    def _chosen(self, options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:
+    def _choose_options(self, options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:
         """Return the settings of one call, which only a complete model can follow."""
         if self._absent is not None:
             raise self._absent.error()

@@ -149,8 +149,7 @@ class Runner:
                 sequence_score=float(generation.sequence_scores[row]),
                 finish_reason=generation.finish_reasons[row],
             )
-            answers.append(answer)
-        # Every answer of a run leaves here: the reference to its image is set on this line, from image.source.
+            answers.append(answer)  # here, and only here, `image.source` says what the answer's image was read from
         return replace(answers[0], alternatives=tuple(answers[1:]))
 
 

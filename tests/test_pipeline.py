@@ -435,7 +435,8 @@ def test_a_part_of_the_model(small_folder: Path, small: florence2.Florence2, pic
     ids = torch.tensor([small.processor.prompt("<OD>")])
     memory = small.model.encode(whole.features, ids)
     assert torch.equal(encoder.model.encode(whole.features, ids), memory)
-    assert repr(encoder) != repr(small) != repr(vision)
+    for f, parts in ((encoder, "encoder"), (vision, "vision")):
+        assert f', parts="{parts}", ' in repr(f) and repr(f).endswith("M parameters, cpu, float32)")
     with pytest.raises(Florence2Error, match='language model is missing.*parts="vision"'):
         vision.model.encode(whole.features, ids)
     for use in (

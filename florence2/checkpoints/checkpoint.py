@@ -26,7 +26,7 @@ from florence2.checkpoints.layouts import (
     to_canonical,
     untied,
 )
-from florence2.checkpoints.tensors import WeightFiles, find_weights, write_safetensors
+from florence2.checkpoints.tensors import TensorInfo, WeightFiles, find_weights, write_safetensors
 from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
 from florence2.inputs.tokenizer import FlorenceTokenizer
@@ -75,7 +75,7 @@ def load_model(
         problems.append(error)
     try:
         files = find_weights(path, allow_pickle)
-        files.read_headers()
+        headers = files.read_headers()
     except CheckpointError as error:
         problems.append(error)
     if problems:
@@ -84,8 +84,8 @@ def load_model(
     expected = _shapes(model)
     _leave_out(model, parts)
     wanted = _shapes(model)
-    weights = read_weights(files, expected, wanted, place, dtype)
-    for name in OPTIONAL & wanted.keys() - weights.keys():
+    weights = read_weights(files, headers, expected, wanted, place, dtype)
+    for name in OPTIONAL & (wanted.keys() - weights.keys()):
         weights[name] = torch.zeros(wanted[name], dtype=dtype, device=place)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
@@ -132,6 +132,7 @@ class _Unfilled(TorchFunctionMode):
 
 def read_weights(
     files: WeightFiles,
+    headers: Mapping[str, TensorInfo],
     expected: Mapping[str, tuple[int, ...]],
     wanted: Collection[str],
     device: torch.device | str,
@@ -139,9 +140,10 @@ def read_weights(
 ) -> dict[str, Tensor]:
     """Read the `wanted` tensors by canonical name. Raises CheckpointError listing all problems.
 
-    `expected` holds the shape of every tensor of the model; the values of those that are not wanted are not read.
+    `headers` are those of `files`. `expected` holds the shape of every tensor of the model; the values of those that
+    are not wanted are not read.
     """
-    shapes = {name: info.shape for name, info in files.read_headers().items()}
+    shapes = {name: info.shape for name, info in headers.items()}
     layout = weights_layout(files, shapes)
     targets = {name: to_canonical(name, layout) for name in shapes}
     problems = _compare(shapes, targets, expected, wanted, layout)

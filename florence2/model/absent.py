@@ -12,12 +12,12 @@ class Absent(nn.Module):
 
     def __init__(self, name: str, parts: str):
         super().__init__()
-        self._name, self._parts = name, parts
+        self._name, self.parts = name, parts
 
     def error(self) -> Florence2Error:
         """Return the error that names the part and what to do."""
         return Florence2Error(
-            f'The {self._name} is missing: the model was loaded with parts="{self._parts}"; load it with parts="all".'
+            f'The {self._name} is missing: the model was loaded with parts="{self.parts}"; load it with parts="all".'
         )
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
@@ -33,7 +33,7 @@ class Absent(nn.Module):
         raise self.error()
 
     def extra_repr(self) -> str:
-        return f'{self._name}, loaded with parts="{self._parts}"'
+        return f'{self._name}, loaded with parts="{self.parts}"'
 
 
 def find_absent(model: nn.Module) -> Absent | None:

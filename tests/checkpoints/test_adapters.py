@@ -29,9 +29,9 @@ MICROSOFT = {
     "language_model.decoder.layers.0.encoder_attn.q_proj": "language_model.model.decoder.layers.0.encoder_attn.q_proj",
 }
 """Our paths of modules, one of each kind, and Microsoft's."""
-OURS = {path: path for path in MICROSOFT}
+CANONICAL = {path: path for path in MICROSOFT}
 NATIVE = {path: f"model.{path}" for path in [*MICROSOFT, "multi_modal_projector.image_projection"]}
-NAMINGS = {"microsoft": MICROSOFT, "native": NATIVE, "ours": OURS}
+NAMINGS = {"microsoft": MICROSOFT, "native": NATIVE, "canonical": CANONICAL}
 
 LINEAR = "language_model.encoder.layers.0.fc1"
 CONFIG = {"peft_type": "LORA", "r": 3, "lora_alpha": 12, "bias": "none", "target_modules": ["fc1"]}
@@ -348,7 +348,7 @@ def test_load_and_convert_merge_the_same(small_folder: Path, model: Florence2Mod
 def test_the_command_line(
     small_folder: Path, model: Florence2Model, tmp_path: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = adapter(tmp_path / "adapter", model, OURS)
+    folder = adapter(tmp_path / "adapter", model, CANONICAL)
     assert main(["convert", str(small_folder), str(tmp_path / "merged"), "--adapter", str(folder)]) == 0
     assert load_file(tmp_path / "merged" / "model.safetensors")
     common = [str(picture_file), "--max-new-tokens", "8"]

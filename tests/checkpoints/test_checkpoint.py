@@ -65,9 +65,9 @@ def test_the_tied_embedding_under_any_of_its_names(small_folder: Path, tmp_path:
 def test_both_layouts_hold_the_same_model(small_folder: Path, native_folder: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     copy_checkpoint(small_folder, plain, without_bias)
-    ours, native = load_model(plain), load_model(native_folder)
+    microsoft, native = load_model(plain), load_model(native_folder)
     assert native.config.layout == "native" and native.config.text.vocab_size == 51328
-    for name, tensor in ours.state_dict().items():
+    for name, tensor in microsoft.state_dict().items():
         other = native.state_dict()[name]
         if name == "language_model.shared.weight":
             other = other[:51289]
