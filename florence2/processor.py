@@ -1,4 +1,4 @@
-"""`f.processor`: what a checkpoint does to images and prompts on the way in, and to generated ids on the way out."""
+"""`f.processor`: a checkpoint's way from images and prompts to tensors and ids, and from generated ids to an Answer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from florence2.checkpoints.config_files import read_image_config
 from florence2.errors import PromptError
 from florence2.inputs.image import ImageInput
 from florence2.inputs.processor import InputProcessor
-from florence2.inputs.tasks import find_task
+from florence2.inputs.tasks import Task, find_task
 from florence2.inputs.tokenizer import FlorenceTokenizer
 
 
@@ -19,16 +19,34 @@ class Processor(InputProcessor):
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Processor":
-        """Read `tokenizer.json` and `preprocessor_config.json`. Raises CheckpointError or ConfigError."""
+        """Read a processor from a checkpoint.
+
+        Args:
+            folder: Holds `tokenizer.json`, and `preprocessor_config.json` or `processor_config.json`.
+
+        Raises:
+            CheckpointError: The tokenizer is missing or damaged.
+            ConfigError: The image settings are missing, or describe something this project does not implement.
+        """
         return cls(FlorenceTokenizer(folder / "tokenizer.json"), read_image_config(folder))
 
     def image(self, source: ImageInput) -> torch.Tensor:
-        """Return the float32 `pixel_values` (1, 3, H, W) of an image of any kind (see `open_image`)."""
+        """Return the pixel values of an image.
+
+        Args:
+            source: A path, the bytes of an image file, a Pillow image or an array (see `open_image`).
+
+        Returns:
+            float32 (1, 3, H, W), resized to the checkpoint's H and W, and normalised.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
         return torch.from_numpy(self.image_array(source))
 
     def answer(
         self,
-        task: str,
+        task: str | Task,
         text: str | None = None,
         *,
         image_size: tuple[int, int],
@@ -37,26 +55,34 @@ class Processor(InputProcessor):
         sequence_score: float | None = None,
         finish_reason: str | None = None,
     ) -> Answer:
-        """Read what was generated for `task` on a picture of `image_size` (width, height) pixels.
+        """Read generated text or ids as the answer to a task.
 
-        Give either the `text`, or `token_ids` with the start id first. With `token_logprobs`, one for each id after
-        the first, boxes, quads, polygons and text get scores. Raises PromptError when neither, both, or unequal
-        lengths are given.
+        Args:
+            task: The task or the prompt that was answered.
+            text: The generated text; give either this or `token_ids`.
+            image_size: (width, height) of the image in pixels.
+            token_ids: The generated ids, with the decoder's start id first.
+            token_logprobs: The log-probability of each id after the first. With it, boxes, quads, polygons and the
+                text get scores.
+            sequence_score: The hypothesis' score in the beam search.
+            finish_reason: "stop" or "length".
+
+        Raises:
+            PromptError: Neither or both of `text` and `token_ids` are given, or `token_logprobs` has another length.
         """
         if (text is None) == (token_ids is None):
             raise PromptError("An answer is read either from a text or from token_ids; give exactly one of them.")
-        found = find_task(task)
-        kind = found.answer if found else "text"
+        known = task if isinstance(task, Task) else find_task(task)
         ids = [] if token_ids is None else [int(id) for id in token_ids]
         logprobs = [] if token_logprobs is None else [float(logprob) for logprob in token_logprobs]
         if logprobs and len(logprobs) != len(ids) - 1:
             raise PromptError(
-                f"{len(ids)} token_ids, of which the first is the start id, need {max(len(ids) - 1, 0)} "
-                f"token_logprobs, not {len(logprobs)}."
+                f"{len(ids)} token_ids, the first being the start id, need {max(len(ids) - 1, 0)} token_logprobs, "
+                f"not {len(logprobs)}."
             )
         return parse_answer(
-            found.token if found else task,
-            kind,
+            str(task) if known is None else known.token,
+            "text" if known is None else known.answer,
             self.decode(ids) if text is None else text,
             image_size,
             token_ids=ids,

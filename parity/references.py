@@ -336,7 +336,8 @@ class Remote:
 
 def _convert(folder: Path, scratch: Path) -> Path:
     """The checkpoint in the native layout, its final_logits_bias left out."""
-    from florence2.checkpoints.checkpoint import copy_companions, load_model, save_checkpoint, stored_dtype
+    from florence2.checkpoints.checkpoint import copy_companions, load_model, save_checkpoint
+    from florence2.checkpoints.describe import stored_dtype
     from florence2.checkpoints.tensors import find_weights
     from florence2.inputs.tokenizer import FlorenceTokenizer
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import florence2
 
 FOREIGN = """
@@ -60,6 +62,51 @@ import florence2, florence2.cli.main
 print(json.dumps([before == state(), os.listdir(".")]))
 """
     assert json.loads(python(code, cwd=tmp_path)) == [True, []]
+
+
+def test_what_needs_no_torch_works_without_it() -> None:
+    """Tasks, prompts, answers and errors, for whoever runs no model in this process."""
+    code = """
+import sys
+sys.modules["torch"] = None
+import florence2, florence2.inputs.tasks, florence2.inputs.processor, florence2.answers.cascade
+answer = florence2.answers.answer.parse_answer("<OD>", "boxes", "cup<loc_0><loc_0><loc_9><loc_9>", (100, 100))
+print(florence2.TASKS["<OD>"].alias, florence2.__version__, answer.boxes[0].label, florence2.Florence2Error.__name__)
+try:
+    florence2.load
+except ImportError:
+    print("load needs torch")
+"""
+    assert python(code).splitlines() == [f"od {florence2.__version__} cup Florence2Error", "load needs torch"]
+
+
+def test_names_are_resolved_without_torch(small_folder: Path) -> None:
+    """Local paths and wrong names need neither torch nor the Hub's client."""
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["huggingface_hub"] = None
+from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, HubError, download, resolve
+assert DEFAULT_MODEL in NAMES
+print(resolve(sys.argv[1]) == resolve(sys.argv[1] + "/model.safetensors").parent)
+print(resolve(EMBEDDED_MODEL) == download(EMBEDDED_MODEL))
+for name, revision in (("wrong", None), (EMBEDDED_MODEL, "v2")):
+    try:
+        resolve(name, revision)
+    except HubError as error:
+        print(str(error)[:36])
+"""
+    lines = ["True", "True", "'wrong' is not an existing path, not ", "nano is a local path, which has no r"]
+    assert python(code, str(small_folder)).splitlines() == [line[:36] for line in lines]
+
+
+def test_public_names_are_listed_and_imported_once() -> None:
+    assert {*florence2.__all__, "__version__"} <= {*dir(florence2)}
+    assert florence2.load is florence2.load and florence2.Florence2 is type(florence2.load("nano"))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        florence2.lod  # type: ignore[attr-defined]  # noqa: B018
+    namespace: dict[str, object] = {}
+    exec("from florence2 import *", namespace)
+    assert {*florence2.__all__} <= {*namespace}
 
 
 def test_every_public_name_is_documented() -> None:

@@ -9,7 +9,9 @@ import pytest
 import florence2
 
 PACKAGE = Path(florence2.__file__).parent
-ORDER = "errors inputs model generation answers checkpoints fast devices processor tracing pipeline bulk cli".split()
+ORDER = """
+    errors devices inputs model generation answers checkpoints fast processor request runner tracing pipeline bulk cli
+""".split()
 EXTRAS = {"train", "inspect"}
 TORCH_FREE = ("errors", "inputs", "answers", "model.config", "checkpoints.files", "checkpoints.config_files")
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
@@ -17,7 +19,7 @@ ONLY_IN = {
     "huggingface_hub": {"checkpoints.hub"},
     "safetensors": {"checkpoints.tensors"},
     "tokenizers": {"inputs.tokenizer"},
-    "florence2.checkpoints.layouts": {"checkpoints.adapters", "checkpoints.checkpoint"},
+    "florence2.checkpoints.layouts": {"checkpoints.adapters", "checkpoints.checkpoint", "checkpoints.describe"},
 }
 """Who alone may import something: the network, the file format, the two layouts of names."""
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}

@@ -1,6 +1,7 @@
 """Florence2: every task, batches against singles, encode once, errors."""
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -14,9 +15,16 @@ import torch
 from PIL import Image
 
 import florence2
+from florence2 import pipeline
+from florence2 import processor as processor_module
+from florence2 import request as request_module
+from florence2.checkpoints import checkpoint
+from florence2.checkpoints.checkpoint import load_model
 from florence2.errors import CheckpointError, Florence2Error, HubError, ImageError, OptionError, PromptError
-from florence2.inputs.tasks import TASKS
+from florence2.inputs import tasks
+from florence2.inputs.tasks import TASKS, find_task
 from florence2.model.florence2 import Florence2Model
+from florence2.request import check_request
 from parity.cases import shapes
 from parity.recipe import make_model, make_picture
 from tests.conftest import count_encodings, random_box
@@ -240,6 +248,118 @@ def test_two_inputs_and_wrong_sizes(small: florence2.Florence2, picture: Image.I
     assert small.run_batch([]) == []
 
 
+def test_settings_as_keywords(small: florence2.Florence2, picture: Image.Image) -> None:
+    """Every way of asking takes them, alone or on top of options."""
+    encoded, box = small.encode_image(picture), (20.0, 30.0, 200.0, 150.0)
+    expected = small.run("<OD>", encoded, options=small.options(num_beams=1, max_new_tokens=5))
+    assert len(expected.token_logprobs) == 5
+    assert small.run("<OD>", encoded, num_beams=1, max_new_tokens=5) == expected
+    assert small.run("<OD>", encoded, options=small.options(num_beams=1), max_new_tokens=5) == expected
+    assert small.run_batch([("<OD>", encoded)], num_beams=1, max_new_tokens=5) == [expected]
+    assert small.detect(encoded, num_beams=1, max_new_tokens=5) == expected
+    five = {"min_new_tokens": 5, "max_new_tokens": 5}
+    answers = [
+        small.caption(encoded, **five),
+        small.detect(encoded, ["a cup"], **five),
+        small.ground(encoded, "a cup", **five),
+        small.segment(encoded, "a cup", **five),
+        small.segment(encoded, box=box, **five),
+        small.ocr(encoded, **five),
+        small.ocr(encoded, box=box, **five),
+        small.describe(encoded, box, **five),
+        small.cascade(encoded, **five).caption,
+    ]
+    assert {len(answer.token_logprobs) for answer in answers} == {5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"beams": 1}, "Unknown generation settings: beams. Known ones: num_beams, "),
+        ({"num_beams": 0}, "num_beams is 0; it must be a whole number of at least 1"),
+        ({"options": {"num_beams": 1}}, "options is {'num_beams': 1}, not a GenerationOptions; write f.options"),
+        ({"options": None, "max_new_tokens": "9"}, "max_new_tokens is '9'"),
+    ],
+)
+def test_wrong_settings_get_a_sentence(
+    small: florence2.Florence2, picture: Image.Image, settings: dict[str, Any], words: str
+) -> None:
+    for ask in (small.caption, small.detect, small.cascade):
+        with pytest.raises(OptionError, match=re.escape(words)):
+            ask(picture, **settings)
+    with pytest.raises(OptionError, match=re.escape(words)):
+        small.run_batch([("<OD>", picture)], **settings)
+
+
+@pytest.mark.parametrize("size", [2.5, True, 0, "8", None])
+def test_wrong_batch_sizes(small: florence2.Florence2, picture: Image.Image, size: Any) -> None:
+    with pytest.raises(OptionError, match=f"batch_size is {size!r}; it must be a whole number of at least 1"):
+        small.run_batch([("<OD>", picture)], batch_size=size)
+
+
+def test_shorthands_refuse_what_no_task_does(small: florence2.Florence2, picture: Image.Image) -> None:
+    box = (1, 2, 3, 4)
+    empty: list[Any] = [[], (), "", " "]
+    for classes in empty:
+        with pytest.raises(PromptError, match="name at least one class, or leave out classes"):
+            small.detect(picture, classes)
+    with pytest.raises(PromptError, match="regions=True and a box"):
+        small.ocr(picture, regions=True, box=box)
+    with pytest.raises(PromptError, match="segment got neither text nor box; give a text"):
+        small.segment(picture)
+    with pytest.raises(PromptError, match="segment got both text='a cup' and box="):
+        small.segment(picture, "a cup", box=box)
+    for task, words in (("<CAPTION>", "takes no box"), ("a free prompt", "takes no box"), ("<VQA>", "<VQA>")):
+        with pytest.raises(PromptError, match=words):
+            small.run(task, picture, box=box)
+    with pytest.raises(PromptError, match="got its input twice"):
+        small.run("<REGION_TO_OCR><loc_1><loc_1><loc_2><loc_2>", picture, box=box)
+    wrong_inputs: list[Any] = [5, [], {}, (1, 2, 3), (1, 2, "x", 4)]
+    for wrong in wrong_inputs:
+        with pytest.raises(PromptError, match="must be a text, a list of classes, or one box"):
+            small.run("<REGION_TO_OCR>", picture, wrong)
+
+
+def test_a_prompt_with_braces_is_read_as_written(small: florence2.Florence2, picture: Image.Image) -> None:
+    for prompt in ("What is {input} here?", "{input}"):
+        (request,) = [check_request((prompt, picture))]
+        assert request.sentence(picture.size) == prompt
+        assert small.run(prompt, picture, max_new_tokens=2).task == prompt
+
+
+def test_a_task_is_looked_up_once(
+    small: florence2.Florence2, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookups = []
+
+    def counted(prompt: str) -> tasks.Task | None:
+        lookups.append(prompt)
+        return find_task(prompt)
+
+    for module in (tasks, request_module, processor_module):
+        monkeypatch.setattr(module, "find_task", counted)
+    small.run_batch([("<OD>", picture), ("a free prompt", picture)], max_new_tokens=2)
+    small.run("<REGION_TO_OCR>", picture, box=(1, 2, 30, 40), max_new_tokens=2)
+    assert lookups == ["<OD>", "a free prompt", "<REGION_TO_OCR>"]
+
+
+def test_encoded_images_know_their_source(small: florence2.Florence2, picture: Image.Image, picture_file: Path) -> None:
+    array = np.asarray(picture)
+    for source in (picture, picture_file, str(picture_file), array):
+        assert small.prepare_image(source).source is source and small.encode_image(source).source is source
+    assert small.encode_image(picture_file.read_bytes()).source is None
+    assert "source" not in repr(small.prepare_image(picture))
+
+
+def test_a_model_is_shown_in_one_line(small_folder: Path, small: florence2.Florence2) -> None:
+    assert repr(florence2.load("nano", device="cpu")).startswith("Florence2(nano, ")
+    count = sum(parameter.numel() for parameter in small.model.parameters()) / 1e6
+    assert repr(small) == f"Florence2({small_folder}, {count:.1f}M parameters, cpu, float32)"
+    unnamed = florence2.Florence2(small.model.to(torch.float32), small.processor)
+    assert repr(unnamed) == f"Florence2({count:.1f}M parameters, cpu, float32)"
+    assert repr(small.model).startswith("Florence2Model(\n")
+
+
 def test_threads_share_one_model(small: florence2.Florence2) -> None:
     pictures = [make_picture(seed, 100, 80) for seed in range(4)]
     options = small.options(max_new_tokens=12)
@@ -278,6 +398,65 @@ def test_types_and_attention(small_folder: Path, picture: Image.Image) -> None:
     assert half.model.dtype == torch.bfloat16 and half.run("<OD>", picture, options=options).token_ids[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"attention": "flash"}, "attention is 'flash'; it must be one of sdpa, eager"),
+        ({"attention": None}, "attention is None; it must be one of sdpa, eager"),
+        ({"parts": "decoder"}, "parts is 'decoder'; it must be one of all, encoder, vision"),
+        ({"device": "gpu"}, "'gpu' cannot be used here.* Choose auto, cpu, cuda, cuda:N or mps"),
+        ({"device": None}, "'None' cannot be used here"),
+        ({"device": "meta"}, "'meta' cannot be used here"),
+        ({"dtype": "int8"}, "int8 is not supported; choose one of auto, float32, float16, bfloat16"),
+        ({"dtype": None}, "None is not supported"),
+    ],
+)
+def test_wrong_settings_are_refused_before_a_file_is_read(
+    settings: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, where in (("resolve", pipeline), ("read_config", checkpoint), ("find_weights", checkpoint)):
+        monkeypatch.setattr(where, name, lambda *_: pytest.fail("a file was read"))
+    with pytest.raises(OptionError, match=words):
+        florence2.load("nano", **settings)
+    with pytest.raises(OptionError, match=words):
+        load_model(Path("anywhere"), **settings)
+
+
+def test_a_part_of_the_model(small_folder: Path, small: florence2.Florence2, picture: Image.Image) -> None:
+    """The values are those of the whole model, and whatever needs the rest says what is missing."""
+    encoder, vision = (florence2.load(small_folder, parts=parts) for parts in ("encoder", "vision"))
+    whole = small.encode_image(picture)
+    for f in (encoder, vision):
+        encoded = f.encode_image(picture)
+        assert torch.equal(encoded.features, whole.features) and encoded.size == whole.size
+        for ask in (f.caption, f.cascade, lambda image, f=f: f.run_batch([("<OD>", image)])):
+            with pytest.raises(Florence2Error, match=r'loaded with parts="\w+"; load it with parts="all"'):
+                ask(picture)
+    ids = torch.tensor([small.processor.prompt("<OD>")])
+    memory = small.model.encode(whole.features, ids)
+    assert torch.equal(encoder.model.encode(whole.features, ids), memory)
+    for f, parts in ((encoder, "encoder"), (vision, "vision")):
+        assert f', parts="{parts}", ' in repr(f) and repr(f).endswith("M parameters, cpu, float32)")
+    with pytest.raises(Florence2Error, match='language model is missing.*parts="vision"'):
+        vision.model.encode(whole.features, ids)
+    for use in (
+        lambda: encoder.model.decode(ids, memory),
+        lambda: encoder.model.step(ids, encoder.model.start_cache(memory, 1, 5)),
+        lambda: florence2.generate(encoder.model, memory, small.options()),
+        lambda: encoder.model.loss(torch.zeros(1, 3, 160, 224), ids, ids),
+        lambda: encoder.model.language_model.decoder.layers,
+    ):
+        with pytest.raises(Florence2Error, match='text decoder is missing.*parts="encoder"'):
+            use()
+    with pytest.raises(Florence2Error, match="output bias is missing"):
+        encoder.model.final_logits_bias[0]
+
+
+def test_a_part_of_the_model_takes_no_adapter(small_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match='An adapter needs the whole model, but parts is "encoder"'):
+        florence2.load(small_folder, parts="encoder", adapter=tmp_path)
+
+
 def test_generation_settings_come_from_the_checkpoint(small_folder: Path, native_folder: Path, tmp_path: Path) -> None:
     expected = florence2.GenerationOptions()
     assert florence2.load(small_folder).options() == expected == florence2.load(native_folder).options()
@@ -306,7 +485,7 @@ def test_a_tokenizer_of_another_model_is_refused(small_folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["no/such/path", "missing.safetensors", "/absent", "", "owner/"])
 def test_names_that_are_nothing(name: str) -> None:
-    with pytest.raises(HubError, match="no existing path"):
+    with pytest.raises(HubError, match="not an existing path"):
         florence2.load(name)
 
 
@@ -326,7 +505,7 @@ def test_requests_beyond_one_batch(
         small.run_batch([*[("<OD>", picture)] * 9, ("<REGION_TO_OCR>", picture, "x")], options=options, batch_size=2)
     assert len(encodings) == 1
     for bad in (("<OD>",), "<OD>", ("<OD>", picture, None, 1)):
-        with pytest.raises(PromptError, match=r"must be \(task, picture\)"):
+        with pytest.raises(PromptError, match=r"must be \(task, image\)"):
             small.run_batch([bad])  # type: ignore[list-item]
     with pytest.raises(PromptError, match="takes no box"):
         small.run("<CAPTION_TO_PHRASE_GROUNDING>", picture, (1, 2, 3, 4))

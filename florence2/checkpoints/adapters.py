@@ -1,8 +1,8 @@
 """LoRA adapters: two files, read and merged into a model without peft.
 
-LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) learns a low-rank change of a weight, W + scale · B A. Merged,
-it costs nothing when the model answers. An adapter's modules may be named as in Microsoft's code, as in
-transformers' native model, or as here, with or without peft's prefix; the rules of `layouts` know them all.
+LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) learns a low-rank change of a weight, W + scale · B A. Once
+merged, it costs nothing at inference. An adapter may name modules as Microsoft's code does, as transformers' native
+model does, or canonically, with or without peft's prefix; the rules of `layouts` cover them all.
 """
 
 import math
@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from florence2.checkpoints.files import Fields, read_json
+from florence2.checkpoints.files import ADAPTER_CONFIG, Fields, read_json
+from florence2.checkpoints.files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
 from florence2.checkpoints.layouts import SHARED, TIED_TO_SHARED, from_canonical, to_canonical
 from florence2.checkpoints.tensors import TensorInfo, WeightFiles
 from florence2.errors import CheckpointError, ConfigError, shown
+from florence2.model.absent import require_complete
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model, Head
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _HEAD = "lm_head"
 _COPY = ".base_layer.weight"
@@ -30,7 +30,7 @@ _Value = TypeVar("_Value")
 _PEFT_PREFIX = "base_model.model."
 _MATRIX = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
 
-# What peft writes that says how an adapter was made or found its modules, not what it computes.
+# Fields of peft that say how an adapter was trained or found its modules; they do not change what it computes.
 _INERT = frozenset(
     """
     auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
@@ -43,7 +43,7 @@ _NONE: tuple[Any, ...] = (None, [], {})
 _FIXED: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "fan_in_fan_out": _OFF,
-    # the other ways to begin change the base weights too, so their A and B fit no published checkpoint
+    # all other initialisations change the base weights too, so their A and B fit no published checkpoint
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
     **dict.fromkeys(("lora_bias", "use_bdlora", "use_dora", "use_qalora"), _OFF),
     **dict.fromkeys(("arrow_config", "kasa_config", "monteclora_config", "velora_config"), _NONE),
@@ -54,9 +54,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What `adapter_config.json` says of the ranks and weights of the matrices.
+    """The ranks and scales of an adapter, from its `adapter_config.json`.
 
-    `ranks` and `alphas` are exceptions from `rank` and `alpha`: regular expressions for the end of a module's name.
+    `ranks` and `alphas` hold exceptions from `rank` and `alpha`: regular expressions for the end of a module's name.
     """
 
     rank: int
@@ -66,18 +66,18 @@ class AdapterConfig:
     alphas: Mapping[str, float]
 
     def rank_of(self, module: str) -> int:
-        """The rows of A for the module of that name."""
+        """Return the rows of A for the module of that name."""
         return _first_match(self.ranks, module, self.rank)
 
     def scale_of(self, module: str) -> float:
-        """What B A is multiplied by: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
+        """Return the factor of B A: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv 2312.03732)."""
         rank = self.rank_of(module)
         return _first_match(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
 @dataclass(frozen=True)
 class _Change:
-    """What happens to one weight: the names of its two matrices in the file, and their weight."""
+    """The change of one weight: the names of its two matrices in the file, and the factor of their product."""
 
     a: str
     b: str
@@ -85,16 +85,21 @@ class _Change:
 
 
 def merge_adapter(model: Florence2Model, folder: Path) -> None:
-    """Add the LoRA adapter in `folder` to the weights of `model`, in place: computed in float32, kept in the
-    model's type.
+    """Add a LoRA adapter to the weights of a model in place, computed in float32 and stored in the model's type.
 
-    `folder` holds `adapter_config.json` and `adapter_model.safetensors`, as peft saves them. Raises ConfigError for an
-    adapter that is something else than LoRA or rsLoRA on linear maps, convolutions and position tables, and
-    CheckpointError listing everything that does not fit the model; then nothing is merged.
+    An adapter of the output projection (`lm_head`, which the common recipes for Florence-2 include) gives that
+    projection a weight of its own; the token embedding of prompts and answers does not change.
 
-    An adapter of the output projection (`lm_head`, which the common recipes for Florence-2 name) gives that a weight
-    of its own: the token embedding, as prompts and answers use it, stays as it is.
+    Args:
+        model: A complete model of the checkpoint that the adapter was trained on.
+        folder: Holds `adapter_config.json` and `adapter_model.safetensors`, as peft saves them.
+
+    Raises:
+        ConfigError: The adapter is not LoRA or rsLoRA on linear maps, convolutions and position tables.
+        CheckpointError: Something does not fit the model; everything is listed, and nothing is merged.
+        Florence2Error: The model was loaded without some of its parts.
     """
+    require_complete(model)
     config = read_adapter_config(folder)
     files = WeightFiles((_weights_file(folder),), pickled=False)
     modules = dict(model.named_modules())
@@ -113,14 +118,14 @@ def merge_adapter(model: Florence2Model, folder: Path) -> None:
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """Read `adapter_config.json` strictly. Raises ConfigError listing all that this project does not implement."""
+    """Read `adapter_config.json` strictly. Raises ConfigError listing everything that is not implemented here."""
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise ConfigError(f"{folder} is no adapter: there is no {ADAPTER_CONFIG} in it, as peft saves one.")
+        raise ConfigError(f"{folder} is not an adapter: it holds no {ADAPTER_CONFIG}, which peft saves.")
     problems: list[str] = []
     fields = Fields("adapter", read_json(folder / ADAPTER_CONFIG), problems)
-    kind = fields.take("peft_type", str)
-    if kind != "LORA":
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} is of the type {shown(kind)}; only LORA can be merged.")
+    method = fields.take("peft_type", str)
+    if method != "LORA":
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} is of the type {shown(method)}; only LORA can be merged.")
     config = AdapterConfig(
         rank=fields.take("r", int),
         alpha=fields.take("lora_alpha", float),
@@ -130,7 +135,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     )
     if min(config.rank, *config.ranks.values(), 1) < 1:
         problems.append("every rank must be at least 1")
-    # a setting of some later peft that is off needs nobody who knows it
+    # an unknown setting of a later peft is harmless while it is off
     off = {key for key, value in fields.values.items() if not value}
     fields.finish(_INERT | (off - _FIXED.keys()), _FIXED)
     if problems:
@@ -139,13 +144,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def name_module(path: str, layout: Layout) -> str | None:
-    """Our path of a module -> its name in the layout's reference; None where that has no such module."""
+    """Return the name that the layout's reference has for a canonical path; None where it has no such module."""
     name = from_canonical(f"{path}.weight", layout)
     return name.removesuffix(".weight") if name is not None and name.endswith(".weight") else None
 
 
 def _take_patterns(fields: Fields, key: str, kind: type) -> dict[str, Any]:
-    """A table from patterns to numbers; null stands for an empty one."""
+    """Take a table from patterns to numbers; null stands for an empty one."""
     if fields.values.get(key, 0) is None:
         del fields.values[key]
     inner = Fields(f"{fields.name}.{key}", fields.take(key, dict, {}), fields.problems)
@@ -156,7 +161,7 @@ def _take_patterns(fields: Fields, key: str, kind: type) -> dict[str, Any]:
 
 
 def _is_harmless(pattern: str) -> bool:
-    """Whether matching takes a moment: a regular expression can be made such that it takes years."""
+    """Return whether matching is quick: a malicious regular expression can take years."""
     repeats = pattern.count("*") + pattern.count("+")
     plain = re.fullmatch(r"[\w.\\^$|()\[\]*+-]{1,200}", pattern) is not None
     if not plain or repeats > 3 or ")*" in pattern or ")+" in pattern:
@@ -169,15 +174,15 @@ def _is_harmless(pattern: str) -> bool:
 
 
 def _first_match(patterns: Mapping[str, _Value], module: str, otherwise: _Value) -> _Value:
-    """As peft reads them: the first that matches the whole name, or its end behind a point."""
-    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-    return next(found, otherwise)
+    """Return the value of the first pattern that matches the whole name, or its end after a dot, as peft does."""
+    matching = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(matching, otherwise)
 
 
 def _weights_file(folder: Path) -> Path:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
-            f"{folder} has no {ADAPTER_WEIGHTS}; if there is an adapter_model.bin, load it with peft and save it again."
+            f"{folder} has no {ADAPTER_WEIGHTS}; if it holds an adapter_model.bin, load it with peft and save it again."
         )
     return folder / ADAPTER_WEIGHTS
 
@@ -185,23 +190,23 @@ def _weights_file(folder: Path) -> Path:
 def _plan(
     modules: Mapping[str, nn.Module], headers: Mapping[str, TensorInfo], config: AdapterConfig, file: Path
 ) -> dict[str, _Change]:
-    """Which weight gets which two matrices, by module path. Raises CheckpointError listing all that does not fit."""
+    """Find the two matrices of each weight, by module path. Raises CheckpointError listing all that does not fit."""
     problems: list[str] = []
     stored: dict[str, dict[str, str]] = {}  # module path -> part -> name in the file
     scales: dict[str, float] = {}
     for name, info in headers.items():
         if name.endswith(_COPY):
             continue  # a weight of the base model; see `_find_foreign`
-        found = _MATRIX.fullmatch(name)
-        path = _module_path(found["module"], modules) if found else None
-        if found is None or path is None:
-            problems.append(_stray(name, found["module"] if found else None))
-        elif found["part"] in stored.setdefault(path, {}):
-            problems.append(f"{name} and {stored[path][found['part']]} are of the same module")
+        match = _MATRIX.fullmatch(name)
+        path = _module_path(match["module"], modules) if match else None
+        if match is None or path is None:
+            problems.append(_stray(name, match["module"] if match else None))
+        elif match["part"] in stored.setdefault(path, {}):
+            problems.append(f"{name} and {stored[path][match['part']]} belong to the same module")
         else:
-            module = found["module"].removeprefix(_PEFT_PREFIX)
-            stored[path][found["part"]], scales[path] = name, config.scale_of(module)
-            problems += _misfit(name, info.shape, found["part"], modules[path], config.rank_of(module))
+            module = match["module"].removeprefix(_PEFT_PREFIX)
+            stored[path][match["part"]], scales[path] = name, config.scale_of(module)
+            problems += _misfit(name, info.shape, match["part"], modules[path], config.rank_of(module))
     changes = {}
     for path, parts in stored.items():
         if len(parts) == 2:
@@ -215,14 +220,14 @@ def _plan(
 
 
 def _module_path(module: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """A file's name of a module -> its path here; None when there is none."""
-    found = {path for path in _possible_paths(module) if path in modules and f"{path}.weight" != SHARED}
-    assert len(found) <= 1, f"{module} could be any of {found}"
-    return next(iter(found), None)
+    """Return the path of the module that a file names; None when the model has no such module."""
+    paths = {path for path in _possible_paths(module) if path in modules and f"{path}.weight" != SHARED}
+    assert len(paths) <= 1, f"{module} could be any of {paths}"
+    return next(iter(paths), None)
 
 
 def _possible_paths(module: str) -> Iterator[str]:
-    """What the file may mean, in our names: by each of the three ways to name modules."""
+    """Yield the canonical paths that a name in the file may mean, by each of the three ways to name modules."""
     weight = module.removeprefix(_PEFT_PREFIX) + ".weight"
     for canonical in (weight, to_canonical(weight, "microsoft"), to_canonical(weight, "native")):
         if canonical is not None:
@@ -230,28 +235,28 @@ def _possible_paths(module: str) -> Iterator[str]:
 
 
 def _stray(name: str, module: str | None) -> str:
-    """Why a tensor of the file has no place."""
+    """Explain why a tensor of the file has no place in the model."""
     if module is not None and any(f"{path}.weight" in {SHARED, *TIED_TO_SHARED} for path in _possible_paths(module)):
-        return f"{name} changes one use of the token embedding, of which prompt, answer and output share one"
+        return f"{name} changes one use of the token embedding, which prompt, answer and output share"
     if module is not None:
-        return f"{name} is of a module that this model does not have"
-    return f"{name} is no matrix of LoRA"
+        return f"{name} belongs to a module that this model does not have"
+    return f"{name} is not a LoRA matrix"
 
 
 def _misfit(name: str, shape: tuple[int, ...], part: str, module: nn.Module, rank: int) -> list[str]:
-    """What is wrong with one matrix, if anything."""
+    """List what is wrong with one matrix, if anything."""
     expected = _shapes(module, rank)
     if part not in expected:
-        return [f"{name} is of a {type(module).__name__}, into which it cannot be merged"]
+        return [f"{name} belongs to a {type(module).__name__}, into which it cannot be merged"]
     wanted = expected[part]
     return [] if shape == wanted else [f"{name} is {list(shape)}, should be {list(wanted)}"]
 
 
 def _shapes(module: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of the matrices that a module can take; empty for modules that can take none.
+    """Return the shapes of the matrices that can be merged into a module; empty for modules without any.
 
-    A convolution of single channels takes none because with LoRA every channel would see all others; nor does a text
-    position table, which is not looked up by its input.
+    A depthwise convolution has none, because with LoRA every channel would see all channels; nor has a text position
+    table, which is not looked up by its input.
     """
     if isinstance(module, nn.Linear | Head) or (isinstance(module, nn.Conv2d) and module.groups == 1):
         rows, *columns = module.weight.shape
@@ -265,7 +270,7 @@ def _shapes(module: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
 def _merged(
     modules: Mapping[str, nn.Module], changes: Mapping[str, _Change], matrices: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Module path, weight, and what it becomes; one after another, so that no second model is ever in memory."""
+    """Yield module path, weight and merged weight one by one, so that a second model is never held."""
     for path, change in changes.items():
         module = modules[path]
         weight = module.weight
@@ -277,15 +282,16 @@ def _merged(
 
 
 def _find_foreign(modules: Mapping[str, nn.Module], stored: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with weights of the base model, which peft stores too when its output projection is a target.
+    """List what is wrong with stored weights of the base model.
 
-    They tell whether this is the model that the adapter was trained on, up to the rounding of any type.
+    peft stores them when the output projection is a target. They show whether this is the model that the adapter was
+    trained on, up to the rounding of any type.
     """
     problems = []
     for name in stored:
         path = _module_path(name.removesuffix(_COPY), modules) if name.endswith(_COPY) else None
         if name.endswith(_COPY) and (path is None or not _is_near(stored[name], modules[path].weight)):
-            problems.append(f"{name} is not the weight of this model; the adapter was trained on another one")
+            problems.append(f"{name} is not the weight of this model; the adapter was trained on another model")
     return problems
 
 
@@ -299,7 +305,7 @@ def _find_infinite(
     modules: Mapping[str, nn.Module], changes: Mapping[str, _Change], stored: Mapping[str, Tensor]
 ) -> list[str]:
     return [
-        f"with it, {path}.weight is not finite (as {new.dtype})"
+        f"once merged, {path}.weight is not finite (as {new.dtype})"
         for path, _, new in _merged(modules, changes, stored)
         if not torch.isfinite(new).all()
     ]

@@ -1,12 +1,10 @@
-"""A folder or file <-> a model: verified loading, saving, conversion between layouts.
+"""From files to a model and back: strict loading, saving, conversion between layouts.
 
-Tensors are renamed between the two layouts by the rules of `layouts`.
+The model uses canonical names; `layouts` has the rules between them and the names in files.
 """
 
-import math
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,54 +15,59 @@ from torch.overrides import TorchFunctionMode
 
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.config_files import config_to_json, read_config
-from florence2.checkpoints.files import write_json
+from florence2.checkpoints.describe import stored_dtype, weights_layout
+from florence2.checkpoints.files import COMPANIONS, SAFETENSORS, write_json
+from florence2.checkpoints.files import checkpoint_folder as checkpoint_folder
 from florence2.checkpoints.layouts import (
+    ENCODER_EMBEDDING,
     SHARED,
-    TIED_TO_SHARED,
     TRANSPOSED,
-    detect_layout,
     from_canonical,
     to_canonical,
+    untied,
 )
-from florence2.checkpoints.tensors import SAFETENSORS, WeightFiles, find_weights, write_safetensors
+from florence2.checkpoints.tensors import TensorInfo, WeightFiles, find_weights, write_safetensors
+from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
 from florence2.inputs.tokenizer import FlorenceTokenizer
+from florence2.model.absent import Absent, require_complete
 from florence2.model.attention import AttentionKind
 from florence2.model.config import Florence2Config, Layout
 from florence2.model.florence2 import Florence2Model
 
 OPTIONAL = frozenset(("final_logits_bias",))
-"""Our names of tensors that the native layout does not have; they are zero then."""
-COMPANIONS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "LICENSE",
-)
-"""What belongs beside configuration and weights."""
-
-
-def checkpoint_folder(path: Path) -> Path:
-    """The folder in which the configuration and tokenizer of `path` (a folder or a weight file) are."""
-    return path if path.is_dir() else path.parent
+"""Canonical names of tensors that the native layout does not have; they are zero then."""
 
 
 def load_model(
     path: Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     attention: AttentionKind = "sdpa",
+    parts: Parts = "all",
     allow_pickle: bool = False,
 ) -> Florence2Model:
     """Read a checkpoint of either layout into a model in eval mode.
 
-    `path` is a folder, a weight file with `config.json` beside it, or a shard index. Weights are converted to
-    `dtype` one by one, so that the peak is the model's own size and little more. Raises ConfigError, or
-    CheckpointError listing everything that is missing, unexpected, misshapen or not finite; then nothing is loaded.
+    Weights are converted to `dtype` one by one, so that the peak of RAM is little more than the model's own size.
+
+    Args:
+        path: A folder, a weight file next to its `config.json`, or an index of shards.
+        device: Where the model is put.
+        dtype: The type of the weights: float32, float16, bfloat16 or float64.
+        attention: "sdpa" (torch's kernel) or "eager" (written out).
+        parts: What is read and held: "all", "encoder" (no decoder), or "vision" (vision tower and projection). Using
+            a part that was left out raises a Florence2Error.
+        allow_pickle: Accept weights that exist only as a `.bin`.
+
+    Raises:
+        OptionError: A setting has a wrong value; no file was read.
+        ConfigError: The configuration is missing or describes something this project does not implement.
+        CheckpointError: Tensors of the wanted parts are missing, or tensors are unexpected, misshapen or not finite;
+            all are listed, and nothing is loaded.
     """
+    place, dtype = check_loading(device, dtype, attention, parts, exact=True)
     problems: list[Florence2Error] = []
     try:
         config = read_config(checkpoint_folder(path))
@@ -72,22 +75,38 @@ def load_model(
         problems.append(error)
     try:
         files = find_weights(path, allow_pickle)
-        files.read_headers()
+        headers = files.read_headers()
     except CheckpointError as error:
         problems.append(error)
     if problems:
         raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
     model = _empty_model(config, attention)
-    shapes = _shapes(model)
-    weights = read_weights(files, shapes, device, dtype)
-    if "final_logits_bias" not in weights:
-        weights["final_logits_bias"] = torch.zeros(shapes["final_logits_bias"], dtype=dtype, device=device)
+    expected = _shapes(model)
+    _leave_out(model, parts)
+    wanted = _shapes(model)
+    weights = read_weights(files, headers, expected, wanted, place, dtype)
+    for name in OPTIONAL & (wanted.keys() - weights.keys()):
+        weights[name] = torch.zeros(wanted[name], dtype=dtype, device=place)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
 
 
+_LEFT_OUT: dict[Parts, dict[str, str]] = {
+    "all": {},
+    "encoder": {"language_model.decoder": "text decoder", "final_logits_bias": "output bias"},
+    "vision": {"language_model": "language model", "final_logits_bias": "output bias"},
+}
+
+
+def _leave_out(model: Florence2Model, parts: Parts) -> None:
+    """Replace what is not among the `parts` by an `Absent`, which holds no tensors."""
+    for path, name in _LEFT_OUT[parts].items():
+        parent, _, attribute = path.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, Absent(name, parts))
+
+
 def _empty_model(config: Florence2Config, attention: AttentionKind = "sdpa") -> Florence2Model:
-    """A model of names and shapes alone."""
+    """Build a model of names and shapes, without values."""
     with torch.device("meta"), _Unfilled():
         return Florence2Model(config, attention)
 
@@ -97,36 +116,46 @@ def _shapes(model: Florence2Model) -> dict[str, tuple[int, ...]]:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out the random values of new parameters. On the meta device there are none to draw, and `normal_` makes
-    torch import its compiler for it, which takes as long as reading the base checkpoint."""
+    """A mode in which new parameters get no random values.
+
+    The meta device has none to draw, and `normal_` makes torch import its compiler there, which takes as long as
+    reading the base checkpoint.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
-            return None  # the modules do not look at what these return
+            return None  # the modules ignore the results of these functions
         return func(*args, **(kwargs or {}))
 
 
 def read_weights(
-    files: WeightFiles, expected: Mapping[str, tuple[int, ...]], device: torch.device | str, dtype: torch.dtype
+    files: WeightFiles,
+    headers: Mapping[str, TensorInfo],
+    expected: Mapping[str, tuple[int, ...]],
+    wanted: Collection[str],
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Tensors by our names, checked against the `expected` shapes. Raises CheckpointError listing all problems."""
-    shapes = {name: info.shape for name, info in files.read_headers().items()}
+    """Read the `wanted` tensors by canonical name. Raises CheckpointError listing all problems.
+
+    `headers` are those of `files`. `expected` holds the shape of every tensor of the model; the values of those that
+    are not wanted are not read.
+    """
+    shapes = {name: info.shape for name, info in headers.items()}
     layout = weights_layout(files, shapes)
     targets = {name: to_canonical(name, layout) for name in shapes}
-    problems = _compare(shapes, targets, expected, layout)
+    problems = _compare(shapes, targets, expected, wanted, layout)
     weights: dict[str, Tensor] = {}
-    for name, stored in files.read():
-        canonical = targets[name]
-        canonical = SHARED if canonical in TIED_TO_SHARED else canonical
-        if canonical is None or _stored_shape(shapes[name], canonical, layout) != expected.get(canonical):
-            continue  # a problem already, and perhaps of a size that nobody foresaw
+    for name, stored in files.read(_names_to_read(targets, wanted, complete=len(wanted) == len(expected))):
+        canonical = untied(targets[name])
+        assert canonical is not None
+        if _stored_shape(shapes[name], canonical, layout) != expected[canonical]:
+            continue  # reported already; a tensor of an unforeseen size is not worth converting
         if canonical in weights:
             if not _equals(weights[canonical], stored):
-                problems.append(
-                    f"the token embedding is stored under several names, but {name} differs from the others"
-                )
+                problems.append(f"the token embedding is stored under several names, but {name} has other values")
             continue
         tensor = stored.T if canonical in TRANSPOSED[layout] else stored
         tensor = tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
@@ -139,109 +168,93 @@ def read_weights(
     return weights
 
 
+def _names_to_read(targets: Mapping[str, str | None], wanted: Collection[str], complete: bool) -> set[str]:
+    """Choose the stored names whose values are read.
+
+    For a complete model every copy of the token embedding is read, to check that they are equal. For a part of a model
+    only the copies that the part uses are read, or any one where the file holds none of these.
+    """
+    names = {name for name, canonical in targets.items() if untied(canonical) in wanted}
+    if complete:
+        return names
+    copies = sorted(name for name in names if untied(targets[name]) == SHARED)
+    own = [name for name in copies if targets[name] in (SHARED, ENCODER_EMBEDDING)]
+    return names.difference(copies).union(own or copies[:1])
+
+
 def _compare(
     shapes: Mapping[str, tuple[int, ...]],
     targets: Mapping[str, str | None],
     expected: Mapping[str, tuple[int, ...]],
+    wanted: Collection[str],
     layout: Layout,
 ) -> list[str]:
-    """What is unexpected, misshapen or missing, a sentence each."""
+    """List what is unexpected, misshapen, or wanted and missing, a sentence each."""
     problems = []
     for name, canonical in targets.items():
-        wanted = expected.get(SHARED if canonical in TIED_TO_SHARED else canonical or "")
+        needed = expected.get(untied(canonical) or "")
         shape = _stored_shape(shapes[name], canonical, layout)
-        if wanted is None:
+        if needed is None:
             problems.append(f"unexpected: {name} {list(shapes[name])}")
-        elif shape != wanted:
-            problems.append(f"misshapen: {name} is {list(shape)}, should be {list(wanted)}")
-    present = {SHARED if canonical in TIED_TO_SHARED else canonical for canonical in targets.values()}
-    for canonical, wanted in expected.items():
-        if canonical not in present and canonical not in OPTIONAL:
-            problems.append(f"missing: {from_canonical(canonical, layout)} {list(wanted)}")
+        elif shape != needed:
+            problems.append(f"misshapen: {name} is {list(shape)}, should be {list(needed)}")
+    present = {untied(canonical) for canonical in targets.values()}
+    for canonical, needed in expected.items():
+        if canonical in wanted and canonical not in present and canonical not in OPTIONAL:
+            problems.append(f"missing: {from_canonical(canonical, layout)} {list(needed)}")
     return problems
 
 
 def find_misfits(files: WeightFiles, config: Florence2Config) -> list[str]:
-    """What of `files` is unexpected, misshapen or missing in a model of `config`, a sentence each."""
+    """List what of `files` is unexpected, misshapen or missing in a model of `config`, a sentence each."""
     shapes = {name: info.shape for name, info in files.read_headers().items()}
     layout = weights_layout(files, shapes)
     targets = {name: to_canonical(name, layout) for name in shapes}
-    return _compare(shapes, targets, _shapes(_empty_model(config)), layout)
-
-
-def stored_names(files: WeightFiles) -> dict[str, tuple[str, ...]]:
-    """Our name of each tensor -> the names under which `files` hold it; for a tied one several, its own first.
-
-    A name that no rule knows is listed as "unknown: NAME". Raises CheckpointError when the layout is neither.
-    """
-    headers = files.read_headers()
-    layout = weights_layout(files, headers)
-    found: dict[str, tuple[str, ...]] = {}
-    for name in sorted(headers, key=lambda name: (to_canonical(name, layout) != SHARED, name)):
-        canonical = to_canonical(name, layout) or f"unknown: {name}"
-        canonical = SHARED if canonical in TIED_TO_SHARED else canonical
-        found[canonical] = (*found.get(canonical, ()), name)
-    return found
-
-
-def read_stored(files: WeightFiles, names: Sequence[str]) -> Iterator[Tensor]:
-    """The tensors stored under `names`, unchecked, as stored but in our orientation; each valid until the next."""
-    layout = weights_layout(files, files.read_headers())
-    for name, tensor in zip(names, files.read_named(names), strict=True):
-        yield tensor.T if to_canonical(name, layout) in TRANSPOSED[layout] and tensor.ndim == 2 else tensor
+    expected = _shapes(_empty_model(config))
+    return _compare(shapes, targets, expected, expected, layout)
 
 
 def _stored_shape(shape: tuple[int, ...], canonical: str | None, layout: Layout) -> tuple[int, ...]:
-    """The shape that a stored tensor has under our name."""
+    """Return the shape that a stored tensor has under its canonical name."""
     return shape[::-1] if canonical in TRANSPOSED[layout] else shape
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """One pass without a temporary: NaN and infinities show in the extremes."""
+    """Return whether every value is finite, in one pass without a temporary: the extremes show NaN and infinities."""
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _equals(loaded: Tensor, stored: Tensor, rows: int = 4096) -> bool:
-    """Whether `stored`, converted, is `loaded`; by parts, because the token embedding is the largest tensor."""
+    """Return whether `stored`, converted, equals `loaded`; by parts, because the token embedding is the largest."""
     return loaded.shape == stored.shape and all(
         torch.equal(loaded[i : i + rows], stored[i : i + rows].to(loaded)) for i in range(0, len(stored), rows)
     )
 
 
-def weights_layout(files: WeightFiles, names: Iterable[str]) -> Layout:
-    """The layout of the tensor `names` in `files`. Raises CheckpointError when it is neither of Florence-2's."""
-    layout = detect_layout(names)
-    if layout is None:
-        some = ", ".join(list(names)[:3]) or "none at all"
-        raise CheckpointError(
-            f"{files.paths[0]} is in neither layout of Florence-2: no image_projection among its tensors ({some}, ...)."
-        )
-    return layout
-
-
-def stored_dtype(files: WeightFiles) -> torch.dtype:
-    """The type in which most of the values are stored."""
-    counts: Counter[torch.dtype] = Counter()
-    for info in files.read_headers().values():
-        assert info.dtype is not None
-        counts[info.dtype] += math.prod(info.shape)
-    return counts.most_common(1)[0][0]
-
-
 def save_checkpoint(
     model: Florence2Model, folder: Path, layout: Layout = "microsoft", dtype: torch.dtype | None = None
 ) -> None:
-    """Write `model` to `folder`: weights, `config.json` and, in the native layout, `generation_config.json`.
+    """Write the weights and the configuration of a model; the reference of the layout loads them.
 
-    The files load in the reference of that layout. `dtype` None keeps the model's. Tokenizer and preprocessor
-    settings are not the model's to write; `copy_companions` brings them. Raises CheckpointError when the layout or
-    the type has no place for a value; then nothing is written.
+    Tokenizer and image settings do not belong to the model; `copy_companions` copies them.
+
+    Args:
+        model: A complete model.
+        folder: Where to write; it is created.
+        layout: "microsoft" or "native", which has a `generation_config.json` in addition to `config.json`.
+        dtype: The type of the stored weights; None keeps the model's.
+
+    Raises:
+        CheckpointError: The layout or the type has no place for a value; nothing is written.
+        ConfigError: The layout has no place for a setting; nothing is written.
+        Florence2Error: The model was loaded without some of its parts.
     """
+    require_complete(model)
     if model.lm_head is not None:
         raise CheckpointError(
             "An adapter has changed the output projection, which both layouts share with the token embedding, so this "
-            "model cannot be written; give the adapter whenever the model is loaded."
+            "model cannot be saved; load the original checkpoint with the adapter instead."
         )
     dtype = dtype or model.dtype
     config = _with_vocabulary_of(layout, model.config)
@@ -250,14 +263,14 @@ def save_checkpoint(
         tensor = _fit_rows(canonical, tensor, config.text.vocab_size).to("cpu", dtype)
         if not _is_finite(tensor):
             raise CheckpointError(
-                f"{canonical} does not fit into {dtype}: some values become infinite; choose another type."
+                f"{canonical} does not fit into {dtype}: some values would not be finite; choose another type."
             )
         name = from_canonical(canonical, layout)
         if name is not None:
             weights[name] = tensor.T if canonical in TRANSPOSED[layout] else tensor
         elif tensor.any():
             raise CheckpointError(f"{canonical} is not zero everywhere, and the {layout} layout has no place for it.")
-    if layout == "microsoft":  # its code does not tie the two under the transformers releases that can still run it
+    if layout == "microsoft":  # the transformers releases that can still run its code do not tie the two
         weights["language_model.lm_head.weight"] = weights["language_model.model.shared.weight"].clone()
     config_json, generation_json = config_to_json(config, layout, str(dtype).removeprefix("torch."))
     folder.mkdir(parents=True, exist_ok=True)
@@ -268,7 +281,7 @@ def save_checkpoint(
 
 
 def _with_vocabulary_of(layout: Layout, config: Florence2Config) -> Florence2Config:
-    """The configuration with the number of embedding rows that the layout has.
+    """Return the configuration with the number of embedding rows that the layout has.
 
     The native one needs a row for its `<image>` placeholder and is published padded to a multiple of 64; Microsoft's
     ends with the tokenizer's last token.
@@ -282,13 +295,14 @@ def _with_vocabulary_of(layout: Layout, config: Florence2Config) -> Florence2Con
 
 
 def _padded(image_token_id: int) -> int:
+    """Return the rows of the native layout: one for each token and the placeholder, to a multiple of 64."""
     return -(-(image_token_id + 1) // 64) * 64
 
 
 def _fit_rows(canonical: str, tensor: Tensor, rows: int) -> Tensor:
-    """The token embedding or its bias with `rows` entries; other tensors as they are."""
+    """Return the token embedding or its bias with `rows` entries, and any other tensor unchanged."""
     if canonical == SHARED and len(tensor) < rows:
-        # The mean of all rows: such a logit is the mean of all others, far below a trained model's likely ones.
+        # With the mean of all rows, an extra logit is the mean of all logits, far below a trained model's likely ones.
         extra = tensor.mean(dim=0, dtype=torch.float32).to(tensor.dtype).expand(rows - len(tensor), -1)
         return torch.cat([tensor, extra])
     if canonical == SHARED:
@@ -304,9 +318,19 @@ def convert_checkpoint(
     allow_pickle: bool = False,
     adapter: Path | None = None,
 ) -> None:
-    """Read a checkpoint of any kind and write it to `folder` as safetensors in `layout`, with `adapter` merged.
+    """Read a checkpoint of any kind and write it as safetensors, with its tokenizer and image settings.
 
-    `dtype` None keeps the stored type. The tokenizer and preprocessor settings beside the source come along.
+    Args:
+        source: A folder, a weight file next to its `config.json`, or an index of shards.
+        folder: Where to write; it must not hold a checkpoint.
+        layout: "microsoft" or "native".
+        dtype: The type of the stored weights; None keeps the source's.
+        allow_pickle: Accept weights that exist only as a `.bin`.
+        adapter: A folder with a LoRA adapter to merge.
+
+    Raises:
+        CheckpointError, ConfigError: As `load_model`, `merge_adapter` and `save_checkpoint`, and for a `folder` that
+            holds a checkpoint already.
     """
     refuse_existing(folder)
     files = find_weights(source, allow_pickle)
@@ -322,14 +346,14 @@ def convert_checkpoint(
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what belongs beside the weights, as far as it is there: tokenizer, preprocessor settings, licence."""
+    """Copy the tokenizer, the image settings and the licence, as far as they exist."""
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
 def refuse_existing(folder: Path) -> None:
-    """A folder is not to hold the files of two checkpoints. Raises CheckpointError where it would."""
+    """Raise CheckpointError for a folder that holds a checkpoint, so that it never mixes the files of two."""
     present = [name for name in ("config.json", SAFETENSORS, f"{SAFETENSORS}.index.json") if (folder / name).exists()]
     if present:
-        raise CheckpointError(f"{folder} holds a checkpoint already ({', '.join(present)}); choose another folder.")
+        raise CheckpointError(f"{folder} already holds a checkpoint ({', '.join(present)}); choose another folder.")

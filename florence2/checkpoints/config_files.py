@@ -1,11 +1,11 @@
 """The settings files of a checkpoint: `config.json`, `generation_config.json` and `preprocessor_config.json`.
 
-Two layouts of `config.json` exist. Microsoft's (`microsoft/Florence-2-*`) names the stage widths `dim_embed` and keeps
-the generation settings in `text_config`; the native one of transformers (`florence-community/Florence-2-*`) says
-`embed_dim` and keeps them in `generation_config.json`. Both become the same `Florence2Config`.
+Two layouts of `config.json` exist. Microsoft's (`microsoft/Florence-2-*`) calls the stage widths `dim_embed` and keeps
+the generation settings in `text_config`; the native one of transformers (`florence-community/Florence-2-*`) calls them
+`embed_dim` and keeps the settings in `generation_config.json`. Both become the same `Florence2Config`.
 
-A size that the file does not state is an error, and so is an unknown field: ignoring either would run another model
-than the one that was trained.
+A missing size is an error, and so is an unknown field: with either ignored, the model would differ from the one that
+was trained.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from florence2.model.config import (
     find_problems,
 )
 
-# Fields that transformers writes beside the architecture and that change nothing of what the model computes here.
+# Fields that transformers writes in addition to the architecture and that do not change what the model computes here.
 _INERT = frozenset(
     """
     _attn_implementation_autoset _attn_implementation _commit_hash _from_model_config _name_or_path
@@ -95,7 +95,7 @@ def read_config(folder: Path) -> Florence2Config:
 
 
 def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Florence2Config:
-    """A `config.json` as a dict, and the `generation_config.json` beside it, -> Florence2Config.
+    """Turn the values of a `config.json`, and of the `generation_config.json` next to it, into a Florence2Config.
 
     Microsoft's layout takes its generation settings from `text_config` and ignores `generation_config.json`, as the
     reference does; the native layout does the opposite.
@@ -112,12 +112,12 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
     if layout == "native":
         own_file = Fields("generation_config", generation or {}, problems)
         stated = _take_generation(own_file)
-        # its other settings matter only where they would change the search
+        # its remaining settings matter only where they would change the search
         own_file.values = {key: value for key, value in own_file.values.items() if key in _FIXED}
         own_file.finish(_INERT, _FIXED)
     image_token_id = top.take("image_token_id", int, None) if layout == "native" else None
     for key in ("projection_dim", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
-        top.values.pop(key, None)  # stated a second time; the nested objects decide, as in the reference
+        top.values.pop(key, None)  # stated twice; the nested objects decide, as in the reference
     for fields in (top, vision_fields, text_fields):
         fields.finish(_INERT, _FIXED)
     if not problems:
@@ -128,9 +128,10 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
 
 
 def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Florence2Config -> (`config.json`, `generation_config.json`) of the wanted layout.
+    """Turn a Florence2Config into the values of `config.json` and `generation_config.json` in the given layout.
 
-    `dtype` is the name of the stored type, such as "float16". The files load in the reference of that layout.
+    `dtype` is the name of the stored type, such as "float16". The reference of the layout loads the files. Raises
+    ConfigError for a setting that the layout has no place for.
     """
     vision, text, generation = _plain(config.vision), _plain(config.text), dict(config.generation)
     ids = {key: text[key] for key in ("bos_token_id", "pad_token_id", "eos_token_id")}
@@ -140,7 +141,7 @@ def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple
     if layout == "microsoft":
         for key in ("mlp_ratio", "qkv_bias"):  # fixed at 4 and True by the code that reads this layout
             if vision.pop(key) != {"mlp_ratio": 4.0, "qkv_bias": True}[key]:
-                raise ConfigError(f"vision_config.{key} other than the usual one has no place in Microsoft's layout.")
+                raise ConfigError(f"A vision_config.{key} other than the usual one has no place in Microsoft's layout.")
         vision |= {
             "model_type": "davit",
             "image_pos_embed": {
@@ -179,10 +180,10 @@ def _check_model_types(layout: Layout, top: Fields, vision: Fields, text: Fields
     vision_type = "davit" if layout == "microsoft" else "florence_vision"
     text_types = ("florence2_language", "bart", "")
     for fields, known in ((top, ("florence2",)), (vision, (vision_type, "")), (text, text_types)):
-        found = fields.values.pop("model_type", "" if fields is not top else None)
-        if found not in known:
+        model_type = fields.values.pop("model_type", "" if fields is not top else None)
+        if model_type not in known:
             problems.append(
-                f"{fields.name}.model_type is {shown(found)}, not {known[0]!r}: not a Florence-2 checkpoint"
+                f"{fields.name}.model_type is {shown(model_type)}, not {known[0]!r}: not a Florence-2 checkpoint"
             )
 
 
@@ -196,9 +197,9 @@ def _read_vision(layout: Layout, fields: Fields) -> VisionConfig:
         frames = Fields("visual_temporal_embedding", fields.take("visual_temporal_embedding", dict), fields.problems)
         position_key, sources = "max_pos_embeddings", fields.take_tuple("image_feature_source", str)
         for part, known in ((positions, "learned_abs_2d"), (frames, "COSINE")):
-            found = part.values.pop("type", None)
-            if found != known:
-                fields.problems.append(f"{part.name}.type is {shown(found)}; only {known!r} is implemented")
+            stated = part.values.pop("type", None)
+            if stated != known:
+                fields.problems.append(f"{part.name}.type is {shown(stated)}; only {known!r} is implemented")
     config = VisionConfig(
         **{key: fields.take_tuple(key, int) for key in STAGE_TUPLES},
         patch_prenorm=fields.take_tuple("patch_prenorm", bool),
@@ -233,7 +234,7 @@ def _read_text(fields: Fields) -> TextConfig:
         )
     }
     rates = {key: fields.take(key, float, 0.0) for key in ("dropout", "attention_dropout", "activation_dropout")}
-    # transformers leaves these ids out of the file where they are BART's own
+    # transformers omits these ids where they equal BART's own
     ids = {
         key: fields.take(key, int, usual)
         for key, usual in (("bos_token_id", 0), ("pad_token_id", 1), ("eos_token_id", 2), ("decoder_start_token_id", 2))
@@ -242,13 +243,13 @@ def _read_text(fields: Fields) -> TextConfig:
 
 
 def _take_generation(fields: Fields) -> dict[str, Any]:
-    """The stated generation settings; `null` means unstated, as in transformers."""
-    found = {key: fields.values.pop(key) for key in GENERATION_SETTINGS if key in fields.values}
-    return {key: value for key, value in found.items() if value is not None}
+    """Take the stated generation settings; `null` means unstated, as in transformers."""
+    stated = {key: fields.values.pop(key) for key in GENERATION_SETTINGS if key in fields.values}
+    return {key: value for key, value in stated.items() if value is not None}
 
 
 def read_image_config(folder: Path) -> ImageConfig:
-    """Read `preprocessor_config.json` (or the same settings inside `processor_config.json`) of `folder`."""
+    """Read `preprocessor_config.json` of `folder`, or the same settings inside `processor_config.json`."""
     path = folder / "preprocessor_config.json"
     if not path.is_file() and (folder / "processor_config.json").is_file():
         path = folder / "processor_config.json"
@@ -260,9 +261,9 @@ def read_image_config(folder: Path) -> ImageConfig:
 
 
 def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
-    """A `preprocessor_config.json` as a dict -> ImageConfig. Steps that would not run are refused, not skipped.
+    """Turn the values of a `preprocessor_config.json` into an ImageConfig. Raises ConfigError listing every problem.
 
-    Raises ConfigError listing every problem.
+    A step that is not implemented here is refused, not skipped.
     """
     problems: list[str] = []
     fields = Fields("preprocessor_config", {k: v for k, v in values.items() if v is not None}, problems)

@@ -1,18 +1,37 @@
-"""What a checkpoint holds, said without loading it."""
+"""The contents of weight files, without a model: layout, names, stored types, sizes."""
 
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from florence2.checkpoints.checkpoint import checkpoint_folder, stored_names, weights_layout
+import torch
+from torch import Tensor
+
 from florence2.checkpoints.config_files import read_config
-from florence2.checkpoints.tensors import find_weights
+from florence2.checkpoints.files import checkpoint_folder
+from florence2.checkpoints.layouts import SHARED, TRANSPOSED, detect_layout, to_canonical, untied
+from florence2.checkpoints.tensors import WeightFiles, find_weights
+from florence2.errors import CheckpointError
+from florence2.model.config import Layout
 
 
 def describe_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Any]:
-    """What `path` holds, from its headers and configuration: layout, types, sizes, parameters, hashes."""
+    """Describe a checkpoint from its headers and configuration, without reading weights into a model.
+
+    Args:
+        path: A folder, a weight file next to its `config.json`, or an index of shards.
+        allow_pickle: Accept weights that exist only as a `.bin`.
+
+    Returns:
+        Plain JSON values: layout, number of tensors, values by stored type, parameters by part, the sizes of the
+        model, its generation settings, and the name, bytes and SHA-256 of each weight file.
+
+    Raises:
+        CheckpointError, ConfigError: The files are missing, damaged, or in neither layout of Florence-2.
+    """
     files = find_weights(path, allow_pickle)
     headers = files.read_headers()
     config = read_config(checkpoint_folder(path))
@@ -41,8 +60,50 @@ def describe_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Any
     }
 
 
+def stored_names(files: WeightFiles) -> dict[str, tuple[str, ...]]:
+    """Return the canonical name of each tensor with the names under which `files` hold it.
+
+    A tied tensor may have several, its own first. A name that no rule knows is listed as "unknown: NAME". Raises
+    CheckpointError when the layout is neither of Florence-2's.
+    """
+    headers = files.read_headers()
+    layout = weights_layout(files, headers)
+    stored: dict[str, tuple[str, ...]] = {}
+    for name in sorted(headers, key=lambda name: (to_canonical(name, layout) != SHARED, name)):
+        canonical = untied(to_canonical(name, layout)) or f"unknown: {name}"
+        stored[canonical] = (*stored.get(canonical, ()), name)
+    return stored
+
+
+def read_stored(files: WeightFiles, names: Sequence[str]) -> Iterator[Tensor]:
+    """Yield the tensors stored under `names`, unchecked, in the canonical orientation; each valid until the next."""
+    layout = weights_layout(files, files.read_headers())
+    for name, tensor in zip(names, files.read_named(names), strict=True):
+        yield tensor.T if to_canonical(name, layout) in TRANSPOSED[layout] and tensor.ndim == 2 else tensor
+
+
+def weights_layout(files: WeightFiles, names: Iterable[str]) -> Layout:
+    """Return the layout of the tensor `names` in `files`. Raises CheckpointError for neither of Florence-2's."""
+    layout = detect_layout(names)
+    if layout is None:
+        some = ", ".join(list(names)[:3]) or "none"
+        raise CheckpointError(
+            f"{files.paths[0]} is in neither layout of Florence-2: its tensors ({some}, ...) have other names."
+        )
+    return layout
+
+
+def stored_dtype(files: WeightFiles) -> torch.dtype:
+    """Return the type in which most of the values are stored."""
+    counts: Counter[torch.dtype] = Counter()
+    for info in files.read_headers().values():
+        assert info.dtype is not None
+        counts[info.dtype] += math.prod(info.shape)
+    return counts.most_common(1)[0][0]
+
+
 def hash_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal: what the Hub shows for its large files."""
+    """Return the SHA-256 of a file in hexadecimal, as the Hub shows it for large files."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -51,6 +112,6 @@ def hash_file(path: Path) -> str:
 
 
 def _module_of(canonical: str) -> str:
-    """The part of the model that a tensor belongs to; of the language model's, its part."""
+    """Return the part of the model that a tensor belongs to, and within the language model the part of that."""
     parts = canonical.split(".")
     return ".".join(parts[:2]) if parts[0] == "language_model" else parts[0]

@@ -1,4 +1,8 @@
-"""Files written whole or not at all, and JSON read strictly: limited in size, nothing ignored, all problems at once."""
+"""A checkpoint's files, before any tensor is read: their names, strict JSON, and files written whole or not at all.
+
+JSON is read strictly: its size is limited, no field is ignored, and all problems are reported at once. Nothing here
+imports torch.
+"""
 
 import json
 import math
@@ -10,23 +14,97 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import ConfigError, shown
+from florence2.errors import CheckpointError, ConfigError, shown
+
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+COMPANIONS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "LICENSE",
+)
+"""What belongs next to the configuration and the weights."""
 
 MAX_JSON_BYTES = 64 << 20
 
 
+def checkpoint_folder(path: Path) -> Path:
+    """Return the folder that holds the configuration and tokenizer of `path`, a folder or a weight file."""
+    return path if path.is_dir() else path.parent
+
+
+def find_weight_files(path: Path, allow_pickle: bool = False) -> tuple[tuple[Path, ...], bool]:
+    """Return the weight files that `path` means and whether they are pickles.
+
+    `path` is a folder, one weight file, or the index of a sharded set.
+
+    In a folder, `model.safetensors` takes precedence over an index, and an index over a single other `.safetensors`.
+    A `.bin` is taken when `path` names it, or with `allow_pickle` in a folder without safetensors.
+
+    Raises:
+        CheckpointError: `path` holds no weights, several sets of them, or only a pickle that is not allowed.
+    """
+    if path.is_file():
+        if path.name.endswith(".index.json"):
+            return _read_index(path), not path.name.startswith(SAFETENSORS)
+        return (path,), path.suffix in (".bin", ".pt", ".pth")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist; give a folder, a weight file, or an index of shards.")
+    for name in (SAFETENSORS, f"{SAFETENSORS}.index.json"):
+        if (path / name).is_file():
+            return find_weight_files(path / name)
+    single = sorted(path.glob("*.safetensors"))
+    if len(single) == 1:
+        return (single[0],), False
+    if single:
+        raise CheckpointError(
+            f"{path} holds several weight files and no index: {', '.join(file.name for file in single)}; name one."
+        )
+    for name in (PICKLE, f"{PICKLE}.index.json"):
+        if (path / name).is_file() and not allow_pickle:
+            raise CheckpointError(
+                f"{path} holds its weights only as a pickle, {name}. Convert it to safetensors with "
+                f"`florence2 convert {path / name} OUT`, or allow it with allow_pickle=True."
+            )
+        if (path / name).is_file():
+            return find_weight_files(path / name)
+    raise CheckpointError(f"{path} holds no weights: no {SAFETENSORS}, no index of shards, no {PICKLE}.")
+
+
+def _read_index(path: Path) -> tuple[Path, ...]:
+    """Return the shards that an index lists."""
+    try:
+        weight_map = read_json(path).get("weight_map")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{path} has no weight_map from tensor names to file names.")
+    shards = sorted(set(weight_map.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise CheckpointError(f"{path} points outside its folder: {', '.join(outside)}.")
+    # a name of more than 255 characters cannot exist, and asking for it raises an OSError
+    missing = [shard for shard in shards if len(shard) > 255 or not (path.parent / shard).is_file()]
+    if missing:
+        raise CheckpointError(f"{path} lists shards that do not exist: {', '.join(missing)}.")
+    return tuple(path.parent / shard for shard in shards)
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file name in the same folder, renamed to `path` when the block ends well and removed otherwise.
+    """Yield a file name in the same folder; rename it to `path` when the block succeeds, remove it otherwise.
 
-    The file may be read by whom the process' umask lets read, whatever the block did to it.
+    The new file gets the permissions of the process' umask, whatever the block did to it.
     """
     draft = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}"
     os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the process' umask applies
     mode = draft.stat().st_mode
     try:
         yield draft
-        if draft.stat().st_mode != mode:  # safetensors puts a file in its place that only the owner may read
+        if draft.stat().st_mode != mode:  # safetensors replaces it with a file that only the owner may read
             draft.chmod(stat.S_IMODE(mode))
         draft.replace(path)
     finally:
@@ -40,13 +118,13 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from `path`, at most 64 MiB. Raises ConfigError when it is absent or anything else."""
+    """Read one JSON object of at most 64 MiB from `path`. Raises ConfigError for a missing file or anything else."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, the limit for a configuration file.")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; a checkpoint folder needs it beside the weights.") from None
+        raise ConfigError(f"{path} does not exist; a checkpoint folder needs it next to the weights.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(values, dict):
@@ -55,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Fields:
-    """One JSON object being read: each field is taken once, and what nobody took is a problem."""
+    """A JSON object being read: each field is taken once, and a field that is never taken is a problem."""
 
     def __init__(self, name: str, values: Any, problems: list[str]):
         self.name, self.problems = name, problems
@@ -64,7 +142,7 @@ class Fields:
             problems.append(f"{name} must be a JSON object, not {shown(values)}")
 
     def take(self, key: str, kind: type, *default: Any) -> Any:
-        """The value of `key`, which must be of type `kind`; without a `default`, its absence is a problem."""
+        """Return the value of `key`, which must be of type `kind`; without a `default`, its absence is a problem."""
         if key not in self.values:
             if not default:
                 self.problems.append(f"{self.name} lacks {key!r}")
@@ -78,7 +156,7 @@ class Fields:
         return value
 
     def take_tuple(self, key: str, kind: type) -> tuple[Any, ...]:
-        """The value of `key`, a list of which every item must be of type `kind`."""
+        """Return the value of `key`, a list whose items must all be of type `kind`."""
         values = [_as(kind, value) for value in self.take(key, list)]
         if any(type(value) is not kind for value in values):
             self.problems.append(f"{self.name}.{key} must be a list of {kind.__name__}, not {shown(values)}")
@@ -86,9 +164,9 @@ class Fields:
         return tuple(values)
 
     def finish(self, inert: Collection[str] = (), fixed: Mapping[str, tuple[Any, ...]] | None = None) -> None:
-        """Refuse what was not taken.
+        """Refuse every field that was not taken.
 
-        `inert` names fields that may say anything; `fixed` the only values that others may have, the usual one first.
+        `inert` names fields that may hold any value; `fixed` the only values that a field may hold, the usual first.
         """
         for key, value in self.values.items():
             allowed = (fixed or {}).get(key)
@@ -99,10 +177,10 @@ class Fields:
 
 
 def _as(kind: type, value: Any) -> Any:
-    """A whole number will do where a float is wanted."""
+    """Turn a whole number into the float that is wanted; return other values unchanged."""
     return float(value) if kind is float and type(value) is int else value
 
 
 def _placeholder(kind: type) -> Any:
-    """Stands in for an unusable value, so that reading goes on and every problem is found."""
+    """Return a stand-in for an unusable value, so that reading continues and finds every problem."""
     return kind() if kind is not int else 1

@@ -1,18 +1,16 @@
-"""A name -> files: the only place that touches the network.
+"""From a name to files: the only module that uses the network.
 
 All transfers are huggingface_hub's, so its cache, token, endpoint and offline switches (`HF_HOME`, `HF_TOKEN`,
-`HF_ENDPOINT`, `HF_HUB_OFFLINE`) hold. Only configuration, tokenizer and weights are fetched; code never is.
+`HF_ENDPOINT`, `HF_HUB_OFFLINE`) apply. Only configuration, tokenizer and weights are fetched, never code. Nothing here
+imports torch, and huggingface_hub is imported only when a name of the Hub is looked up.
 """
 
 import os
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from florence2.checkpoints.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from florence2.checkpoints.checkpoint import COMPANIONS
-from florence2.checkpoints.tensors import SAFETENSORS, find_weights
+from florence2.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS, SAFETENSORS, find_weight_files
 from florence2.errors import CheckpointError, HubError
 
 NAMES = {
@@ -23,9 +21,9 @@ NAMES = {
 }
 DEFAULT_MODEL = "base"
 EMBEDDED_MODEL = "nano"
-"""A specimen that comes with the package: made-up scenes only, see `weights/nano/README.md`."""
+"""A small model that comes with the package, trained on synthetic scenes only; see `weights/nano/README.md`."""
 
-_BESIDE_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
+_NEXT_TO_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)
 
 
@@ -34,37 +32,50 @@ def resolve(
     revision: str | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
+    report: Callable[[str], None] | None = None,
 ) -> Path:
-    """A short name, Hub id, folder or file -> a local path.
+    """Return the local path of a checkpoint; fetch it from the Hub when it is not on this machine.
 
-    A path that exists is never looked up elsewhere; the short names go before paths, so a folder called "base" is
-    reached as "./base". "nano" is the specimen that comes with the package. A name that the Hub's cache holds whole
-    is taken from there without asking the network; `download` is what refreshes it. Raises HubError for a name that
-    is nothing of this.
+    A path that exists never touches the network, and neither does a name that the Hub's cache holds completely;
+    `download` refreshes that. Short names take precedence over paths: a folder called "base" is reached as "./base".
+
+    Args:
+        name: A short name ("base", "large", "base-ft", "large-ft", or "nano", which comes with the package), a Hub id
+            OWNER/NAME, a folder, a weight file, or an index of shards.
+        revision: A branch, tag or commit on the Hub; None is the main branch.
+        local_files_only: Fetch nothing.
+        allow_pickle: Accept a `.bin` where there are no safetensors.
+        report: Called with a line that says what is fetched, before it is.
+
+    Raises:
+        HubError: The name means nothing, a path got a revision, or fetching failed.
     """
     text = os.fspath(name)
-    path = _embedded_folder() if text == EMBEDDED_MODEL else Path(text)
-    if text and text not in NAMES and _exists(path):
-        if revision is not None:
-            raise HubError(f"{text} is a local path, which has no revisions; leave out {revision!r}.")
-        return path
+    local = _find_local(text, revision)
+    if local is not None:
+        return local
     if text not in NAMES and not _HUB_ID.fullmatch(text):
         names = ", ".join((EMBEDDED_MODEL, *NAMES))
-        raise HubError(f"{text!r} is no existing path, none of the names {names}, and not of the form OWNER/NAME.")
-    return _find_in_cache(text, revision, allow_pickle) or download(text, revision, local_files_only, allow_pickle)
+        raise HubError(f"{text!r} is not an existing path, not one of the names {names}, and not a Hub id OWNER/NAME.")
+    cached = _find_in_cache(text, revision, allow_pickle)
+    return cached or download(text, revision, local_files_only, allow_pickle, report)
 
 
 def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False) -> Path:
-    """A folder or Hub id of a LoRA adapter -> its folder.
+    """Return the folder of a LoRA adapter; fetch it from the Hub when it is not on this machine.
 
-    A path that exists is never looked up elsewhere, and an adapter that the Hub's cache holds is taken from there.
-    Raises HubError with the remedy.
+    Args:
+        name: A folder, or a Hub id OWNER/NAME.
+        local_files_only: Fetch nothing.
+
+    Raises:
+        HubError: The name means nothing, or fetching failed.
     """
     text = os.fspath(name)
     if text and _exists(text):
         return Path(text)
     if not _HUB_ID.fullmatch(text):
-        raise HubError(f"The adapter {text!r} is no existing folder and not of the form OWNER/NAME.")
+        raise HubError(f"The adapter {text!r} is not an existing folder and not a Hub id OWNER/NAME.")
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -79,50 +90,48 @@ def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False
         raise HubError(f"The adapter {text} cannot be fetched ({reason}); check the name, or give a folder.") from None
 
 
-def _embedded_folder() -> Path:
-    """Where the specimen is: inside an installed package, or beside it in a source tree."""
-    inside, beside = (Path(__file__).parents[i] / "weights" / EMBEDDED_MODEL for i in (1, 2))
-    return inside if inside.is_dir() else beside
-
-
-def _exists(path: str | Path) -> bool:
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # too long for a path, or not one
-        return False
-
-
 def download(
-    name: str, revision: str | None = None, local_files_only: bool = False, allow_pickle: bool = False
+    name: str,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
+    report: Callable[[str], None] | None = None,
 ) -> Path:
-    """Fetch a checkpoint by short name or Hub id into the Hub's cache; return its folder there.
+    """Fetch a checkpoint into the Hub's cache and return its folder there.
 
-    `revision` is a branch, tag or commit; None is the repository's main branch. Files that the cache has are not
-    fetched again; with `local_files_only`, or offline, none are. `allow_pickle` takes a `.bin` where there are no
-    safetensors. What is to be fetched, and its size, is said on stderr first, and progress is shown there.
-    Raises HubError with the remedy.
+    Files that the cache holds are not fetched again. huggingface_hub shows its own progress bars.
+
+    Args:
+        name: A short name or a Hub id; "nano" is returned from the package.
+        revision: A branch, tag or commit; None is the main branch.
+        local_files_only: Fetch nothing, as when offline: return what the cache holds.
+        allow_pickle: Accept a `.bin` where there are no safetensors.
+        report: Called once, before anything is fetched, with a line that says how many files and megabytes are to be
+            fetched, and where to.
+
+    Raises:
+        HubError: The repository, the revision or its weights do not exist, or fetching failed.
     """
     if name == EMBEDDED_MODEL:
-        return resolve(name, revision)
+        return _find_embedded(revision)
     import huggingface_hub  # here, because importing it takes longer than the rest of this package
     from huggingface_hub import constants
 
     repository = NAMES.get(name, name)
     if local_files_only or constants.HF_HUB_OFFLINE:
-        found = _find_in_cache(name, revision, allow_pickle)
-        if found is None:
+        cached = _find_in_cache(name, revision, allow_pickle)
+        if cached is None:
             raise HubError(_absent(name, revision, "and this run is offline"))
-        return found
+        return cached
     try:
         info = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         wanted = _choose_files(repository, sizes, allow_pickle)
         new = [file for file in wanted if not _is_cached(repository, file, info.sha)]
-        total = sum(sizes[file] for file in new) / 1e6
-        print(
-            f"{repository}: {len(new)} of {len(wanted)} files to fetch, {total:,.0f} MB, to {constants.HF_HUB_CACHE}",
-            file=sys.stderr,
-        )
+        if report is not None:
+            megabytes = sum(sizes[file] for file in new) / 1e6
+            progress = f"{len(new)} of {len(wanted)} files to fetch, {megabytes:,.0f} MB"
+            report(f"{repository}: {progress}, to {constants.HF_HUB_CACHE}")
         return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except HubError:
         raise
@@ -130,8 +139,37 @@ def download(
         raise _explain(error, name, revision) from None
 
 
+def _find_local(text: str, revision: str | None) -> Path | None:
+    """Return the path that a name stands for on this machine; None where the Hub must be asked."""
+    if text == EMBEDDED_MODEL:
+        return _find_embedded(revision)
+    if not text or text in NAMES or not _exists(text):
+        return None
+    return _without_revision(Path(text), text, revision)
+
+
+def _find_embedded(revision: str | None) -> Path:
+    """Return the folder of the model that comes with the package."""
+    inside, source_tree = (Path(__file__).parents[i] / "weights" / EMBEDDED_MODEL for i in (1, 2))
+    return _without_revision(inside if inside.is_dir() else source_tree, EMBEDDED_MODEL, revision)
+
+
+def _without_revision(path: Path, text: str, revision: str | None) -> Path:
+    """Return `path`; refuse a revision, which only a repository has."""
+    if revision is not None:
+        raise HubError(f"{text} is a local path, which has no revisions; leave out {revision!r}.")
+    return path
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long for a path, or not a path at all
+        return False
+
+
 def _choose_files(repository: str, names: Iterable[str], allow_pickle: bool) -> list[str]:
-    """The files of a repository that a checkpoint consists of, never code. Raises HubError when weights are lacking."""
+    """Choose the files of a repository that make up a checkpoint, never code. Raises HubError for missing weights."""
     top = [name for name in names if "/" not in name]
     safetensors = [name for name in top if name.endswith((".safetensors", ".safetensors.index.json"))]
     pickles = [name for name in top if re.fullmatch(r"pytorch_model.*\.bin(\.index\.json)?", name)]
@@ -145,11 +183,11 @@ def _choose_files(repository: str, names: Iterable[str], allow_pickle: bool) -> 
     weights = safetensors or pickles
     if not weights:
         raise HubError(f"{repository} holds no weights, neither safetensors nor a pytorch_model.bin.")
-    return weights + [name for name in top if name in _BESIDE_WEIGHTS]
+    return weights + [name for name in top if name in _NEXT_TO_WEIGHTS]
 
 
 def _find_in_cache(name: str, revision: str | None, allow_pickle: bool) -> Path | None:
-    """The cached folder of `name`, if everything that loading needs is there."""
+    """Return the cached folder of `name` if everything that loading needs is in it."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(NAMES.get(name, name), "config.json", revision=revision)
@@ -157,12 +195,12 @@ def _find_in_cache(name: str, revision: str | None, allow_pickle: bool) -> Path 
         return None
     folder = Path(config).parent
     try:
-        find_weights(folder, allow_pickle)
+        find_weight_files(folder, allow_pickle)
     except CheckpointError:
         return None
     settings = ("preprocessor_config.json", "processor_config.json")
-    whole = (folder / "tokenizer.json").is_file() and any((folder / name).is_file() for name in settings)
-    return folder if whole else None
+    complete = (folder / "tokenizer.json").is_file() and any((folder / name).is_file() for name in settings)
+    return folder if complete else None
 
 
 def _is_cached(repository: str, file: str, commit: str | None) -> bool:
@@ -172,14 +210,16 @@ def _is_cached(repository: str, file: str, commit: str | None) -> bool:
 
 
 def _explain(error: Exception, name: str, revision: str | None) -> HubError:
+    """Turn an error of the transfer into one that says what to do."""
     from huggingface_hub import errors
 
     repository = NAMES.get(name, name)
     if isinstance(error, errors.GatedRepoError):
-        return HubError(f"{repository} asks for its terms to be accepted on the Hub first; then set HF_TOKEN.")
+        return HubError(f"{repository} requires its terms to be accepted on the Hub first; then set HF_TOKEN.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubError(
-            f"There is no path and no public repository {repository!r}. Check the name; for a private one set HF_TOKEN."
+            f"Neither a path nor a public repository {repository!r} exists. Check the name; for a private repository "
+            "set HF_TOKEN."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repository} has no revision {revision!r}; give a branch, a tag or a full commit hash.")

@@ -1,8 +1,9 @@
-"""Tensor names: Microsoft's, transformers' native ones, and canonical, with one set of rules between them.
+"""Tensor names: Microsoft's, transformers' native ones, and canonical ones, with one set of rules between them.
 
-Our names are the native ones without the leading "model.". A rule is a pair of templates; each key of a checkpoint
-matches exactly one rule, in either direction, and the rules serve whatever hangs below a module as well
-(`...qkv.weight`, `...qkv.lora_A.weight`). In this package only `checkpoint.py` and `adapters.py` use this.
+Canonical names are the native ones without the leading "model.". A rule is a pair of templates, a layout's and the
+canonical one. Each name matches exactly one rule, in either direction, and a rule covers everything below a module
+(`...qkv.weight`, `...qkv.lora_A.weight`). Only `describe.py`, `checkpoint.py` and `adapters.py`
+use this module.
 """
 
 import re
@@ -11,13 +12,12 @@ from collections.abc import Iterable
 from florence2.model.config import Layout
 
 SHARED = "language_model.shared.weight"
-TIED_TO_SHARED = frozenset(
-    ("lm_head.weight", "language_model.encoder.embed_tokens.weight", "language_model.decoder.embed_tokens.weight")
-)
-"""Our names of the other uses of the token embedding, under which a file may hold it too, or only."""
+ENCODER_EMBEDDING = "language_model.encoder.embed_tokens.weight"
+TIED_TO_SHARED = frozenset(("lm_head.weight", ENCODER_EMBEDDING, "language_model.decoder.embed_tokens.weight"))
+"""Canonical names of the other uses of the token embedding; a file may hold it under these too, or only."""
 
 TRANSPOSED = {"microsoft": frozenset(("multi_modal_projector.image_projection.weight",)), "native": frozenset[str]()}
-"""Our names of tensors that the layout stores transposed."""
+"""Canonical names of tensors that the layout stores transposed."""
 
 _BLOCK = "vision_tower.blocks.{stage}.{index}."
 _RULES: dict[Layout, tuple[tuple[str, str], ...]] = {
@@ -63,7 +63,7 @@ _FROM_CANONICAL = {layout: [(_pattern(b), a) for a, b in rules] for layout, rule
 
 
 def detect_layout(names: Iterable[str]) -> Layout | None:
-    """The layout whose rules know more of `names`; None when neither knows any."""
+    """Return the layout whose rules know more of `names`; None when neither knows any."""
     names = list(names)
     known = {layout: sum(to_canonical(name, layout) is not None for name in names) for layout in _TO_CANONICAL}
     best = max(known, key=known.__getitem__)
@@ -71,16 +71,21 @@ def detect_layout(names: Iterable[str]) -> Layout | None:
 
 
 def to_canonical(name: str, layout: Layout) -> str | None:
-    """A checkpoint's name -> canonical; None when no rule knows it."""
+    """Return the canonical name of a name in the layout; None when no rule knows it."""
     return _rename(name, _TO_CANONICAL[layout])
 
 
 def from_canonical(name: str, layout: Layout) -> str | None:
-    """Our name -> the layout's; None when the layout has no such tensor."""
+    """Return the layout's name of a canonical name; None when the layout has no such tensor."""
     return _rename(name, _FROM_CANONICAL[layout])
 
 
+def untied(canonical: str | None) -> str | None:
+    """Return the name under which a model holds a tensor: all uses of the token embedding are one tensor."""
+    return SHARED if canonical in TIED_TO_SHARED else canonical
+
+
 def _rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
-    found = [template.format(**match.groupdict()) for pattern, template in rules if (match := pattern.fullmatch(name))]
-    assert len(found) <= 1, f"{name} matches {len(found)} rules"
-    return found[0] if found else None
+    names = [template.format(**match.groupdict()) for pattern, template in rules if (match := pattern.fullmatch(name))]
+    assert len(names) <= 1, f"{name} matches {len(names)} rules"
+    return names[0] if names else None

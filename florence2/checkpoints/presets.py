@@ -1,4 +1,4 @@
-"""Shapes of the published checkpoints, and untrained checkpoints of these shapes, for tests and benchmarks."""
+"""The shapes of the published checkpoints, and untrained checkpoints of these shapes, for tests and benchmarks."""
 
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,17 @@ PUBLISHED_PREPROCESSOR: dict[str, Any] = {
 
 
 def preset(name: str) -> Florence2Config:
-    """The configuration of a published size, "base" or "large" (its 4,096-position revision), or of a "tiny" one
-    of 4.3 M parameters for tests."""
+    """Return the configuration of "base", "large" (the revision with 4,096 positions) or "tiny".
+
+    "tiny" has 4.3 M parameters and is for tests. Raises ConfigError for any other name.
+    """
     shapes = {
         "tiny": (16, (1, 1, 2, 1), 2, 64, 2, 4, 128, 1024),
         "base": (128, (1, 1, 9, 1), 4, 768, 6, 12, 3072, 1024),
         "large": (256, (1, 1, 9, 1), 8, 1024, 12, 16, 4096, 4096),
     }
     if name not in shapes:
-        raise ConfigError(f"There is no preset {name!r}; choose one of {', '.join(shapes)}.")
+        raise ConfigError(f"Unknown preset {name!r}; choose one of {', '.join(shapes)}.")
     width, depths, heads, d_model, layers, text_heads, ffn, positions = shapes[name]
     doubling = (1, 2, 4, 8)
     vision = VisionConfig(
@@ -82,10 +84,19 @@ def preset(name: str) -> Florence2Config:
 def init_checkpoint(
     folder: Path, config: Florence2Config, tokenizer: Path, seed: int = 0, dtype: torch.dtype = torch.float16
 ) -> None:
-    """Write an untrained checkpoint in Microsoft's layout, with the tokenizer files of the folder `tokenizer`.
+    """Write an untrained checkpoint in Microsoft's layout.
 
-    Weights are normal with a standard deviation of 0.02 and equal for equal `seed`; norms are identities.
-    Raises CheckpointError when `folder` already holds weights or `tokenizer` holds no tokenizer.json.
+    Weights are normal with a standard deviation of 0.02; norms are identities.
+
+    Args:
+        folder: Where to write; it must not hold a checkpoint.
+        config: The sizes of the model, such as `preset("base")`.
+        tokenizer: A folder whose tokenizer and image settings are copied.
+        seed: Equal seeds give equal weights.
+        dtype: The type of the stored weights.
+
+    Raises:
+        CheckpointError: `folder` already holds a checkpoint, or `tokenizer` holds no tokenizer.json.
     """
     refuse_existing(folder)
     if not (tokenizer / "tokenizer.json").is_file():

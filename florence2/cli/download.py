@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from florence2.checkpoints.hub import NAMES, download
-from florence2.cli.options import add_pickle, add_revision
+from florence2.cli.options import add_pickle, add_revision, say
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,5 +22,5 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Fetch the checkpoint; return 0."""
     options = build_parser().parse_args(arguments)
-    print(download(options.model, revision=options.revision, allow_pickle=options.allow_pickle))
+    print(download(options.model, revision=options.revision, allow_pickle=options.allow_pickle, report=say))
     return 0

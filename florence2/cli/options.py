@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,12 @@ def generation_changes(options: argparse.Namespace) -> dict[str, int]:
 
 def resolve_model(name: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """Return the local path of a checkpoint, after fetching it if needed. Raises HubError for an unknown name."""
-    return resolve(name, revision, allow_pickle=allow_pickle)
+    return resolve(name, revision, allow_pickle=allow_pickle, report=say)
+
+
+def say(line: str) -> None:
+    """Print a line for people."""
+    print(line, file=sys.stderr)
 
 
 def check_model(options: argparse.Namespace) -> Path:

@@ -156,8 +156,8 @@ def build_sentence(task: Task | None, task_input: str) -> str:
     return task_input if task is None else task.sentence.replace("{input}", task_input)
 
 
-def check_prompt(prompt: str, text: str | None = None) -> None:
-    """Refuse prompts that no model was trained to read, although the reference accepts them.
+def check_prompt(prompt: str, text: str | None = None) -> tuple[Task | None, str]:
+    """Split a prompt as `split_prompt` does, and refuse what the reference accepts but no model was trained to read.
 
     Args:
         prompt: As for `split_prompt`.
@@ -177,6 +177,7 @@ def check_prompt(prompt: str, text: str | None = None) -> None:
             f"Task {task.token} needs a region, a box in pixels or four location tokens (left, top, right, bottom, 0 "
             f"to {NUM_BINS - 1}) such as <loc_52><loc_332><loc_932><loc_774>, but got {task_input!r}."
         )
+    return task, task_input
 
 
 def _is_region(task_input: str) -> bool:

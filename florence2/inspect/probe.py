@@ -25,8 +25,7 @@ from florence2.inputs.processor import TaskText
 from florence2.inspect.probe_data import Images, Target, encode_targets, list_images, order_targets
 from florence2.inspect.progress import ProgressCallback, ignore_progress
 from florence2.inspect.regression import fit_classes, fit_numbers, measure_scores, predict_constant
-from florence2.pipeline import EncodedImage, Florence2
-from florence2.pipeline import Picture as AnyImage
+from florence2.pipeline import AnyImage, EncodedImage, Florence2
 from florence2.tracing.names import Name, names_of
 from florence2.tracing.recording import trace
 from florence2.tracing.selection import select

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from florence2.bulk.sources import find_images
 from florence2.errors import OptionError
-from florence2.pipeline import Picture as AnyImage
+from florence2.pipeline import AnyImage
 
 Target: TypeAlias = "str | float | Sequence[float]"
 Images: TypeAlias = "Sequence[AnyImage] | str | os.PathLike[str]"

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from florence2.checkpoints.checkpoint import (
+from florence2.checkpoints.checkpoint import 
+from florence2.checkpoints.describe import stored_dtype(
     checkpoint_folder,
     copy_companions,
     load_model,

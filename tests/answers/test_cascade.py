@@ -25,6 +25,7 @@ def test_cascade(small: florence2.Florence2, picture: Image.Image, monkeypatch: 
         return [canned[request[0]] for request in requests]
 
     monkeypatch.setattr(small, "run_batch", run_batch)
+    monkeypatch.setattr(small, "run", lambda task, image, text=None, **_: run_batch([(task, image, text)])[0])
     cascade = small.cascade(picture)
     assert (
         requested

@@ -29,9 +29,9 @@ MICROSOFT = {
     "language_model.decoder.layers.0.encoder_attn.q_proj": "language_model.model.decoder.layers.0.encoder_attn.q_proj",
 }
 """Our paths of modules, one of each kind, and Microsoft's."""
-OURS = {path: path for path in MICROSOFT}
+CANONICAL = {path: path for path in MICROSOFT}
 NATIVE = {path: f"model.{path}" for path in [*MICROSOFT, "multi_modal_projector.image_projection"]}
-NAMINGS = {"microsoft": MICROSOFT, "native": NATIVE, "ours": OURS}
+NAMINGS = {"microsoft": MICROSOFT, "native": NATIVE, "canonical": CANONICAL}
 
 LINEAR = "language_model.encoder.layers.0.fc1"
 CONFIG = {"peft_type": "LORA", "r": 3, "lora_alpha": 12, "bias": "none", "target_modules": ["fc1"]}
@@ -202,14 +202,14 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_merged(
     text = str(error.value)
     for words in [
         "nothing was merged",
-        f"base_model.model.model.{LINEAR}.lora_A.weight are of the same module",
+        f"base_model.model.model.{LINEAR}.lora_A.weight belong to the same module",
         f"{other}.lora_A.weight is [4, 5], should be [3, {model.get_submodule(other).in_features}]",
         f"{other} has only one of its two matrices",
-        "layers.7.fc1.lora_A.weight is of a module that this model does not have",
-        "conv1.fn.dw.lora_A.weight is of a DepthwiseConv, into which it cannot be merged",
-        "lora_magnitude_vector.weight is no matrix of LoRA",
+        "layers.7.fc1.lora_A.weight belongs to a module that this model does not have",
+        "conv1.fn.dw.lora_A.weight belongs to a DepthwiseConv, into which it cannot be merged",
+        "lora_magnitude_vector.weight is not a LoRA matrix",
         "shared.lora_embedding_A changes one use of the token embedding",
-        "embed_positions.lora_embedding_A is of a Positions, into which it cannot be merged",
+        "embed_positions.lora_embedding_A belongs to a Positions, into which it cannot be merged",
     ]:
         assert words in text, words
     assert unchanged(model, small_folder)
@@ -274,7 +274,7 @@ def test_a_weight_that_becomes_infinite_spoils_no_other(value: float, small_fold
     tensors = {f"{path}.{p}": m for path in (LINEAR, last) for p, m in matrices(model.get_submodule(path), 3).items()}
     tensors[f"{last}.lora_B.weight"][0, 0] = value
     with pytest.raises(
-        CheckpointError, match=r"with it, language_model\.decoder\.layers\.0\.fc2\.weight is not finite"
+        CheckpointError, match=r"once merged, language_model\.decoder\.layers\.0\.fc2\.weight is not finite"
     ):
         merge_adapter(model, write(tmp_path, tensors))
     assert unchanged(model, small_folder)
@@ -322,14 +322,14 @@ def test_a_pattern_cannot_stop_the_clock(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_adapter(model: Florence2Model, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is no adapter: there is no adapter_config\.json"):
+    with pytest.raises(ConfigError, match=r"is not an adapter: it holds no adapter_config\.json"):
         merge_adapter(model, tmp_path)
     write(tmp_path, {"x": torch.ones(1)})
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(CheckpointError, match="load it with peft and save it again"):
         merge_adapter(model, tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not this")
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         merge_adapter(model, tmp_path)
     save_file({}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="it holds no matrices"):
@@ -348,7 +348,7 @@ def test_load_and_convert_merge_the_same(small_folder: Path, model: Florence2Mod
 def test_the_command_line(
     small_folder: Path, model: Florence2Model, tmp_path: Path, picture_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = adapter(tmp_path / "adapter", model, OURS)
+    folder = adapter(tmp_path / "adapter", model, CANONICAL)
     assert main(["convert", str(small_folder), str(tmp_path / "merged"), "--adapter", str(folder)]) == 0
     assert load_file(tmp_path / "merged" / "model.safetensors")
     common = [str(picture_file), "--max-new-tokens", "8"]
@@ -362,9 +362,9 @@ def test_the_command_line(
     assert f"adapter was {str(folder)!r} and is None" in capsys.readouterr().err
     assert main([*run, "--adapter", "no/such/place"]) == 2
     assert main(["cascade", *common, "--model", str(small_folder), "--adapter", str(tmp_path)]) == 2
-    assert "is no adapter" in capsys.readouterr().err
+    assert "is not an adapter" in capsys.readouterr().err
 
 
 def test_a_name_that_is_none_is_never_looked_up() -> None:
-    with pytest.raises(florence2.Florence2Error, match="no existing folder and not of the form OWNER/NAME"):
+    with pytest.raises(florence2.Florence2Error, match="not an existing folder and not a Hub id OWNER/NAME"):
         resolve_adapter("a/b/c")

@@ -65,9 +65,9 @@ def test_the_tied_embedding_under_any_of_its_names(small_folder: Path, tmp_path:
 def test_both_layouts_hold_the_same_model(small_folder: Path, native_folder: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     copy_checkpoint(small_folder, plain, without_bias)
-    ours, native = load_model(plain), load_model(native_folder)
+    microsoft, native = load_model(plain), load_model(native_folder)
     assert native.config.layout == "native" and native.config.text.vocab_size == 51328
-    for name, tensor in ours.state_dict().items():
+    for name, tensor in microsoft.state_dict().items():
         other = native.state_dict()[name]
         if name == "language_model.shared.weight":
             other = other[:51289]
@@ -160,7 +160,7 @@ def test_everything_wrong_is_in_one_error(small_folder: Path, tmp_path: Path) ->
 
 def test_an_untied_embedding_is_refused(small_folder: Path, tmp_path: Path) -> None:
     copy_checkpoint(small_folder, tmp_path / "c", lambda t: t[HEAD][7].add_(1))
-    with pytest.raises(CheckpointError, match="stored under several names, but .*weight differs"):
+    with pytest.raises(CheckpointError, match="stored under several names, but .*weight has other values"):
         load_model(tmp_path / "c")
 
 
@@ -215,5 +215,5 @@ def test_huge_sizes_in_the_configuration_take_no_memory(small_folder: Path, tmp_
 
 
 def test_converting_onto_the_source_is_refused(small_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
+    with pytest.raises(CheckpointError, match="already holds a checkpoint"):
         convert_checkpoint(small_folder / "model.safetensors", small_folder)

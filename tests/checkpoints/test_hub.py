@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,7 +95,7 @@ def test_revisions(user: User, hub: Hub) -> None:
 
 def test_a_token_opens_private_and_gated_repositories(user: User) -> None:
     private = user.types("download", "someone/private")
-    assert private.returncode == 2 and "for a private one set HF_TOKEN" in private.stderr
+    assert private.returncode == 2 and "for a private repository set HF_TOKEN" in private.stderr
     gated = user.types("download", "someone/gated")
     assert gated.returncode == 2 and "terms to be accepted" in gated.stderr
     for name in ("someone/private", "someone/gated"):
@@ -102,7 +104,7 @@ def test_a_token_opens_private_and_gated_repositories(user: User) -> None:
 
 def test_what_does_not_exist(user: User) -> None:
     done = user.types("run", "od", "x.png", "--model", "some/typo")
-    assert done.returncode == 2 and "There is no path and no public repository 'some/typo'" in done.stderr
+    assert done.returncode == 2 and "Neither a path nor a public repository 'some/typo' exists" in done.stderr
 
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
@@ -162,6 +164,26 @@ def test_sharded_repositories(user: User, hub: Hub, repository: Path, picture_fi
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
     ]
+
+
+def test_the_library_prints_nothing_of_its_own(user: User) -> None:
+    """What is about to be fetched is reported to whoever asks for it; the bars are the Hub client's."""
+    code = "from florence2.checkpoints.hub import resolve; lines = []; {}; print(lines)"
+    calls = ["resolve('base')", "resolve('someone/fine-tune', report=lines.append)", "resolve('base', report=print)"]
+    quiet, reported, cached = (
+        subprocess.run(
+            [sys.executable, "-c", code.format(call)],
+            env={**user.environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        for call in calls
+    )
+    assert (quiet.stdout, quiet.stderr) == ("[]\n", "")
+    assert "someone/fine-tune: 4 of 4 files to fetch, " in reported.stdout and reported.stderr == ""
+    assert (cached.stdout, cached.stderr) == ("[]\n", "")
 
 
 def test_names_are_the_published_repositories() -> None:

@@ -26,7 +26,7 @@ def test_init(small_folder: Path, tmp_path: Path) -> None:
 
 
 def test_init_refuses_to_overwrite_and_needs_a_tokenizer(small_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
+    with pytest.raises(CheckpointError, match="already holds a checkpoint"):
         init_checkpoint(small_folder, preset("tiny"), small_folder)
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         init_checkpoint(tmp_path / "new", preset("tiny"), tmp_path)

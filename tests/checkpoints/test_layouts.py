@@ -40,11 +40,11 @@ def test_published_names_become_ours_with_our_shapes(record: str, layout: Layout
     expected = model_shapes(size)
     seen: Counter[str] = Counter()
     for name, shape in published.items():
-        ours = to_canonical(name, layout)
-        assert ours is not None, name
-        target = SHARED if ours in TIED_TO_SHARED else ours
+        canonical = to_canonical(name, layout)
+        assert canonical is not None, name
+        target = SHARED if canonical in TIED_TO_SHARED else canonical
         seen[target] += 1
-        stored = tuple(shape)[::-1] if ours in TRANSPOSED[layout] else tuple(shape)
+        stored = tuple(shape)[::-1] if canonical in TRANSPOSED[layout] else tuple(shape)
         assert stored == expected[target], name
     missing = set(expected) - set(seen)
     assert missing == ({"final_logits_bias"} if layout == "native" else set())
@@ -57,11 +57,10 @@ def test_there_and_back(record: str, layout: Layout, size: str) -> None:
     assert {name: from_canonical(to_canonical(name, layout) or "", layout) for name in published} == {
         n: n for n in published
     }
-    ours = model_shapes(size)
-    back = {
-        name: to_canonical(from_canonical(name, layout) or "", layout) for name in ours if name != "final_logits_bias"
-    }
-    assert back == {name: name for name in back}
+    canonical = model_shapes(size)
+    names = [name for name in canonical if name != "final_logits_bias"]
+    back = {name: to_canonical(from_canonical(name, layout) or "", layout) for name in names}
+    assert back == {name: name for name in names}
 
 
 @pytest.mark.parametrize(("record", "layout", "size"), LISTS)

@@ -89,7 +89,7 @@ def test_some_by_name_in_the_order_asked_for(tmp_path: Path) -> None:
     [
         ({"a": "../secret.safetensors"}, "points outside its folder"),
         ({"a": "/etc/passwd"}, "points outside its folder"),
-        ({"a": "model-9.safetensors"}, "not there: model-9"),
+        ({"a": "model-9.safetensors"}, "do not exist: model-9"),
         ({}, "no weight_map"),
         ({"a": 1}, "no weight_map"),
         (None, "no weight_map"),
@@ -160,7 +160,7 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (whole[:-3], whole[:20], b"", b"\xff" * 100, b"{}" * 50):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="truncated or no safetensors file"):
+        with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
             find_weights(path).read_headers()
 
 
@@ -168,7 +168,7 @@ def test_a_header_that_claims_more_than_the_file_holds(tmp_path: Path) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 64)
-    with pytest.raises(CheckpointError, match="truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
         find_weights(path).read_headers()
 
 

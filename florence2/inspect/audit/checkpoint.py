@@ -14,15 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from florence2.checkpoints.checkpoint import (
-    OPTIONAL,
-    checkpoint_folder,
-    find_misfits,
-    read_stored,
-    stored_names,
-    weights_layout,
-)
+from florence2.checkpoints.checkpoint import OPTIONAL, checkpoint_folder, find_misfits
 from florence2.checkpoints.config_files import read_config
+from florence2.checkpoints.describe import read_stored, stored_names, weights_layout
 from florence2.checkpoints.tensors import WeightFiles, find_weights
 from florence2.errors import ConfigError
 from florence2.inspect.audit.measures import (

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from florence2.checkpoints.checkpoint import read_stored
+from florence2.checkpoints.describe import read_stored
 from florence2.checkpoints.tensors import find_weights
 from florence2.inspect.audit.change import TensorChange, measure_change, no_change, sum_changes
 from florence2.inspect.audit.checkpoint import (

@@ -251,7 +251,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="neither layout"):
         audit(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"none")
-    with pytest.raises(CheckpointError, match="truncated or no safetensors"):
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors"):
         audit(tmp_path)
 
 

@@ -1,0 +1,93 @@
+"""Requests: what a caller asks about an image, checked once, and the images of many requests, encoded once each."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from florence2.errors import PromptError, shown
+from florence2.inputs.image import ImageInput
+from florence2.inputs.processor import TaskText, input_to_text
+from florence2.inputs.tasks import Task, build_sentence, check_prompt, find_task
+from florence2.model.images import EncodedImage
+
+AnyImage: TypeAlias = "ImageInput | EncodedImage"
+"""An image in any form that `open_image` reads, or one that was encoded before."""
+Request: TypeAlias = "tuple[str, AnyImage] | tuple[str, AnyImage, TaskText]"
+"""(task, image) or (task, image, input)."""
+
+_ANY_SIZE = (1 << 30, 1 << 30)  # stands for an image's size until it is opened
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request whose task exists and takes its input. A free prompt is a task of its own here."""
+
+    task: Task
+    image: AnyImage
+    text: str = ""
+    box: Sequence[float] | None = None
+    """In pixels; its location tokens take the place of `text` once the image's size is known."""
+
+    def sentence(self, image_size: tuple[int, int]) -> str:
+        """Return the sentence that the model reads. Raises PromptError for a box outside the image."""
+        region = None if self.box is None else input_to_text(self.box, image_size)
+        return build_sentence(self.task, self.text if region is None else region)
+
+
+def check_request(request: Request) -> CheckedRequest:
+    """Check everything that can be wrong before the image is opened. Raises PromptError."""
+    if not isinstance(request, tuple) or len(request) not in (2, 3):
+        raise PromptError(f"A request must be (task, image) or (task, image, input), not {shown(request)}.")
+    prompt, image, given = request if len(request) == 3 else (*request, None)
+    items: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
+    text = input_to_text(items or given, _ANY_SIZE)
+    if items and not isinstance(items[0], str):
+        return CheckedRequest(_region_task(prompt, items), image, box=items)
+    task, text = check_prompt(prompt, text)
+    return CheckedRequest(task or Task(prompt, "{input}", takes="text"), image, text)
+
+
+def _region_task(prompt: str, box: list[Any]) -> Task:
+    """Return the task of a request with a box, which must take one."""
+    task = find_task(prompt) if isinstance(prompt, str) else None
+    if task is None:
+        check_prompt(prompt)
+        raise PromptError(f"A prompt without a task token takes no box, but got {tuple(box)}; leave it out.")
+    if task.takes != "region":
+        raise PromptError(f"Task {task.token} takes no box, but got {tuple(box)}; leave it out.")
+    if prompt not in (task.token, task.alias):
+        raise PromptError(
+            f"Task {task.token} got its input twice: in the prompt {prompt!r} and as the box {tuple(box)}; give one."
+        )
+    return task
+
+
+class EncodeOnce:
+    """The images of many requests, each encoded when it is first needed and kept until its last use."""
+
+    def __init__(self, images: Sequence[AnyImage], encode: Callable[[Sequence[ImageInput]], list[EncodedImage]]):
+        self._images, self._encode = images, encode
+        self._keys = [_image_key(image) for image in images]
+        self._uses_left = Counter(self._keys)
+        self._encoded: dict[str | int, EncodedImage] = {}
+
+    def take(self, part: slice) -> list[EncodedImage]:
+        """Return the encoded images of the requests in `part`. Each request may be taken once."""
+        keys = self._keys[part]
+        new = {key: i for key, i in zip(keys, self._images[part], strict=True) if key not in self._encoded}
+        sources = {key: image for key, image in new.items() if not isinstance(image, EncodedImage)}
+        self._encoded |= {key: image for key, image in new.items() if isinstance(image, EncodedImage)}
+        self._encoded |= zip(sources, self._encode(list(sources.values())), strict=True)
+        taken = [self._encoded[key] for key in keys]
+        self._uses_left.subtract(keys)
+        for key in set(keys):
+            if not self._uses_left[key]:
+                del self._encoded[key]
+        return taken
+
+
+def _image_key(image: AnyImage) -> str | int:
+    """Return the key under which an image occurs again: its path, or its identity as an object."""
+    return str(image) if isinstance(image, str | os.PathLike) else id(image)

@@ -1,0 +1,177 @@
+"""A model and its processor at work: images are prepared and encoded, checked requests are answered, in batches."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from florence2.answers.answer import Answer, image_reference
+from florence2.errors import CheckpointError, OptionError, PromptError
+from florence2.generation.budget import generation_bytes, how_many_fit
+from florence2.generation.generate import generate
+from florence2.generation.options import GenerationOptions
+from florence2.generation.state import Generation
+from florence2.inputs.image import ImageInput, image_to_array, open_image
+from florence2.inputs.tasks import Task
+from florence2.model.config import Florence2Config
+from florence2.model.florence2 import Florence2Model
+from florence2.model.images import EncodedImage, PreparedImage
+from florence2.model.trace import Trace, start_trace
+from florence2.processor import Processor
+from florence2.request import CheckedRequest
+
+
+class Runner:
+    """A model, its processor and its generation settings. Nothing in it changes, so threads may share it."""
+
+    def __init__(self, model: Florence2Model, processor: Processor):
+        """Join a model in eval mode and the processor of the same checkpoint.
+
+        Raises CheckpointError when their vocabularies differ, or the checkpoint's generation settings are invalid.
+        """
+        _check_vocabulary(model.config, processor.tokenizer.vocab_size)
+        self.model, self.processor = model, processor
+        try:
+            self._options = GenerationOptions.from_settings(model.config.generation)
+        except OptionError as error:
+            raise CheckpointError(f"The checkpoint's own generation settings cannot be used: {error}") from None
+
+    def options(self, **settings: Any) -> GenerationOptions:
+        """Return the checkpoint's own generation settings, with some changed. Raises OptionError for wrong ones."""
+        return self._options.changed(**settings)
+
+    def prepare_image(self, image: ImageInput) -> PreparedImage:
+        """Read and resize an image for `encode_images`, in any thread. Raises ImageError as `encode_image` does."""
+        opened = open_image(image)
+        pixel_values = torch.from_numpy(image_to_array(opened, self.processor.image_config))
+        # what an answer may show itself on later; bytes and consumed files are not worth keeping
+        kept = isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "__array__")
+        return PreparedImage(pixel_values, opened.size, image if kept else None)
+
+    def encode_image(self, image: ImageInput) -> EncodedImage:
+        """Run the vision tower on an image, once for all tasks to come.
+
+        Args:
+            image: A path, the bytes of an image file, a Pillow image or an array (see `open_image`).
+
+        Returns:
+            The image's features (1, N, D) and its size. Every method takes it in place of the image.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        return self.encode_images([self.prepare_image(image)])[0]
+
+    def encode_images(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """Run the vision tower on several images; return them in the same order."""
+        # A batch saves the time of launching kernels; on a CPU it would only cost memory.
+        at_once = 1 if self.model.device.type == "cpu" else max(1, len(images))
+        encoded = []
+        for start in range(0, len(images), at_once):
+            encoded += self._encode_together(images[start : start + at_once])
+        return encoded
+
+    def _encode_together(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """Encode one batch."""
+        pixel_values, trace = torch.cat([image.pixel_values for image in images]), start_trace(self)
+        trace.image_started(pixel_values.shape)
+        with torch.no_grad():
+            features = self.model.encode_image(pixel_values, trace)
+        encoded = [
+            EncodedImage(row[None], image.size, image.source)  # (1, N, D)
+            for row, image in zip(features, images, strict=True)
+        ]
+        trace.image_done(encoded)
+        return encoded
+
+    def _answer(
+        self, requests: Sequence[CheckedRequest], images: Sequence[EncodedImage], options: GenerationOptions
+    ) -> list[Answer]:
+        """Answer requests on encoded images, as many at once as memory allows."""
+        prompts = [
+            self.processor.encode(request.sentence(image.size)) for request, image in zip(requests, images, strict=True)
+        ]
+        length = images[0].features.shape[1] + max(map(len, prompts))
+        each = generation_bytes(self.model.config, options, length, self.model.dtype)
+        at_once = how_many_fit(each, self.model.device)
+        answers: list[Answer] = []
+        for start in range(0, len(requests), at_once):
+            part, trace = slice(start, start + at_once), start_trace(self)
+            trace.answer_started(images[part], prompts[part], options)
+            generation = self._generate(images[part], prompts[part], options, trace)
+            read = [
+                self._read(generation, i, request.task, image, options.num_return_sequences)
+                for i, (request, image) in enumerate(zip(requests[part], images[part], strict=True))
+            ]
+            trace.answer_done(read)
+            answers += read
+        return answers
+
+    def _generate(
+        self,
+        images: Sequence[EncodedImage],
+        prompts: Sequence[list[int]],
+        options: GenerationOptions,
+        trace: Trace,
+    ) -> Generation:
+        """Generate the answers of one batch. Prompts of different lengths are padded, and the padding is masked."""
+        shapes = {tuple(image.features.shape[1:]) for image in images}
+        width = max(shapes)[-1]
+        if len(shapes) > 1 or width != self.model.config.text.d_model:
+            raise PromptError(
+                f"Encoded images of the shapes {sorted(shapes)} come from different models; encode them again."
+            )
+        longest = max(map(len, prompts))
+        input_ids = torch.full((len(prompts), longest), self.model.config.text.pad_token_id)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+        for row, ids in enumerate(prompts):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = True
+        features = torch.cat([image.features for image in images]).to(self.model.device, self.model.dtype)
+        padding = None if mask.all() else mask.to(self.model.device)
+        with torch.no_grad():
+            memory = self.model.encode(features, input_ids.to(self.model.device), padding, trace)
+        memory_mask = None if padding is None else self.model.memory_mask(features, padding)
+        return generate(self.model, memory, options, memory_mask, trace)
+
+    def _read(
+        self, generation: Generation, index: int, task: Task, image: EncodedImage, num_return_sequences: int
+    ) -> Answer:
+        """Read the best answer to one request, with the other hypotheses of its rows as alternatives."""
+        answers = []
+        for row in range(index * num_return_sequences, (index + 1) * num_return_sequences):
+            length = int(generation.lengths[row])
+            answer = self.processor.answer(
+                task,
+                image_size=image.size,
+                token_ids=generation.sequences[row, : 1 + length],
+                token_logprobs=generation.token_logprobs[row, :length],
+                sequence_score=float(generation.sequence_scores[row]),
+                finish_reason=generation.finish_reasons[row],
+            )
+            answers.append(replace(answer, image=image_reference(image.source)))
+        return replace(answers[0], alternatives=tuple(answers[1:]))
+
+
+def _check_vocabulary(config: Florence2Config, tokens: int) -> None:
+    """Raise CheckpointError unless the embedding has one row for each token.
+
+    More rows are allowed for the reasons of the two layouts only: the native one has a row for its `<image>`
+    placeholder, and either may be padded to a multiple of 64. Anything else means that the ids are shifted.
+    """
+    rows, image = config.text.vocab_size, config.image_token_id
+    padded = tokens < rows == _round_up(tokens, 64)
+    fits = tokens == rows or padded if image is None else image <= tokens <= rows
+    if not fits:
+        raise CheckpointError(
+            f"The tokenizer has {tokens} tokens, but the model {rows} embeddings"
+            + (f", the first {image} of them for tokens" if image is not None else "")
+            + "; they belong to different checkpoints."
+        )
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
