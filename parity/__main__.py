@@ -10,9 +10,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import scaling
-from benchmarks import speed as bench
-from benchmarks import traces as inspect_cost
 from benchmarks.machine import describe_machine
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
 from florence2.checkpoints.hub import NAMES, resolve
@@ -34,12 +31,6 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 
 def main() -> int:
     """Compare, print the table, write it; 1 when anything differs."""
-    if sys.argv[1:2] == ["bench"]:
-        return bench.main(sys.argv[2:])
-    if sys.argv[1:2] == ["scaling"]:
-        return scaling.main(sys.argv[2:])
-    if sys.argv[1:2] == ["inspect_cost"]:
-        return inspect_cost.main(sys.argv[2:])
     options = _parser().parse_args()
     code = _find_code(options)
     rows: list[Row] = []
@@ -61,11 +52,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m parity",
-        description=__doc__,
-        epilog="`bench` and `scaling` measure speed, `inspect_cost` what traces cost.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m parity", description=__doc__)
     parser.add_argument("--reference", choices=("native", "remote"), default="native")
     parser.add_argument("--code", type=Path, metavar="DIR", help="the .py files of the remote code; they will run here")
     parser.add_argument("--model", help="a real checkpoint (base, OWNER/NAME, folder), not made-up ones")
