@@ -39,14 +39,14 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """P pictures with E pairs; `picture` (E,) says whose pair is which.
+    """P pictures with E pairs; `image_index` (E,) is the image of each pair.
 
     `pixel_values` (P, 3, H, W); `input_ids` and `attention_mask` (E, S), 0 in the mask at padding; `labels` (E, T),
     -100 at padding: neither padding nor prompt is trained on.
     """
 
     pixel_values: Tensor
-    picture: Tensor
+    image_index: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
@@ -67,19 +67,19 @@ def make_batch(samples: Sequence[Sample], processor: Processor, max_length: int)
     """
     pad = processor.tokenizer.token_id("<pad>")
     assert pad is not None
-    pixels, picture, prompts, labels = [], [], [], []
-    for number, sample in enumerate(samples):
+    pixels, image_index, prompts, labels = [], [], [], []
+    for index, sample in enumerate(samples):
         with _naming(sample):
             pixels.append(processor.image(sample.image))
             for prefix, suffix in sample.pairs:
                 prompts.append(processor.prompt(prefix))
                 labels.append(processor.encode(suffix)[:max_length])
-                picture.append(number)
+                image_index.append(index)
     if not prompts:
         raise PromptError("A batch without a single prompt has nothing to train on.")
     input_ids = _pad(prompts, pad)
     mask = _pad([[1] * len(ids) for ids in prompts], 0)
-    return Batch(torch.cat(pixels), torch.tensor(picture), input_ids, mask, _pad(labels, IGNORED_LABEL))
+    return Batch(torch.cat(pixels), torch.tensor(image_index), input_ids, mask, _pad(labels, IGNORED_LABEL))
 
 
 Collate = Callable[[Sequence[Sample], Processor, int], Batch]

@@ -15,5 +15,5 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The sum of the labels' cross-entropies, a scalar: divide by `batch.num_labels` for the mean."""
-        features = self.model.encode_image(batch.pixel_values)[batch.picture]  # (E, N, D)
+        features = self.model.encode_image(batch.pixel_values)[batch.image_index]  # (E, N, D)
         return self.model.answer_loss(features, batch.input_ids, batch.labels, batch.attention_mask, reduction="sum")

@@ -17,7 +17,7 @@ def test_a_batch(processor) -> None:
     samples = [SceneSamples(1, 3)[i] for i in range(3)]
     batch = make_batch(samples, processor, 1024)
     assert batch.pixel_values.shape == (3, 3, 64, 64)
-    assert batch.picture.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert batch.image_index.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     pairs = [pair for sample in samples for pair in sample.pairs]
     for row, (prefix, suffix) in enumerate(pairs):
         length = int(batch.attention_mask[row].sum())

@@ -43,7 +43,7 @@ def logits(model: Florence2Model, batch: Batch) -> Tensor:
     """Of the labels, each after those before it."""
     model.eval()
     with torch.no_grad():
-        features = model.encode_image(batch.pixel_values)[batch.picture]
+        features = model.encode_image(batch.pixel_values)[batch.image_index]
         memory = model.encode(features, batch.input_ids, batch.attention_mask)
         mask = model.memory_mask(features, batch.attention_mask)
         return model.decode(batch.labels.clamp(min=1), memory, mask)
