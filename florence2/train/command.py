@@ -27,7 +27,7 @@ from florence2.errors import OptionError
 from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 from florence2.processor import Processor
-from florence2.train.check import Finding, check_samples
+from florence2.train.check import SampleFault, check_samples
 from florence2.train.data import Sample
 from florence2.train.entries import DataError
 from florence2.train.evaluate import evaluate
@@ -99,7 +99,7 @@ def _held_out(options: argparse.Namespace) -> list[Sample]:
 
 def _report(
     samples: list[Sample], model: Florence2Model, processor: Processor, say: Callable[[str], None]
-) -> tuple[Finding, ...]:
+) -> tuple[SampleFault, ...]:
     """Say what of the samples would be lost or cut."""
     report = check_samples(samples, processor, *_room(model, processor))
     say(str(report))

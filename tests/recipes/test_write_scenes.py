@@ -15,7 +15,7 @@ from recipes.nano.write_scenes import SIZES_QUESTION, main, sizes
 def test_every_question_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "d"), "--seed", "3", "--count", "4", "--ask", *SCENE_TASKS, "sizes"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'd' / 'data.jsonl'}\n"
-    samples = read_samples(tmp_path / "d", questions_per_picture=99)
+    samples = read_samples(tmp_path / "d", questions_per_image=99)
     assert len(samples) == 4
     for index, sample in enumerate(samples):
         scene = make_scene(3, index)

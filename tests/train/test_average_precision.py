@@ -70,8 +70,8 @@ def usual_way(truths: Rows, found: Rows) -> tuple[float, float]:
     labels = ["cat", "cow", "dog"]
     rows = [(i, d) for i, row in enumerate(truths) for d in row]
     annotations = [
-        {"id": n, "image_id": i, "category_id": labels.index(d.label), "bbox": d.shape, "iscrowd": 0}
-        | {"area": d.shape[2] * d.shape[3]}
+        {"id": n, "image_id": i, "category_id": labels.index(d.label), "bbox": d.area, "iscrowd": 0}
+        | {"area": d.area[2] * d.area[3]}
         for n, (i, d) in enumerate(rows, 1)
     ]
     truth = COCO()
@@ -79,7 +79,7 @@ def usual_way(truths: Rows, found: Rows) -> tuple[float, float]:
     truth.dataset |= {"images": [{"id": i} for i in range(len(truths))], "categories": [{"id": i} for i in range(3)]}
     truth.createIndex()
     results = [
-        {"image_id": i, "category_id": labels.index(d.label), "bbox": d.shape, "score": d.score}
+        {"image_id": i, "category_id": labels.index(d.label), "bbox": d.area, "score": d.score}
         for i, row in enumerate(found)
         for d in row
     ]

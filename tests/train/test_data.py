@@ -70,7 +70,7 @@ def test_micro_batches(processor) -> None:
 
 
 def test_too_few_pictures(processor) -> None:
-    with pytest.raises(PromptError, match="3 pictures are fewer than one batch of 4"):
+    with pytest.raises(PromptError, match="3 images are fewer than one batch of 4"):
         StepData(SceneSamples(1, 3), processor, SETTINGS, 99)
     with pytest.raises(PromptError, match="cannot be shared by 5 processes"):
         StepData(SceneSamples(1, 12), processor, SETTINGS, 99, 0, 5)

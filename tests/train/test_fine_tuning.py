@@ -64,7 +64,7 @@ def test_the_line_shown_is_one_that_is_written(tmp_path: Path) -> None:
     )
     lines = (tmp_path / "data.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(shown) in map(json.loads, lines)
-    assert f"answers on {words[words.index('--count') + 1]} pictures" in page
+    assert f"answers on {words[words.index('--count') + 1]} images" in page
 
 
 def test_links_lead_somewhere() -> None:
