@@ -1,4 +1,4 @@
-"""Comparing gradients: that it passes what is equal, and notices what people get wrong in training."""
+"""The comparison of gradients passes equal models and notices common mistakes in training."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,7 +31,7 @@ PROMPTS = [[0, 11, 2], [0, 9, 7, 8, 12, 2]]
 
 
 class Ours:
-    """This project in the reference's place: written-out attention, native names."""
+    """This project in the place of the reference: eager attention, native names."""
 
     name, layout, attends_to_padding = "itself", "native", False
 
