@@ -30,7 +30,7 @@ MIN_TOKENS = 9  # the clock of the decode step needs more than the short answer'
 
 @dataclass(frozen=True)
 class Round:
-    """What both checkouts measured in one round, as `compare_worker.measure` returns it."""
+    """The measurements of both checkouts in one round, as `compare_worker.measure` returns them."""
 
     old: dict[str, Any]
     new: dict[str, Any]

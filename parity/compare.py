@@ -44,7 +44,7 @@ class Work:
     images: Sequence[Any] = tuple(IMAGES)
     settings: Sequence[dict[str, Any]] = tuple(SETTINGS)
     rounded_gradients: bool = True
-    """Whether to compare gradients in float32 too. In a deep model with synthetic weights, an attention may put all its
+    """Compare gradients in float32 too. In a deep model with synthetic weights, an attention may put all its
     weight on one position; the gradient before it is then pure rounding, on both sides."""
     training_side: int = 768
     """Images are cropped to this many pixels a side for gradients, which keep the activations of every layer."""

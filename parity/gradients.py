@@ -23,7 +23,7 @@ from parity.report import Comparison, largest_difference
 RATES = ("drop_path_rate", "dropout", "attention_dropout", "activation_dropout")
 RATE = 0.3
 LIMIT = 4.0
-"""How many standard errors two samples of one distribution may differ: by chance, one pair in 16,000 does."""
+"""The most standard errors by which two samples of one distribution may differ; one pair in 16,000 exceeds it."""
 
 _LABELS = ([0, 713, 16, 10, 50286, 11, 5, 2], [0, 9, IGNORED_LABEL, 50290, 51268, 2], [0, 2])
 _Loss = Callable[[], Tensor]

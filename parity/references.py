@@ -24,7 +24,7 @@ Inside: TypeAlias = dict[str, list[Tensor]]
 
 
 class Reference(Protocol):
-    """What every reference offers. `ids` are a prompt's; `pixel_values` are (1, 3, H, W)."""
+    """The methods that every reference offers. `ids` are a prompt's; `pixel_values` are (1, 3, H, W)."""
 
     name: str
     model: Any
@@ -32,7 +32,7 @@ class Reference(Protocol):
     layout: Layout
     """The layout of its parameter names."""
     attends_to_padding: bool
-    """Whether a padded prompt changes what the model computes."""
+    """If set, padding a prompt changes the results."""
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Turn an RGB image into pixel_values."""

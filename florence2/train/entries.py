@@ -12,7 +12,7 @@ from florence2.inputs.tasks import check_prompt
 from florence2.inputs.tokenizer import ADDED_TOKENS
 
 LISTED = 20
-"""How many problems of a file are listed in words."""
+"""The most problems of a file that a message lists."""
 _MAX_PIXEL = 1e7
 _LOCATION_LIKE = re.compile(r"<\s*loc[^a-z<>][^<>]*>?", re.IGNORECASE)  # "<locale>" is a word
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")

@@ -13,7 +13,7 @@ _MESSAGE = b"\nFinishing this update and saving. Press Ctrl-C again to stop imme
 
 
 class StopRequest:
-    """Whether a signal has asked the run to stop. `catch_stop_signals` makes it."""
+    """A request to stop the run, made by a signal. `catch_stop_signals` creates the object."""
 
     def __init__(self, apart: float, announce: bool):
         self._apart, self._announce = apart, announce
@@ -22,7 +22,7 @@ class StopRequest:
 
     @property
     def received(self) -> bool:
-        """Whether a signal has come."""
+        """Return whether a signal has come."""
         return self._first_signal is not None
 
     @contextmanager

@@ -37,7 +37,7 @@ SETTINGS = "settings.json"
 _MAY_CHANGE = ("save_every", "log_every", "workers")
 """Settings that do not affect the weights, so a resumed run may change them."""
 _PATIENCE = timedelta(days=1)
-"""How long the other processes wait for the one that evaluates."""
+"""The longest time that the other processes wait while one evaluates."""
 
 AfterSave = Callable[[int], dict[str, Any]]
 

@@ -35,7 +35,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "texture": ("plain", "striped", "dotted"),
     **{f"character {position}": ("", *LETTERS, *DIGITS) for position in range(4)},
 }
-"""The questions about every place, with their answers. Where there is no thing, the last six are not asked."""
+"""The questions about every place, with their answers. On the bare background, the last six are not asked."""
 NUM_CORNERS = 12
 """Coordinates of a place's thing: its box and four points of its outline (the quad if it is printed text)."""
 _CORNERS_WEIGHT = 3.0
@@ -100,7 +100,7 @@ class PlacesLoss(LossModule):
         super().__init__(model)
         self.first_location = first_location
         self.speaks = True
-        """Whether the loss includes the answers. Without them the decoder is not run."""
+        """If set, the loss includes the answers; otherwise the decoder is not run."""
         width = model.config.text.d_model
         self.readers = nn.ModuleList(nn.Linear(width, len(answers)) for answers in QUESTIONS.values())
         self.corners = nn.Linear(width, NUM_CORNERS * width)

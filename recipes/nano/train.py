@@ -59,7 +59,7 @@ WEIGHTS: dict[str, float] = {
     "<REGION_TO_DESCRIPTION>": 0.5,
     "<REGION_TO_OCR>": 0.7,
 }
-"""How often each task is asked in training, relative to the others."""
+"""The relative frequency of each task in training."""
 READING_WEIGHTS: dict[str, float] = {
     **WEIGHTS,
     "<OCR>": 4.0,

@@ -46,12 +46,12 @@ def test_the_mean_is_over_the_labels_of_the_truths() -> None:
     assert average_precision(truths, found) == pytest.approx((0.5, 0.5))
 
 
-def test_a_box_counts_in_its_own_picture_only() -> None:
+def test_a_box_counts_in_its_own_image_only() -> None:
     assert average_precision([[Detection("cat", A)], []], [[], [Detection("cat", A)]]) == (0.0, 0.0)
 
 
 def random_rows(seed: int) -> tuple[Rows, Rows]:
-    """Truths, and shaken copies of most of them with strays among them, over 12 pictures and 3 labels."""
+    """Make truths, and jittered copies of most of them with strays, over 12 images and 3 labels."""
     rng = np.random.default_rng(seed)
     truths, found = [], []
     for _ in range(12):

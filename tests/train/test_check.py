@@ -171,7 +171,7 @@ def test_prompts_that_nobody_can_ask(real: Processor) -> None:
     assert report.findings[0].name == "sample 0"
 
 
-def test_pictures_are_read_to_their_end_and_once(real: Processor, tmp_path: Path) -> None:
+def test_images_are_read_to_their_end_and_once(real: Processor, tmp_path: Path) -> None:
     Image.effect_noise((200, 200), 50).save(tmp_path / "good.jpg")
     data = (tmp_path / "good.jpg").read_bytes()
     (tmp_path / "short.jpg").write_bytes(data[: len(data) // 2])

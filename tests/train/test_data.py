@@ -1,4 +1,4 @@
-"""Batches: what is padded, what is masked, and who sees which picture when."""
+"""Batches: padding, masks, and which process sees which image at which step."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_micro_batches(processor) -> None:
     assert [len(batch.pixel_values) for batch in data[0]] == [3, 1]
 
 
-def test_too_few_pictures(processor) -> None:
+def test_too_few_images(processor) -> None:
     with pytest.raises(PromptError, match="3 images are fewer than one batch of 4"):
         StepData(SceneSamples(1, 3), processor, SETTINGS, 99)
     with pytest.raises(PromptError, match="cannot be shared by 5 processes"):

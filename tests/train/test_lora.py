@@ -35,7 +35,7 @@ def batch(processor: Processor) -> Batch:
 
 
 def few() -> list[Sample]:
-    """Two pictures with two questions each."""
+    """Two images with two questions each."""
     return [replace(sample, pairs=sample.pairs[:2]) for sample in map(SceneSamples(1, 2).__getitem__, range(2))]
 
 

@@ -1,4 +1,4 @@
-"""The loss of a batch: padding, ignored labels, shared pictures, half precision. Dropout off unless said."""
+"""The loss of a batch: padding, ignored labels, shared images, half precision. Dropout is off by default."""
 
 from dataclasses import replace
 
@@ -101,7 +101,7 @@ def test_a_row_of_ignored_labels_adds_nothing(exact: Florence2Model, batch: Batc
     assert nothing == 0 and all(not value.any() for value in zeros.values())
 
 
-def test_a_shared_picture_equals_the_picture_repeated(exact: Florence2Model, batch: Batch) -> None:
+def test_a_shared_image_equals_the_image_repeated(exact: Florence2Model, batch: Batch) -> None:
     assert batch.image_index.tolist() == [0, 0, 1, 2, 2, 2]
     repeated = replace(batch, pixel_values=batch.pixel_values[batch.image_index], image_index=torch.arange(6))
     (loss, gradients), (expected, same) = backward(exact, batch), backward(exact, repeated)

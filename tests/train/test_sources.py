@@ -20,7 +20,7 @@ ORIENTATION = 0x0112
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures: a.jpg of 500 x 200 pixels, where a bin is 0.5 by 0.2, and b.png of 100 x 100."""
+    """Two images: a.jpg of 500 x 200 pixels, where a bin is 0.5 by 0.2, and b.png of 100 x 100."""
     Image.new("RGB", (500, 200), "teal").save(tmp_path / "a.jpg")
     Image.new("RGB", (100, 100), "teal").save(tmp_path / "b.png")
     return tmp_path
@@ -41,7 +41,7 @@ def read_one(folder: Path, **row: Any) -> tuple[str, str]:
 # ---- JSON Lines -----------------------------------------------------------------------------------------------------
 
 
-def test_lines_of_a_picture_share_samples(folder: Path) -> None:
+def test_lines_of_a_image_share_samples(folder: Path) -> None:
     rows = [
         {"image": name, "prefix": "<CAPTION>", "suffix": text} for name, text in zip("abaaab", "uvwxyz", strict=True)
     ]
@@ -60,7 +60,7 @@ def test_nothing_to_be_found_is_an_answer(folder: Path) -> None:
     assert [pair for sample in samples for pair in sample.pairs] == [(prefix, "") for prefix, _ in asked]
 
 
-def test_pictures_may_be_elsewhere_and_lines_empty(folder: Path) -> None:
+def test_images_may_be_elsewhere_and_lines_empty(folder: Path) -> None:
     (folder / "labels").mkdir()
     row = json.dumps({"image": "b.png", "prefix": "<OCR>", "suffix": "Zürich 東京", "id": 7, "boxes": None})
     path = folder / "labels" / "x.jsonl"
@@ -92,7 +92,7 @@ def test_quads_and_outlines_in_pixels(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
-def test_sizes_are_those_of_the_upright_picture(tmp_path: Path, kind: str) -> None:
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path, kind: str) -> None:
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
@@ -102,7 +102,7 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path, kind: str) -> No
         assert upright_size(path) == ((40, 20) if orientation < 5 else (20, 40))
 
 
-def test_boxes_belong_to_the_upright_picture(tmp_path: Path) -> None:
+def test_boxes_belong_to_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.new("RGB", (200, 500), "red").save(tmp_path / "a.jpg", exif=exif)
@@ -201,7 +201,7 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
     assert [line.split(":")[0] for line in str(raised.value).splitlines()[1:]] == [f"  line {n}" for n in range(2, 22)]
 
 
-def test_a_broken_picture_is_named_where_its_size_is_needed(folder: Path) -> None:
+def test_a_broken_image_is_named_where_its_size_is_needed(folder: Path) -> None:
     (folder / "a.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"line 1: .*a\.jpg is no picture"):
         read_one(folder, prefix="<OD>", boxes=[{"label": "cup", "box": [1, 2, 3, 4]}])

@@ -102,7 +102,7 @@ def test_micro_batches_add_up(mini, mini_config, processor, tmp_path, size) -> N
 def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, capfd) -> None:
     """The same global batch, by this process, and shared by two as torch's launcher starts them.
 
-    Those stop on the way, because one of them is asked to, and go on.
+    They stop on the way, because one of them gets a signal, and then resume.
     """
     shared_run.run(processor_folder, tmp_path / "1")
     assert capfd.readouterr().out.split() == ["0/1"]
@@ -116,7 +116,7 @@ def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, ca
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes share each batch." in done.stderr
-    assert sorted(done.stdout.split()) == ["0/2", "0/2:1", "1/2", "1/2:1"]  # both behind update 1
+    assert sorted(done.stdout.split()) == ["0/2", "0/2:1", "1/2", "1/2:1"]  # both after update 1
     one, two = (torch.load(tmp_path / str(n) / "state.pt", weights_only=True) for n in (1, 2))
     for name, value in one["parameters"].items():
         torch.testing.assert_close(two["parameters"][name], value, rtol=1e-4, atol=2e-5)
@@ -207,8 +207,8 @@ class Signalled(SceneSamples):
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "save_every"), [(signal.SIGINT, 100), (signal.SIGTERM, 3)])
-def test_asked_to_stop_it_saves_what_it_has(mini, mini_config, processor, tmp_path, number, save_every) -> None:
-    """In update 3. Nobody waits for the evaluation that may be due then; it is made up for."""
+def test_a_stopped_run_saves_its_state(mini, mini_config, processor, tmp_path, number, save_every) -> None:
+    """The signal comes in update 3. An evaluation that is due then is skipped, and made up for later."""
     settings = replace(SETTINGS, save_every=save_every)
     train(mini, processor, SceneSamples(1, 10), settings, tmp_path / "whole")
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
