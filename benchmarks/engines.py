@@ -1,6 +1,6 @@
-"""One engine in a process of its own: load, run the clocks, print what they showed as JSON.
+"""Run one engine in its own process: load it, run the clocks, print their times as JSON.
 
-`python -m benchmarks.engines SPEC` is started by `benchmarks.speed`; SPEC is a JSON object (see `Spec`).
+`benchmarks.speed` starts `python -m benchmarks.engines SPEC`; SPEC is a JSON object (see `Spec`).
 """
 
 import io
@@ -13,12 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-_START = time.perf_counter()
-
 
 @dataclass(frozen=True)
 class Spec:
-    """What to run. `tokens` are generated exactly, beyond the model's own end; all `jpegs` make a batch."""
+    """One engine's work. Every answer has exactly `tokens` tokens; all `jpegs` make the batch."""
 
     engine: str
     folder: str
@@ -34,9 +32,9 @@ class Spec:
 
 @dataclass
 class Clocks:
-    """Seconds, each the list of all runs; and what identifies the run.
+    """The times of one process: for every clock the seconds of all its runs.
 
-    `peak_memory` is in bytes, up to and with the first answer: of the process, or of the accelerator.
+    `peak_memory` is in bytes and includes the first answer: of the process, or of the accelerator.
     """
 
     name: str = ""
@@ -48,45 +46,45 @@ class Clocks:
 
 TASKS = ["<OD>", "<CAPTION>", "<OCR>", "<DENSE_REGION_CAPTION>"]
 FEW = 8
-"""Tokens of a short answer: the first steps, before the steady ones are timed."""
+"""Length of the short answer. The long answer minus the short one gives the time of the steps in between."""
 
 
 class Engine(Protocol):
-    """What the clocks need. Tensors are the engine's own."""
+    """The stages that the clocks time. Tensors are of the engine's own types."""
 
     name: str
 
     def end_to_end(self, jpeg: bytes, task: str, tokens: int) -> list[int]:
-        """From the bytes of a file to a parsed answer; returns the ids."""
+        """Turn a file's bytes into a parsed answer; return its ids."""
         ...
 
     def batch(self, jpegs: Sequence[bytes], task: str, tokens: int) -> list[list[int]]:
-        """The same for many files at once."""
+        """Answer one task on many files at once."""
         ...
 
     def tasks(self, jpeg: bytes, tasks: Sequence[str], tokens: int) -> list[list[int]]:
-        """Several tasks on one file, in the best way the engine has."""
+        """Answer several tasks on one file, in the fastest way the engine offers."""
         ...
 
     def pixels(self, jpeg: bytes) -> Any:
-        """The bytes of a file -> pixel tensor."""
+        """Turn a file's bytes into a pixel tensor."""
         ...
 
     def vision(self, pixels: Any) -> Any:
-        """Pixel tensor -> projected image tokens."""
+        """Turn a pixel tensor into projected image tokens."""
         ...
 
     def encode(self, features: Any, task: str) -> Any:
-        """Image tokens and prompt -> memory."""
+        """Turn image tokens and a prompt into memory."""
         ...
 
     def decode(self, memory: Any, tokens: int) -> list[int]:
-        """Memory -> ids."""
+        """Generate ids from memory."""
         ...
 
 
 def run_clocks(engine: Engine, spec: Spec) -> Clocks:
-    """Every clock `repeats` times after one run that does not count; those of many answers once, when all is warm."""
+    """Run every clock `repeats` times after a warm-up run; run those of many answers once, at the end."""
     import torch
 
     clocks = Clocks(engine.name)
@@ -122,16 +120,16 @@ def run_clocks(engine: Engine, spec: Spec) -> Clocks:
         clocks.tokens.append(measure("long answer", lambda: engine.decode(memory, tokens)))
         steady = zip(clocks.seconds.pop("long answer"), clocks.seconds.pop("short answer"), strict=True)
         clocks.seconds["decode step"] = [(long - short) / (tokens - FEW) for long, short in steady]
-        clocks.tokens += measure_once("four tasks, one picture", lambda: engine.tasks(jpeg, TASKS, tokens))
+        clocks.tokens += measure_once("four tasks, one image", lambda: engine.tasks(jpeg, TASKS, tokens))
         if len(jpegs) > 1:
-            name = f"batch of {len(jpegs)}, a picture"
+            name = f"batch of {len(jpegs)}, per image"
             clocks.tokens += measure_once(name, lambda: engine.batch(jpegs, task, tokens), per=len(jpegs))
     clocks.image_tokens = features.shape[1]
     return clocks
 
 
 class Ours:
-    """This project, as a user calls it."""
+    """This project through its public API."""
 
     def __init__(self, spec: Spec):
         import florence2
@@ -152,8 +150,8 @@ class Ours:
         return [list(answer.token_ids) for answer in answers]
 
     def tasks(self, jpeg: bytes, tasks: Sequence[str], tokens: int) -> list[list[int]]:
-        picture = self.f.encode_image(jpeg)
-        answers = self.f.run_batch([(task, picture) for task in tasks], options=self._exactly(tokens))
+        image = self.f.encode_image(jpeg)
+        answers = self.f.run_batch([(task, image) for task in tasks], options=self._exactly(tokens))
         return [list(answer.token_ids) for answer in answers]
 
     def pixels(self, jpeg: bytes) -> Any:
@@ -171,12 +169,12 @@ class Ours:
     def decode(self, memory: Any, tokens: int) -> list[int]:
         import florence2
 
-        found: list[int] = florence2.generate(self.f.model, memory, self._exactly(tokens)).sequences[0].tolist()
-        return found
+        ids: list[int] = florence2.generate(self.f.model, memory, self._exactly(tokens)).sequences[0].tolist()
+        return ids
 
 
 class _Transformers:
-    """What the two references have in common."""
+    """The code that both references share."""
 
     name: str
     model: Any
@@ -219,22 +217,22 @@ class _Transformers:
         return ids
 
     def end_to_end(self, jpeg: bytes, task: str, tokens: int) -> list[int]:
-        found: list[int] = self._generate([jpeg], [task], tokens)[0].tolist()
-        return found
+        ids: list[int] = self._generate([jpeg], [task], tokens)[0].tolist()
+        return ids
 
     def batch(self, jpegs: Sequence[bytes], task: str, tokens: int) -> list[list[int]]:
-        found: list[list[int]] = self._generate(jpegs, [task] * len(jpegs), tokens).tolist()
-        return found
+        ids: list[list[int]] = self._generate(jpegs, [task] * len(jpegs), tokens).tolist()
+        return ids
 
     def tasks(self, jpeg: bytes, tasks: Sequence[str], tokens: int) -> list[list[int]]:
-        return [self.end_to_end(jpeg, task, tokens) for task in tasks]  # neither can keep an encoded picture
+        return [self.end_to_end(jpeg, task, tokens) for task in tasks]  # neither can keep an encoded image
 
     def pixels(self, jpeg: bytes) -> Any:
         return self._inputs([jpeg], [TASKS[0]])["pixel_values"]
 
 
 class NativeEngine(_Transformers):
-    """transformers' own model, with torch's fused attention."""
+    """The model in transformers, with torch's fused attention."""
 
     def __init__(self, spec: Spec):
         super().__init__(spec)
@@ -249,7 +247,7 @@ class NativeEngine(_Transformers):
         )
         self.model = self.model.to(spec.device).eval()
         self.processor = AutoProcessor.from_pretrained(spec.folder)  # type: ignore[no-untyped-call]
-        # what its own published processor_config.json says for the tasks here
+        # the published processor_config.json says this for the tasks measured here
         self.processor.post_processor.parse_task_config = {"description_with_bboxes": {}, "pure_text": {}}
 
     def vision(self, pixels: Any) -> Any:
@@ -268,15 +266,15 @@ class NativeEngine(_Transformers):
     def decode(self, memory: Any, tokens: int) -> list[int]:
         from transformers.modeling_outputs import BaseModelOutput
 
-        # a fresh one, for generate repeats it for the beams in place
+        # a fresh object each time: generate repeats its content for the beams in place
         fresh = BaseModelOutput(last_hidden_state=memory.last_hidden_state)
         ids = self.model.generate(encoder_outputs=fresh, attention_mask=self.mask, **self._settings(tokens))
-        found: list[int] = ids[0].tolist()
-        return found
+        first: list[int] = ids[0].tolist()
+        return first
 
 
 class RemoteEngine(_Transformers):
-    """Microsoft's own code."""
+    """Microsoft's remote code."""
 
     def __init__(self, spec: Spec):
         super().__init__(spec)
@@ -291,7 +289,7 @@ class RemoteEngine(_Transformers):
 
     def _inputs(self, jpegs: Sequence[bytes], tasks: Sequence[str]) -> Any:
         inputs = super()._inputs(jpegs, tasks)
-        inputs.pop("attention_mask")  # it has a use for its own alone
+        inputs.pop("attention_mask")  # its generate makes its own mask, over image and prompt
         return inputs
 
     def vision(self, pixels: Any) -> Any:
@@ -311,8 +309,8 @@ class RemoteEngine(_Transformers):
         fresh = BaseModelOutput(last_hidden_state=memory.last_hidden_state)
         settings = self._settings(tokens)
         ids = self.model.language_model.generate(encoder_outputs=fresh, attention_mask=self.mask, **settings)
-        found: list[int] = ids[0].tolist()
-        return found
+        first: list[int] = ids[0].tolist()
+        return first
 
 
 ENGINES: dict[str, Callable[[Spec], Engine]] = {"ours": Ours, "native": NativeEngine, "remote": RemoteEngine}
@@ -324,7 +322,7 @@ _PACKAGES = {
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if device.startswith("cuda"):
         import torch
 
@@ -337,13 +335,13 @@ def _peak_memory(device: str) -> int:
 
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # the other figure is never below that of the process which started this one
+    if status.exists():  # ru_maxrss starts at the peak of the parent process
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
-    """Run the engine that the first argument describes and print its clocks."""
+    """Run the engine that the first argument describes and print its times."""
     import importlib
 
     spec = Spec(**json.loads(sys.argv[1]))

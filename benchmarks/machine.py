@@ -1,4 +1,4 @@
-"""What a machine can do, measured, and what a model asks of it, counted: the two sides of a percentage."""
+"""Measure how fast a machine is, and count the work of a model: the two sides of a utilisation figure."""
 
 import platform
 import statistics
@@ -20,14 +20,14 @@ from florence2.model.florence2 import Florence2Model
 
 @dataclass(frozen=True)
 class Rates:
-    """`products`: FLOP/s of matrix products of the vision tower's own shapes; `reading`: bytes/s out of memory."""
+    """The limits of a machine: FLOP/s of the vision tower's matrix products, and bytes/s read from RAM."""
 
     products: float
     reading: float
 
 
 def measure_rates(config: Florence2Config, size: tuple[int, int], device: str, dtype: torch.dtype) -> Rates:
-    """Measure both. Every product is timed by torch's own routine and by ours, and the faster counts."""
+    """Measure both limits. Each product is timed with torch's routine and with ours; the faster one counts."""
     flops = seconds = 0.0
     with torch.inference_mode():
         for rows, inner, outer, times in _vision_products(config, size):
@@ -36,13 +36,13 @@ def measure_rates(config: Florence2Config, size: tuple[int, int], device: str, d
             best = min(_median(partial(product, x, w), device) for product in (F.linear, linear))
             flops += times * 2.0 * rows * inner * outer
             seconds += times * best
-        block = torch.ones(2**27, device=device)  # 512 MB: more than any cache
+        block = torch.ones(2**27, device=device)  # 512 MB, larger than any cache
         reading = block.nbytes / _median(block.sum, device)
     return Rates(flops / seconds, reading)
 
 
 def count_vision_flops(config: Florence2Config, size: tuple[int, int]) -> float:
-    """FLOPs from one picture of (height, width) pixels to image tokens, two for each multiplication and addition."""
+    """Count the FLOPs from one image of (height, width) pixels to image tokens; a multiply-add counts as two."""
     model = Florence2Model(config).to("meta")
     with FlopCounterMode(display=False) as counter:
         model.encode_image(torch.empty(1, 3, *size, device="meta"))
@@ -50,10 +50,10 @@ def count_vision_flops(config: Florence2Config, size: tuple[int, int]) -> float:
 
 
 def count_step_bytes(config: Florence2Config, memory_length: int, dtype: torch.dtype) -> float:
-    """Bytes that a decoder step for one picture cannot but read: its weights, and the memory's keys and values."""
+    """Count the bytes that a decoder step for one image must read: weights, and the memory's keys and values."""
     with torch.device("meta"):
         text = Florence2Model(config).language_model
-    projections = ("encoder_attn.k_proj", "encoder_attn.v_proj")  # used once, for the memory
+    projections = ("encoder_attn.k_proj", "encoder_attn.v_proj")  # run once per memory, not in a step
     weights = [
         p.numel() for name, p in text.decoder.named_parameters() if not any(part in name for part in projections)
     ]
@@ -63,11 +63,11 @@ def count_step_bytes(config: Florence2Config, memory_length: int, dtype: torch.d
 
 
 def describe_machine(threads: int | None = None) -> str:
-    """The processor, torch and Python behind the figures."""
+    """Describe the processor, torch and Python in one line."""
     model = platform.machine()
-    known = Path("/proc/cpuinfo")
-    if known.exists():
-        lines = [line.split(":")[1].strip() for line in known.read_text().splitlines() if line.startswith("model name")]
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists():
+        lines = [line.split(":")[1].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")]
         model = f"{lines[0]}, {len(lines)} cores" if lines else model
     if torch.cuda.is_available():
         model += f", {torch.cuda.get_device_name()}"
@@ -78,7 +78,7 @@ def describe_machine(threads: int | None = None) -> str:
 
 
 def _vision_products(config: Florence2Config, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """(rows, inner, outer, how often) of every linear map of the vision tower."""
+    """Yield (rows, inner, outer, how often) for every linear map of the vision tower."""
     vision = config.vision
     height, width = size
     for stage, channels in enumerate(vision.dim_embed):

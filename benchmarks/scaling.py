@@ -1,7 +1,7 @@
-"""`python -m parity scaling`: how the cost of an answer grows with pictures, beams, length, size and threads.
+"""`python -m benchmarks scaling`: how the cost of an answer grows with images, beams, tokens, image size and threads.
 
-One process, ours alone. Along each line one thing changes and the rest stays at one picture, 3 beams, 32 tokens of
-the checkpoint's picture size; a cost is the median of a few runs.
+One process runs this project alone. Each line varies one quantity; the others stay at one image of the checkpoint's
+own size, 3 beams and 32 tokens. A cost is the median of a few runs.
 """
 
 import argparse
@@ -19,12 +19,9 @@ import torch
 import florence2
 from benchmarks.engines import synchronise
 from benchmarks.machine import describe_machine
-from florence2.checkpoints.config_files import parse_image_config
-from florence2.checkpoints.presets import PUBLISHED_PREPROCESSOR, preset
-from florence2.inputs.tokenizer import FlorenceTokenizer
+from benchmarks.subject import add_subject_options, default_image, load_subject
 from florence2.pipeline import Florence2
 from florence2.processor import Processor
-from parity.recipe import GOLDEN, make_model, make_picture
 from parity.report import format_rows
 
 RESULTS = Path(__file__).parent / "SCALING.md"
@@ -33,7 +30,7 @@ TASK, TOKENS, BEAMS = "<CAPTION>", 32, 3
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement: `share` is the cost of one unit of what grows, against that of the first point's."""
+    """One measurement. `share` is the cost of one unit divided by the cost of one unit at the line's first point."""
 
     line: str
     value: int
@@ -43,7 +40,7 @@ class Point:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print the table, write it."""
+    """Measure, print the table and write it."""
     options = _parser().parse_args(arguments)
     f = load_subject(options)
     points: list[Point] = []
@@ -58,55 +55,36 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m parity scaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks scaling", description=__doc__)
     add_subject_options(parser)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--images", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--beams", type=int, nargs="*", default=[1, 2, 3, 5, 10])
     parser.add_argument("--tokens", type=int, nargs="*", default=[10, 50, 100, 300, 1000])
     parser.add_argument("--sides", type=int, nargs="*", default=[384, 768, 1152, 1536])
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--output", type=Path, help=f"also write the table, as the one in parity/{RESULTS.name}")
+    parser.add_argument("--output", type=Path, help=f"also write the table, such as benchmarks/{RESULTS.name}")
     return parser
 
 
-def add_subject_options(parser: argparse.ArgumentParser) -> None:
-    """What `load_subject` goes by."""
-    parser.add_argument("--model", help="a checkpoint; made-up weights without it")
-    parser.add_argument("--preset", default="base", help="the shape of made-up weights: base or large (base)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-
-
-def load_subject(options: argparse.Namespace) -> Florence2:
-    """The checkpoint that `--model` names, or one of the shape `--preset`, whose answers do not end by themselves."""
-    if options.model:
-        return florence2.load(options.model, device=options.device, dtype=options.dtype)
-    model = make_model(preset(options.preset), seed=29, end_bonus=-50.0)
-    tokenizer = FlorenceTokenizer(GOLDEN / "tokenizer.json")
-    images = parse_image_config(PUBLISHED_PREPROCESSOR)
-    dtype = getattr(torch, options.dtype)
-    return Florence2(model.to(options.device, dtype), Processor(tokenizer, images))
-
-
 def _measure(f: Florence2, options: argparse.Namespace) -> Iterator[Point]:
-    picture = f.encode_image(make_picture(31, 640, 480))
+    image = f.encode_image(default_image())
 
-    def answer(pictures: int = 1, beams: int = BEAMS, tokens: int = TOKENS) -> Callable[[], object]:
+    def answer(images: int = 1, beams: int = BEAMS, tokens: int = TOKENS) -> Callable[[], object]:
         search = f.options(num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens - 1)
-        return lambda: f.run_batch([(TASK, picture)] * pictures, options=search, batch_size=pictures)
+        return lambda: f.run_batch([(TASK, image)] * images, options=search, batch_size=images)
 
     ids = torch.tensor([f.processor.prompt(TASK)], device=f.model.device)
     with torch.no_grad():
-        memory = f.model.encode(picture.features, ids)
+        memory = f.model.encode(image.features, ids)
 
-    def written(tokens: int) -> Callable[[], object]:
+    def generate(tokens: int) -> Callable[[], object]:
         search = f.options(num_beams=BEAMS, max_new_tokens=tokens, min_new_tokens=tokens - 1)
         return lambda: florence2.generate(f.model, memory, search)
 
-    yield from _line("pictures at once", options.pictures, lambda n: answer(pictures=n), options)
+    yield from _line("images at once", options.images, lambda n: answer(images=n), options)
     yield from _line("beams", options.beams, lambda n: answer(beams=n), options)
-    yield from _line("tokens", options.tokens, written, options)
+    yield from _line("tokens", options.tokens, generate, options)
     yield from _line("pixels a side", options.sides, lambda side: _vision(f, side), options, unit=lambda n: n * n)
     before = torch.get_num_threads()
     for line, work in (("threads, vision", _vision(f, 768)), ("threads, answer", answer())):
@@ -134,7 +112,7 @@ def _vision(f: Florence2, side: int) -> Callable[[], object]:
     processor = f.processor
     config = replace(processor.image_config, height=side, width=side)
     sized = Florence2(f.model, Processor(processor.tokenizer, config))
-    image = make_picture(31, 640, 480)
+    image = default_image()
     return lambda: sized.encode_image(image)
 
 
@@ -170,14 +148,15 @@ def _document(points: list[Point], options: argparse.Namespace, arguments: list[
         else [p.line, str(p.value), f"{p.seconds:.3g} s", f"{1e9 * p.unit_cost:.3g} ns a pixel", f"{p.share:.2f}"]
         for p in points
     ]
-    weights = options.model or f"{options.preset}, made-up weights"
+    weights = options.model or f"{options.preset}, synthetic weights"
     return f"""# Scaling
 
-Generated by `python -m parity scaling {shlex.join(arguments)}`: {weights},
+Generated by `python -m benchmarks scaling {shlex.join(arguments)}`: {weights},
 {options.device}, {options.dtype}. {describe_machine()}.
-Answers start from an encoded picture ({BEAMS} beams, {TOKENS} tokens unless they are what grows), those of the line
-of tokens from an encoded prompt; pixels and the first line of threads are the vision tower. "Against the first" is
-the time of one unit (a picture, a beam, a token, a pixel; the whole for threads) divided by that of the line's first.
+Answers start from an encoded image and use {BEAMS} beams and {TOKENS} tokens unless the line varies them. The line
+"tokens" starts from the memory. "Pixels a side" and "threads, vision" time the vision tower alone. "Against the first"
+is the time of one unit (an image, a beam, a token, a pixel; the whole run for threads) divided by that of the line's
+first row.
 
 {format_rows(head, body)}
 """

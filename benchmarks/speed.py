@@ -1,7 +1,7 @@
-"""`python -m parity bench`: ours and the others on one checkpoint, in fresh processes, in turns.
+"""`python -m benchmarks speed`: this project and its references on one checkpoint, in fresh processes, in turns.
 
-A time counts only when all engines gave the same tokens. Every round starts every engine once; ratios are taken
-within a round, since a machine's speed drifts, and the median of the rounds is shown.
+Times count only when all engines gave the same tokens. Every round starts every engine once. Ratios are taken within
+a round, because a machine's speed drifts; the table shows the median over the rounds.
 """
 
 import argparse
@@ -19,14 +19,13 @@ from PIL import Image
 
 from benchmarks.engines import Clocks, Spec
 from benchmarks.machine import Rates, count_step_bytes, count_vision_flops, describe_machine, measure_rates
-from florence2.checkpoints.checkpoint import checkpoint_folder, convert_checkpoint, save_checkpoint
+from benchmarks.subject import default_image, make_synthetic_checkpoint, write_jpegs
+from florence2.checkpoints.checkpoint import checkpoint_folder, convert_checkpoint
 from florence2.checkpoints.config_files import read_config, read_image_config
 from florence2.checkpoints.files import write_json
 from florence2.checkpoints.hub import resolve
-from florence2.checkpoints.presets import preset
 from florence2.errors import Florence2Error
 from florence2.model.config import Florence2Config, Layout
-from parity.recipe import make_checkpoint, make_model, make_picture
 from parity.report import format_rows
 
 ROOT = Path(__file__).parent.parent
@@ -36,80 +35,95 @@ PROMPT_TOKENS = 13  # of the sentence that "<OD>" stands for
 
 @dataclass(frozen=True)
 class Line:
-    """One clock: seconds (or bytes) of every engine by rounds, and how close ours is to the machine's limit."""
+    """One clock: every engine's seconds (or bytes) by round, and how close ours is to the machine's limit."""
 
     clock: str
     rounds: dict[str, list[float]]
     limit: str = ""
 
     def ratio(self, peer: str) -> float:
-        """How many times longer the peer takes, the median of the rounds."""
+        """Return how many times longer the peer takes: the median of the rounds' own ratios."""
         pairs = zip(self.rounds[peer], self.rounds["ours"], strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def main(arguments: list[str]) -> int:
-    """Run, print the table, write it; 1 when tokens differ."""
+    """Run every engine, print the table and write it; return 1 when tokens differ."""
     options = _parser().parse_args(arguments)
-    dtype = getattr(torch, options.dtype)
     with tempfile.TemporaryDirectory() as scratch:
         specs = _prepare(options, Path(scratch))
         folder = Path(specs["ours"].folder)
-        config, picture = read_config(folder), read_image_config(folder)
-        size = (picture.height, picture.width)
-        runs: list[dict[str, Clocks]] = []
-        rates: list[Rates] = []
-        for number in range(options.rounds):
-            rates.append(measure_rates(config, size, options.device, dtype))
-            runs.append({name: _run(name, spec, options, number) for name, spec in specs.items()})
-    differing = [name for run in runs for name, clocks in run.items() if clocks.tokens != run["ours"].tokens]
-    rate = Rates(statistics.median(r.products for r in rates), statistics.median(r.reading for r in rates))
-    lines = _lines(runs, config, size, rate, dtype)
-    document = _document(options, runs[0], lines, rate, sorted(set(differing)))
+        config, image = read_config(folder), read_image_config(folder)
+        size = (image.height, image.width)
+        runs, rate = _run_rounds(options, specs, config, size)
+    differing = sorted({name for run in runs for name, clocks in run.items() if clocks.tokens != run["ours"].tokens})
+    lines = _lines(runs, config, size, rate, getattr(torch, options.dtype))
+    document = _document(options, runs[0], lines, rate, differing)
     print(document)
     if options.output:
         options.output.write_text(document)
     if options.json:
-        described = {"arguments": vars(options), "machine": describe_machine(options.threads), "rates": asdict(rate)}
-        write_json(
-            options.json, json.loads(json.dumps({**described, "lines": [asdict(li) for li in lines]}, default=str))
-        )
+        _write_lines(options, rate, lines)
     return 1 if differing else 0
 
 
+def _run_rounds(
+    options: argparse.Namespace, specs: dict[str, Spec], config: Florence2Config, size: tuple[int, int]
+) -> tuple[list[dict[str, Clocks]], Rates]:
+    """Start every engine once a round, and measure the machine's limits before each round."""
+    runs: list[dict[str, Clocks]] = []
+    rates: list[Rates] = []
+    for round_index in range(options.rounds):
+        rates.append(measure_rates(config, size, options.device, getattr(torch, options.dtype)))
+        runs.append({name: _run(name, spec, options, round_index) for name, spec in specs.items()})
+    return runs, Rates(statistics.median(r.products for r in rates), statistics.median(r.reading for r in rates))
+
+
+def _write_lines(options: argparse.Namespace, rate: Rates, lines: list[Line]) -> None:
+    """Write every time of every round as JSON."""
+    record = {
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "machine": describe_machine(options.threads),
+        "rates": asdict(rate),
+        "lines": [asdict(line) for line in lines],
+    }
+    write_json(options.json, record)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m parity bench", description=__doc__)
-    parser.add_argument("--model", help="a checkpoint (folder, base, OWNER/NAME); made-up weights without it")
-    parser.add_argument("--preset", default="base", help="the shape of made-up weights: base or large (base)")
-    parser.add_argument("--peers", default="native", help="native, remote, or both with a comma; empty for none")
-    parser.add_argument("--code", type=Path, metavar="DIR", help="the .py files of the remote code; they will run")
-    parser.add_argument("--remote-python", default=sys.executable, help="a Python whose transformers runs that code")
-    parser.add_argument("--image", type=Path, help="a JPEG file; a made-up picture of 640 x 480 without it")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
+    parser.add_argument("--model", help="a checkpoint: name, OWNER/NAME or folder; synthetic weights without it")
+    parser.add_argument("--preset", default="base", help="the shape of the synthetic weights: base or large (base)")
+    parser.add_argument("--peers", default="native", help="native, remote, or native,remote; empty for none (native)")
+    parser.add_argument(
+        "--code", type=Path, metavar="DIR", help="the folder of the remote code's .py files, which will be executed"
+    )
+    parser.add_argument(
+        "--remote-python", default=sys.executable, help="a Python interpreter whose transformers runs that code"
+    )
+    parser.add_argument("--image", type=Path, help="an image file; a synthetic image of 640 x 480 without it")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every engine")
-    parser.add_argument("--batch", type=int, default=8, help="pictures in the batch clock; 1 leaves it out (8)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of every engine")
+    parser.add_argument("--batch", type=int, default=8, help="images in the batch clock; 1 omits it (8)")
     parser.add_argument("--beams", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64, help="length of every answer, beyond the model's own end")
+    parser.add_argument("--tokens", type=int, default=64, help="exact length of every answer (64)")
     parser.add_argument("--rounds", type=int, default=3, help="how often every engine is started (3)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of a clock in one process (3)")
-    parser.add_argument("--output", type=Path, help=f"also write the table, as the one in parity/{RESULTS.name}")
-    parser.add_argument("--json", type=Path, help="also write every figure")
+    parser.add_argument("--output", type=Path, help=f"also write the table, such as benchmarks/{RESULTS.name}")
+    parser.add_argument("--json", type=Path, help="also write every time as JSON")
     return parser
 
 
 def _prepare(options: argparse.Namespace, scratch: Path) -> dict[str, Spec]:
-    """What every engine is to run: the same weights in the layout it reads, the same files."""
+    """Describe the work of every engine: the same weights in the layout it reads, and the same files."""
     peers = [peer for peer in options.peers.split(",") if peer]
     if unknown := set(peers) - {"native", "remote"}:
-        raise Florence2Error(f"--peers knows native and remote, not {', '.join(sorted(unknown))}.")
+        raise Florence2Error(f"Unknown --peers {', '.join(sorted(unknown))}. Known peers: native, remote.")
     if "remote" in peers and options.code is None:
-        raise Florence2Error("The peer remote needs --code DIR, the folder of its .py files.")
-    picture = Image.open(options.image).convert("RGB") if options.image else make_picture(31, 640, 480)
-    jpegs = []
-    for i in range(max(1, options.batch)):  # pictures of a batch are different ones
-        jpegs.append(str(scratch / f"{i}.jpg"))
-        picture.rotate(360.0 * i / max(1, options.batch)).save(jpegs[-1], quality=92)
+        raise Florence2Error("--peers remote needs --code DIR, the folder of the remote code's .py files.")
+    image = Image.open(options.image).convert("RGB") if options.image else default_image()
+    jpegs = write_jpegs(image, max(1, options.batch), scratch)
     folders = _checkpoints(options, scratch, {"ours", *peers})
     spec = Spec(
         engine="ours", folder="", jpegs=jpegs, device=options.device, dtype=options.dtype, beams=options.beams,
@@ -119,8 +133,11 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> dict[str, Spec]:
 
 
 def _checkpoints(options: argparse.Namespace, scratch: Path, engines: set[str]) -> dict[str, Path]:
-    """A folder for every engine: ours and the remote code read Microsoft's layout, transformers its own."""
-    given = checkpoint_folder(resolve(options.model)) if options.model else _make_up(options.preset, scratch / "made")
+    """Return a folder for every engine: ours and the remote code read Microsoft's layout, transformers its own."""
+    if options.model:
+        given = checkpoint_folder(resolve(options.model))
+    else:
+        given = make_synthetic_checkpoint(options.preset, scratch / "synthetic")
     layouts: dict[str, Layout] = {"ours": "microsoft", "remote": "microsoft", "native": "native"}
     folders = {}
     for engine in engines:
@@ -134,19 +151,10 @@ def _checkpoints(options: argparse.Namespace, scratch: Path, engines: set[str]) 
     return folders
 
 
-def _make_up(name: str, folder: Path) -> Path:
-    """Weights of a published shape that the native layout can hold too, which has no final_logits_bias."""
-    make_checkpoint(folder, preset("tiny"), seed=0, end_bonus=0.0)  # tokenizer and picture settings
-    model = make_model(preset(name), seed=29, end_bonus=0.0)
-    model.final_logits_bias.zero_()
-    save_checkpoint(model, folder, "microsoft", torch.float16)
-    return folder
-
-
-def _run(name: str, spec: Spec, options: argparse.Namespace, number: int) -> Clocks:
-    """One engine in a process of its own."""
+def _run(name: str, spec: Spec, options: argparse.Namespace, round_index: int) -> Clocks:
+    """Run one engine in its own process."""
     python = options.remote_python if name == "remote" else sys.executable
-    print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
+    print(f"round {round_index + 1} of {options.rounds}: {name}", file=sys.stderr)
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [python, "-m", "benchmarks.engines", json.dumps(asdict(spec))],
@@ -160,7 +168,7 @@ def _run(name: str, spec: Spec, options: argparse.Namespace, number: int) -> Clo
 def _lines(
     runs: list[dict[str, Clocks]], config: Florence2Config, size: tuple[int, int], rate: Rates, dtype: torch.dtype
 ) -> list[Line]:
-    """A line for every clock that all engines have."""
+    """Collect a line for every clock."""
     lines = []
     for clock in runs[0]["ours"].seconds:
         rounds = {name: [statistics.median(run[name].seconds[clock]) for run in runs] for name in runs[0]}
@@ -168,11 +176,11 @@ def _lines(
         limit = ""
         if clock == "vision":
             share = count_vision_flops(config, size) / ours / rate.products
-            limit = f"{share:.0%} of the rate of products"
+            limit = f"{share:.0%} of the product rate"
         elif clock == "decode step":
             tokens = runs[0]["ours"].image_tokens + PROMPT_TOKENS
             share = count_step_bytes(config, tokens, dtype) / ours / rate.reading
-            limit = f"{share:.0%} of the rate of reading"
+            limit = f"{share:.0%} of the reading rate"
         lines.append(Line(clock, rounds, limit))
     memory = {name: [float(run[name].peak_memory) for run in runs] for name in runs[0]}
     return [*lines, Line("peak memory", memory)]
@@ -187,14 +195,18 @@ def _document(
     for line in lines:
         times = [_show(line, name) for name in run]
         body.append([line.clock, *times, *(f"{line.ratio(peer):.2f}" for peer in peers), line.limit])
-    verdict = f"**Tokens differ: {', '.join(differing)}; no time counts.**" if differing else "All tokens are the same."
-    weights = options.model or f"{options.preset}, made-up weights"
+    verdict = (
+        f"**Tokens differ ({', '.join(differing)}); the times do not count.**"
+        if differing
+        else "All tokens are the same."
+    )
+    weights = options.model or f"{options.preset}, synthetic weights"
     return f"""# Benchmark
 
-Generated by `python -m parity bench{_words(options)}`: {weights}, {options.device}, {options.dtype},
+Generated by `python -m benchmarks speed{_words(options)}`: {weights}, {options.device}, {options.dtype},
 {options.beams} beams, no-repeat 3, {options.tokens} tokens. {describe_machine(options.threads)}.
-Products of the vision tower's shapes ran at {rate.products / 1e9:.0f} GFLOP/s, memory was read at
-{rate.reading / 1e9:.0f} GB/s. Medians of {options.rounds} rounds of fresh processes, in brackets their range.
+The machine's limits: {rate.products / 1e9:.0f} GFLOP/s for matrix products of the vision tower's shapes, and
+{rate.reading / 1e9:.0f} GB/s for reading RAM. Medians of {options.rounds} rounds of fresh processes, range in brackets.
 
 {verdict}
 
@@ -203,7 +215,7 @@ Products of the vision tower's shapes ran at {rate.products / 1e9:.0f} GFLOP/s, 
 
 
 def _words(options: argparse.Namespace) -> str:
-    """The options that differ from their defaults, as they were given; without machine paths."""
+    """Return the options that differ from their defaults, without paths of this machine."""
     skipped = {"output", "json", "code", "remote_python", "model", "image"}
     defaults = vars(_parser().parse_args([]))
     changed = {name: value for name, value in vars(options).items() if value != defaults[name] and name not in skipped}

@@ -1,8 +1,8 @@
-"""`python -m parity inspect_cost`: what a trace costs when it is on, and what its lines cost when it is off.
+"""`python -m benchmarks traces`: the cost of a trace, and of the model's trace points when no trace is active.
 
-One process. Every round answers once without a trace, once again without, and once with each
-group of names, so that a machine whose speed drifts is unfair to none; "again" is the noise. The answer starts from
-an encoded picture and is as long as `--tokens` says, beyond the model's own end.
+One process. Every round answers twice without a trace and once with each group of names, so drifting machine speed
+affects all groups alike; the second run without a trace shows the noise. The answer starts from an encoded image and
+has exactly `--tokens` tokens, whatever the model's own end.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from benchmarks.engines import synchronise
 from benchmarks.machine import describe_machine
-from benchmarks.scaling import TASK, add_subject_options, load_subject
+from benchmarks.scaling import TASK
+from benchmarks.subject import add_subject_options, default_image, load_subject
 from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions
 from florence2.inspect import trace
 from florence2.model.trace import NO_TRACE, Trace
 from florence2.pipeline import EncodedImage, Florence2
-from parity.recipe import make_picture
 from parity.report import format_rows
 
 WEIGHTS = "decoder.layers.*.cross_attention.weights"
@@ -36,13 +36,18 @@ GROUPS: dict[str, Sequence[str] | None] = {
     "no trace, again": None,
     "cross-attention weights": (WEIGHTS,),
     "all of the cross-attentions": ("decoder.layers.*.cross_attention",),
-    "what `explain` keeps": (WEIGHTS, "encoder.layers.*.self_attention.weights", "=decoder.layers.*", "=scores"),
+    "the names that `explain` keeps": (
+        WEIGHTS,
+        "encoder.layers.*.self_attention.weights",
+        "=decoder.layers.*",
+        "=scores",
+    ),
 }
 
 
 @dataclass
 class Cost:
-    """One group: seconds by rounds, the most memory that a round took beyond what stood before, what was kept."""
+    """One group: seconds by round, the largest growth of memory in a round, and the bytes that the trace holds."""
 
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
@@ -50,7 +55,7 @@ class Cost:
 
 
 class _Counter(Trace):
-    """A trace that wants all and keeps nothing: how often model code turns to a trace in a step."""
+    """A trace that accepts every value and keeps none: counts the trace points of a step."""
 
     def __init__(self) -> None:
         self.records = self.scopes = 0
@@ -68,18 +73,18 @@ class _Counter(Trace):
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print the table, write it; 1 when a trace changed the tokens."""
+    """Measure, print the table and write it; return 1 when a trace changed the tokens."""
     options = _parser().parse_args(arguments)
     f = load_subject(options)
-    picture = f.encode_image(make_picture(31, 640, 480))
+    image = f.encode_image(default_image())
     search = f.options(num_beams=options.beams, max_new_tokens=options.tokens, min_new_tokens=options.tokens - 1)
     costs = {name: Cost() for name in GROUPS}
-    answers = {_answer(f, picture, search, None)[0]}  # which also packs the weights
-    for number in range(options.rounds):
+    answers = {_answer(f, image, search, None)[0]}  # the first answer also packs the weights
+    for round_index in range(options.rounds):
         for name, patterns in GROUPS.items():
-            answers.add(_measure(f, picture, search, patterns, costs[name]))
-            print(f"round {number + 1}, {name}: {costs[name].seconds[-1]:.3g} s", file=sys.stderr)
-    document = _document(options, arguments, costs, _idle_cost(f, picture), same=len(answers) == 1)
+            answers.add(_measure(f, image, search, patterns, costs[name]))
+            print(f"round {round_index + 1}, {name}: {costs[name].seconds[-1]:.3g} s", file=sys.stderr)
+    document = _document(options, arguments, costs, _idle_cost(f, image), same=len(answers) == 1)
     print(document)
     if options.output:
         options.output.write_text(document)
@@ -87,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m parity inspect_cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks traces", description=__doc__)
     add_subject_options(parser)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--beams", type=int, default=3)
@@ -97,21 +102,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _answer(
-    f: Florence2, picture: EncodedImage, search: GenerationOptions, patterns: Sequence[str] | None
+    f: Florence2, image: EncodedImage, search: GenerationOptions, patterns: Sequence[str] | None
 ) -> tuple[tuple[int, ...], int]:
-    """The ids of one answer, and how many bytes its trace holds."""
+    """Return the ids of one answer, and how many bytes its trace holds."""
     with nullcontext() if patterns is None else trace(f, *patterns, limit=1 << 40) as t:
-        ids = f.run(TASK, picture, options=search).token_ids
+        ids = f.run(TASK, image, options=search).token_ids
     return ids, 0 if t is None else t.bytes
 
 
 def _measure(
-    f: Florence2, picture: EncodedImage, search: GenerationOptions, patterns: Sequence[str] | None, cost: Cost
+    f: Florence2, image: EncodedImage, search: GenerationOptions, patterns: Sequence[str] | None, cost: Cost
 ) -> tuple[int, ...]:
-    """One answer, timed."""
+    """Time one answer and return its ids."""
     before = _start_watching(f)
     start = time.perf_counter()
-    ids, held = _answer(f, picture, search, patterns)
+    ids, held = _answer(f, image, search, patterns)
     synchronise(f.model.device.type)
     cost.seconds.append(time.perf_counter() - start)
     cost.peak = max(cost.peak, _read_peak(f) - before)
@@ -120,14 +125,14 @@ def _measure(
 
 
 def _start_watching(f: Florence2) -> int:
-    """Forget the peak so far; how many bytes are in use."""
+    """Reset the peak and return the bytes in use."""
     if f.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     forget = Path("/proc/self/clear_refs")
     if not forget.exists():
-        raise Florence2Error("Peak memory is measured on Linux, or on a GPU with --device cuda; this is neither.")
-    forget.write_text("5")  # the peak becomes what is in use
+        raise Florence2Error("Peak memory can be measured only on Linux or with --device cuda.")
+    forget.write_text("5")  # resets the peak to the current value
     return _status("VmRSS")
 
 
@@ -140,12 +145,12 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def _idle_cost(f: Florence2, picture: EncodedImage) -> str:
-    """What a step's lines for traces take when there is none: how many there are, times what one takes."""
+def _idle_cost(f: Florence2, image: EncodedImage) -> str:
+    """Estimate what a step's trace points cost without a trace: their number times the time of one."""
     counter = _Counter()
     ids = torch.zeros(3, dtype=torch.long, device=f.model.device)
     with torch.inference_mode():
-        memory = f.model.encode(picture.features, torch.tensor([f.processor.prompt(TASK)], device=f.model.device))
+        memory = f.model.encode(image.features, torch.tensor([f.processor.prompt(TASK)], device=f.model.device))
         step = f.model.step
         step(ids, f.model.start_cache(memory, 3, 2), counter)
         cache, times = f.model.start_cache(memory, 3, 20), []
@@ -154,13 +159,13 @@ def _idle_cost(f: Florence2, picture: EncodedImage) -> str:
             step(ids, cache)
             synchronise(f.model.device.type)
             times.append(time.perf_counter() - start)
-    number, value = 100_000, ids
-    one = timeit.timeit(lambda: NO_TRACE("name", value), number=number) / number
-    two = timeit.timeit(lambda: NO_TRACE.at(f"layers.{number}"), number=number) / number
+    calls, value = 100_000, ids
+    one = timeit.timeit(lambda: NO_TRACE("name", value), number=calls) / calls
+    two = timeit.timeit(lambda: NO_TRACE.at(f"layers.{calls}"), number=calls) / calls
     idle, whole = counter.records * one + counter.scopes * two, statistics.median(times)
     return (
-        f"Without a trace, a step passes {counter.records} values and {counter.scopes} scopes by: {1e6 * idle:.0f} µs, "
-        f"{idle / whole:.2%} of a step of {1e3 * whole:.3g} ms."
+        f"Without a trace, the {counter.records} values and {counter.scopes} scopes of a step cost "
+        f"{1e6 * idle:.0f} µs, {idle / whole:.2%} of a step of {1e3 * whole:.3g} ms."
     )
 
 
@@ -176,13 +181,13 @@ def _document(options: argparse.Namespace, arguments: list[str], costs: dict[str
         body.append([name, f"{middle} s ({low}–{high})", f"{ratio:.2f}", *sizes])
     head = ["kept", "an answer", "against no trace", "more memory at its peak", "held"]
     words = [word for word in arguments if word != str(options.output)]
-    weights = options.model or f"{options.preset}, made-up weights"
+    weights = options.model or f"{options.preset}, synthetic weights"
     verdict = "All answers have the same tokens." if same else "**Tokens differ.**"
     return f"""# What traces cost
 
-Generated by `python -m parity inspect_cost {shlex.join(words)}`: {weights},
-{options.device}, {options.dtype}, {options.beams} beams, {options.tokens} tokens from an encoded picture.
-{describe_machine()}. Medians of {options.rounds} rounds, in brackets their range; ratios are taken within a round.
+Generated by `python -m benchmarks traces {shlex.join(words)}`: {weights},
+{options.device}, {options.dtype}, {options.beams} beams, {options.tokens} tokens from an encoded image.
+{describe_machine()}. Medians of {options.rounds} rounds, range in brackets; ratios are taken within a round.
 
 {verdict} {idle}
 

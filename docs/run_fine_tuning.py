@@ -1,4 +1,4 @@
-"""Runs the commands of fine-tuning.md, as they stand there, in a folder: `python docs/run_fine_tuning.py FOLDER`."""
+"""Run the commands of fine-tuning.md, unchanged, in a folder: `python docs/run_fine_tuning.py FOLDER`."""
 
 import re
 import shlex
@@ -12,14 +12,14 @@ PAGE = Path(__file__).with_name("fine-tuning.md")
 
 
 def commands() -> list[list[str]]:
-    """Every command of the page but the installation, in order, as words."""
+    """Return every command of the page except the installation, in order, as words."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     lines = [line for block in blocks for line in block.splitlines()]
     return [shlex.split(line) for line in lines if not line.startswith("pip ")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run them until one fails, and return its exit code; `--check` exits with 1 where labels would be lost."""
+    """Run the commands until one fails, and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if len(words) != 1:
         print("usage: python docs/run_fine_tuning.py FOLDER", file=sys.stderr)
@@ -29,15 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in commands():
         print(f"$ {shlex.join(command)}", flush=True)
         start = time.monotonic()
-        done = subprocess.run(_of_this_python(command), cwd=folder, check=False)
+        done = subprocess.run(_with_this_python(command), cwd=folder, check=False)
         if done.returncode:
             return done.returncode
         print(f"({time.monotonic() - start:.0f} s)\n", flush=True)
     return 0
 
 
-def _of_this_python(command: Sequence[str]) -> list[str]:
-    """The command by this interpreter, for one may have several."""
+def _with_this_python(command: Sequence[str]) -> list[str]:
+    """Run the command with this interpreter: the shell might find another."""
     rest = command[1:] if command[0] == "python" else ["-m", *command]
     return [sys.executable, *rest]
 

@@ -1,4 +1,4 @@
-"""`python -m parity`: this project against its references, as one table."""
+"""`python -m parity`: compare this project with its references, and print one table."""
 
 import argparse
 import importlib.metadata
@@ -10,9 +10,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import scaling
-from benchmarks import speed as bench
-from benchmarks import traces as inspect_cost
 from benchmarks.machine import describe_machine
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
 from florence2.checkpoints.hub import NAMES, resolve
@@ -20,29 +17,23 @@ from florence2.errors import Florence2Error
 from florence2.inputs.tasks import TASKS
 from florence2.model.florence2 import Florence2Model
 from parity.adapters import compare_adapter
-from parity.cases import PICTURES, base_shape, shapes
+from parity.cases import IMAGES, base_shape, shapes
 from parity.compare import Work, compare_checkpoint, compare_inside_specimen, compare_shape, compare_text
 from parity.gradients import compare_dropout
 from parity.recipe import make_checkpoint
 from parity.records import compare_records
 from parity.references import Native, Reference, Remote
-from parity.report import Row, format_table, load_tolerances, record_tolerances
+from parity.report import Comparison, format_table, load_tolerances, record_tolerances
 from parity.specimen import compare_specimen, compare_specimen_records
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 def main() -> int:
-    """Compare, print the table, write it; 1 when anything differs."""
-    if sys.argv[1:2] == ["bench"]:
-        return bench.main(sys.argv[2:])
-    if sys.argv[1:2] == ["scaling"]:
-        return scaling.main(sys.argv[2:])
-    if sys.argv[1:2] == ["inspect_cost"]:
-        return inspect_cost.main(sys.argv[2:])
+    """Compare, print the table and write it; return 1 when anything differs."""
     options = _parser().parse_args()
     code = _find_code(options)
-    rows: list[Row] = []
+    rows: list[Comparison] = []
     began = time.monotonic()
     for row in _compare(options, code):
         rows.append(row)
@@ -61,21 +52,19 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m parity",
-        description=__doc__,
-        epilog="`bench` and `scaling` measure speed, `inspect_cost` what traces cost.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m parity", description=__doc__)
     parser.add_argument("--reference", choices=("native", "remote"), default="native")
-    parser.add_argument("--code", type=Path, metavar="DIR", help="the .py files of the remote code; they will run here")
-    parser.add_argument("--model", help="a real checkpoint (base, OWNER/NAME, folder), not made-up ones")
-    parser.add_argument("--full", action="store_true", help="also the whole base architecture, with made-up weights")
-    parser.add_argument("--record", action="store_true", help="set the tolerances by what is measured now")
+    parser.add_argument(
+        "--code", type=Path, metavar="DIR", help="the folder of the remote code's .py files, which will be executed"
+    )
+    parser.add_argument("--model", help="a checkpoint (base, OWNER/NAME, folder) instead of synthetic ones")
+    parser.add_argument("--full", action="store_true", help="also the full base shape, with synthetic weights")
+    parser.add_argument("--record", action="store_true", help="set the tolerances from this run's differences")
     parser.add_argument("--output", type=Path, help="where to write the table (parity/RESULTS.md for the default run)")
     return parser
 
 
-def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Row]:
+def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Comparison]:
     group = options.reference
 
     def make_reference(folder: Path, ours: Florence2Model, dtype: torch.dtype) -> Reference:
@@ -107,7 +96,7 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Row]:
         yield from compare_adapter(group, shapes()[3], make_reference)
     if options.full:
         few = Work(
-            pictures=PICTURES[:1],
+            images=IMAGES[:1],
             settings=[{"max_new_tokens": 30}, {"num_beams": 1, "max_new_tokens": 30}],
             rounded_gradients=False,
             training_side=224,
@@ -121,16 +110,20 @@ def _all_prompts() -> list[str]:
 
 
 def _find_code(options: argparse.Namespace) -> Path | None:
-    """The folder of the remote code, if that is the reference: given, or beside the checkpoint on the Hub."""
+    """Return the folder of the remote code if that is the reference: `--code`, or downloaded with `--model`."""
     if options.reference == "native":
         return None
     if options.code is not None:
         if not (options.code / "modeling_florence2.py").is_file():
-            raise Florence2Error(f"{options.code} holds no modeling_florence2.py.")
+            raise Florence2Error(
+                f"--code is {options.code}, which has no modeling_florence2.py; give the folder of the remote code."
+            )
         code: Path = options.code
         return code
     if options.model is None or Path(options.model).exists():
-        raise Florence2Error("--reference remote needs --code DIR, or --model with a Hub name whose code is there.")
+        raise Florence2Error(
+            "--reference remote needs --code DIR, or --model with the name of a Hub repository that holds the code."
+        )
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(NAMES.get(options.model, options.model), allow_patterns="*.py"))
@@ -148,10 +141,10 @@ def _document(table: str, verdict: str, options: argparse.Namespace) -> str:
 Generated by `{command}`.
 {describe_machine()}, transformers {importlib.metadata.version("transformers")}.
 
-{verdict} "equal" counts the items that are exactly equal, or for stages with numbers those that were compared.
-Numbers in float64 show whether the formulas are the same; tokens and log-probabilities are compared in float32, as
+{verdict} "equal" counts the items that are exactly equal; for stages with differences, the items that were compared.
+Differences in float64 show whether the formulas are the same. Tokens and log-probabilities are compared in float32, as
 people use them. Gradients are compared tensor by tensor, relative to the norm of the reference's. A tolerance is five
-times the error that was measured when it was recorded.
+times the difference that was measured when it was recorded.
 
 {table}
 """

@@ -1,4 +1,4 @@
-"""A LoRA adapter that peft puts into a reference and saves, and that this project merges without peft."""
+"""Compare LoRA: peft adds an adapter to a reference and saves it; this project merges it without peft."""
 
 import importlib
 import tempfile
@@ -13,18 +13,18 @@ from florence2.checkpoints.checkpoint import load_model
 from florence2.checkpoints.config_files import read_image_config
 from florence2.inputs.image import image_to_array, open_image
 from florence2.inputs.tokenizer import FlorenceTokenizer
-from parity.cases import PICTURES, Shape
+from parity.cases import IMAGES, SyntheticModel
 from parity.compare import MakeReference
 from parity.recipe import make_checkpoint, make_picture
-from parity.report import Row, largest_difference
+from parity.report import Comparison, largest_difference
 
 _LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "qkv", "proj", "image_projection"]
 _TARGETS = [*_LINEAR, "conv", "row_embeddings"]
 _DECODER_IDS = [2, 0, 713, 16, 10, 50286, 51268]
 
 
-def compare_adapter(group: str, shape: Shape, make_reference: MakeReference) -> Iterator[Row]:
-    """In float64: the reference with the adapter beside its weights, and ours with it merged."""
+def compare_adapter(group: str, shape: SyntheticModel, make_reference: MakeReference) -> Iterator[Comparison]:
+    """Compare in float64 the reference with the adapter next to its weights and our model with it merged."""
     with tempfile.TemporaryDirectory() as name:
         folder, adapter = Path(name) / "checkpoint", Path(name) / "adapter"
         make_checkpoint(folder, shape.config, shape.seed, shape.end_bonus, shape.size)
@@ -34,10 +34,8 @@ def compare_adapter(group: str, shape: Shape, make_reference: MakeReference) -> 
         merge_adapter(ours, adapter)
         ids = FlorenceTokenizer(folder / "tokenizer.json").encode("What does the image describe?")
         worst = dict.fromkeys(("features", "logits"), 0.0)
-        for picture in PICTURES:
-            pixel_values = torch.from_numpy(
-                image_to_array(open_image(make_picture(*picture)), read_image_config(folder))
-            )
+        for image in IMAGES:
+            pixel_values = torch.from_numpy(image_to_array(open_image(make_picture(*image)), read_image_config(folder)))
             with torch.no_grad():
                 features = ours.encode_image(pixel_values)
                 logits = ours.decode(torch.tensor([_DECODER_IDS]), ours.encode(features, torch.tensor([ids])))
@@ -46,11 +44,11 @@ def compare_adapter(group: str, shape: Shape, make_reference: MakeReference) -> 
             worst["logits"] = max(worst["logits"], largest_difference(logits, theirs[1]))
     for stage, difference in worst.items():
         subject = f"{shape.name} / {reference.name}"
-        yield Row(group, subject, f"{stage}, LoRA, float64", len(PICTURES), len(PICTURES), difference)
+        yield Comparison(group, subject, f"{stage}, LoRA, float64", len(IMAGES), len(IMAGES), difference)
 
 
 def _adapt(model: nn.Module, folder: Path) -> None:
-    """Save an adapter for `model`, with matrices as training might leave them, and leave it in the model."""
+    """Add an adapter to `model`, with matrices like those after training, and save it."""
     peft = importlib.import_module("peft")
     config = peft.LoraConfig(
         r=4, lora_alpha=6, use_rslora=True, target_modules=_TARGETS, rank_pattern={"fc1": 2}, alpha_pattern={"qkv": 3}

@@ -1,4 +1,4 @@
-"""What happens inside, against the native model: attention weights and hidden states, layer by layer."""
+"""Compare attention weights and hidden states with those of the native model, layer by layer."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from florence2.inspect import Tracing
 from florence2.model.florence2 import Florence2Model
 from parity.references import Inside, Native
-from parity.report import Row, largest_difference
+from parity.report import Comparison, largest_difference
 
 _STAGES = {
     "windows": "vision_tower.blocks.*.*.spatial_block.window_attn.weights",
@@ -20,7 +20,7 @@ _STAGES = {
     "cross-attention": "decoder.layers.*.cross_attention.weights",
     "decoder layers": "=decoder.layers.*",
 }
-"""What is compared, and which names hold it, in the order of the reference's tuples."""
+"""The stages and the trace names of their values, in the order of the reference's tuples."""
 
 
 def compare_inside(
@@ -31,11 +31,11 @@ def compare_inside(
     pixels: Sequence[Tensor],
     prompts: Sequence[list[int]],
     decoder_ids: list[int],
-) -> Iterator[Row]:
-    """The reference's `output_attentions` and `output_hidden_states` against a trace of the same pass.
+) -> Iterator[Comparison]:
+    """Compare the reference's `output_attentions` and `output_hidden_states` with a trace of the same pass.
 
-    Where values are above 1 the difference is relative to the largest: random weights of base's shape let the vision
-    tower's residual stream grow to 3e9.
+    Where values exceed 1, the difference is relative to the largest: with random weights of the base shape the vision
+    tower's residual stream grows to 3e9.
     """
     worst, total, equal = dict.fromkeys(_STAGES, 0.0), dict.fromkeys(_STAGES, 0), dict.fromkeys(_STAGES, 0)
     for pixel_values in pixels:
@@ -50,11 +50,11 @@ def compare_inside(
                 total[stage], equal[stage] = total[stage] + len(pairs), equal[stage] + len(comparable)
     for stage, difference in worst.items():
         dtype = str(ours.dtype).removeprefix("torch.")
-        yield Row(group, subject, f"{stage}, {dtype}", equal[stage], total[stage], difference)
+        yield Comparison(group, subject, f"{stage}, {dtype}", equal[stage], total[stage], difference)
 
 
 def trace_inside(model: Florence2Model, pixel_values: Tensor, ids: list[int], decoder_ids: list[int]) -> Inside:
-    """One pass of ours -> for every stage its values, layer by layer."""
+    """Run one pass of our model; return the values of every stage, layer by layer."""
     tracing = Tracing(model.config, _STAGES.values(), limit=1 << 40)
     recording = tracing.start()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is compared: shapes of models, search settings, prompts, pictures, texts."""
+"""The cases of the comparisons: synthetic models, generation settings, prompts, images and texts."""
 
 import random
 from dataclasses import dataclass, replace
@@ -9,28 +9,28 @@ from florence2.model.config import Florence2Config, VisionConfig
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A small architecture with made-up weights; every size that could be confused with another differs from it."""
+class SyntheticModel:
+    """A small architecture with synthetic weights. Sizes that code could confuse differ from each other."""
 
     name: str
     config: Florence2Config
     size: tuple[int, int]  # (height, width) of pixel_values
     seed: int
     end_bonus: float
-    """Such that about half of the answers end by themselves, after ten to forty tokens."""
+    """Added to the logit of the end token, so that about half of the answers end after ten to forty tokens."""
     references: tuple[str, ...] = ("native", "remote")
-    """Who implements it: the remote code refuses grids that are not square, the native model has one way of pooling
-    and scales prompts where decoder tokens are scaled."""
+    """The references that implement it. The remote code refuses grids that are not square; the native model has one
+    kind of pooling, and scales prompts wherever decoder tokens are scaled."""
 
 
-def shapes() -> list[Shape]:
-    """The shapes of every push."""
+def shapes() -> list[SyntheticModel]:
+    """Return the models that every run compares."""
     tiny = preset("tiny")
     vision, text = tiny.vision, tiny.text
     return [
-        Shape("tiny, 768 x 768", tiny, (768, 768), seed=21, end_bonus=13.0),
+        SyntheticModel("tiny, 768 x 768", tiny, (768, 768), seed=21, end_bonus=13.0),
         # windows that do not divide the grid, and a grid that is not square
-        Shape(
+        SyntheticModel(
             "window 7, 320 x 448",
             replace(tiny, vision=replace(vision, window_size=7, depths=(2, 1, 1, 1))),
             (320, 448),
@@ -39,7 +39,7 @@ def shapes() -> list[Shape]:
             references=("native",),
         ),
         # three stages, other kernels, group counts that are not head counts, an encoder unlike the decoder
-        Shape(
+        SyntheticModel(
             "three stages, deep text",
             replace(
                 tiny,
@@ -61,7 +61,7 @@ def shapes() -> list[Shape]:
             end_bonus=13.0,
             references=("native",),
         ),
-        Shape(
+        SyntheticModel(
             "two stages, one layer",
             replace(
                 tiny,
@@ -75,7 +75,7 @@ def shapes() -> list[Shape]:
             end_bonus=15.0,
             references=("native",),
         ),
-        Shape(
+        SyntheticModel(
             "window 9, 352 x 352, scaled, other pooling",
             replace(
                 tiny,
@@ -87,7 +87,7 @@ def shapes() -> list[Shape]:
             end_bonus=15.0,
             references=("remote",),
         ),
-        Shape(
+        SyntheticModel(
             "three stages, 256 x 256, pooled thrice",
             replace(
                 tiny,
@@ -122,9 +122,9 @@ def _three_stages(vision: VisionConfig, stages: int = 3) -> VisionConfig:
     )
 
 
-def base_shape() -> Shape:
-    """The full base architecture, for comparing on demand."""
-    return Shape("base, 768 x 768", preset("base"), (768, 768), seed=25, end_bonus=17.5)
+def base_shape() -> SyntheticModel:
+    """Return the full base shape, which `--full` adds."""
+    return SyntheticModel("base, 768 x 768", preset("base"), (768, 768), seed=25, end_bonus=17.5)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -146,14 +146,14 @@ SETTINGS: list[dict[str, Any]] = [
     {"num_beams": 3, "max_new_tokens": 1},
     {"num_beams": 1, "max_new_tokens": 1},
 ]
-"""Search settings, as changes to a checkpoint's own."""
+"""Generation settings, as changes to a checkpoint's own."""
 
-PICTURES = [(31, 640, 480, "RGB"), (32, 333, 517, "RGB")]
+IMAGES = [(31, 640, 480, "RGB"), (32, 333, 517, "RGB")]
 """Arguments of `make_picture`."""
 
 PROMPTS = ["<CAPTION>", "<OPEN_VOCABULARY_DETECTION>a green car<and>a dog"]
 
-PIXEL_PICTURES = [
+PIXEL_IMAGES = [
     (41, 640, 480, "RGB"),
     (42, 97, 61, "L"),
     (43, 300, 500, "RGBA"),
@@ -169,7 +169,7 @@ _TAGS = ["<s>", "</s>", "<pad>", "<sep>", "<poly>", "</poly>", "<od>", "</od>", 
 
 
 def random_text(rng: random.Random) -> str:
-    """Something like a generated answer: words, tags, runs of location tokens, in any order."""
+    """Make a text like a generated answer: words, tags and runs of location tokens, in any order."""
     parts = [rng.choice(["", "</s><s>", "<s>", "</s>"])]
     for _ in range(rng.randint(0, 9)):
         if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Loss and gradients of training: a live reference and this project on the same batch, without dropout and with it."""
+"""Compare loss and gradients of a live reference and this project on one batch, without dropout and with it."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +18,12 @@ from florence2.model.florence2 import IGNORED_LABEL, Florence2Model
 from parity.cases import shapes
 from parity.recipe import make_checkpoint
 from parity.references import Native, Reference
-from parity.report import Row, largest_difference
+from parity.report import Comparison, largest_difference
 
 RATES = ("drop_path_rate", "dropout", "attention_dropout", "activation_dropout")
 RATE = 0.3
 LIMIT = 4.0
-"""How many standard errors two samples of one distribution may lie apart: one pair in 16,000 does by chance."""
+"""The most standard errors by which two samples of one distribution may differ; one pair in 16,000 exceeds it."""
 
 _LABELS = ([0, 713, 16, 10, 50286, 11, 5, 2], [0, 9, IGNORED_LABEL, 50290, 51268, 2], [0, 2])
 _Loss = Callable[[], Tensor]
@@ -39,7 +39,7 @@ class TrainingBatch(NamedTuple):
 
 
 def make_batch(pixels: Sequence[Tensor], prompts: Sequence[list[int]], padded: bool = True) -> TrainingBatch:
-    """Three pictures (1, 3, H, W) with answers of three lengths, a hole in one; `padded` prompts differ in theirs."""
+    """Make a batch of three images with answers of three lengths, one with a gap; `padded` prompts differ in length."""
     chosen = [prompts[0], prompts[-1], prompts[1 % len(prompts)]] if padded else [prompts[-1]] * 3
     width = max(map(len, chosen))
     return TrainingBatch(
@@ -52,11 +52,11 @@ def make_batch(pixels: Sequence[Tensor], prompts: Sequence[list[int]], padded: b
 
 def compare_gradients(
     group: str, subject: str, ours: Florence2Model, reference: Reference, batch: TrainingBatch
-) -> Iterator[Row]:
-    """Without dropout; in float32 with the native model also with it, on the same draws.
+) -> Iterator[Comparison]:
+    """Compare without dropout, and in float32 with the native model also with it, on the same random draws.
 
-    Both draw from torch's generator, in the same order and shapes, so that after one seed they leave out the same
-    places. (The remote code draws its stochastic depth in another way.)
+    Both draw from torch's generator in the same order and shapes, so with one seed they drop the same values. (The
+    remote code draws its stochastic depth differently.)
     """
     kind = str(ours.dtype).removeprefix("torch.")
     yield from _compare(group, subject, ours, reference, batch, kind)
@@ -67,34 +67,34 @@ def compare_gradients(
 
 def _compare(
     group: str, subject: str, ours: Florence2Model, reference: Reference, batch: TrainingBatch, kind: str
-) -> Iterator[Row]:
+) -> Iterator[Comparison]:
     torch.manual_seed(1)
     loss = ours.loss(*batch)
     torch.manual_seed(1)
     expected = reference.batch_loss(*batch)
     difference = largest_difference(loss.detach(), expected.detach())
-    yield Row(group, subject, f"loss of a batch, {kind}", len(batch.labels), len(batch.labels), difference)
+    yield Comparison(group, subject, f"loss of a batch, {kind}", len(batch.labels), len(batch.labels), difference)
     mine = gradients(ours, loss)
-    theirs = named_as_ours(gradients(reference.model, expected), reference)
+    theirs = to_canonical_gradients(gradients(reference.model, expected), reference)
     apart = {name: relative_difference(name, mine, theirs) for name in mine.keys() & theirs.keys()}
     worst = max(apart, key=apart.__getitem__)
     total = len(mine.keys() | theirs.keys())
     note = f"({worst})" if apart[worst] > 1e-4 else ""
-    yield Row(group, subject, f"gradients, relative, {kind}", len(apart), total, apart[worst], note)
+    yield Comparison(group, subject, f"gradients, relative, {kind}", len(apart), total, apart[worst], note)
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """The gradient of every parameter that takes part in `loss`, by the model's own names."""
+    """Return the gradient of every parameter that `loss` depends on, by the model's own names."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {name: value for name, value in zip(parameters, found, strict=True) if value is not None}
+    values = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: value for name, value in zip(parameters, values, strict=True) if value is not None}
 
 
-def named_as_ours(theirs: dict[str, Tensor], reference: Reference) -> dict[str, Tensor]:
-    """A reference's gradients by our names, and as our tensors lie.
+def to_canonical_gradients(theirs: dict[str, Tensor], reference: Reference) -> dict[str, Tensor]:
+    """Rename a reference's gradients to canonical names, and transpose them to our tensors' orientation.
 
-    Where it holds the token embedding more than once (the remote code keeps the output projection as a copy), the
-    gradient of the one that is tied is their sum.
+    Where it holds the token embedding more than once (the remote code keeps a copy as the output projection), the
+    gradient of the tied embedding is the sum.
     """
     layout = reference.layout
     named: dict[str, Tensor] = {}
@@ -107,13 +107,13 @@ def named_as_ours(theirs: dict[str, Tensor], reference: Reference) -> dict[str, 
 
 
 def relative_difference(name: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """|ours - theirs| / |theirs|, in the Euclidean norm, over the rows that both have.
+    """Return |ours - theirs| / |theirs| in the Euclidean norm, over the rows that both have.
 
-    A key's bias adds the same to all scores of a query, which the softmax does not see: its gradient is zero but for
-    rounding, and is judged by the size of the weight's beside it.
+    A key's bias adds the same to all scores of a query, which the softmax ignores. Its gradient is zero up to rounding,
+    so it is compared with the norm of the gradient of the key's weight.
     """
     mine, expected = ours[name], theirs[name]
-    expected = expected[: len(mine)]  # a converted embedding has some rows more
+    expected = expected[: len(mine)]  # a converted embedding has extra rows
     if torch.equal(mine, expected):
         return 0.0
     scale = theirs[name.replace("k_proj.bias", "k_proj.weight")].norm()
@@ -122,7 +122,7 @@ def relative_difference(name: str, ours: dict[str, Tensor], theirs: dict[str, Te
 
 @contextmanager
 def in_training(model: nn.Module) -> Iterator[None]:
-    """Dropout and stochastic depth on, within the block."""
+    """Turn on dropout and stochastic depth within the block."""
     model.train()
     try:
         yield
@@ -132,8 +132,8 @@ def in_training(model: nn.Module) -> Iterator[None]:
 
 def compare_dropout(
     group: str, make_native: Callable[[Path, Florence2Model, torch.dtype], Reference], draws: int = 250
-) -> Iterator[Row]:
-    """Each kind of dropout alone: the loss of a batch has the reference's mean and variance, other seeds each side."""
+) -> Iterator[Comparison]:
+    """Compare mean and variance of the loss with each kind of dropout alone, over different seeds on each side."""
     shape = shapes()[3]
     apart: list[float] = []
     for name in RATES:
@@ -148,35 +148,35 @@ def compare_dropout(
     equal = sum(distance < LIMIT for distance in apart)
     note = f"(at most {max(apart):.1f} standard errors apart, of {LIMIT:.0f})"
     subject = f"{shape.name} / {reference.name}"
-    yield Row(group, subject, "loss with dropout, mean and variance", equal, len(apart), note=note)
+    yield Comparison(group, subject, "loss with dropout, mean and variance", equal, len(apart), note=note)
 
 
 def _small_batch() -> TrainingBatch:
-    """Four times one picture of 64 x 64: what is drawn for each picture must differ from row to row."""
+    """Make a batch of one 64 x 64 image four times: the random draws must differ between rows."""
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).expand(4, -1, -1, -1)
     prompt, labels = torch.tensor([[0, 9, 11, 2]] * 4), torch.tensor([[0, 713, 50286, 2]] * 4)
     return TrainingBatch(pixels, prompt, labels, torch.ones_like(prompt))
 
 
 def with_only(config: Florence2Config, name: str, rate: float) -> Florence2Config:
-    """`config` with one of RATES at `rate` and the others at zero."""
+    """Return `config` with one of RATES at `rate` and the others at zero."""
     rates: dict[str, Any] = dict.fromkeys(RATES, 0.0) | {name: rate}
     vision = replace(config.vision, drop_path_rate=rates.pop("drop_path_rate"))
     return replace(config, vision=vision, text=replace(config.text, **rates))
 
 
 def draw_losses(model: nn.Module, loss: _Loss, seeds: Iterable[int]) -> np.ndarray:
-    """The loss in training, once for each seed."""
-    found = []
+    """Compute the loss in training mode, once for each seed."""
+    losses = []
     with torch.no_grad(), in_training(model):
         for seed in seeds:
             torch.manual_seed(seed)
-            found.append(float(loss()))
-    return np.array(found)
+            losses.append(float(loss()))
+    return np.array(losses)
 
 
 def standard_errors_apart(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """By how many standard errors of their difference the means, and the variances, of two samples differ."""
+    """Return by how many standard errors the means of two samples differ, and their variances."""
     variances = [x.var(ddof=1) for x in (one, other)]
     of_mean = sum(v / len(x) for v, x in zip(variances, (one, other), strict=True))
     # the variance of a sample variance, by the fourth moment: losses are not normally distributed

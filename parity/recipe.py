@@ -1,7 +1,7 @@
-"""Checkpoints and pictures that anyone can make again, bit for bit: what the recorded outputs belong to.
+"""Synthetic checkpoints and images that anyone can make again, bit for bit; the recorded outputs belong to them.
 
-A weight is a function of its name in Microsoft's layout, its shape and a seed, so a checkpoint need not be stored to
-be compared with what the reference made of it.
+A weight is a function of its name in Microsoft's layout, its shape and a seed. So the checkpoint of a recorded output
+need not be stored.
 """
 
 import math
@@ -25,10 +25,10 @@ _LOCATIONS = slice(50269, 51269)
 
 
 def make_weight(name: str, shape: tuple[int, ...], seed: int, end_bonus: float) -> np.ndarray:
-    """The float32 value of one tensor, by its name in Microsoft's layout.
+    """Make the float32 values of one tensor from its name in Microsoft's layout.
 
-    Scales are such that activations stay of order one through any depth. `end_bonus` raises the logit of `</s>`,
-    so that beams end, at different lengths; location tokens are raised by 3, so that they occur.
+    The scales keep activations of order one through any depth. `end_bonus` raises the logit of `</s>`, so that beams
+    end, at different lengths; location tokens are raised by 3, so that they occur.
     """
     if name == "visual_temporal_embed.pos_idx_to_embed":
         return _sinusoids(*shape)
@@ -59,16 +59,16 @@ def _sinusoids(length: int, channels: int) -> np.ndarray:
 
 
 def make_model(config: Florence2Config, seed: int, end_bonus: float) -> Florence2Model:
-    """The model whose every tensor is `make_weight`'s."""
+    """Make a model with the tensors of `make_weight`."""
     model = Florence2Model(config)
     weights = {}
-    for ours, tensor in model.state_dict().items():
-        flip = ours in TRANSPOSED["microsoft"]
+    for canonical, tensor in model.state_dict().items():
+        flip = canonical in TRANSPOSED["microsoft"]
         shape = tuple(tensor.shape)[::-1] if flip else tuple(tensor.shape)
-        name = from_canonical(ours, "microsoft")
+        name = from_canonical(canonical, "microsoft")
         assert name is not None
         value = torch.from_numpy(make_weight(name, shape, seed, end_bonus))
-        weights[ours] = value.T.contiguous() if flip else value
+        weights[canonical] = value.T.contiguous() if flip else value
     model.load_state_dict(weights, assign=True)
     return model.eval()
 
@@ -81,7 +81,7 @@ def make_checkpoint(
     size: tuple[int, int] = (768, 768),
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write such a model as a whole checkpoint in Microsoft's layout; `size` is (height, width) in pixels."""
+    """Write a synthetic checkpoint in Microsoft's layout; `size` is (height, width) in pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(make_model(config, seed, end_bonus), folder, "microsoft", dtype)
     settings = {**PUBLISHED_PREPROCESSOR, "size": {"height": size[0], "width": size[1]}}
@@ -90,7 +90,7 @@ def make_checkpoint(
 
 
 def make_picture(seed: int, width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Smooth shading, hard-edged blocks and noise, converted to any mode of Pillow's (RGBA with an alpha ramp)."""
+    """Draw smooth shading, hard-edged blocks and noise, in any mode of Pillow (RGBA with an alpha ramp)."""
     rng = np.random.Generator(np.random.PCG64(seed))
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     shades = [127.5 + 80 * np.sin(x / (9 + 7 * c) + seed) * np.cos(y / (11 + 5 * c)) for c in range(3)]

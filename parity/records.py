@@ -1,4 +1,4 @@
-"""The recorded outputs of the remote code, compared: needs nothing but this repository."""
+"""Compare with recorded outputs of the remote code; this needs only the repository."""
 
 import json
 import tempfile
@@ -19,14 +19,14 @@ from florence2.inputs.tasks import TASKS, build_sentence, split_prompt
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.model.florence2 import Florence2Model
 from parity.recipe import GOLDEN, make_checkpoint, make_picture
-from parity.report import Row, largest_difference
+from parity.report import Comparison, largest_difference
 
 _GROUP = "records"
 _SUBJECT = "records of the remote code"
 
 
-def compare_records() -> Iterator[Row]:
-    """All recorded stages, in the order in which a picture passes them."""
+def compare_records() -> Iterator[Comparison]:
+    """Compare all recorded stages, in the order that an image passes them."""
     yield from compare_tokenizer()
     yield compare_pixels()
     yield from compare_answers()
@@ -34,7 +34,7 @@ def compare_records() -> Iterator[Row]:
 
 
 def read_record(name: str) -> Any:
-    """One JSON file of `golden/`."""
+    """Read one JSON file of `golden/`."""
     return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
 
 
@@ -44,8 +44,8 @@ def make_recorded_checkpoint(folder: Path) -> None:
     make_checkpoint(folder, read_config(GOLDEN / "tiny"), golden["seed"], golden["eos_bonus"])
 
 
-def compare_tokenizer() -> Iterator[Row]:
-    """Recorded strings and prompts, text to ids and back."""
+def compare_tokenizer() -> Iterator[Comparison]:
+    """Compare recorded strings and prompts, from text to ids and back."""
     tokenizer, records = FlorenceTokenizer(GOLDEN / "tokenizer.json"), read_record("tokens.json")
     strings = records["strings"]
     equal = sum(
@@ -54,35 +54,35 @@ def compare_tokenizer() -> Iterator[Row]:
         and tokenizer.decode(r["ids"], skip_special=True) == r["decoded_skip"]
         for r in strings
     )
-    yield Row(_GROUP, _SUBJECT, "tokenizer, both ways", equal, len(strings))
+    yield Comparison(_GROUP, _SUBJECT, "tokenizer, both ways", equal, len(strings))
     prompts = records["prompts"]
     sentences = [build_sentence(*split_prompt(r["text"])) for r in prompts]
     equal = sum(s == r["prompt"] and tokenizer.encode(s) == r["ids"] for s, r in zip(sentences, prompts, strict=True))
-    yield Row(_GROUP, _SUBJECT, "prompts", equal, len(prompts))
+    yield Comparison(_GROUP, _SUBJECT, "prompts", equal, len(prompts))
 
 
-def compare_pixels() -> Row:
-    """Recorded values of normalised pixels, for pictures of several modes."""
+def compare_pixels() -> Comparison:
+    """Compare recorded values of normalised pixels, for images of several modes."""
     config, records, equal = read_image_config(GOLDEN / "tiny"), read_record("pixels.json"), 0
     for record in records:
         width, height = record["size"]
-        picture = open_image(make_picture(record["seed"], width, height, record["mode"]))
-        values = torch.from_numpy(image_to_array(picture, config)).flatten()
+        image = open_image(make_picture(record["seed"], width, height, record["mode"]))
+        values = torch.from_numpy(image_to_array(image, config)).flatten()
         sampled = values[record["index"]].numpy()
         expected = np.array(record["value"], np.float32)
         equal += bool((sampled == expected).all() and abs(float(values.double().sum()) - record["sum"]) < 1e-6)
-    return Row(_GROUP, _SUBJECT, "pixels, bit for bit", equal, len(records))
+    return Comparison(_GROUP, _SUBJECT, "pixels, bit for bit", equal, len(records))
 
 
-def compare_answers() -> Iterator[Row]:
-    """Recorded readings of generated texts, and of generated ids with their scores."""
+def compare_answers() -> Iterator[Comparison]:
+    """Compare the parsing of generated texts, and of generated ids with their scores."""
     tokenizer, records = FlorenceTokenizer(GOLDEN / "tokenizer.json"), read_record("post.json")
     equal = 0
     for record in records["post"]:
         kind = TASKS[record["task"]].answer if record["task"] in TASKS else "text"
         answer = parse_answer(record["task"], kind, record["text"], tuple(record["image_size"]))
         equal += answer.to_florence() == record["answer"]
-    yield Row(_GROUP, _SUBJECT, "answers", equal, len(records["post"]))
+    yield Comparison(_GROUP, _SUBJECT, "answers", equal, len(records["post"]))
     equal, worst = 0, 0.0
     for record in records["scored"]:
         ids, task = record["sequence"], record["task"]
@@ -98,13 +98,15 @@ def compare_answers() -> Iterator[Row]:
         ours, theirs = answer.to_florence()[task], record["answer"][task]
         worst = max(worst, largest_difference(ours.pop("scores"), theirs.pop("scores")))
         equal += ours == theirs
-    yield Row(_GROUP, _SUBJECT, "answers with scores", equal, len(records["scored"]), worst)
+    yield Comparison(_GROUP, _SUBJECT, "answers with scores", equal, len(records["scored"]), worst)
 
 
-def compare_model(change: Callable[[Florence2Model], None] | None = None, runs: int | None = None) -> Iterator[Row]:
-    """The stages of the recorded checkpoint, on all recorded runs or the first few.
+def compare_model(
+    change: Callable[[Florence2Model], None] | None = None, runs: int | None = None
+) -> Iterator[Comparison]:
+    """Compare the stages of the recorded checkpoint, on all recorded runs or the first few.
 
-    `change` may damage the model first: what a comparison is worth shows when it then fails.
+    `change` may damage the model first, to show that the comparison then fails.
     """
     golden, arrays = read_record("tiny/golden.json"), np.load(GOLDEN / "tiny" / "golden.npz")
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +114,7 @@ def compare_model(change: Callable[[Florence2Model], None] | None = None, runs: 
         model = load_model(Path(folder))
         if change is not None:
             change(model)
-        tokenizer, images = FlorenceTokenizer(Path(folder) / "tokenizer.json"), read_image_config(Path(folder))
+        tokenizer, image_config = FlorenceTokenizer(Path(folder) / "tokenizer.json"), read_image_config(Path(folder))
     worst = dict.fromkeys(("features", "encoder", "logits", "loss", "scores"), 0.0)
     counts = dict.fromkeys(worst, 0)
     equal = total = choices = 0
@@ -122,10 +124,10 @@ def compare_model(change: Callable[[Florence2Model], None] | None = None, runs: 
 
     for run in golden["runs"][:runs]:
         key = f"p{run['picture']}q{run['prompt']}"
-        picture = open_image(make_picture(*golden["pictures"][run["picture"]]))
+        image = open_image(make_picture(*golden["pictures"][run["picture"]]))
         ids = tokenizer.encode(build_sentence(*split_prompt(golden["prompts"][run["prompt"]])))
         with torch.no_grad():
-            pixel_values, prompt = torch.from_numpy(image_to_array(picture, images)), torch.tensor([ids])
+            pixel_values, prompt = torch.from_numpy(image_to_array(image, image_config)), torch.tensor([ids])
             features = model.encode_image(pixel_values)
             memory = model.encode(features, prompt)
             logits = model.decode(torch.tensor([run["decoder_input_ids"]]), memory)
@@ -136,31 +138,31 @@ def compare_model(change: Callable[[Florence2Model], None] | None = None, runs: 
         choices += logits[0].argmax(dim=-1).tolist() == run["logits_argmax"]
         for recorded in run["generations"]:
             options = GenerationOptions.from_settings(model.config.generation).changed(**recorded["options"])
-            found = generate(model, memory, options)
-            same = found.sequences.tolist() == recorded["sequences"]
+            generation = generate(model, memory, options)
+            same = generation.sequences.tolist() == recorded["sequences"]
             equal, total = equal + same, total + 1
             if same and "sequences_scores" in recorded:
-                note("scores", found.token_logprobs, recorded["transition_scores"])
+                note("scores", generation.token_logprobs, recorded["transition_scores"])
     for stage in ("features", "encoder", "logits", "loss"):
-        yield Row(_GROUP, _SUBJECT, stage, counts[stage], counts[stage], worst[stage])
-    yield Row(_GROUP, _SUBJECT, "likeliest next tokens", choices, len(golden["runs"][:runs]))
-    yield Row(_GROUP, _SUBJECT, "tokens, all settings", equal, total)
-    yield Row(_GROUP, _SUBJECT, "token log-probabilities", counts["scores"], counts["scores"], worst["scores"])
+        yield Comparison(_GROUP, _SUBJECT, stage, counts[stage], counts[stage], worst[stage])
+    yield Comparison(_GROUP, _SUBJECT, "likeliest next tokens", choices, len(golden["runs"][:runs]))
+    yield Comparison(_GROUP, _SUBJECT, "tokens, all settings", equal, total)
+    yield Comparison(_GROUP, _SUBJECT, "token log-probabilities", counts["scores"], counts["scores"], worst["scores"])
     if runs is None:
-        yield _compare_batch(golden, model, images)
+        yield _compare_batch(golden, model, image_config)
 
 
-def _compare_batch(golden: dict[str, Any], model: Florence2Model, images: ImageConfig) -> Row:
-    """Four pictures at once, one prompt: no padding, so here the reference's batch is right too."""
+def _compare_batch(golden: dict[str, Any], model: Florence2Model, image_config: ImageConfig) -> Comparison:
+    """Compare four images at once with one prompt: without padding, the reference's batch is right too."""
     batch = golden["batch"]
-    pictures = [open_image(make_picture(*picture)) for picture in golden["pictures"]]
+    images = [open_image(make_picture(*case)) for case in golden["pictures"]]
     ids = FlorenceTokenizer(GOLDEN / "tokenizer.json").encode(build_sentence(*split_prompt(batch["prompt"])))
     options = GenerationOptions.from_settings(model.config.generation).changed(**batch["options"])
     with torch.no_grad():
         features = model.encode_image(
-            torch.cat([torch.from_numpy(image_to_array(picture, images)) for picture in pictures])
+            torch.cat([torch.from_numpy(image_to_array(image, image_config)) for image in images])
         )
-        memory = model.encode(features, torch.tensor([ids] * len(pictures)))
-    found = generate(model, memory, options).sequences.tolist()
-    equal = sum(a == b for a, b in zip(found, batch["sequences"], strict=True))
-    return Row(_GROUP, _SUBJECT, "tokens of a batch", equal, len(pictures))
+        memory = model.encode(features, torch.tensor([ids] * len(images)))
+    sequences = generate(model, memory, options).sequences.tolist()
+    equal = sum(a == b for a, b in zip(sequences, batch["sequences"], strict=True))
+    return Comparison(_GROUP, _SUBJECT, "tokens of a batch", equal, len(images))

@@ -1,4 +1,4 @@
-"""The references, behind one interface: transformers' native model, and Microsoft's remote code."""
+"""The references behind one interface: transformers' native model and Microsoft's remote code."""
 
 import importlib.metadata
 import random
@@ -20,68 +20,68 @@ from florence2.model.florence2 import Florence2Model
 
 _NEVER_CHOSEN = -1e9
 Inside: TypeAlias = dict[str, list[Tensor]]
-"""What a pass computed, by kind, layer by layer, in the shapes of ours."""
+"""Values inside one pass, by stage and layer, in the shapes of our model."""
 
 
 class Reference(Protocol):
-    """What every reference can be asked. `ids` are a prompt's, a list of int; pixel_values (1, 3, H, W)."""
+    """The methods that every reference offers. `ids` are a prompt's; `pixel_values` are (1, 3, H, W)."""
 
     name: str
     model: Any
-    """Its module, outside training."""
+    """Its module, in evaluation mode."""
     layout: Layout
-    """By whose names its parameters go."""
+    """The layout of its parameter names."""
     attends_to_padding: bool
-    """Whether a padded prompt changes what the model computes."""
+    """If set, padding a prompt changes the results."""
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB picture -> pixel_values."""
+        """Turn an RGB image into pixel_values."""
         ...
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """-> projected image tokens (1, N, D)"""
+        """Return the projected image tokens (1, N, D)."""
         ...
 
     def encode(self, pixel_values: Tensor, ids: Sequence[int]) -> Tensor:
-        """-> encoder output (1, N + T, D)"""
+        """Return the memory (1, N + T, D)."""
         ...
 
     def logits(self, pixel_values: Tensor, ids: Sequence[int], decoder_ids: Sequence[int]) -> Tensor:
-        """-> (1, T, V)"""
+        """Return the logits (1, T, V)."""
         ...
 
     def loss(self, pixel_values: Tensor, ids: Sequence[int], labels: Sequence[int]) -> float:
-        """The training loss."""
+        """Return the training loss."""
         ...
 
     def batch_loss(self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> Tensor:
-        """The training loss of a padded batch, arguments as of `Florence2Model.loss`, with its graph."""
+        """Return the training loss of a padded batch with its graph; arguments as for `Florence2Model.loss`."""
         ...
 
     def generate(
         self, pixel_values: Tensor, ids: Sequence[int], options: GenerationOptions
     ) -> tuple[list[list[int]], list[list[float]], list[float] | None]:
-        """-> sequences, token log-probabilities, and the beams' scores where there are any"""
+        """Return sequences, token log-probabilities, and the beams' scores if the search has beams."""
         ...
 
     def tokenize(self, text: str) -> list[int]:
-        """Text -> ids with the special ones around them."""
+        """Return the ids of a text, with start and end id."""
         ...
 
     def detokenize(self, ids: Sequence[int], skip_special: bool) -> str:
-        """Ids -> text."""
+        """Return the text of ids."""
         ...
 
     def sentence(self, prompt: str) -> str:
-        """A prompt with a task token -> what the model reads."""
+        """Return the sentence that the model reads for a prompt with a task token."""
         ...
 
 
 class Native:
-    """transformers.models.florence2 on a checkpoint, which is converted when it is in Microsoft's layout.
+    """transformers.models.florence2 on a checkpoint; one in Microsoft's layout is converted first.
 
-    The native layout has no final_logits_bias; it is put into the output projection here. The rows that a converted
-    embedding has more are made impossible.
+    The native layout has no final_logits_bias, so it goes into the bias of the output projection. The extra rows of a
+    converted embedding get a bias that makes them impossible.
     """
 
     layout: Layout = "native"
@@ -141,10 +141,10 @@ class Native:
         return loss
 
     def inside(self, pixel_values: Tensor, ids: Sequence[int], decoder_ids: Sequence[int]) -> Inside:
-        """Its attention weights and hidden states, by the names of `parity.attentions`.
+        """Return attention weights and hidden states, by the stages of `parity.attentions`.
 
-        `output_attentions` has those of the text model. Those of the vision tower pass through the attention function
-        that a configuration names, which is the place that the library has for others to be put in.
+        `output_attentions` has those of the text model. For the vision tower, a recording attention function replaces
+        the one that the configuration names.
         """
         seen: dict[str, list[Tensor]] = {"Window": [], "Channel": []}
         with torch.no_grad(), _recording_attention(self.model, seen):
@@ -207,7 +207,7 @@ class Native:
         return torch.cat([self._image_places(pixel_values), torch.tensor([ids])], dim=1)
 
     def _image_places(self, pixel_values: Tensor) -> Tensor:
-        """The ids (B, N) for which the image tokens are put: the mean over the grid, and its positions."""
+        """Return the placeholder ids (B, N) of the image tokens: the mean over the grid, then its positions."""
         rows, columns = self.grid_size(*pixel_values.shape[-2:])
         return torch.full((len(pixel_values), 1 + rows * columns), self.model.config.image_token_id)
 
@@ -223,7 +223,7 @@ class Native:
 
 @contextmanager
 def _recording_attention(model: Any, seen: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Within the block, the vision tower's attentions put their weights into `seen`, by kind."""
+    """Within the block, collect the weights of the vision tower's attentions in `seen`, by kind."""
     from transformers.modeling_utils import AttentionInterface
     from transformers.models.florence2.modeling_florence2 import eager_attention_forward
 
@@ -243,9 +243,9 @@ def _recording_attention(model: Any, seen: dict[str, list[Tensor]]) -> Iterator[
 
 
 class Remote:
-    """Microsoft's own code, from a folder of its .py files, on a checkpoint in its layout.
+    """Microsoft's code, from a folder of its .py files, on a checkpoint in its layout.
 
-    That code runs on this machine; it is the caller who says where it is. It needs transformers 4.41 to 4.49, timm
+    The code is executed on this machine, so the caller must name its folder. It needs transformers 4.41 to 4.49, timm
     and einops.
     """
 
@@ -312,21 +312,21 @@ class Remote:
         return sentence
 
     def answer(self, task: str, text: str, size: tuple[int, int]) -> dict[str, Any]:
-        """Its reading of a generated text."""
+        """Return its parsed answer of a generated text."""
         answer: dict[str, Any] = self.processor.post_process_generation(text=text, task=task, image_size=size)
         return answer
 
     def scored_answer(
         self, task: str, ids: Sequence[int], logprobs: Sequence[float], size: tuple[int, int]
     ) -> dict[str, Any]:
-        """Its reading of generated ids and their log-probabilities."""
+        """Return its parsed answer of generated ids and their log-probabilities."""
         answer: dict[str, Any] = self.processor.post_process_generation(
             sequence=torch.tensor(ids), transition_beam_score=torch.tensor(logprobs), task=task, image_size=size
         )
         return answer
 
     def pixels_to_bins(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes (N, 4) in pixels -> bins."""
+        """Return the bins of boxes (N, 4) in pixels."""
         bins: Tensor = self.processor.post_processor.box_quantizer.pixels_to_bins(boxes, size)
         return bins
 
@@ -335,7 +335,7 @@ class Remote:
 
 
 def _convert(folder: Path, scratch: Path) -> Path:
-    """The checkpoint in the native layout, its final_logits_bias left out."""
+    """Convert the checkpoint to the native layout, without its final_logits_bias."""
     from florence2.checkpoints.checkpoint import copy_companions, load_model, save_checkpoint
     from florence2.checkpoints.describe import stored_dtype
     from florence2.checkpoints.tensors import find_weights
@@ -370,7 +370,7 @@ def _add_code_references(folder: Path) -> None:
 
 
 def _generation_config(options: GenerationOptions) -> Any:
-    """Every setting said aloud, so that no default of either side takes part."""
+    """Set every setting explicitly, so that no default of either side matters."""
     from transformers import GenerationConfig
 
     return GenerationConfig(

@@ -1,4 +1,4 @@
-"""Rows of results: printed as one table, written as one file, judged by tolerances that were measured before."""
+"""Comparisons, their table, and the recorded tolerances that decide whether they pass."""
 
 import json
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 HEADROOM = 5.0
-"""A tolerance is this many times the error that was measured when it was recorded."""
+"""A tolerance is this many times the difference that was measured when it was recorded."""
 TOLERANCES = Path(__file__).parent / "tolerances.json"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One stage of one comparison: how many items were equal, and the largest difference where numbers differ.
+class Comparison:
+    """One stage compared on one subject: how many items were equal, and the largest difference of their numbers.
 
-    `group` is under which name the tolerance is kept; `difference` is None where only equality counts.
+    `group` is the first part of the tolerance's key; `difference` is None where only equality counts.
     """
 
     group: str
@@ -30,31 +30,31 @@ class Row:
 
     @property
     def key(self) -> str:
-        """The name of this row's tolerance."""
+        """Return the key of the tolerance."""
         return f"{self.group}: {self.stage}"
 
     def passes(self, tolerances: dict[str, float]) -> bool:
-        """Whether something was compared, and everything was equal or within its tolerance."""
+        """Return whether anything was compared, and everything was equal or within its tolerance."""
         close = self.difference is None or self.difference <= tolerances.get(self.key, 0.0)
         return close and self.equal == self.total > 0
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:
-    """Between two tensors, arrays, lists or numbers of one shape; NaN counts as infinitely far."""
+    """Return the largest difference between two tensors, arrays, lists or numbers of one shape; infinite for NaN."""
     difference = np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))
     return float(np.nan_to_num(difference, nan=np.inf).max())
 
 
 def load_tolerances() -> dict[str, float]:
-    """The recorded tolerances; empty when there are none yet."""
+    """Load the recorded tolerances; empty if none are recorded yet."""
     if not TOLERANCES.exists():
         return {}
     recorded: dict[str, float] = json.loads(TOLERANCES.read_text())
     return recorded
 
 
-def record_tolerances(rows: Iterable[Row]) -> None:
-    """Write `HEADROOM` times the largest difference of every key, keeping those that were not measured now."""
+def record_tolerances(rows: Iterable[Comparison]) -> None:
+    """Record `HEADROOM` times the largest difference of every key; keep the tolerances of keys not measured now."""
     largest: dict[str, float] = {}
     for row in rows:
         if row.difference is not None:
@@ -63,8 +63,8 @@ def record_tolerances(rows: Iterable[Row]) -> None:
     TOLERANCES.write_text(json.dumps(dict(sorted(merged.items())), indent=1) + "\n")
 
 
-def format_table(rows: Iterable[Row], tolerances: dict[str, float]) -> str:
-    """The table, in Markdown."""
+def format_table(rows: Iterable[Comparison], tolerances: dict[str, float]) -> str:
+    """Format comparisons as a table in Markdown."""
     head = ["comparison", "stage", "equal", "largest difference", "tolerance", ""]
     body = []
     for row in rows:
@@ -78,7 +78,7 @@ def format_table(rows: Iterable[Row], tolerances: dict[str, float]) -> str:
 
 
 def format_rows(head: list[str], body: list[list[str]]) -> str:
-    """Cells as a table in Markdown."""
+    """Format cells as a table in Markdown."""
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *body]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]

@@ -1,6 +1,6 @@
-"""The specimen checkpoint, whose answers mean something: its tokens on made-up scenes, all tasks.
+"""Compare nano's tokens on synthetic scenes, for all tasks: a trained checkpoint, whose answers mean something.
 
-`python -m parity.specimen --code DIR` records what Microsoft's code says, from a folder of its .py files.
+`python -m parity.specimen --code DIR` records the tokens of Microsoft's code, from the folder of its .py files.
 """
 
 import argparse
@@ -20,59 +20,58 @@ from florence2.train.data import Sample
 from parity.compare import MakeReference
 from parity.recipe import GOLDEN
 from parity.references import Reference, Remote
-from parity.report import Row
+from parity.report import Comparison
 from recipes.nano.exam import Exam
 
 RECORDS = GOLDEN / "nano.npz"
 SCENES_SEED, SCENES = 4, 200
 
 
-def compare_specimen(group: str, make_reference: MakeReference, count: int = SCENES) -> Iterator[Row]:
-    """A live reference's tokens, with the checkpoint's own settings, on `count` pictures and all tasks."""
+def compare_specimen(group: str, make_reference: MakeReference, count: int = SCENES) -> Iterator[Comparison]:
+    """Compare with a live reference's tokens on `count` images and all tasks, with the checkpoint's own settings."""
     f = load(EMBEDDED_MODEL, device="cpu")
     folder = resolve(EMBEDDED_MODEL)
     reference = make_reference(folder, load_model(folder), torch.float32)
     theirs = [ids for index in range(count) for ids in _reference_answers(reference, f, index)]
-    yield _row(group, reference.name, f"tokens, {count} pictures x all tasks", answer_one_by_one(f, count), theirs)
+    yield _row(group, reference.name, f"tokens, {count} images x all tasks", answer_one_by_one(f, count), theirs)
 
 
-def compare_specimen_records(count: int = SCENES) -> Iterator[Row]:
-    """The recorded tokens of Microsoft's code on the first `count` pictures, and this project against itself."""
+def compare_specimen_records(count: int = SCENES) -> Iterator[Comparison]:
+    """Compare with the recorded tokens of Microsoft's code on `count` images, and this project with itself."""
     f = load(EMBEDDED_MODEL, device="cpu")
     threads = torch.get_num_threads()
     by_threads = []
     try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
+        for thread_count in (1, 2):
+            torch.set_num_threads(thread_count)
             by_threads.append(answer_one_by_one(f, count))
     finally:
         torch.set_num_threads(threads)
-    alone, pictures = by_threads[1], f"{count} pictures x all tasks"
-    yield _row("records", "records", f"tokens, {pictures}", alone, read_records(count))
-    yield _row("records", "itself", f"1 thread and 2, {pictures}", *by_threads)
-    yield _row("records", "itself", f"batches of 1 and of 8, {pictures}", alone, answer_in_batches(f, count))
+    alone, cases = by_threads[1], f"{count} images x all tasks"
+    yield _row("records", "records", f"tokens, {cases}", alone, read_records(count))
+    yield _row("records", "itself", f"1 thread and 2, {cases}", *by_threads)
+    yield _row("records", "itself", f"batches of 1 and of 8, {cases}", alone, answer_in_batches(f, count))
 
 
 def answer_one_by_one(f: Florence2, count: int) -> list[list[int]]:
-    """The ids of every answer on the first `count` scenes, start id first, nothing behind the end."""
+    """Return the ids of every answer on the first `count` scenes, from the start id to the end id."""
     rows = []
     for sample in _samples(count):
-        picture = f.encode_image(sample.image)
-        rows += [list(f.run(prefix, picture).token_ids) for prefix, _ in sample.pairs]
+        image = f.encode_image(sample.image)
+        rows += [list(f.run(prefix, image).token_ids) for prefix, _ in sample.pairs]
     return rows
 
 
 def answer_in_batches(f: Florence2, count: int, size: int = 8) -> list[list[int]]:
-    """The same in batches of whatever pictures and tasks come together."""
-    asked = [(prefix, sample.image) for sample in _samples(count) for prefix, _ in sample.pairs]
-    order = random.Random(0).sample(range(len(asked)), len(asked))
-    answers = f.run_batch([asked[number] for number in order], batch_size=size)
-    found = dict(zip(order, answers, strict=True))
-    return [list(found[number].token_ids) for number in range(len(asked))]
+    """Return the same ids, computed in batches of random images and tasks."""
+    requests = [(prefix, sample.image) for sample in _samples(count) for prefix, _ in sample.pairs]
+    order = random.Random(0).sample(range(len(requests)), len(requests))
+    answers = dict(zip(order, f.run_batch([requests[i] for i in order], batch_size=size), strict=True))
+    return [list(answers[i].token_ids) for i in range(len(requests))]
 
 
 def read_records(count: int) -> list[list[int]]:
-    """What Microsoft's code said on the first `count` pictures."""
+    """Return the recorded ids of Microsoft's code on the first `count` images."""
     stored = np.load(RECORDS)
     ends = np.cumsum(stored["lengths"])
     rows = np.split(stored["ids"].astype(int), ends[:-1])
@@ -81,7 +80,7 @@ def read_records(count: int) -> list[list[int]]:
 
 
 def record(code: Path, count: int = SCENES) -> None:
-    """Ask Microsoft's code, and write `RECORDS`."""
+    """Run Microsoft's code and write `RECORDS`."""
     folder = resolve(EMBEDDED_MODEL)
     f, reference = load(folder, device="cpu"), Remote(folder, code, torch.float32)
     lengths, ids, answers = [], [], []
@@ -122,9 +121,9 @@ def _exam() -> Exam:
     return Exam(SCENES_SEED, SCENES)
 
 
-def _row(group: str, other: str, stage: str, ours: Iterable[list[int]], theirs: Iterable[list[int]]) -> Row:
+def _row(group: str, other: str, stage: str, ours: Iterable[list[int]], theirs: Iterable[list[int]]) -> Comparison:
     pairs = list(zip(ours, theirs, strict=True))
-    return Row(group, f"nano, shipped / {other}", stage, sum(mine == other for mine, other in pairs), len(pairs))
+    return Comparison(group, f"nano, shipped / {other}", stage, sum(mine == other for mine, other in pairs), len(pairs))
 
 
 if __name__ == "__main__":

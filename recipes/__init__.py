@@ -1,1 +1,1 @@
-"""How the models in `weights/` are made; not part of the installed package."""
+"""Recipes that make the models in `weights/`; not part of the installed package."""

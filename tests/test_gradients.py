@@ -1,4 +1,4 @@
-"""Comparing gradients: that it passes what is equal, and notices what people get wrong in training."""
+"""The comparison of gradients passes equal models and notices common mistakes in training."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,7 +31,7 @@ PROMPTS = [[0, 11, 2], [0, 9, 7, 8, 12, 2]]
 
 
 class Ours:
-    """This project in the reference's place: written-out attention, native names."""
+    """This project in the place of the reference: eager attention, native names."""
 
     name, layout, attends_to_padding = "itself", "native", False
 
@@ -171,7 +171,7 @@ def test_standard_errors() -> None:
 
 
 def losses(config: Florence2Config, seeds: range) -> np.ndarray:
-    """Under stochastic depth, of eight times one picture."""
+    """Under stochastic depth, of one image eight times."""
     little = with_only(replace(config, text=replace(config.text, vocab_size=60)), "drop_path_rate", RATE)
     model = make_model(little, 1, 0.0)
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).expand(8, -1, -1, -1)
@@ -180,7 +180,7 @@ def losses(config: Florence2Config, seeds: range) -> np.ndarray:
 
 
 def drop_together(self: _Block, branch: Tensor) -> Tensor:
-    """For all pictures of the batch at once, as stochastic depth must not."""
+    """For all images of the batch at once, as stochastic depth must not."""
     if not self.training or self.drop_path_rate == 0.0:
         return branch
     return branch * (torch.rand(()) >= self.drop_path_rate) / (1.0 - self.drop_path_rate)

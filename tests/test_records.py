@@ -1,4 +1,4 @@
-"""The recorded outputs of the remote code, and proof that comparing with them notices what it should."""
+"""The recorded outputs of the remote code match, and damage to the model is noticed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from florence2.model import bart
 from florence2.model.florence2 import Florence2Model
 from florence2.model.projection import PositionTable
 from parity.records import compare_model, compare_pixels, compare_records
-from parity.report import Row, load_tolerances
+from parity.report import Comparison, load_tolerances
 
 
 def test_everything_recorded() -> None:
@@ -40,9 +40,9 @@ def test_tolerances_are_measured_not_round() -> None:
 
 
 def differs(change: Callable[[Florence2Model], None] | None = None) -> bool:
-    """Whether the comparison on the first recorded run fails."""
+    """Return whether the comparison on the first recorded run fails."""
     tolerances = load_tolerances()
-    rows: list[Row] = list(compare_model(change, runs=1))
+    rows: list[Comparison] = list(compare_model(change, runs=1))
     return any(not row.passes(tolerances) for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""The specimen's answers as Microsoft's code gives them, recorded; and that comparing with them notices a change."""
+"""nano's answers equal the recorded ones of Microsoft's code, and a changed model is noticed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +24,11 @@ def test_the_first_recorded_answers(nano: Florence2) -> None:
     assert answer_one_by_one(nano, FIRST) == read_records(FIRST) == answer_in_batches(nano, FIRST)
 
 
-def test_as_many_as_are_said_were_recorded() -> None:
+def test_all_answers_are_recorded() -> None:
     assert len(read_records(SCENES)) > 14 * SCENES and all(ids[-1] == 2 for ids in read_records(SCENES))
 
 
-# Trained answers bear small changes; tests/test_records.py shows that those are noticed on made-up weights.
+# Answers of a trained model survive small changes; tests/test_records.py notices those, on synthetic weights.
 
 
 def no_depthwise(model: Florence2Model) -> None:

@@ -132,6 +132,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
+    """List the keys whose values differ, "batch was 4 and is 2; ..."; an empty text when none do."""
+    changed = [key for key in {**before, **now} if key not in ignored and before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
+
+
 class Fields:
     """A JSON object being read: each field is taken once, and a field that is never taken is a problem."""
 

@@ -1,4 +1,4 @@
-"""A dry run over training data: what of it would stop the training, be cut, or never come back. No model is needed."""
+"""Dry run over training data, without a model: find what would stop the training, be cut, or not be read back."""
 
 import os
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ Fault = Literal["unreadable", "refused", "lost", "cut"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something wrong with one picture or answer: where, which of the four faults, and a sentence."""
+class SampleFault:
+    """One problem of an image or an answer: the sample's name, which of the four faults, and a sentence."""
 
     name: str
     fault: Fault
@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """The answers of one task: how many, lost and cut ones, and how many ids they have, `<s>` and `</s>` included."""
+    """Counts of one task: its answers, the lost and cut ones, and the numbers of ids with `<s>` and `</s>`."""
 
     task: str
     answers: int
@@ -40,31 +40,31 @@ class TaskCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_samples` found. `str()` of it is a table for people, with the first twenty findings."""
+    """The result of `check_samples`. `str()` gives a table for people, with the first twenty findings."""
 
-    pictures: int
+    images: int
     answers: int
     tasks: tuple[TaskCheck, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[SampleFault, ...]
 
     @property
     def unreadable(self) -> int:
-        """Pictures that cannot be read: training would stop there."""
+        """Return the number of images that cannot be read; training would stop there."""
         return self._count("unreadable")
 
     @property
     def refused(self) -> int:
-        """Prompts that are refused or too long: training would stop there, or teach what nobody can ask."""
+        """Return the number of prompts that are refused or too long; training would stop there."""
         return self._count("refused")
 
     @property
     def lost(self) -> int:
-        """Answers of which something would not be read back as it was written."""
+        """Return the number of answers that would not be read back as they were written."""
         return self._count("lost")
 
     @property
     def cut(self) -> int:
-        """Answers that are too long: training would not see their end."""
+        """Return the number of answers that are too long; training would not see their end."""
         return self._count("cut")
 
     def _count(self, fault: Fault) -> int:
@@ -77,7 +77,7 @@ class CheckReport:
             f"{t.task:{width}}  {t.answers:7,}  {t.lost:7,}  {t.cut:7,}  {t.median:10,g}  {t.longest:7,}"
             for t in self.tasks
         ]
-        lines.append(f"{_counted(self.answers, 'answer')} on {_counted(self.pictures, 'picture')}: {self._verdict()}")
+        lines.append(f"{_counted(self.answers, 'answer')} on {_counted(self.images, 'image')}: {self._verdict()}")
         lines += [f"{finding.fault}: {finding.name}: {finding.text}" for finding in self.findings[:LISTED]]
         if len(self.findings) > LISTED:
             lines.append(f"... and {len(self.findings) - LISTED:,} more")
@@ -88,13 +88,13 @@ class CheckReport:
             return "nothing is lost or cut."
         return (
             f"{self.lost:,} lost in part, {self.cut:,} cut, {_counted(self.refused, 'prompt')} refused, "
-            f"{_counted(self.unreadable, 'picture')} unreadable."
+            f"{_counted(self.unreadable, 'image')} unreadable."
         )
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """One answer: its task, how many ids it has, and what is wrong, each fault at most once."""
+    """One answer: its task, its number of ids, and its faults, each at most once."""
 
     task: str
     length: int
@@ -104,12 +104,15 @@ class _Pair:
 def check_samples(
     samples: Samples, processor: Processor, max_length: int, max_prompt: int | None = None
 ) -> CheckReport:
-    """Read every picture, and send every answer through tokenizer and parser and back.
+    """Read every image, and send every answer through tokenizer and parser and back.
 
-    `max_length`: how many ids an answer may have, which are the model's positions. `max_prompt`: how many a prompt
-    may have, the positions that image tokens leave; None for any. A picture that several samples share is read once.
+    Args:
+        samples: The data. An image file that several samples share is read once.
+        processor: The processor of the model to be trained.
+        max_length: The most ids an answer may have: the model's positions.
+        max_prompt: The most ids a prompt may have: the positions that image tokens leave. None for any.
     """
-    findings: list[Finding] = []
+    findings: list[SampleFault] = []
     pairs: list[_Pair] = []
     opened: set[str] = set()
     for index in range(len(samples)):
@@ -119,10 +122,10 @@ def check_samples(
         reason = None if key in opened else _why_unreadable(sample.image)
         opened.add(key)
         if reason:
-            findings.append(Finding(name, "unreadable", reason))
+            findings.append(SampleFault(name, "unreadable", reason))
         for prefix, suffix in sample.pairs:
             pair = _check_pair(prefix, suffix, processor, max_length, max_prompt)
-            findings += [Finding(name, fault, f"{shown(prefix)}: {text}") for fault, text in pair.faults.items()]
+            findings += [SampleFault(name, fault, f"{shown(prefix)}: {text}") for fault, text in pair.faults.items()]
             pairs.append(pair)
     return CheckReport(len(opened), len(pairs), _by_task(pairs), tuple(findings))
 
@@ -137,20 +140,20 @@ def _why_unreadable(image: ImageInput) -> str | None:
 
 def _check_pair(prefix: str, suffix: str, processor: Processor, max_length: int, max_prompt: int | None) -> _Pair:
     faults: dict[Fault, str] = {}
-    length = 0
     try:
         check_prompt(prefix)
         check_text("the prompt", prefix)
-        asked = len(processor.prompt(prefix))
-        if max_prompt is not None and asked > max_prompt:
-            faults["refused"] = f"the prompt has {asked} ids, and there is room for {max_prompt}; make it shorter."
+        prompt_length = len(processor.prompt(prefix))
+        if max_prompt is not None and prompt_length > max_prompt:
+            faults["refused"] = f"the prompt has {prompt_length} ids, but at most {max_prompt} fit; make it shorter."
     except Florence2Error as error:
         faults["refused"] = str(error)
+    length = 0
     try:
         ids = processor.encode(suffix)
         length = len(ids)
         if length > max_length:
-            faults["cut"] = f"the answer has {length} ids, and there is room for {max_length}; ask for less at a time."
+            faults["cut"] = f"the answer has {length} ids, but at most {max_length} fit; ask for less at a time."
         check_answer(prefix, suffix, ids, processor)
     except Florence2Error as error:
         faults["lost"] = str(error)
@@ -159,7 +162,7 @@ def _check_pair(prefix: str, suffix: str, processor: Processor, max_length: int,
 
 
 def _by_task(pairs: Sequence[_Pair]) -> tuple[TaskCheck, ...]:
-    """One row for each task, in the order they come first."""
+    """Make one row for each task, in the order of their first answers."""
     grouped: dict[str, list[_Pair]] = {}
     for pair in pairs:
         grouped.setdefault(pair.task, []).append(pair)

@@ -1,8 +1,8 @@
-"""COCO files: detection annotations or captions -> questions.
+"""Turn COCO files of detections or captions into questions.
 
-Of detections, `<OD>` asks for all boxes of a picture, from left to right and those level from top to bottom: an order
-that the picture alone decides can be learnt, the order of the annotators' clicks cannot. `<REGION_TO_CATEGORY>` and
-`<REGION_TO_SEGMENTATION>` ask about every object by its box. Crowds (`iscrowd`) and pictures without annotations are
+For detections, `<OD>` asks for all boxes of an image, from left to right and, where level, from top to bottom: a model
+can learn an order that depends on the image, but not the order in which annotators clicked. `<REGION_TO_CATEGORY>` and
+`<REGION_TO_SEGMENTATION>` ask about every object by its box. Crowds (`iscrowd`) and images without annotations are
 left out.
 """
 
@@ -24,7 +24,7 @@ from florence2.train.entries import (
     read_pixels,
     read_text,
 )
-from florence2.train.pictures import Pictures
+from florence2.train.images import ImageFolder
 from florence2.train.targets import Size, boxes_target, polygons_target
 
 CAPTION_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
@@ -33,7 +33,7 @@ DETECTION_TASKS = ("<OD>", "<REGION_TO_CATEGORY>", "<REGION_TO_SEGMENTATION>")
 
 @dataclass(frozen=True)
 class _Thing:
-    """One annotated object: (x1, y1, x2, y2) in pixels, and its outlines as the file has them."""
+    """One annotated object: its box (x1, y1, x2, y2) in pixels, and its outlines in the form of the file."""
 
     place: str
     label: str
@@ -41,11 +41,11 @@ class _Thing:
     segmentation: object
 
 
-def read_coco(path: Path, pictures: Pictures, problems: Problems, tasks: Sequence[str] = ()) -> list[Entry]:
-    """A COCO file -> its questions, picture by picture in the order of "images"; problems with the ids they have.
+def read_coco(path: Path, folder: ImageFolder, problems: Problems, tasks: Sequence[str] = ()) -> list[Entry]:
+    """Read the questions of a COCO file, image by image in the order of "images".
 
-    `tasks` are of DETECTION_TASKS (`<OD>` unless given), or of CAPTION_TASKS for a file of captions (`<CAPTION>`).
-    Raises DataError for a file that is neither.
+    `problems` collects what is wrong, with the ids of the file. `tasks` come from DETECTION_TASKS (default `<OD>`), or
+    from CAPTION_TASKS for a file of captions (default `<CAPTION>`). Raises DataError for a file that is neither.
     """
     values = _load(path)
     captions = any(isinstance(row, dict) and "caption" in row for row in values["annotations"][:1])
@@ -57,11 +57,11 @@ def read_coco(path: Path, pictures: Pictures, problems: Problems, tasks: Sequenc
     entries: list[Entry] = []
     for image_id, rows in _by_image(values["annotations"], images, problems).items():
         with problems.at(f"image {image_id}"):
-            image = pictures.find(read_text(images[image_id], "file_name"))
+            image = folder.find(read_text(images[image_id], "file_name"))
             if captions:
                 entries += _captions(image, rows, tasks, problems)
             else:
-                size = _size_of(image, images[image_id], pictures)
+                size = _size_of(image, images[image_id], folder)
                 things = list(_things(rows, labels, size, problems))
                 entries += [entry for task in tasks for entry in _QUESTIONS[task](image, things, size, problems)]
     return entries
@@ -74,39 +74,41 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from None
     for key in ("images", "annotations"):
         if not isinstance(values, dict) or not isinstance(values.get(key), list):
-            raise DataError(f"{path} is no COCO file: it has no list of {key}. JSON Lines end in .jsonl.")
-    known: dict[str, Any] = values
-    return known
+            raise DataError(
+                f"{path} is not a COCO file: it has no list of {key}. The name of a JSON Lines file must end in .jsonl."
+            )
+    checked: dict[str, Any] = values
+    return checked
 
 
 def _by_id(values: dict[str, Any], key: str, problems: Problems) -> dict[int, dict[str, Any]]:
-    """The objects of a list by their ids."""
-    found: dict[int, dict[str, Any]] = {}
+    """Index the objects of a list by their ids."""
+    objects: dict[int, dict[str, Any]] = {}
     rows = values.get(key)
-    for number, row in enumerate(rows if isinstance(rows, list) else ()):
-        with problems.at(f"{key}[{number}]"):
+    for index, row in enumerate(rows if isinstance(rows, list) else ()):
+        with problems.at(f"{key}[{index}]"):
             if not isinstance(row, dict) or type(row.get("id")) is not int:
-                raise DataError(f"must be an object with a whole number as id, not {shown(row)}.")
-            if row["id"] in found:
-                raise DataError(f"the id {row['id']} is taken by another; give each its own.")
-            found[row["id"]] = row
-    return found
+                raise DataError(f"must be an object with an integer id, not {shown(row)}.")
+            if row["id"] in objects:
+                raise DataError(f"the id {row['id']} is used twice; give each object its own.")
+            objects[row["id"]] = row
+    return objects
 
 
 _Rows = list[tuple[str, dict[str, Any]]]
 
 
 def _by_image(annotations: list[Any], images: dict[int, dict[str, Any]], problems: Problems) -> dict[int, _Rows]:
-    """(place, annotation) rows by the picture they belong to, crowds left out; pictures with none left out."""
-    found: dict[int, _Rows] = {image_id: [] for image_id in images}
-    for number, row in enumerate(annotations):
-        place = f"annotation {row['id']}" if isinstance(row, dict) and "id" in row else f"annotations[{number}]"
+    """Group (place, annotation) rows by image, without crowds and without images that have none."""
+    grouped: dict[int, _Rows] = {image_id: [] for image_id in images}
+    for index, row in enumerate(annotations):
+        place = f"annotation {row['id']}" if isinstance(row, dict) and "id" in row else f"annotations[{index}]"
         with problems.at(place):
-            if not isinstance(row, dict) or type(row.get("image_id")) is not int or row["image_id"] not in found:
-                raise DataError(f"{shown(row)} belongs to no picture; image_id must be the id of one in images.")
+            if not isinstance(row, dict) or type(row.get("image_id")) is not int or row["image_id"] not in grouped:
+                raise DataError(f"{shown(row)} belongs to no image; image_id must be the id of one in images.")
             if not row.get("iscrowd"):
-                found[row["image_id"]].append((place, row))
-    return {image_id: rows for image_id, rows in found.items() if rows}
+                grouped[row["image_id"]].append((place, row))
+    return {image_id: rows for image_id, rows in grouped.items() if rows}
 
 
 def _captions(image: Path, rows: _Rows, tasks: Sequence[str], problems: Problems) -> Iterator[Entry]:
@@ -116,14 +118,14 @@ def _captions(image: Path, rows: _Rows, tasks: Sequence[str], problems: Problems
                 yield Entry(image, place, task, read_answer(row, "caption").strip())
 
 
-def _size_of(path: Path, image: dict[str, Any], pictures: Pictures) -> Size:
-    """The picture's own size, which must be the one that its boxes were drawn on."""
-    size = pictures.size(path)
-    said = (image.get("width", size[0]), image.get("height", size[1]))
-    if said != size:
+def _size_of(path: Path, image: dict[str, Any], folder: ImageFolder) -> Size:
+    """Return the size of the image file, which must be the size that its boxes were drawn on."""
+    size = folder.size(path)
+    listed = (image.get("width", size[0]), image.get("height", size[1]))
+    if listed != size:
         raise DataError(
-            f"{path.name} is {size[0]} x {size[1]} pixels upright, but the file says {said[0]} x {said[1]}; boxes "
-            "drawn on another size, or before its EXIF orientation, would be off. Correct the one that is wrong."
+            f"{path.name} is {size[0]} x {size[1]} pixels upright, but the file says {listed[0]} x {listed[1]}: boxes "
+            "drawn at another size or before EXIF rotation would be off. Correct the image or the file."
         )
     return size
 
@@ -133,7 +135,7 @@ def _things(rows: _Rows, labels: dict[int, dict[str, Any]], image_size: Size, pr
         with problems.at(place):
             category = labels.get(row["category_id"]) if type(row.get("category_id")) is int else None
             if category is None:
-                raise DataError(f"category_id is {shown(row.get('category_id'))}, which categories do not list.")
+                raise DataError(f"category_id is {shown(row.get('category_id'))}, which is not in categories.")
             label = read_text(category, "name").strip()
             if not label:
                 raise DataError(f"the name of category {row['category_id']} is empty; give it one.")
@@ -160,7 +162,7 @@ def _detection(image: Path, things: Sequence[_Thing], image_size: Size, problems
 
 
 def _regions(task: str, answer: Callable[[_Thing, Size], str]) -> _Questions:
-    """A question about each object by its box."""
+    """Make the function that asks about each object by its box."""
 
     def ask(image: Path, things: Sequence[_Thing], image_size: Size, problems: Problems) -> Iterator[Entry]:
         for thing in things:

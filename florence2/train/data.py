@@ -1,7 +1,7 @@
-"""Examples -> batches of tensors, in an order that depends on the seed alone.
+"""Turn samples into batches of tensors, in an order that depends only on the seed.
 
-A sample is one picture with one or more pairs of prompt and answer. The picture is encoded once for all its pairs;
-that changes nothing of loss or gradients, only their cost.
+A sample is one image with one or more pairs of prompt and answer. The image is encoded once for all its pairs, which
+saves time and changes neither the loss nor the gradients.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from florence2.train.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture, and (prefix, suffix) pairs: a prompt as a user writes it, and the text to be generated for it."""
+    """An image with (prefix, suffix) pairs: a prompt as a user writes it, and the text to be generated."""
 
     image: ImageInput
     pairs: tuple[tuple[str, str], ...]
@@ -30,7 +30,7 @@ class Sample:
 
 
 class Samples(Protocol):
-    """What can be trained on: a list, or anything that makes its samples when asked."""
+    """Training data: a list of samples, or an object that makes each sample on access."""
 
     def __len__(self) -> int: ...
 
@@ -39,21 +39,21 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """P pictures with E pairs; `picture` (E,) says whose pair is which.
+    """P images with E pairs; `image_index` (E,) is the image of each pair.
 
     `pixel_values` (P, 3, H, W); `input_ids` and `attention_mask` (E, S), 0 in the mask at padding; `labels` (E, T),
-    -100 at padding: neither padding nor prompt is trained on.
+    -100 at padding. Neither padding nor the prompt is trained on.
     """
 
     pixel_values: Tensor
-    picture: Tensor
+    image_index: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
 
     @property
     def num_labels(self) -> int:
-        """How many labels count."""
+        """Return the number of labels without padding."""
         return int((self.labels != IGNORED_LABEL).sum())
 
     def to(self, device: torch.device) -> "Batch":
@@ -61,34 +61,41 @@ class Batch:
 
 
 def make_batch(samples: Sequence[Sample], processor: Processor, max_length: int) -> Batch:
-    """Samples -> Batch. Answers longer than `max_length` ids, the model's positions, are cut there and lose their end.
+    """Make a batch of samples.
 
-    Raises PromptError for a prompt that the processor refuses, ImageError for a picture that cannot be read.
+    Args:
+        samples: At least one pair in all.
+        processor: Turns images, prompts and answers into tensors.
+        max_length: The model's positions. Longer answers are cut there and lose their end.
+
+    Raises:
+        PromptError: The processor refuses a prompt, or no sample has one.
+        ImageError: An image cannot be read.
     """
     pad = processor.tokenizer.token_id("<pad>")
     assert pad is not None
-    pixels, picture, prompts, labels = [], [], [], []
-    for number, sample in enumerate(samples):
+    pixels, image_index, prompts, labels = [], [], [], []
+    for index, sample in enumerate(samples):
         with _naming(sample):
             pixels.append(processor.image(sample.image))
             for prefix, suffix in sample.pairs:
                 prompts.append(processor.prompt(prefix))
                 labels.append(processor.encode(suffix)[:max_length])
-                picture.append(number)
+                image_index.append(index)
     if not prompts:
         raise PromptError("A batch without a single prompt has nothing to train on.")
     input_ids = _pad(prompts, pad)
     mask = _pad([[1] * len(ids) for ids in prompts], 0)
-    return Batch(torch.cat(pixels), torch.tensor(picture), input_ids, mask, _pad(labels, IGNORED_LABEL))
+    return Batch(torch.cat(pixels), torch.tensor(image_index), input_ids, mask, _pad(labels, IGNORED_LABEL))
 
 
 Collate = Callable[[Sequence[Sample], Processor, int], Batch]
-"""What makes a batch of samples, as `make_batch` does."""
+"""A function that makes a batch of samples, as `make_batch` does."""
 
 
 @contextmanager
 def _naming(sample: Sample) -> Iterator[None]:
-    """Say which sample it is that cannot be used."""
+    """Put the name of the sample before the message of an error."""
     try:
         yield
     except Florence2Error as error:
@@ -101,10 +108,10 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 
 class StepData(Dataset[list[Batch]]):
-    """Item `step` is what one process computes in that update: its share of the pictures, as micro-batches.
+    """The data of one process: item `step` is its share of that update's images, as a list of micro-batches.
 
-    Every epoch is shuffled anew from (seed, epoch), if it is; which samples a step sees depends on nothing else, so
-    training goes on anywhere without reading what came before, and several processes together see what one would.
+    The order of an epoch depends only on (seed, epoch). So training resumes at any step without reading earlier
+    samples, and several processes together see what a single one would.
     """
 
     def __init__(
@@ -119,10 +126,10 @@ class StepData(Dataset[list[Batch]]):
     ):
         if len(samples) < settings.batch:
             raise PromptError(
-                f"{len(samples)} pictures are fewer than one batch of {settings.batch}; give more, or a smaller batch."
+                f"{len(samples)} images are fewer than one batch of {settings.batch}. Give more, or a smaller batch."
             )
         if settings.batch < processes:
-            raise PromptError(f"A batch of {settings.batch} pictures cannot be shared by {processes} processes.")
+            raise PromptError(f"A batch of {settings.batch} images cannot be shared by {processes} processes.")
         self.samples, self.processor, self.settings, self.max_length = samples, processor, settings, max_length
         self.rank, self.processes, self.collate = rank, processes, collate
 
@@ -136,7 +143,7 @@ class StepData(Dataset[list[Batch]]):
         return [self.collate(part, self.processor, self.max_length) for part in parts]
 
     def indices(self, step: int) -> list[int]:
-        """The samples of a step, over all processes. A rest that fills no batch waits for the next epoch's shuffle."""
+        """Return the samples of a step, over all processes. An epoch leaves out the rest that fills no batch."""
         steps_per_epoch = len(self.samples) // self.settings.batch
         epoch, offset = divmod(step, steps_per_epoch)
         if epoch != getattr(self, "_epoch", None):

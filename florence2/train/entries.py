@@ -1,4 +1,4 @@
-"""What the readers of training data share: one question about one picture, and what is wrong with a file."""
+"""Shared by the readers of training data: one question about one image, checks, and a list of problems."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from florence2.inputs.tasks import check_prompt
 from florence2.inputs.tokenizer import ADDED_TOKENS
 
 LISTED = 20
-"""How many problems of a file are told in words."""
+"""The most problems of a file that a message lists."""
 _MAX_PIXEL = 1e7
 _LOCATION_LIKE = re.compile(r"<\s*loc[^a-z<>][^<>]*>?", re.IGNORECASE)  # "<locale>" is a word
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -20,15 +20,15 @@ _TOKENS = frozenset(ADDED_TOKENS)
 
 
 class DataError(Florence2Error):
-    """Training data cannot be read, or says what cannot be trained on."""
+    """Training data cannot be read or cannot be trained on."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One question about one picture, as a file has it; `place` says where, such as "line 3".
+    """One question about one image, from the `place` of a file, such as "line 3".
 
-    An empty suffix says that there is nothing to be found. Raises DataError or PromptError for a prompt that no task
-    reads, and for location tokens that do not exist.
+    An empty suffix means that there is nothing to find. Raises DataError or PromptError for a prompt that no task
+    accepts, and for location tokens that do not exist.
     """
 
     image: Path
@@ -43,40 +43,40 @@ class Entry:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise DataError when `text`, called `name`, holds a location token that does not exist, or no Unicode."""
-    for found in _LOCATION_LIKE.findall(text):
-        if found not in _TOKENS:
-            raise DataError(f"{name} holds {found!r}; location tokens are <loc_0> to <loc_999>, written just so.")
+    """Raise DataError when `text`, called `name`, holds an unknown location token or half a character."""
+    for token in _LOCATION_LIKE.findall(text):
+        if token not in _TOKENS:
+            raise DataError(f"{name} holds {token!r}; location tokens are <loc_0> to <loc_999>, written exactly so.")
     if _HALF_CHARACTER.search(text):
         raise DataError(f"{name} holds half a character, {shown(ascii(text))}; write the file as UTF-8.")
 
 
 def read_pixels(values: object, image_size: tuple[int, int]) -> list[float]:
-    """A JSON value -> coordinates x, y, x, y, ... in pixels, as it has them.
+    """Read coordinates x, y, x, y, ... in pixels from a JSON value, unchanged.
 
-    `image_size` is (width, height). Raises DataError unless they are numbers, in pairs, of which some part lies in
-    the picture; and for numbers that must be fractions of its sides, or of another scale: more than a side beyond it.
+    `image_size` is (width, height). Raises DataError unless they are pairs of numbers that lie at least partly in the
+    image, and for numbers on another scale: fractions of its sides, or more than a side outside it.
     """
     numbers = read_numbers(values)
     if not numbers or len(numbers) % 2:
         raise DataError(f"coordinates come in pairs x, y, not {len(numbers)} numbers: {shown(values)}.")
     if max(numbers) <= 1 and any(number != int(number) for number in numbers):
-        raise DataError(f"{shown(values)} look like fractions of the picture's sides; give pixels.")
+        raise DataError(f"{shown(values)} look like fractions of the image's sides; give pixels.")
     for row, side in ((numbers[0::2], image_size[0]), (numbers[1::2], image_size[1])):
         if max(row) < 0 or min(row) >= side:
             width, height = image_size
-            raise DataError(f"{shown(values)} lies outside the picture of {width} x {height} pixels.")
+            raise DataError(f"{shown(values)} lies outside the image of {width} x {height} pixels.")
         if max(row) > 2 * side or min(row) < -side:
             width, height = image_size
             raise DataError(
-                f"{shown(values)} reaches far beyond the picture of {width} x {height} pixels; give pixels of this "
-                "picture, not of another size and not location bins."
+                f"{shown(values)} reaches far beyond the image of {width} x {height} pixels; give pixels of this "
+                "image, not of another size and not location bins."
             )
     return numbers
 
 
 def read_numbers(values: object) -> list[float]:
-    """A JSON value -> the numbers it lists. Raises DataError for anything else, and for absurd ones."""
+    """Read a list of numbers from a JSON value. Raise DataError for anything else, and for absurdly large numbers."""
     rows: list[Any] = values if isinstance(values, list) else [None]
     for value in rows:
         if type(value) not in (int, float) or not -_MAX_PIXEL < value < _MAX_PIXEL:
@@ -85,16 +85,16 @@ def read_numbers(values: object) -> list[float]:
 
 
 def read_text(values: dict[str, Any], key: str) -> str:
-    """The text under `key`. Raises DataError when there is none."""
+    """Return the text under `key`. Raise DataError when it is missing or not a text."""
     if not isinstance(values.get(key), str):
-        found = f"{key} is {shown(values[key])}" if key in values else f"{key!r} is missing"
-        raise DataError(f"{found}; it must be a text.")
+        problem = f"{key} is {shown(values[key])}" if key in values else f"{key!r} is missing"
+        raise DataError(f"{problem}; it must be a text.")
     text: str = values[key]
     return text
 
 
 def read_answer(values: dict[str, Any], key: str) -> str:
-    """The text under `key`. Raises DataError when there is none, and for a blank one, which nobody may have meant."""
+    """Return the text under `key`. Raise DataError when it is missing or blank, which is probably a mistake."""
     text = read_text(values, key)
     if not text.strip():
         raise DataError(f"{key} is empty; write an answer, or leave the question out.")
@@ -102,7 +102,7 @@ def read_answer(values: dict[str, Any], key: str) -> str:
 
 
 class Problems:
-    """Collects what is wrong with one file, so that all of it is told at once."""
+    """The problems of one file, collected so that all of them are reported at once."""
 
     def __init__(self, path: Path):
         self.path, self.count = path, 0
@@ -110,7 +110,7 @@ class Problems:
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
-        """Note the error that the block raises, and go on behind the block."""
+        """Note a Florence2Error that the block raises, and continue after the block."""
         try:
             yield
         except Florence2Error as error:
@@ -119,15 +119,15 @@ class Problems:
                 self.listed.append(f"{place}: {error}")
 
     def check(self) -> None:
-        """Raise DataError when there was anything: the first twenty, and how many there are."""
+        """Raise DataError if there are any problems, with their number and the first twenty."""
         if self.count:
-            things = "1 problem" if self.count == 1 else f"{self.count:,} problems"
+            total = "1 problem" if self.count == 1 else f"{self.count:,} problems"
             first = f", the first {LISTED}" if self.count > LISTED else ""
-            raise DataError("\n  ".join([f"{self.path} has {things}{first}:", *self.listed]))
+            raise DataError("\n  ".join([f"{self.path} has {total}{first}:", *self.listed]))
 
 
 def check_choice(name: str, chosen: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raise DataError for something chosen that is not there to choose."""
+    """Raise DataError for a chosen value that is not allowed."""
     for value in chosen:
         if value not in allowed:
-            raise DataError(f"{name} {value!r} cannot be made from this file; choose from {', '.join(allowed)}.")
+            raise DataError(f"{name} {value!r} cannot be asked with this file; choose from {', '.join(allowed)}.")

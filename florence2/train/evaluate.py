@@ -1,4 +1,4 @@
-"""A model's answers to samples, held against the answers that the samples want."""
+"""Compare a model's answers with the answers that samples want."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +16,7 @@ from florence2.train.metrics import Metrics, Pair, measure_by_task
 
 @dataclass(frozen=True)
 class Outcome:
-    """One question of one sample: the answer wanted and the answer given, or the error that came instead.
-
-    `name` is the sample's.
-    """
+    """One question of the sample `name`: the answer wanted and the answer given, or the error instead of both."""
 
     name: str
     prompt: str
@@ -34,10 +31,20 @@ def evaluate(
     options: GenerationOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Metrics]:
-    """Answer every question of `samples` and measure the answers: metrics by task token, see `measure_by_task`.
+    """Answer every question of `samples` and measure the answers.
 
-    `batch_size` questions are computed at once; `progress(done, of)` is called after each sample. Raises the
-    Florence2Error of the first picture or prompt that cannot be used, with the sample's name.
+    Args:
+        f: The model.
+        samples: Questions with the answers wanted.
+        batch_size: Questions to compute at once.
+        options: Generation settings; the checkpoint's own by default.
+        progress: Called as `progress(done, total)` after each sample.
+
+    Returns:
+        The metrics of each task by its token, see `measure_by_task`.
+
+    Raises:
+        Florence2Error: The first image or prompt that cannot be used, with the sample's name.
     """
     pairs: list[Pair] = []
     for done, outcomes in enumerate(answer_samples(f, samples, batch_size, options), 1):
@@ -53,10 +60,10 @@ def evaluate(
 def answer_samples(
     f: Florence2, samples: Samples, batch_size: int = 8, options: GenerationOptions | None = None
 ) -> Iterator[list[Outcome]]:
-    """The outcomes of each sample, in order. A picture is encoded once for all its questions.
+    """Yield the outcomes of each sample, in order. An image is encoded once for all its questions.
 
-    What is wrong with a picture or a prompt costs only its own questions. The model answers in evaluation mode, and
-    is given back in the mode it was in. Raises OptionError for a `batch_size` below 1.
+    A bad image or prompt fails only its own questions. The model answers in evaluation mode and then returns to its
+    earlier mode. Raises OptionError for a `batch_size` below 1.
     """
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -69,7 +76,7 @@ def answer_samples(
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout and stochastic depth, and then as before, module by module: some may be frozen."""
+    """Turn off dropout and stochastic depth within the block; then restore each module's own mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -82,22 +89,22 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _answer_together(
     f: Florence2, samples: Sequence[Sample], batch_size: int, options: GenerationOptions | None
 ) -> list[list[Outcome]]:
-    pictures = _encode(f, samples)
+    images = _encode(f, samples)
     requests: list[Request] = [
-        (prefix, picture)
-        for sample, picture in zip(samples, pictures, strict=True)
-        if isinstance(picture, EncodedImage)
+        (prefix, image)
+        for sample, image in zip(samples, images, strict=True)
+        if isinstance(image, EncodedImage)
         for prefix, _ in sample.pairs
     ]
     answers = iter(_run(f, requests, batch_size, options))
     return [
-        [_outcome(f, sample.name, prefix, suffix, picture, answers) for prefix, suffix in sample.pairs]
-        for sample, picture in zip(samples, pictures, strict=True)
+        [_outcome(f, sample.name, prefix, suffix, image, answers) for prefix, suffix in sample.pairs]
+        for sample, image in zip(samples, images, strict=True)
     ]
 
 
 def _encode(f: Florence2, samples: Sequence[Sample]) -> list[EncodedImage | Florence2Error]:
-    """Every sample's picture, or why it cannot be had."""
+    """Encode every sample's image; return the error in place of one that cannot be read."""
     prepared = [_prepare(f, sample) for sample in samples]
     encoded = iter(f.encode_images([image for image in prepared if isinstance(image, PreparedImage)]))
     return [next(encoded) if isinstance(image, PreparedImage) else image for image in prepared]
@@ -113,7 +120,7 @@ def _prepare(f: Florence2, sample: Sample) -> PreparedImage | Florence2Error:
 def _run(
     f: Florence2, requests: Sequence[Request], batch_size: int, options: GenerationOptions | None
 ) -> list[Answer | Florence2Error]:
-    """Every request's answer; when the batch is refused, they go one by one, so that only the culprit fails."""
+    """Answer every request. When the batch is refused, answer them one by one, so that only the bad ones fail."""
     try:
         return list(f.run_batch(requests, options=options, batch_size=batch_size))
     except Florence2Error as error:
@@ -127,15 +134,15 @@ def _outcome(
     name: str,
     prompt: str,
     wanted: str,
-    picture: EncodedImage | Florence2Error,
+    image: EncodedImage | Florence2Error,
     answers: Iterator[Answer | Florence2Error],
 ) -> Outcome:
-    """Takes one of `answers` if there was a picture to ask about."""
-    if isinstance(picture, Florence2Error):
-        return Outcome(name, prompt, error=picture)
+    """Pair a question with its answer, the next of `answers` if its image could be read."""
+    if isinstance(image, Florence2Error):
+        return Outcome(name, prompt, error=image)
     answer = next(answers)
     if isinstance(answer, Florence2Error):
         return Outcome(name, prompt, error=answer)
-    # read in the form in which a model writes it: the parser lets "</s>" stand for the label that a quad lacks
-    truth = f.processor.answer(prompt, f"</s><s>{wanted}</s>", image_size=picture.size)
+    # written like a model's answer: the parser takes "</s>" as the label of a quad that has none
+    truth = f.processor.answer(prompt, f"</s><s>{wanted}</s>", image_size=image.size)
     return Outcome(name, prompt, (truth, answer))

@@ -1,4 +1,4 @@
-"""Parts of the model that training leaves as they are."""
+"""Freeze parts of the model."""
 
 from collections.abc import Sequence
 
@@ -15,32 +15,31 @@ PARTS: dict[str, tuple[str, ...]] = {
     "embeddings": ("language_model.shared",),
     "language": ("language_model",),
 }
-"""What `--freeze` can name, and the modules meant."""
+"""The names that `--freeze` accepts, and their modules."""
 
 
 def freeze(model: Florence2Model, parts: Sequence[str]) -> None:
-    """Stop the gradients of the named parts, and their dropout and stochastic depth with them.
+    """Turn off the gradients of the named parts, and with them their dropout and stochastic depth.
 
-    `parts` are keys of PARTS or module paths. Raises ConfigError for a name that is neither, or when nothing is left
-    to train.
+    `parts` are keys of PARTS or module paths. Raises ConfigError for an unknown name, or when nothing is left to train.
     """
-    known = dict(model.named_modules())
-    unknown = [name for name in parts if name not in PARTS and name not in known]
+    modules = dict(model.named_modules())
+    unknown = [name for name in parts if name not in PARTS and name not in modules]
     if unknown:
         raise ConfigError(
-            f"There is no part {', '.join(map(repr, unknown))} to freeze; choose {', '.join(PARTS)}, or a module path "
-            "such as vision_tower.blocks.0."
+            f"Unknown part to freeze: {', '.join(map(repr, unknown))}. Known parts: {', '.join(PARTS)}, or a module "
+            "path such as vision_tower.blocks.0."
         )
     for name in parts:
         for path in PARTS.get(name, (name,)):
-            known[path].requires_grad_(False)
+            modules[path].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"With {', '.join(parts)} frozen nothing is left to train; leave one out.")
+        raise ConfigError(f"With {', '.join(parts)} frozen, nothing is left to train. Leave one out.")
     set_training(model)
 
 
 def set_training(model: nn.Module) -> None:
-    """Training mode for modules that learn, evaluation mode for those whose parameters are all frozen."""
+    """Put modules that learn in training mode, and those whose parameters are all frozen in evaluation mode."""
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
@@ -49,7 +48,7 @@ def set_training(model: nn.Module) -> None:
 
 
 def count_trainable(model: Florence2Model) -> dict[str, tuple[int, int]]:
-    """(trainable, all) parameters by part; they add up to the whole model."""
+    """Count (trainable, all) parameters by part; the parts add up to the whole model."""
     counts = {}
     for name in ("vision", "projection", "encoder", "decoder", "embeddings"):
         parameters = [p for path in PARTS[name] for p in model.get_submodule(path).parameters()]

@@ -1,4 +1,4 @@
-"""LoRA: training a few low-rank matrices in place of the model's weights, through peft."""
+"""LoRA through peft: train a few low-rank matrices instead of the model's weights."""
 
 import copy
 import difflib
@@ -18,18 +18,26 @@ from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model
 from florence2.train.freeze import PARTS
 
-_ADAPTER = "default"  # peft's own name for the only adapter of a model
-_PREFIX = "base_model.model."  # with which peft wants the names in a file
+_ADAPTER = "default"  # peft's name for the only adapter of a model
+_PREFIX = "base_model.model."  # peft expects it before the names in a file
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Which maps get matrices, and how large; checked when made.
+    """The size and place of the LoRA matrices, checked when made.
 
-    `parts` are keys of `freeze.PARTS`: the language model alone, unless said otherwise. `targets` are names of modules
-    in them, the last word of their paths: "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2" in the language
-    model, "qkv", "proj", "fc1", "fc2" in the vision tower; none means every linear map. The learnt change counts
-    alpha / rank times, with `rslora` alpha / sqrt(rank) times. `dropout` is that of the matrices' input.
+    Args:
+        rank: The rank of the matrices.
+        alpha: The learnt change is scaled by alpha / rank, with `rslora` by alpha / sqrt(rank).
+        dropout: Dropout on the input of the matrices, 0 to below 1.
+        parts: Keys of `freeze.PARTS`; by default the language model alone.
+        targets: Names of modules in these parts, the last word of their paths: "q_proj", "k_proj", "v_proj",
+            "out_proj", "fc1", "fc2" in the language model, "qkv", "proj", "fc1", "fc2" in the vision tower. Empty for
+            every linear map.
+        rslora: See `alpha`.
+
+    Raises:
+        ConfigError: One sentence with all values that are out of range.
     """
 
     rank: int = 8
@@ -40,7 +48,7 @@ class LoraSettings:
     rslora: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant, all of it in one sentence."""
+        """Raise ConfigError with all values that are out of range."""
         problems = []
         if self.rank < 1:
             problems.append(f"rank is {self.rank}; it must be at least 1")
@@ -50,21 +58,21 @@ class LoraSettings:
             problems.append(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts:
-            problems.append(f"parts are {', '.join(self.parts) or 'none'}; choose from {', '.join(PARTS)}")
+            problems.append(f"parts are {', '.join(self.parts) or 'empty'}; choose from {', '.join(PARTS)}")
         if problems:
             raise ConfigError("LoRA settings: " + "; ".join(problems) + ".")
 
 
 def add_lora(model: Florence2Model, settings: LoraSettings, seed: int = 0) -> None:
-    """Put LoRA matrices into `model`, in place; from then on they are all that has gradients.
+    """Put LoRA matrices into `model`, in place; afterwards only they have gradients.
 
-    The model answers as before until they have learnt something, for B begins with zeros and A is drawn from `seed`.
-    Raises ConfigError when peft is not installed, when the model has matrices already, or for a target that is no map
-    of the model, naming what is near.
+    Until they are trained the model answers as before: B starts with zeros, and A is drawn from `seed`. Raises
+    ConfigError when peft is not installed, when the model has matrices already, or for an unknown target, with similar
+    names.
     """
     peft = _import_peft()
     if hasattr(model, "peft_config"):
-        raise ConfigError("The model has LoRA matrices already; load it anew to begin with others.")
+        raise ConfigError("The model has LoRA matrices already. Load it again to add others.")
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -78,7 +86,7 @@ def add_lora(model: Florence2Model, settings: LoraSettings, seed: int = 0) -> No
 
 
 def find_targets(model: Florence2Model, settings: LoraSettings) -> list[str]:
-    """The paths of the maps that `settings` mean, in order. Raises ConfigError as `add_lora`."""
+    """Return the paths of the modules that `settings` select, in order. Raise ConfigError like `add_lora`."""
     inside = tuple(f"{path}." for part in settings.parts for path in PARTS[part])
     maps = {path: module for path, module in model.named_modules() if path.startswith(inside) and _can_learn(module)}
     words = {_last_word(path) for path in maps}
@@ -86,21 +94,21 @@ def find_targets(model: Florence2Model, settings: LoraSettings) -> list[str]:
     problems = [_unknown(target, sorted(words)) for target in settings.targets if target not in words]
     if problems or not linear:
         raise ConfigError(
-            f"LoRA settings: in {', '.join(settings.parts)} there is {'; and '.join(problems) or 'no linear map'}."
+            f"LoRA settings: {', '.join(settings.parts)} has {'; and '.join(problems) or 'no linear map'}."
         )
     return [path for path in maps if _last_word(path) in (settings.targets or linear)]
 
 
 def save_adapter(model: Florence2Model, folder: Path, layout: Layout | None = None) -> None:
-    """Write the matrices of `add_lora` to `folder` as peft does: `adapter_config.json`, `adapter_model.safetensors`.
+    """Write the matrices of `add_lora` in peft's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-    `florence2.load(..., adapter=folder)` merges them, whatever the names. peft's `PeftModel.from_pretrained` takes
-    them up where the modules are named so: on this project's model, or with `layout` on Microsoft's or transformers'
-    native one. Raises ConfigError for a module that the layout's reference does not have.
+    `florence2.load(..., adapter=folder)` merges them, whatever the names. peft's `PeftModel.from_pretrained` loads them
+    into a model whose modules have these names: this project's, or with `layout` Microsoft's or the native one of
+    transformers. Raises ConfigError for a module that the layout's model does not have.
     """
     peft = _import_peft()
     if not hasattr(model, "peft_config"):
-        raise ConfigError("The model has no LoRA matrices to save; `add_lora` puts them in.")
+        raise ConfigError("The model has no LoRA matrices to save. Add them with `add_lora` first.")
     configs: Any = model.peft_config
     config = copy.copy(configs[_ADAPTER])
     matrices: dict[str, Tensor] = peft.get_peft_model_state_dict(model, adapter_name=_ADAPTER)
@@ -111,7 +119,7 @@ def save_adapter(model: Florence2Model, folder: Path, layout: Layout | None = No
         targets.add(_name(path, layout))
         named[f"{_PREFIX}{_name(path, layout)}.lora_{part}"] = matrix.cpu()
     if layout is not None:
-        config.target_modules = targets  # peft shortened ours to what tells them from other modules of ours
+        config.target_modules = targets  # peft has shortened the canonical names
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / ADAPTER_WEIGHTS, named)
     config.save_pretrained(str(folder))
@@ -120,19 +128,19 @@ def save_adapter(model: Florence2Model, folder: Path, layout: Layout | None = No
 def _name(path: str, layout: Layout | None) -> str:
     name = path if layout is None else name_module(path, layout)
     if name is None:
-        raise ConfigError(f"The {layout} layout has no module {path}; save the adapter by our own names.")
+        raise ConfigError(f"The {layout} layout has no module {path}. Save the adapter with canonical names.")
     return name
 
 
 def _can_learn(module: nn.Module) -> bool:
-    """Whether LoRA can be put into a module and merged again: not into convolutions of single channels."""
+    """Return whether LoRA can be put into a module and merged again: not into depthwise convolutions."""
     return isinstance(module, nn.Linear) or type(module) is nn.Conv2d
 
 
 def _unknown(target: str, known: Sequence[str]) -> str:
-    """The end of a sentence about a target that is none."""
+    """Name an unknown target and the known ones that are similar."""
     near = difflib.get_close_matches(target, known, n=3, cutoff=0.5) or known
-    return f"no map {target!r}, but {', '.join(near) or 'none at all'}"
+    return f"no module {target!r}" + (f", but {', '.join(near)}" if near else "")
 
 
 def _last_word(path: str) -> str:
@@ -140,7 +148,7 @@ def _last_word(path: str) -> str:
 
 
 def _import_peft() -> Any:
-    """By its name alone, so that type checking needs neither peft nor the transformers that it brings."""
+    """Import peft by name, so that type checking needs neither peft nor its dependency transformers."""
     try:
         return importlib.import_module("peft")
     except ModuleNotFoundError as error:

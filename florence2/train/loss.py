@@ -1,4 +1,4 @@
-"""The loss of a batch, as a module, so that what wraps modules (several processes, autocast) can wrap it."""
+"""The loss of a batch as a module, so that wrappers of modules (for several processes) can wrap it."""
 
 from torch import Tensor, nn
 
@@ -7,13 +7,13 @@ from florence2.train.data import Batch
 
 
 class LossModule(nn.Module):
-    """Calls `Florence2Model.answer_loss` on a batch; every picture goes through the vision tower once."""
+    """`Florence2Model.answer_loss` on a batch; every image goes through the vision tower once."""
 
     def __init__(self, model: Florence2Model):
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        """The sum of the labels' cross-entropies, a scalar: divide by `batch.num_labels` for the mean."""
-        features = self.model.encode_image(batch.pixel_values)[batch.picture]  # (E, N, D)
+        """Return the summed cross-entropy of the labels, a scalar; divide by `batch.num_labels` for the mean."""
+        features = self.model.encode_image(batch.pixel_values)[batch.image_index]  # (E, N, D)
         return self.model.answer_loss(features, batch.input_ids, batch.labels, batch.attention_mask, reduction="sum")

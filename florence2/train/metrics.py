@@ -1,6 +1,6 @@
-"""How good answers are: pairs of the answer wanted and the answer given -> numbers from 0 to 1, higher is better.
+"""Measure answers against the answers wanted: numbers from 0 to 1, higher is better.
 
-Both answers come from the same parser, so what it cannot read in a truth no model is asked for.
+Both come from the same parser, so no model is expected to give what the parser cannot read in a truth.
 """
 
 from collections import defaultdict
@@ -13,24 +13,26 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 from florence2.answers.answer import Answer
 from florence2.inputs.tasks import TASKS, AnswerKind
 from florence2.train.average_precision import Detection, average_precision
-from florence2.train.overlap import Shape, box_shape, match, outline_shape, overlaps
+from florence2.train.overlap import Area, box_area, match, outline_area, overlaps
 
 Pair: TypeAlias = tuple[Answer, Answer]
-"""The answer wanted, the answer given."""
+"""The answer wanted (the truth), and the answer given."""
 Metrics: TypeAlias = dict[str, float]
-Labelled: TypeAlias = tuple[str, Shape]
+Labelled: TypeAlias = tuple[str, Area]
 
 LEAST_IOU = 0.5
-"""From where on two regions are the same one."""
+"""Two regions count as the same one from this IoU."""
 FREE_PROMPTS = "free prompts"
 
 
 def measure_by_task(pairs: Sequence[Pair]) -> dict[str, Metrics]:
-    """Pairs of any tasks -> the metrics of each task by its token, those of prompts without one as FREE_PROMPTS.
+    """Measure pairs of any tasks.
 
-    Beside `count`, the number of pairs, a task has the metrics of its kind of answer: see `measure_text`,
-    `measure_boxes`, `measure_quads` and `measure_polygons`; an open vocabulary's those of what its truths hold,
-    or its answers where there is nothing.
+    Returns:
+        The metrics of each task by its token; those of prompts without a token are under FREE_PROMPTS. A task has
+        `count`, the number of pairs, and the metrics of its kind of answer: see `measure_text`, `measure_boxes`,
+        `measure_quads` and `measure_polygons`. Open-vocabulary detection has those of boxes or polygons, whichever its
+        truths hold, or its answers where a truth is empty.
     """
     groups: dict[str, list[Pair]] = {token: [] for token in (*TASKS, FREE_PROMPTS)}
     for truth, answer in pairs:
@@ -39,10 +41,12 @@ def measure_by_task(pairs: Sequence[Pair]) -> dict[str, Metrics]:
 
 
 def measure_text(pairs: Sequence[Pair]) -> Metrics:
-    """`exact_match`: the share of answers that are right to the letter, but for white space around them.
+    """Measure texts, without white space around them.
 
-    `edit_similarity`: 1 - edits / length of the longer text, the mean of all answers (Levenshtein: a letter more,
-    less or other is one edit). `word_accuracy`: the share of all words wanted that were given in the same order.
+    Returns:
+        `exact_match`, the share of answers that are exactly right; `edit_similarity`, the mean of 1 - edits / length
+        of the longer text (Levenshtein: one letter inserted, deleted or replaced is one edit); `word_accuracy`, the
+        share of the wanted words that were given in the same order.
     """
     texts = [(truth.text.strip(), answer.text.strip()) for truth, answer in pairs]
     words = [(truth.split(), answer.split()) for truth, answer in texts]
@@ -55,32 +59,34 @@ def measure_text(pairs: Sequence[Pair]) -> Metrics:
 
 
 def measure_boxes(pairs: Sequence[Pair]) -> Metrics:
-    """`map_50` and `map_50_95`: mean average precision over the truths' labels, boxes ranked by their scores.
+    """Measure boxes.
 
-    They are absent without any truth. `precision`, `recall` and `f1` of all boxes: right is one that overlaps a truth
-    of the same label, not yet found, by LEAST_IOU or more.
+    Returns:
+        `map_50` and `map_50_95`, the mean average precision over the truths' labels, with boxes ranked by their scores
+        (absent without any truth); `precision`, `recall` and `f1` of all boxes. A box is right when it overlaps an
+        unmatched truth of the same label by LEAST_IOU or more.
     """
     mean = average_precision([_detections(truth) for truth, _ in pairs], [_detections(answer) for _, answer in pairs])
     metrics = {} if mean is None else {"map_50": mean[0], "map_50_95": mean[1]}
-    return metrics | _count_found(pairs, _boxes)
+    return metrics | _count_matches(pairs, _boxes)
 
 
 def measure_quads(pairs: Sequence[Pair]) -> Metrics:
-    """`precision`, `recall` and `f1` of lines of text: right is the same text in a quad that overlaps by LEAST_IOU."""
-    return _count_found(pairs, _quads)
+    """Measure lines of text: `precision`, `recall`, `f1`. Right is the same text with an IoU of LEAST_IOU or more."""
+    return _count_matches(pairs, _quads)
 
 
 def measure_polygons(pairs: Sequence[Pair]) -> Metrics:
-    """`miou`: the mean IoU of masks, 0 for one without counterpart.
+    """Measure masks: `miou`, the mean IoU, 0 for a mask without a counterpart.
 
-    An answer's outlines are one mask together; in an open vocabulary there is one for each label.
+    All outlines of an answer form one mask; with open-vocabulary detection, one for each label.
     """
     ious = [iou for truth, answer in pairs for iou in _mask_ious(_masks(truth), _masks(answer))]
     return {"miou": _share(sum(ious), len(ious))}
 
 
 def format_metrics(metrics: Mapping[str, Metrics]) -> str:
-    """One line per task: its token, how many answers, and its metrics."""
+    """Format one line for each task: its token, the number of answers, and its metrics."""
     width = max(map(len, metrics), default=0)
     rows = []
     for task, values in metrics.items():
@@ -100,13 +106,13 @@ _MEASURES: dict[AnswerKind, Callable[[Sequence[Pair]], Metrics]] = {
 
 
 def _measure(pairs: Sequence[Pair]) -> Metrics:
-    """The metrics of one task."""
+    """Measure the pairs of one task."""
     parts: dict[AnswerKind, list[Pair]] = defaultdict(list)
     for truth, answer in pairs:
         kind = truth.kind
         if kind == "boxes_or_polygons":
-            shown = truth if truth.boxes or truth.polygons else answer  # of nothing, the answer's kind
-            kind = "polygons" if shown.polygons else "boxes"
+            deciding = truth if truth.boxes or truth.polygons else answer  # an empty truth has no kind
+            kind = "polygons" if deciding.polygons else "boxes"
         parts[kind].append((truth, answer))
     metrics: Metrics = {"count": len(pairs)}
     for kind, part in parts.items():
@@ -116,25 +122,25 @@ def _measure(pairs: Sequence[Pair]) -> Metrics:
 
 def _detections(answer: Answer) -> list[Detection]:
     return [
-        Detection(box.label, box_shape(box, answer.image_size), 1.0 if box.score is None else box.score)
+        Detection(box.label, box_area(box, answer.image_size), 1.0 if box.score is None else box.score)
         for box in answer.boxes
     ]
 
 
 def _boxes(answer: Answer) -> list[Labelled]:
-    return [(box.label, box_shape(box, answer.image_size)) for box in answer.boxes]
+    return [(box.label, box_area(box, answer.image_size)) for box in answer.boxes]
 
 
 def _quads(answer: Answer) -> list[Labelled]:
-    return [(quad.label, outline_shape([quad.xyxyxyxy], answer.image_size)) for quad in answer.quads]
+    return [(quad.label, outline_area([quad.xyxyxyxy], answer.image_size)) for quad in answer.quads]
 
 
-def _count_found(pairs: Sequence[Pair], regions_of: Callable[[Answer], list[Labelled]]) -> Metrics:
+def _count_matches(pairs: Sequence[Pair], regions_of: Callable[[Answer], list[Labelled]]) -> Metrics:
     right = wanted = given = 0
     for truth, answer in pairs:
-        truths, found = regions_of(truth), regions_of(answer)
-        right += len(match(_labelled_overlaps(truths, found), LEAST_IOU))
-        wanted, given = wanted + len(truths), given + len(found)
+        truths, answers = regions_of(truth), regions_of(answer)
+        right += len(match(_labelled_overlaps(truths, answers), LEAST_IOU))
+        wanted, given = wanted + len(truths), given + len(answers)
     return {
         "precision": _share(right, given),
         "recall": _share(right, wanted),
@@ -142,28 +148,28 @@ def _count_found(pairs: Sequence[Pair], regions_of: Callable[[Answer], list[Labe
     }
 
 
-def _labelled_overlaps(truths: Sequence[Labelled], found: Sequence[Labelled]) -> np.ndarray:
-    """IoUs (T, F), 0 where the labels differ."""
-    same = [[label == other for other, _ in found] for label, _ in truths]
-    ious = overlaps([shape for _, shape in truths], [shape for _, shape in found])
+def _labelled_overlaps(truths: Sequence[Labelled], answers: Sequence[Labelled]) -> np.ndarray:
+    """Return the IoUs (T, A), 0 where the labels differ."""
+    same = [[label == other for other, _ in answers] for label, _ in truths]
+    ious = overlaps([area for _, area in truths], [area for _, area in answers])
     return np.where(np.array(same, bool).reshape(ious.shape), ious, 0.0)
 
 
-def _masks(answer: Answer) -> dict[str, Shape]:
-    """One mask for each label; where the question names the thing, the parser reads none, and there is one in all."""
+def _masks(answer: Answer) -> dict[str, Area]:
+    """Return one mask for each label; where the question names the thing, all outlines have the same empty label."""
     rings: dict[str, list[Sequence[float]]] = defaultdict(list)
     for polygon in answer.polygons:
         rings[polygon.label] += polygon.rings
-    return {label: outline_shape(rows, answer.image_size) for label, rows in rings.items()}
+    return {label: outline_area(rows, answer.image_size) for label, rows in rings.items()}
 
 
-def _mask_ious(truths: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[float]:
+def _mask_ious(truths: Mapping[str, Area], answers: Mapping[str, Area]) -> list[float]:
     return [
-        float(overlaps([truths[label]], [found[label]])[0, 0]) if label in truths and label in found else 0.0
-        for label in sorted(truths.keys() | found.keys())
+        float(overlaps([truths[label]], [answers[label]])[0, 0]) if label in truths and label in answers else 0.0
+        for label in sorted(truths.keys() | answers.keys())
     ]
 
 
 def _share(part: float, whole: int) -> float:
-    """`part` of `whole`; all of it where there is nothing: nothing is wrong then."""
+    """Return `part` / `whole`, or 1 where `whole` is 0: an empty answer to an empty truth is right."""
     return part / whole if whole else 1.0

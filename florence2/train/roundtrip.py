@@ -1,7 +1,7 @@
-"""One answer through tokenizer and parser and back: what of it would not be read as it was written.
+"""Send an answer through tokenizer and parser and back, and report what is not read as it was written.
 
-This reads a text more strictly than `florence2.answers.answer`, which skips whatever it cannot use: there a model is
-speaking, here a person who would want to know.
+This reads a text more strictly than `florence2.answers.answer`, which skips what it cannot use: a model's slip should
+not cost the rest of its answer, but a person wants to know about an error in the data.
 """
 
 import re
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from florence2.answers.answer import Answer
+from florence2.answers.parsing import MARKERS
 from florence2.errors import shown
 from florence2.inputs.coordinates import LOCATION, NUM_BINS, bins_to_tokens, pixels_to_bins
 from florence2.inputs.tasks import AnswerKind, find_task
@@ -17,8 +18,8 @@ from florence2.processor import Processor
 from florence2.train.entries import DataError, check_text
 
 _SIZE_IN_BINS = (NUM_BINS, NUM_BINS)
-"""A picture whose pixels are bins, so that shapes are compared without knowing the real one."""
-_CONTROL = ("<s>", "</s>", "<pad>", "<unk>", "<mask>")
+"""The size of an image whose pixels are bins, so that regions compare without the real size."""
+_CONTROL = (*MARKERS, "<unk>", "<mask>")
 _LOCATIONS = re.compile(r"((?:<loc_\d+>)+)")
 _OUTLINES = re.compile(r"((?:<loc_\d+>|<sep>|<poly>|</poly>)+)")
 _INSTANCES = re.compile(r"(?:<poly>(?:<loc_\d+>|<sep>)+</poly>)+")
@@ -26,7 +27,7 @@ _INSTANCES = re.compile(r"(?:<poly>(?:<loc_\d+>|<sep>)+</poly>)+")
 
 @dataclass(frozen=True)
 class _Region:
-    """A shape as the text has it: its label, and a row of bins for each outline."""
+    """A region of a text: its label, and a row of bins for each outline."""
 
     label: str
     rows: tuple[tuple[int, ...], ...]
@@ -38,15 +39,15 @@ class _Region:
 def check_answer(prefix: str, suffix: str, ids: Sequence[int], processor: Processor) -> None:
     """Raise DataError, with the first reason, when `suffix` is not read back as it was written.
 
-    `prefix` says what kind of answer it is; `ids` are `processor.encode(suffix)`.
+    `prefix` is the prompt, which decides the kind of answer; `ids` are `processor.encode(suffix)`.
     """
     check_text("the answer", suffix)
     for token in _CONTROL:
         if token in suffix:
-            raise DataError(f"{token} in an answer is no text, but would end or break it; leave it out.")
+            raise DataError(f"{token} in an answer would end or break it; leave it out.")
     decoded = processor.decode(ids)
     if decoded != f"<s>{suffix}</s>":
-        raise DataError(f"the tokenizer gives back {shown(decoded)} for {shown(suffix)}.")
+        raise DataError(f"the tokenizer returns {shown(decoded)} for {shown(suffix)}.")
     task = find_task(prefix)
     if task is not None and task.answer != "text":
         answer = processor.answer(task.token, decoded, image_size=_SIZE_IN_BINS)
@@ -54,32 +55,32 @@ def check_answer(prefix: str, suffix: str, ids: Sequence[int], processor: Proces
 
 
 def _compare(meant: Iterable[_Region], read: Sequence[_Region]) -> None:
-    for region, found in zip_longest(meant, read):
-        if region != found:
-            raise DataError(f"{region or found} is not read back: the parser drops or changes this label.")
+    for written, parsed in zip_longest(meant, read):
+        if written != parsed:
+            raise DataError(f"{written or parsed} is not read back: the parser drops or changes this label.")
 
 
 def _regions(answer: Answer) -> list[_Region]:
-    """What was parsed, back in bins by the quantiser that makes targets."""
-    shapes = [(box.label, (box.xyxy,)) for box in answer.boxes]
+    """Return the parsed regions in bins, by the quantiser that makes targets."""
+    boxes = [(box.label, (box.xyxy,)) for box in answer.boxes]
     quads = [(quad.label, (quad.xyxyxyxy,)) for quad in answer.quads]
     polygons = [(polygon.label, polygon.rings) for polygon in answer.polygons]
     return [
         _Region(label, tuple(tuple(pixels_to_bins(row, _SIZE_IN_BINS)) for row in rows))
-        for label, rows in (*shapes, *quads, *polygons)
+        for label, rows in (*boxes, *quads, *polygons)
     ]
 
 
 def _read_meaning(text: str, kind: AnswerKind) -> Iterator[_Region]:
-    """The regions that a text of labels and locations is meant to hold. Raises DataError for what can mean none."""
+    """Read the regions that a text of labels and locations means. Raise DataError where it cannot mean any."""
     outlined = kind == "polygons" or (kind == "boxes_or_polygons" and "<poly>" in text)
     parts = (_OUTLINES if outlined else _LOCATIONS).split(text)  # label, locations, label, locations, ..., rest
     if parts[-1].strip():
-        raise DataError(f"{shown(parts[-1])} has no location behind it, and belongs to nothing.")
+        raise DataError(f"{shown(parts[-1])} has no location after it.")
     for words, run in zip(parts[0:-1:2], parts[1::2], strict=True):
         label = words.strip()
         if kind in ("proposals", "polygons") and label:
-            raise DataError(f"the label {shown(label)} has no place: this task answers with locations alone.")
+            raise DataError(f"the label {shown(label)} does not belong there: this task answers with locations alone.")
         if kind not in ("proposals", "polygons") and not label:
             raise DataError(f"{shown(run)} has no label before it.")
         if outlined:
@@ -89,7 +90,7 @@ def _read_meaning(text: str, kind: AnswerKind) -> Iterator[_Region]:
 
 
 def _read_rows(label: str, run: str, length: int) -> Iterator[_Region]:
-    """Boxes (`length` 4; several may share a label) or one quad (8)."""
+    """Read boxes (`length` 4; several may share a label) or one quad (8)."""
     bins = [int(bin) for bin in LOCATION.findall(run)]
     if len(bins) % length or (length == 8 and len(bins) != 8):
         raise DataError(
@@ -105,9 +106,9 @@ def _read_rows(label: str, run: str, length: int) -> Iterator[_Region]:
 
 
 def _read_outlines(label: str, run: str) -> Iterator[_Region]:
-    """One object, or several with `<poly>` and `</poly>` around each; `<sep>` between the outlines of one."""
+    """Read one object, or several with `<poly>` and `</poly>` around each; `<sep>` separates an object's outlines."""
     if "poly>" in run and not _INSTANCES.fullmatch(run):
-        raise DataError(f"{shown(run)} must have <poly> before and </poly> behind every object.")
+        raise DataError(f"{shown(run)} must have <poly> before and </poly> after every object.")
     for part in run.replace("</poly>", "").split("<poly>")[1:] or [run]:
         rows = [tuple(int(bin) for bin in LOCATION.findall(ring)) for ring in part.split("<sep>")]
         for row in rows:

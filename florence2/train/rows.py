@@ -1,7 +1,6 @@
-"""JSON Lines of `image`, `prefix`, `suffix`: a question about a picture in each line.
+"""Read JSON Lines of `image`, `prefix`, `suffix`: each line is a question about an image.
 
-In place of `suffix`, whose location tokens one would have to compute, a line may hold shapes in pixels of the upright
-picture:
+Instead of `suffix`, which needs location tokens, a line may hold regions in pixels of the upright image:
 
     {"image": "a.jpg", "prefix": "<OD>", "boxes": [{"label": "cup", "box": [10, 20, 110, 140]}]}
     {"image": "a.jpg", "prefix": "<REGION_PROPOSAL>", "boxes": [{"box": [10, 20, 110, 140]}]}
@@ -9,9 +8,9 @@ picture:
     {"image": "a.jpg", "prefix": "<REGION_TO_SEGMENTATION>", "region": [10, 20, 110, 140],
      "polygons": [[12, 20, 108, 25, 60, 138]]}
 
-`region` is the box asked about; `polygons` are the outlines of one object. Boxes and quads keep the order they have;
-an empty list of them teaches to find nothing where nothing is. An empty `suffix` is taken for a label that was lost.
-Other fields are left alone, and those that are null are as good as absent.
+`region` is the box that the question is about; `polygons` are the outlines of one object. Boxes and quads keep their
+order; an empty list teaches the model to find nothing. An empty `suffix` is refused, because the label was probably
+lost. Other fields are ignored; a field that is null counts as missing.
 """
 
 import json
@@ -23,19 +22,19 @@ from florence2.errors import shown
 from florence2.inputs.coordinates import box_to_tokens
 from florence2.inputs.tasks import AnswerKind, find_task
 from florence2.train.entries import DataError, Entry, Problems, read_answer, read_pixels, read_text
-from florence2.train.pictures import Pictures
+from florence2.train.images import ImageFolder
 from florence2.train.targets import Size, boxes_target, polygons_target, quads_target
 
 
-def read_rows(path: Path, pictures: Pictures, problems: Problems) -> list[Entry]:
-    """Every line that is not empty -> Entry, in order; what is wrong goes to `problems` with the line's number."""
+def read_rows(path: Path, folder: ImageFolder, problems: Problems) -> list[Entry]:
+    """Read an Entry from every line that is not empty, in order; `problems` collects what is wrong, by line number."""
     entries = []
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for line_number, line in enumerate(file, 1):
             if line.strip():
-                place = f"line {number}"
+                place = f"line {line_number}"
                 with problems.at(place):
-                    entries.append(_read_row(_parse(line), place, pictures))
+                    entries.append(_read_row(_parse(line), place, folder))
     return entries
 
 
@@ -43,23 +42,23 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"no JSON ({error}); write one object in each line.") from None
+        raise DataError(f"is not JSON ({error}); write one object in each line.") from None
     if not isinstance(values, dict):
         raise DataError(f"must hold one JSON object, not {shown(values)}.")
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _read_row(row: dict[str, Any], place: str, pictures: Pictures) -> Entry:
-    image = pictures.find(read_text(row, "image"))
+def _read_row(row: dict[str, Any], place: str, folder: ImageFolder) -> Entry:
+    image = folder.find(read_text(row, "image"))
     prefix = read_text(row, "prefix")
     if "region" in row:
-        prefix = _with_region(prefix, row["region"], pictures.size(image))
-    given = [key for key in ("suffix", *_SHAPES) if key in row]
+        prefix = _with_region(prefix, row["region"], folder.size(image))
+    given = [key for key in ("suffix", *_REGIONS) if key in row]
     if len(given) != 1:
-        found = f"{' and '.join(given)} are" if given else "none is"
-        raise DataError(f"one of suffix, {', '.join(_SHAPES)} says the answer, but {found} there.")
+        problem = f"{' and '.join(given)} are given" if given else "none is given"
+        raise DataError(f"the answer must be one of suffix, {', '.join(_REGIONS)}, but {problem}.")
     key = given[0]
-    suffix = read_answer(row, key) if key == "suffix" else _build(key, row[key], prefix, pictures.size(image))
+    suffix = read_answer(row, key) if key == "suffix" else _build(key, row[key], prefix, folder.size(image))
     return Entry(image, place, prefix, suffix)
 
 
@@ -70,10 +69,10 @@ def _with_region(prefix: str, region: object, image_size: Size) -> str:
 
 
 def _build(key: str, items: object, prefix: str, image_size: Size) -> str:
-    kinds, build = _SHAPES[key]
+    kinds, build = _REGIONS[key]
     task = find_task(prefix)
     if task is None or task.answer not in kinds:
-        raise DataError(f"{key} are no answer to {shown(prefix)}; give suffix, or another task.")
+        raise DataError(f"{key} cannot answer {shown(prefix)}; give suffix, or another task.")
     if not isinstance(items, list) or (key == "polygons" and not items):
         raise DataError(f"{key} is {shown(items)}; it must be a list{' of outlines' * (key == 'polygons')}.")
     return build(items, image_size, task.answer)
@@ -96,16 +95,16 @@ def _labelled(item: Any, key: str, image_size: Size, bare: bool = False) -> tupl
     if not isinstance(item, dict) or key not in item:
         raise DataError(f"{shown(item)} must be an object with {key!r}{'' if bare else ' and label'}.")
     if bare and item.get("label"):
-        raise DataError(f"the label {shown(item['label'])} has no place: this task answers with bare boxes.")
+        raise DataError(f"the label {shown(item['label'])} does not belong there: this task answers with boxes alone.")
     label = "" if bare else read_text(item, "label").strip()
     if not (label or bare):
-        raise DataError(f"the label of {key} {shown(item[key])} is empty; locations without a label are lost.")
+        raise DataError(f"the label of {key} {shown(item[key])} is empty; the parser drops locations without a label.")
     return label, read_pixels(item[key], image_size)
 
 
-_SHAPES: dict[str, tuple[tuple[AnswerKind, ...], Callable[[list[Any], Size, AnswerKind], str]]] = {
+_REGIONS: dict[str, tuple[tuple[AnswerKind, ...], Callable[[list[Any], Size, AnswerKind], str]]] = {
     "boxes": (("boxes", "proposals", "phrases", "boxes_or_polygons"), _boxes),
     "quads": (("quads",), _quads),
     "polygons": (("polygons",), _polygons),
 }
-"""What may stand in place of `suffix`: the kinds of answers it fits, and how it becomes text."""
+"""The fields that may replace `suffix`: the kinds of answers they fit, and how they become text."""

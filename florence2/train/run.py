@@ -12,21 +12,20 @@ from typing import Any
 
 import torch
 
-from florence2.checkpoints.checkpoint import 
-from florence2.checkpoints.describe import stored_dtype(
+from florence2.checkpoints.checkpoint import (
     checkpoint_folder,
     copy_companions,
     load_model,
     save_checkpoint,
-    stored_dtype,
 )
+from florence2.checkpoints.describe import stored_dtype
 from florence2.checkpoints.tensors import find_weights
 from florence2.cli.progress import Progress
 from florence2.devices import choose_device
 from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 from florence2.processor import Processor
-from florence2.train.check import Finding, check_samples
+from florence2.train.check import SampleFault, check_samples
 from florence2.train.command import training_settings
 from florence2.train.data import Sample
 from florence2.train.entries import DataError
@@ -90,7 +89,7 @@ def _lora(options: argparse.Namespace) -> LoraSettings | None:
     return LoraSettings(options.lora, 2 * options.lora if options.lora_alpha is None else options.lora_alpha)
 
 
-def _report(samples: list[Sample], f: Florence2, say: Callable[[str], None]) -> tuple[Finding, ...]:
+def _report(samples: list[Sample], f: Florence2, say: Callable[[str], None]) -> tuple[SampleFault, ...]:
     """Say which samples would be lost or cut."""
     report = check_samples(samples, f.processor, *_limits(f.model, f.processor))
     say(str(report))

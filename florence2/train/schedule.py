@@ -1,4 +1,4 @@
-"""The learning rate of a step."""
+"""The learning rate schedule."""
 
 import math
 
@@ -6,7 +6,7 @@ from florence2.train.settings import TrainSettings
 
 
 def rate_at(step: int, settings: TrainSettings) -> float:
-    """The rate of update number `step`, counted from 0: a line up over the warm-up, then half a cosine down to 0."""
+    """Return the learning rate of update `step`, counted from 0: a linear warm-up, then half a cosine down to 0."""
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)

@@ -1,4 +1,4 @@
-"""Everything a training run depends on, besides its data and the checkpoint it starts from."""
+"""Everything a training run depends on except its data and the checkpoint that it starts from."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,29 @@ from florence2.errors import ConfigError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Checked when made; a run folder keeps them all in `settings.json`.
+    """The settings of a run, checked when made. A run's folder keeps them in `settings.json`.
 
-    `steps` are updates of the weights; each sees `batch` pictures, over all processes together, in parts of at most
-    `micro_batch` pictures, whose gradients add up. The rate rises in a line from 0 over `warmup` steps and falls as a
-    half cosine to 0. `weight_decay` spares biases, norms and embeddings. `clip` bounds the norm of the gradient.
-    `precision` "bfloat16" is autocast: the weights stay float32. Every epoch is shuffled anew, without `shuffle` each
-    goes through the pictures in their own order.
+    Args:
+        steps: Updates of the weights.
+        batch: Images per update, over all processes together.
+        micro_batch: Images computed at once; their gradients add up. None computes all of a process's share at once.
+        learning_rate: The peak of the rate, which rises linearly over `warmup` steps and then falls as half a cosine
+            to 0.
+        warmup: Steps until the peak.
+        weight_decay: For matrices and kernels; biases, norms and embeddings do not decay.
+        betas: AdamW's betas.
+        clip: Upper bound of the gradient's norm.
+        seed: Fixes dropout and the order of the samples.
+        freeze: Parts that do not train, see `freeze.PARTS`.
+        precision: "bfloat16" is autocast; the weights stay float32.
+        gradient_checkpointing: Save memory for about a third more time.
+        shuffle: Shuffle every epoch differently; otherwise each goes through the samples in order.
+        save_every: Steps between saved states.
+        log_every: Steps between rows of the log.
+        workers: Processes that prepare batches; 0 prepares them in the main process.
+
+    Raises:
+        ConfigError: One sentence with all values that are out of range.
     """
 
     steps: int = 1000
@@ -36,7 +52,7 @@ class TrainSettings:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant, all of it in one sentence."""
+        """Raise ConfigError with all values that are out of range."""
         problems = [
             f"{name} is {getattr(self, name)}; it must be at least {least}"
             for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("save_every", 1), ("log_every", 1))

@@ -1,4 +1,4 @@
-"""A file of training data -> samples: JSON Lines, COCO detections, COCO captions."""
+"""Read samples from a file of training data: JSON Lines, COCO detections or COCO captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,62 +6,69 @@ from pathlib import Path
 from florence2.train.coco import read_coco
 from florence2.train.data import Sample
 from florence2.train.entries import DataError, Entry, Problems
-from florence2.train.pictures import Pictures
+from florence2.train.images import ImageFolder
 from florence2.train.rows import read_rows
 
 MAX_BYTES = 1 << 30
 
 
 def read_samples(
-    path: Path, images: Path | None = None, questions_per_picture: int = 4, tasks: Sequence[str] = ()
+    path: Path, images: Path | None = None, questions_per_image: int = 4, tasks: Sequence[str] = ()
 ) -> list[Sample]:
-    """Read a `.jsonl` file (see `rows.py`), a COCO `.json` file (see `coco.py`), or the JSON Lines of a folder.
+    """Read samples from a file or folder. Images are not decoded; `check_samples` does that.
 
-    In a folder that is `train.jsonl`, or the one `.jsonl` there is. Pictures are named relative to `images`, or to
-    the file. Questions about the same picture share a sample, at most `questions_per_picture` of them, in the file's
-    order. `tasks` chooses what to ask of a COCO file. Pictures are not decoded: `check_samples` does that.
-    Raises DataError for a file larger than 1 GiB, and one error for all that is wrong inside, the first 20 in words.
+    Args:
+        path: A `.jsonl` file (see `rows.py`), a COCO `.json` file (see `coco.py`), or a folder with `train.jsonl` or
+            a single `.jsonl` file.
+        images: The folder that image names are relative to; the file's own by default.
+        questions_per_image: The most questions that a sample has. Questions about one image share samples, in the
+            file's order.
+        tasks: What to ask with a COCO file.
+
+    Raises:
+        DataError: The file cannot be used or is larger than 1 GiB; or one error for all problems inside, with the
+            first 20.
     """
-    if questions_per_picture < 1:
-        raise DataError(f"{questions_per_picture} questions for each picture leave nothing to train on; ask 1 or more.")
+    if questions_per_image < 1:
+        raise DataError(f"questions_per_image is {questions_per_image}; it must be at least 1.")
     path = _find_file(path)
-    pictures, problems = Pictures(path.parent if images is None else images), Problems(path)
+    folder, problems = ImageFolder(path.parent if images is None else images), Problems(path)
     if path.suffix.lower() == ".json":
-        entries = read_coco(path, pictures, problems, tasks)
+        entries = read_coco(path, folder, problems, tasks)
     elif tasks:
-        raise DataError(f"The lines of {path} say themselves what they ask; tasks are chosen for COCO files only.")
+        raise DataError(f"{path} names its own tasks in each line; tasks can be chosen for COCO files only.")
     else:
-        entries = read_rows(path, pictures, problems)
+        entries = read_rows(path, folder, problems)
     problems.check()
     if not entries:
-        raise DataError(f"{path} holds not one question; there is nothing to train on.")
-    return _group(entries, questions_per_picture)
+        raise DataError(f"{path} has no questions; there is nothing to train on.")
+    return _group(entries, questions_per_image)
 
 
 def _find_file(path: Path) -> Path:
-    """The file meant by `path`, of a kind and size that can be read."""
+    """Return the file that `path` means; raise DataError unless its kind and size can be read."""
     if path.is_dir():
-        found = sorted(path.glob("*.jsonl"))
-        if path / "train.jsonl" in found:
-            found = [path / "train.jsonl"]
-        if len(found) != 1:
-            raise DataError(f"The folder {path} has {len(found)} .jsonl files and no train.jsonl; name the one meant.")
-        path = found[0]
+        files = sorted(path.glob("*.jsonl"))
+        if path / "train.jsonl" in files:
+            files = [path / "train.jsonl"]
+        if len(files) != 1:
+            raise DataError(f"The folder {path} has {len(files)} .jsonl files and no train.jsonl; name one of them.")
+        path = files[0]
     if path.suffix.lower() not in (".jsonl", ".json"):
-        raise DataError(f"{path} is no training data; give JSON Lines (.jsonl), a COCO file (.json), or a folder.")
+        raise DataError(f"{path} is not training data; give JSON Lines (.jsonl), a COCO file (.json), or a folder.")
     if not path.is_file():
-        raise DataError(f"{path} does not exist, or is no regular file; check the path.")
+        raise DataError(f"{path} does not exist or is not a regular file; check the path.")
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes, above the limit of {MAX_BYTES:,}; split it.")
     return path
 
 
 def _group(entries: Sequence[Entry], most: int) -> list[Sample]:
-    """Entries of the same picture -> samples, in the order in which the pictures come first."""
-    by_picture: dict[Path, list[Entry]] = {}
+    """Group entries of one image into samples, in the order of each image's first entry."""
+    by_image: dict[Path, list[Entry]] = {}
     for entry in entries:
-        by_picture.setdefault(entry.image, []).append(entry)
-    return [_sample(some[i : i + most]) for some in by_picture.values() for i in range(0, len(some), most)]
+        by_image.setdefault(entry.image, []).append(entry)
+    return [_sample(some[i : i + most]) for some in by_image.values() for i in range(0, len(some), most)]
 
 
 def _sample(entries: Sequence[Entry]) -> Sample:

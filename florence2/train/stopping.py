@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, or the SIGTERM of a scheduler, is noted, and acted on between two updates."""
+"""Stop a run on Ctrl-C or a scheduler's SIGTERM, between two updates, so that no update is lost."""
 
 import os
 import signal
@@ -9,68 +9,69 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_MESSAGE = b"\nStopping behind this update, which will be saved. To stop at once, ask again in a second.\n"
+_MESSAGE = b"\nFinishing this update and saving. Press Ctrl-C again to stop immediately.\n"
 
 
-class Stop:
-    """What `asked_to_stop` gives: whether anybody has asked."""
+class StopRequest:
+    """A request to stop the run, made by a signal. `catch_stop_signals` creates the object."""
 
-    def __init__(self, apart: float, tell: bool):
-        self._apart, self._tell = apart, tell
-        self._noted: float | None = None
-        self._at_once = False
+    def __init__(self, apart: float, announce: bool):
+        self._apart, self._announce = apart, announce
+        self._first_signal: float | None = None
+        self._immediate = False
 
     @property
-    def asked(self) -> bool:
-        """Whether a signal has come."""
-        return self._noted is not None
+    def received(self) -> bool:
+        """Return whether a signal has come."""
+        return self._first_signal is not None
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within the block nothing is unsaved: KeyboardInterrupt for whoever asks, or has asked before."""
-        if self.asked:
+    def immediate(self) -> Iterator[None]:
+        """Within the block nothing is unsaved: raise KeyboardInterrupt on any signal, and for one received before."""
+        if self.received:
             raise KeyboardInterrupt
-        self._at_once = True
+        self._immediate = True
         try:
             yield
         finally:
-            self._at_once = False
+            self._immediate = False
 
-    def note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """The handler of the signals."""
+    def handle(self, signal_number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Handle a signal."""
         now = time.monotonic()
-        if self._at_once or (self._noted is not None and now - self._noted >= self._apart):
+        if self._immediate or (self._first_signal is not None and now - self._first_signal >= self._apart):
             raise KeyboardInterrupt
-        if self._noted is None:
-            self._noted = now
-            if self._tell:
+        if self._first_signal is None:
+            self._first_signal = now
+            if self._announce:
                 with suppress(OSError):
-                    os.write(2, _MESSAGE)  # `print` may be what was interrupted
+                    os.write(2, _MESSAGE)  # the signal may have interrupted `print`, which cannot be entered twice
 
 
 @contextmanager
-def asked_to_stop(apart: float = 1.0, tell: bool = True) -> Iterator[Stop]:
-    """Within the block the first SIGINT or SIGTERM is noted, and told to stderr; a later one breaks in.
+def catch_stop_signals(apart: float = 1.0, announce: bool = True) -> Iterator[StopRequest]:
+    """Within the block, note the first SIGINT or SIGTERM and say so on stderr; raise KeyboardInterrupt on a second.
 
-    Later is `apart` seconds: a launcher passes on what a terminal has sent to the whole group already. A signal that
-    was ignored, as Ctrl-C is by what runs in a script's background, stays so. Outside the main thread, which alone may
-    listen to signals, nothing is noted. The handlers from before are back behind the block.
+    A second signal counts only `apart` seconds after the first: a launcher may forward the Ctrl-C that the terminal
+    already sent to every process. Signals that were ignored before stay ignored, as Ctrl-C is in a script's background
+    jobs. Nothing is caught outside the main thread, because only that may set handlers. The earlier handlers return
+    after the block.
     """
-    stop = Stop(apart, tell)
+    request = StopRequest(apart, announce)
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in _SIGNALS}
         before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in before:
-            signal.signal(number, stop.note)
-        yield stop
+            signal.signal(number, request.handle)
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def leave_signals_to_the_main_process() -> None:
-    """In a worker process, which the main process ends: what stops a run is sent to all processes of its group."""
+def ignore_stop_signals() -> None:
+    """Ignore both signals, in a worker process: every process of the group gets them, and the main one ends workers."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

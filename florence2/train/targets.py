@@ -1,31 +1,31 @@
-"""Pixel boxes, quads and polygons -> the text that Florence-2 is trained to write for them.
+"""Turn boxes, quads and polygons in pixels into the text that Florence-2 is trained to write for them.
 
-The one place where training targets get their location tokens, by the same quantiser that reads prompts and answers.
-Everything built here parses back by `florence2.answers.answer` to the same regions, up to half a bin.
+The location tokens come from the quantiser that also reads prompts and answers. Everything built here parses back with
+`florence2.answers.answer` to the same regions, up to half a bin.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from florence2.errors import PromptError
-from florence2.inputs.coordinates import pixels_to_bins
+from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
 
 Size = tuple[int, int]
 
 
 def location_tokens(coordinates: Any, image_size: Size) -> str:
-    """Numbers x, y, x, y, ... in pixels -> "<loc_1><loc_2>...".
+    """Return the location tokens of coordinates x, y, x, y, ... in pixels: "<loc_1><loc_2>...".
 
-    `image_size` is (width, height). Outside the picture the border's bin is taken, so no token beyond `<loc_999>` can
-    appear. Raises PromptError for an odd number of coordinates or non-finite ones.
+    `image_size` is (width, height). Coordinates outside the image get the bin at its border, so no token after
+    `<loc_999>` can appear. Raises PromptError for an odd number of coordinates or non-finite ones.
     """
-    return "".join(f"<loc_{bin}>" for bin in pixels_to_bins(list(coordinates), image_size))
+    return bins_to_tokens(pixels_to_bins(list(coordinates), image_size))
 
 
 def boxes_target(boxes: Iterable[tuple[str, Sequence[float]]], image_size: Size) -> str:
-    """(label, (x1, y1, x2, y2)) rows -> "car<loc_..>x4person<loc_..>x4", as `<OD>` and phrase grounding answer.
+    """Build the answer of `<OD>` and phrase grounding from (label, (x1, y1, x2, y2)) rows: "car<loc_..>x4...".
 
-    An empty label gives bare locations, as `<REGION_PROPOSAL>` answers. Raises PromptError for swapped corners.
+    An empty label gives bare locations, the answer of `<REGION_PROPOSAL>`. Raises PromptError for swapped corners.
     """
     parts = []
     for label, box in boxes:
@@ -38,7 +38,7 @@ def boxes_target(boxes: Iterable[tuple[str, Sequence[float]]], image_size: Size)
 
 
 def quads_target(quads: Iterable[tuple[str, Sequence[float]]], image_size: Size) -> str:
-    """(text, (x1, y1, ..., x4, y4)) rows, clockwise from the top left -> what `<OCR_WITH_REGION>` answers."""
+    """Build the answer of `<OCR_WITH_REGION>` from (text, (x1, y1, ..., x4, y4)) rows, clockwise from the top left."""
     parts = []
     for text, quad in quads:
         if len(quad) != 8:
@@ -50,15 +50,15 @@ def quads_target(quads: Iterable[tuple[str, Sequence[float]]], image_size: Size)
 
 
 def polygons_target(rings: Iterable[Sequence[float]], image_size: Size, label: str = "") -> str:
-    """Closed outlines (x, y, x, y, ...) of one object -> what the segmentation tasks answer, `<sep>` between them."""
+    """Build the answer of the segmentation tasks from the closed outlines (x, y, ...) of one object."""
     outlines = [list(ring) for ring in rings]
     for ring in outlines:
         if len(ring) < 6 or len(ring) % 2:
-            raise PromptError(f"An outline needs x, y of at least three points, not {len(ring)} numbers.")
+            raise PromptError(f"An outline has {len(ring)} numbers; it needs x, y of at least three points.")
     return _label(label) + "<sep>".join(location_tokens(ring, image_size) for ring in outlines)
 
 
 def _label(label: str) -> str:
     if "<" in label or "\n" in label:
-        raise PromptError(f"The label {label!r} cannot be read back: leave out '<' and line breaks.")
+        raise PromptError(f"The label {label!r} cannot be parsed back; leave out '<' and line breaks.")
     return label

@@ -1,13 +1,12 @@
 """The training loop: StepData -> gradients -> AdamW, with a log, and a state that resumes to the bit.
 
-Several processes or GPUs go through Hugging Face accelerate: start the same command with `accelerate launch`.
+Hugging Face accelerate runs it on several processes or GPUs: start the same command with `accelerate launch`.
 """
 
 import json
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
@@ -16,27 +15,31 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
 
-from florence2.checkpoints.files import read_json, write_json, written_whole
-from florence2.errors import ConfigError, Florence2Error
+from florence2.checkpoints.files import describe_changes, read_json, write_json
+from florence2.errors import ConfigError
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
-from florence2.train.checkpoints import TrainState, load_state, save_state
+from florence2.train.checkpoints import TrainState, capture_state, load_state, restore_state, save_state
 from florence2.train.data import Batch, Collate, Samples, StepData, make_batch
 from florence2.train.freeze import freeze, set_training
+from florence2.train.gradient_checkpointing import gradient_checkpointing
+from florence2.train.loader import load_steps
 from florence2.train.loss import LossModule
-from florence2.train.rematerialise import rematerialised
+from florence2.train.run_log import LOG as LOG
+from florence2.train.run_log import RunLog
 from florence2.train.schedule import rate_at
 from florence2.train.settings import TrainSettings
-from florence2.train.stopping import Stop, asked_to_stop, leave_signals_to_the_main_process
+from florence2.train.stopping import StopRequest, catch_stop_signals
 
-LOG, SETTINGS = "log.jsonl", "settings.json"
-_FREE = ("save_every", "log_every", "workers")
-"""Settings that change nothing of what is learnt."""
+SETTINGS = "settings.json"
+_MAY_CHANGE = ("save_every", "log_every", "workers")
+"""Settings that do not affect the weights, so a resumed run may change them."""
 _PATIENCE = timedelta(days=1)
-"""How long processes wait for the one that evaluates."""
+"""The longest time that the other processes wait while one evaluates."""
+
+AfterSave = Callable[[int], dict[str, Any]]
 
 
 def train(
@@ -46,100 +49,65 @@ def train(
     settings: TrainSettings,
     folder: Path,
     notes: dict[str, Any] | None = None,
-    after_save: Callable[[int], dict[str, Any]] | None = None,
+    after_save: AfterSave | None = None,
     objective: LossModule | None = None,
     collate: Collate = make_batch,
 ) -> None:
-    """Train `model` in place, for as many steps as `settings` say.
+    """Train `model` in place for `settings.steps` updates, or resume the run in `folder`.
 
-    `folder` gets `settings.json` (with `notes`: what else the run depends on), `log.jsonl` and `state.pt`; a folder
-    that holds a state is gone on with, from the update after the last one saved, to the very bits of the weights that
-    a run without a break would have come to. `after_save(step)`, every `settings.save_every` steps and at the end, may
-    return what is to be logged then, such as an evaluation; one that was broken off is made up for. `objective` around
-    the model may compute another loss, with parameters of its own that are trained too, from the batches that
-    `collate` makes.
+    A resumed run starts after the last saved update and ends with the same bits as an uninterrupted one.
 
-    Raises KeyboardInterrupt when Ctrl-C or SIGTERM asked for it, behind the update under way, which is saved; and
-    ConfigError when `folder` holds the state of a run with other settings, or when the gradient is no longer finite:
-    what was saved before stays as it is.
+    Args:
+        model: The model. `settings.freeze` names the parts that do not train.
+        processor: Turns images, prompts and answers into tensors.
+        samples: The training data, at least one batch of them.
+        settings: Everything that the updates depend on besides data and model.
+        folder: Gets `settings.json`, `log.jsonl` and `state.pt`.
+        notes: What else the run depends on, kept in `settings.json`.
+        after_save: Called with the step after every save; returns what to log, such as an evaluation. A resumed run
+            repeats a call that was interrupted.
+        objective: A loss module around `model` with its own loss, and possibly parameters that are trained too.
+        collate: Makes a batch of samples, as `make_batch` does.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; the update under way was finished and saved.
+        ConfigError: `folder` holds a run with other settings, or the gradient is not finite. Saved files stay.
     """
     accelerator = Accelerator(
-        mixed_precision="no",  # one process cannot change accelerate's; see `_update`
+        mixed_precision="no",  # accelerate fixes the precision for the whole process; `_Run._loss` sets it per run
         cpu=model.device.type == "cpu",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
-    data = StepData(
-        samples,
-        processor,
-        settings,
-        model.config.text.max_position_embeddings,
-        accelerator.process_index,
-        accelerator.num_processes,
-        collate,
-    )
+    positions = model.config.text.max_position_embeddings
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    data = StepData(samples, processor, settings, positions, rank, processes, collate)
     objective = (objective or LossModule(model)).train()
     freeze(model, settings.freeze)
-    optimizer = make_optimizer(objective, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = load_state(folder)
-    first = 0 if state is None else state.step
-    _hold_settings(folder, {**asdict(settings), **(notes or {})}, state is not None, accelerator)
-    if state is not None:
-        _restore(objective, optimizer, state)
-    module, optimizer = accelerator.prepare(objective, optimizer)
-    _check_same_step(first, folder, accelerator)
-    log = _Log(folder, settings, first, accelerator.is_main_process)
-    if accelerator.num_processes > 1 and accelerator.is_main_process:  # a launcher may have started others than meant
-        print(f"{accelerator.num_processes} processes share each batch.", file=sys.stderr)
-    if first and accelerator.is_main_process:
-        print(f"{folder} goes on behind step {first} of {settings.steps}.", file=sys.stderr)
-
-    def save(step: int) -> None:
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            save_state(folder, _capture(objective, optimizer, step))
-
-    def follow(step: int, stop: Stop) -> None:
-        if accelerator.is_main_process and after_save is not None:
-            with stop.at_once():
-                row = after_save(step)
-            if row:
-                log.write({"step": step, **row})
-            set_training(model)
-
+    run = _Run(model, objective, settings, folder, accelerator, after_save)
+    run.open({**asdict(settings), **(notes or {})})
     try:
         with (
-            rematerialised(model, settings.gradient_checkpointing),
-            asked_to_stop(tell=accelerator.is_main_process) as stop,
+            gradient_checkpointing(model, settings.gradient_checkpointing),
+            catch_stop_signals(announce=accelerator.is_main_process) as stop,
         ):
-            if first and _is_due(first, settings) and not log.has_more_of(first):
-                follow(first, stop)
-            for step, batches in zip(range(first + 1, settings.steps + 1), _load(data, first), strict=True):
-                loss, norm, labels = _update(module, optimizer, batches, step - 1, settings, accelerator)
-                log.step(step - 1, loss, norm, labels)
-                stopping = _any_process(stop.asked, accelerator)
-                if stopping or _is_due(step, settings):
-                    save(step)
-                if stopping:
-                    raise KeyboardInterrupt
-                if _is_due(step, settings):
-                    follow(step, stop)
+            run.make_up_evaluation(stop)
+            for step, batches in zip(
+                range(run.first + 1, settings.steps + 1), load_steps(data, run.first), strict=True
+            ):
+                run.update(step - 1, batches)
+                run.save_and_evaluate(step, stop)
     finally:
-        log.close()
+        run.log.close()
     model.eval()
 
 
-def _is_due(step: int, settings: TrainSettings) -> bool:
-    return step == settings.steps or step % settings.save_every == 0
-
-
 def is_first_process() -> bool:
-    """Whether this is the one of several processes that writes results, or the only one."""
+    """Return whether this process is the one that writes results."""
     return bool(PartialState().is_main_process)
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over what is trainable; only matrices and kernels decay, neither biases, norms nor embeddings."""
+    """Make AdamW for the trainable parameters; only matrices and kernels decay, not biases, norms or embeddings."""
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -153,183 +121,152 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
 
 
-def _update(
-    module: nn.Module,
-    optimizer: Any,
-    batches: Sequence[Batch],
-    step: int,
-    settings: TrainSettings,
-    accelerator: Accelerator,
-) -> tuple[float, float, int]:
-    """One update; returns the mean loss of a label, the gradient's norm before clipping, and the labels seen.
+class _Run:
+    """One process's share of a run: what it trains, the state on disk, and the log."""
 
-    Every label of the whole batch weighs the same, however it is cut into micro-batches and processes.
-    """
-    # dropout then depends on the step alone, so that a resumed run draws what an unbroken one would
-    torch.manual_seed(settings.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index)
-    for group in optimizer.param_groups:
-        group["lr"] = rate_at(step, settings)
-    device = accelerator.device
-    own = torch.tensor(sum(batch.num_labels for batch in batches), device=device)
-    labels = accelerator.reduce(own, reduction="sum")
-    total = torch.zeros((), device=device)
-    for number, batch in enumerate(batches):
-        last = number + 1 == len(batches)
-        with nullcontext() if last else accelerator.no_sync(module):
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                loss = module(batch.to(device))
-            # the processes' gradients are averaged, not added
-            accelerator.backward(loss * (accelerator.num_processes / labels))
-        total += loss.detach()
-    norm = float(accelerator.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], settings.clip))
-    mean = float(accelerator.reduce(total, reduction="sum") / labels)
-    if not math.isfinite(norm + mean):  # before it gets into the weights, and with them into the state
-        raise ConfigError(
-            f"At step {step + 1} the loss is {mean} and the norm of its gradient {norm}. Try a lower --learning-rate, "
-            "more --warmup, or float32."
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    return mean, norm, int(labels)
+    log: RunLog
+
+    def __init__(
+        self,
+        model: Florence2Model,
+        objective: LossModule,
+        settings: TrainSettings,
+        folder: Path,
+        accelerator: Accelerator,
+        after_save: AfterSave | None,
+    ):
+        self.model, self.settings, self.folder, self.accelerator = model, settings, folder, accelerator
+        self.objective, self.module, self.after_save = objective, objective, after_save
+        self.optimizer: Any = make_optimizer(objective, settings)
+        self.first = 0
+        """The number of updates that an earlier run has made and saved."""
+
+    def open(self, values: dict[str, Any]) -> None:
+        """Resume the run that the folder holds, or begin one; `values` are all its settings."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = load_state(self.folder)
+        _keep_settings(self.folder, values, state is not None, self.accelerator)
+        if state is not None:
+            self._resume(state)
+        self.module, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
+        _check_same_step(self.first, self.folder, self.accelerator)
+        self.log = RunLog(self.folder, self.settings, self.first, self.accelerator.is_main_process)
+        self._announce()
+
+    def _resume(self, state: TrainState) -> None:
+        restore_state(self.objective, self.optimizer, state)
+        self.first = state.step
+
+    def _announce(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        if self.accelerator.num_processes > 1:  # a launcher may start another number than intended
+            print(f"{self.accelerator.num_processes} processes share each batch.", file=sys.stderr)
+        if self.first:
+            print(f"Resuming run after step {self.first} of {self.settings.steps}.", file=sys.stderr)
+
+    def update(self, step: int, batches: Sequence[Batch]) -> None:
+        """Make one update and log it; `step` counts from 0.
+
+        Every label of the whole batch weighs the same, however it is cut into micro-batches and processes.
+        """
+        self._prepare_update(step)
+        accelerator = self.accelerator
+        own = torch.tensor(sum(batch.num_labels for batch in batches), device=accelerator.device)
+        labels = accelerator.reduce(own, reduction="sum")
+        total = self._accumulate(batches, labels)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        norm = float(accelerator.clip_grad_norm_(trained, self.settings.clip))
+        mean = float(accelerator.reduce(total, reduction="sum") / labels)
+        if not math.isfinite(norm + mean):  # checked before it reaches the weights, and with them the saved state
+            raise ConfigError(
+                f"At step {step + 1} the loss is {mean} and the norm of its gradient {norm}. Try a lower "
+                "--learning-rate, more --warmup, or float32."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.log.step(step, mean, norm, int(labels))
+
+    def _prepare_update(self, step: int) -> None:
+        """Set the random state and the learning rate of a step."""
+        # dropout depends on the step alone, so a resumed run draws what an uninterrupted one would
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        torch.manual_seed(self.settings.seed * 1_000_003 + step * processes + rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(step, self.settings)
+
+    def _accumulate(self, batches: Sequence[Batch], labels: torch.Tensor) -> torch.Tensor:
+        """Add up the gradients of the micro-batches; return the sum of this process's losses."""
+        accelerator = self.accelerator
+        total = torch.zeros((), device=accelerator.device)
+        for index, batch in enumerate(batches):
+            last = index + 1 == len(batches)
+            with nullcontext() if last else accelerator.no_sync(self.module):
+                loss = self._loss(batch)
+                # the processes' gradients are averaged, not added
+                accelerator.backward(loss * (accelerator.num_processes / labels))
+            total += loss.detach()
+        return total
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        device = self.accelerator.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            loss: torch.Tensor = self.module(batch.to(device))
+        return loss
+
+    def save_and_evaluate(self, step: int, stop: StopRequest) -> None:
+        """After `step` updates, save and evaluate if they are due; save and stop if any process was asked to stop."""
+        stopping, due = _any_process(stop.received, self.accelerator), self._is_due(step)
+        if stopping or due:
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                save_state(self.folder, capture_state(self.objective, self.optimizer, step))
+        if stopping:
+            raise KeyboardInterrupt
+        if due:
+            self._evaluate(step, stop)
+
+    def make_up_evaluation(self, stop: StopRequest) -> None:
+        """Evaluate a resumed run's saved state if that is due and was interrupted."""
+        if self.first and self._is_due(self.first) and not self.log.has_evaluation(self.first):
+            self._evaluate(self.first, stop)
+
+    def _is_due(self, step: int) -> bool:
+        return step == self.settings.steps or step % self.settings.save_every == 0
+
+    def _evaluate(self, step: int, stop: StopRequest) -> None:
+        if self.accelerator.is_main_process and self.after_save is not None:
+            with stop.immediate():
+                row = self.after_save(step)
+            if row:
+                self.log.write({"step": step, **row})
+            set_training(self.model)
 
 
-def _load(data: StepData, first: int) -> Iterator[list[Batch]]:
-    """The steps' batches from `first` on, made ahead by worker processes."""
-    workers = data.settings.workers
-    loader = DataLoader(
-        _Told(data),
-        batch_size=None,
-        sampler=range(first, len(data)),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_be_a_worker,
-    )
-    for batches in loader:
-        if isinstance(batches, Florence2Error):
-            raise batches
-        yield batches
-
-
-class _Told(Dataset[list[Batch] | Florence2Error]):
-    """`data`, with errors handed over as values: what a worker process raises comes out as its traceback."""
-
-    def __init__(self, data: StepData):
-        self.data = data
-
-    def __getitem__(self, step: int) -> list[Batch] | Florence2Error:
-        try:
-            return self.data[step]
-        except Florence2Error as error:
-            return error
-
-
-def _be_a_worker(_: int) -> None:
-    """One thread, and stopping is the main process's business."""
-    torch.set_num_threads(1)
-    leave_signals_to_the_main_process()
-
-
-def _capture(module: nn.Module, optimizer: Any, step: int) -> TrainState:
-    learnt = {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
-    return TrainState(step, learnt, optimizer.state_dict())
-
-
-def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    parameters: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if parameters.keys() != state.parameters.keys():
-        raise ConfigError("The saved state trains other parameters than this run would; use another folder.")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state.parameters[name])
-    optimizer.load_state_dict(state.optimizer)
-
-
-def _hold_settings(folder: Path, values: dict[str, Any], begun: bool, accelerator: Accelerator) -> None:
-    """Write the run's settings; of a run that has `begun`, only what its weights do not depend on may be new."""
+def _keep_settings(folder: Path, values: dict[str, Any], resumed: bool, accelerator: Accelerator) -> None:
+    """Write the run's settings. A resumed run may change only settings that do not affect its weights."""
     path = folder / SETTINGS
-    values = json.loads(json.dumps(values))
-    if begun and path.is_file():
-        found = read_json(path)
-        other = sorted(key for key in values.keys() | found.keys() if values.get(key) != found.get(key))
-        other = [key for key in other if key not in _FREE]
-        if other:
-            listing = ", ".join(f"{key} {found.get(key)!r}, not {values.get(key)!r}" for key in other)
-            raise ConfigError(f"{folder} was begun with {listing}; use those, or another folder.")
+    values = json.loads(json.dumps(values))  # as they will be read back: lists for tuples
+    if resumed and path.is_file():
+        changes = describe_changes(read_json(path), values, ignored=_MAY_CHANGE)
+        if changes:
+            raise ConfigError(
+                f"{folder} holds a run with other settings ({changes}). Restore them or use another folder."
+            )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(path, values)
 
 
 def _any_process(flag: bool, accelerator: Accelerator) -> bool:
-    """Whether one of them has raised the flag; all of them come to the same answer."""
+    """Return whether any process has the flag set; the answer is the same in all of them."""
     return bool(accelerator.reduce(torch.tensor(int(flag), device=accelerator.device), reduction="sum"))
 
 
 def _check_same_step(first: int, folder: Path, accelerator: Accelerator) -> None:
-    """Every process must have found the same state, which it reads from the folder itself."""
+    """Check that all processes have read the same state: each reads the folder itself."""
     steps = accelerator.gather(torch.tensor([first], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise ConfigError(
-            f"The processes would go on from steps {steps}: {folder} must be one folder that all machines share."
+            f"The processes would resume from different steps, {steps}: all machines must share the folder {folder}."
         )
-
-
-class _Log:
-    """`log.jsonl`, and a line for people now and then."""
-
-    def __init__(self, folder: Path, settings: TrainSettings, first: int, active: bool):
-        self.folder, self.settings, self.first, self.active = folder, settings, first, active
-        self.losses: list[tuple[float, int]] = []
-        self.start = time.monotonic()
-        self.file = None
-        if active:
-            _drop_after(folder / LOG, first)
-            self.file = (folder / LOG).open("a", encoding="utf-8")
-
-    def step(self, step: int, loss: float, norm: float, labels: int) -> None:
-        self.losses.append((loss, labels))
-        done, settings = step + 1, self.settings
-        if done % settings.log_every and done != settings.steps:
-            return
-        count = sum(n for _, n in self.losses)
-        mean = sum(loss * n for loss, n in self.losses) / count
-        self.losses.clear()
-        seconds = time.monotonic() - self.start
-        rate = (done - self.first) / seconds
-        left = (settings.steps - done) / rate
-        lr = rate_at(step, settings)
-        self.write({"step": done, "loss": mean, "norm": norm, "learning_rate": lr, "seconds": round(seconds, 1)})
-        if self.active:
-            line = f"step {done} of {settings.steps}  loss {mean:.4f}  rate {lr:.2e}  {rate:.2f} steps/s  "
-            print(line + f"{_clock(left)} left", file=sys.stderr, flush=True)
-
-    def has_more_of(self, step: int) -> bool:
-        """Whether something else than its loss was written of a step."""
-        if not self.active:
-            return False
-        rows = map(json.loads, (self.folder / LOG).read_text(encoding="utf-8").splitlines())
-        return any(row["step"] == step and "loss" not in row for row in rows)
-
-    def write(self, row: dict[str, Any]) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps(row) + "\n")
-            self.file.flush()
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Of a broken run's log, keep what the saved state has seen."""
-    if path.is_file():
-        rows = path.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may leave half a row, without its end
-        kept = [row for row in rows if json.loads(row)["step"] <= step]
-        with written_whole(path) as draft:
-            draft.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

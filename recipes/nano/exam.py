@@ -1,4 +1,4 @@
-"""How well a checkpoint answers every task on made-up scenes that it has not seen."""
+"""Measure how well a checkpoint answers every task on synthetic scenes that it was not trained on."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from recipes.nano.scenes import Scene, make_scene
 
 
 class Exam:
-    """Samples of the first `count` scenes of a seed, each asked every task that has an answer there."""
+    """Samples of the first `count` scenes of a seed, each with a question of every task that has an answer there."""
 
     def __init__(self, seed: int, count: int):
         self.seed, self.count = seed, count
@@ -25,12 +25,12 @@ class Exam:
         if not 0 <= index < self.count:
             raise IndexError(index)
         scene, rng = self.scene(index), random.Random(f"exam {self.seed}/{index}")
-        asked = [found for task in SCENE_TASKS if (found := ask(task, scene, rng)) is not None]
-        pairs = tuple((question.prefix, question.suffix) for question in asked)
+        questions = [question for task in SCENE_TASKS if (question := ask(task, scene, rng)) is not None]
+        pairs = tuple((question.prefix, question.suffix) for question in questions)
         return Sample(scene.image, pairs, f"scene {self.seed}/{index}")
 
     def scene(self, index: int) -> Scene:
-        """The scene behind a sample."""
+        """Return the scene of the sample with this index."""
         return make_scene(self.seed, index)
 
 
@@ -40,13 +40,15 @@ def examine(
     options: GenerationOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Metrics]:
-    """The metrics of `measure_by_task`, and for `<CAPTION>` `named`: the share of scenes of which the caption names
-    every thing with its colour. `progress(done, of)` is called after each scene."""
+    """Measure the answers with `measure_by_task`; call `progress(done, of)` after each scene.
+
+    `<CAPTION>` has one more metric, `named`: the share of captions that name every thing with its colour.
+    """
     pairs: list[Pair] = []
     named: list[bool] = []
     for index, outcomes in enumerate(answer_samples(f, exam, batch_size=16, options=options)):
         for outcome in outcomes:
-            assert outcome.pair is not None, outcome.error  # the exam asks nothing that cannot be asked
+            assert outcome.pair is not None, outcome.error  # every question of the exam is valid
             pairs.append(outcome.pair)
             if outcome.prompt == "<CAPTION>":
                 named.append(names_all(outcome.pair[1].text, exam.scene(index)))
@@ -58,6 +60,6 @@ def examine(
 
 
 def names_all(caption: str, scene: Scene) -> bool:
-    """Whether every thing of the scene is there, once, with its colour, and nothing else is."""
-    said = caption.replace(" and ", ", ").split(", ")
-    return sorted(words.partition(" ")[2] for words in said) == sorted(thing.phrase for thing in scene.things)
+    """Return whether the caption names every thing of the scene once, with its colour, and nothing else."""
+    phrases = caption.replace(" and ", ", ").split(", ")
+    return sorted(words.partition(" ")[2] for words in phrases) == sorted(thing.phrase for thing in scene.things)

@@ -1,4 +1,4 @@
-"""`python -m recipes.nano.report CHECKPOINT --out DIR`: the specimen's figures, curve and sheet of answers."""
+"""`python -m recipes.nano.report CHECKPOINT --out DIR`: the metrics, curve and sheet of answers of nano's card."""
 
 import argparse
 import itertools
@@ -39,7 +39,7 @@ HEADLINES: dict[str, str] = {
     "<REGION_TO_SEGMENTATION>": "miou",
     "<REFERRING_EXPRESSION_SEGMENTATION>": "miou",
 }
-"""The one figure of each task that tells most."""
+"""The most telling metric of each task."""
 _MEANINGS = {
     "f1": "F1 at IoU 0.5, labels equal",
     "named": "captions that name every thing with its colour, and nothing else",
@@ -61,12 +61,12 @@ _HEIGHT = _CELL + 16 * _LINES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Examine the checkpoint with its own search settings; write `measured.md`, `answers.png` and `curve.png`."""
+    """Examine a checkpoint with its own generation settings; write `metrics.md`, `answers.png` and `curve.png`."""
     parser = argparse.ArgumentParser(prog="python -m recipes.nano.report", description=main.__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--run", type=Path, help="the run's folder, for the curve")
-    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--run", type=Path, help="the training run's folder, to draw the curve")
+    parser.add_argument("--scenes", type=int, default=500, help="how many scenes to measure on (500)")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     f = load(options.checkpoint)
@@ -77,14 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     metrics = examine(f, Exam(HELD_OUT_SEED, options.scenes), progress=lambda done, _: progress.show(done))
     progress.close()
     table = format_table(metrics)
-    (options.out / "measured.md").write_text(table, encoding="utf-8")
+    (options.out / "metrics.md").write_text(table, encoding="utf-8")
     print(table)
     return 0
 
 
 def format_table(metrics: Mapping[str, Metrics]) -> str:
-    """Markdown: each task, how often it was asked, its figure, and what that is."""
-    rows = ["| task | asked | figure | of what |", "| --- | --- | --- | --- |"]
+    """Return a table in Markdown: each task, the number of questions, its metric, and what the metric is."""
+    rows = ["| task | questions | value | metric |", "| --- | --- | --- | --- |"]
     for task, name in HEADLINES.items():
         values = metrics[task]
         rows.append(f"| `{task}` | {values['count']:.0f} | {values[name]:.3f} | {_MEANINGS[name]} |")
@@ -92,15 +92,15 @@ def format_table(metrics: Mapping[str, Metrics]) -> str:
 
 
 def examine_snapshots(run: Path, scenes: int = 32) -> list[dict[str, Any]]:
-    """For every snapshot of the run that speaks, {"step": updates of all phases, "exam": metrics by task}.
+    """Examine every snapshot that answers: {"step": updates of all phases so far, "exam": metrics by task}.
 
-    Greedy, on scenes of a seed of their own. What was examined before is read from `exams.jsonl` in the folder.
+    The answers are greedy, on scenes of a separate seed. Earlier results are read from `exams.jsonl` in the folder.
     """
     path = run / "exams.jsonl"
     rows = _read_rows(path) if path.is_file() else []
-    known = {row["step"] for row in rows}
+    examined = {row["step"] for row in rows}
     for step, folder in _snapshots(run):
-        if step not in known:
+        if step not in examined:
             f = load(folder)
             row = {"step": step, "exam": examine(f, Exam(CURVE_SEED, scenes), f.options(num_beams=1))}
             rows.append(row)
@@ -114,12 +114,12 @@ def _snapshots(run: Path) -> Iterator[tuple[int, Path]]:
     before = 0
     for phase in PHASES:
         if phase.speaks:
-            yield from ((before + int(found.name), found) for found in sorted((run / phase.name / SNAPSHOTS).iterdir()))
+            yield from ((before + int(path.name), path) for path in sorted((run / phase.name / SNAPSHOTS).iterdir()))
         before += phase.settings.steps
 
 
-def plot_curves(run: Path, exams: Sequence[Mapping[str, Any]], picture: Path) -> None:
-    """The loss of every phase, and each task's figure on scenes not trained on, over the updates."""
+def plot_curves(run: Path, exams: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Plot the loss of every phase, and each task's metric on unseen scenes, over the updates."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
@@ -131,14 +131,14 @@ def plot_curves(run: Path, exams: Sequence[Mapping[str, Any]], picture: Path) ->
         before += phase.settings.steps
     left.set(xlabel="update", ylabel="loss", yscale="log", title="training")
     left.legend(fontsize=8)
-    for number, (task, name) in enumerate(HEADLINES.items()):
-        style = ("-", "--", ":")[number % 3]
+    for line, (task, name) in enumerate(HEADLINES.items()):
+        style = ("-", "--", ":")[line % 3]
         points = [(row["step"], row["exam"][task][name]) for row in exams if task in row["exam"]]
         right.plot(*zip(*points, strict=True), style, label=f"{task.strip('<>').lower()}: {name}")
     right.locator_params(axis="x", nbins=6)
-    right.set(xlabel="update", ylim=(0, 1), title="32 scenes not trained on, greedy")
+    right.set(xlabel="update", ylim=(0, 1), title="32 unseen scenes, greedy")
     right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(picture, dpi=110)
+    figure.savefig(target, dpi=110)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -146,20 +146,20 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_sheet(f: Florence2) -> Image.Image:
-    """The first six held-out scenes with four things and print, and the model's answers drawn or written below."""
+    """Draw the model's answers on the first six held-out scenes that have four things or more and some text."""
     sheet = Image.new("RGB", (3 * _CELL, 2 * _HEIGHT), "white")
     scenes = (make_scene(HELD_OUT_SEED, index) for index in itertools.count())
     full = (scene for scene in scenes if len(scene.things) >= 4 and any(thing.text for thing in scene.things))
-    for number, (task, scene) in enumerate(zip(_SHEET, full, strict=False)):
-        asked = ask(task, scene, random.Random(number))
-        assert asked is not None  # there is print, and more
-        cell = draw_cell(f.run(asked.prefix, scene.image), scene.image, asked.prefix)
-        sheet.paste(cell, (number % 3 * _CELL, number // 3 * _HEIGHT))
+    for cell, (task, scene) in enumerate(zip(_SHEET, full, strict=False)):
+        question = ask(task, scene, random.Random(cell))
+        assert question is not None  # the scene has text
+        drawn = draw_cell(f.run(question.prefix, scene.image), scene.image, question.prefix)
+        sheet.paste(drawn, (cell % 3 * _CELL, cell // 3 * _HEIGHT))
     return sheet
 
 
 def draw_cell(answer: Answer, image: Image.Image, prompt: str) -> Image.Image:
-    """One picture with its answer, the prompt below it, and the answer too where it is text."""
+    """Draw one image with its answer; the prompt stands below it, with the answer if that is text."""
     cell = Image.new("RGB", (_CELL, _HEIGHT), "white")
     cell.paste(answer.draw(image), ((_CELL - image.width) // 2, (_CELL - 10 - image.height) // 2))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(11)

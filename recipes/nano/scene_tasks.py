@@ -1,4 +1,4 @@
-"""What Florence-2's tasks should answer on a made-up scene: questions and answers for training and measuring."""
+"""Questions of all Florence-2 tasks about synthetic scenes, with the right answers, to train and to measure with."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from recipes.nano.scenes import Scene, Thing
 
 
 @dataclass(frozen=True)
-class Asked:
+class SceneQuestion:
     """A question about a scene: the prompt (`<TASK>` and its input), the answer, and the things it is about."""
 
     prefix: str
@@ -17,25 +17,27 @@ class Asked:
     things: tuple[Thing, ...]
 
 
-def ask(task: str, scene: Scene, rng: random.Random) -> Asked | None:
-    """A question of `task` (its token) on `scene`; None when there is nothing to ask, as `<REGION_TO_OCR>` without
-    print. `rng` chooses the region or phrase where a task needs one."""
+def ask(task: str, scene: Scene, rng: random.Random) -> SceneQuestion | None:
+    """Ask `task` (its token) about `scene`; `rng` chooses the region or phrase where the task needs one.
+
+    Return None when the scene has nothing to ask about, as with `<REGION_TO_OCR>` without text.
+    """
     return _ASK[task](scene, rng)
 
 
 def caption(things: Sequence[Thing]) -> str:
-    """Every thing with its colour, from left to right: "a red circle, a blue star and a green letter K"."""
+    """Name every thing with its colour, from left to right: "a red circle, a blue star and a green letter K"."""
     return _join([f"{_article(thing.phrase)} {thing.phrase}" for thing in things])
 
 
 def describe(thing: Thing) -> str:
-    """Size, colour, texture and kind: "large red striped circle"."""
+    """Name size, colour, texture and category: "large red striped circle"."""
     texture = "" if thing.texture == "plain" else f"{thing.texture} "
     return f"{thing.size} {thing.color} {texture}{thing.noun}"
 
 
 def place(thing: Thing, scene: Scene) -> str:
-    """Where the thing's centre is, in thirds of the picture: "at the top left"."""
+    """Name the third of the image, across and down, that holds the thing's centre: "at the top left"."""
     left, top, right, bottom = thing.box
     width, height = scene.image.size
     column = ("left", "center", "right")[min(int(1.5 * (left + right) / width), 2)]
@@ -45,8 +47,8 @@ def place(thing: Thing, scene: Scene) -> str:
     return f"at the {row}" if column == "center" else f"at the {row} {column}"
 
 
-def _whole(prefix: str, answer: Callable[[Scene], str]) -> Callable[[Scene, random.Random], Asked]:
-    return lambda scene, _: Asked(prefix, answer(scene), scene.things)
+def _whole(prefix: str, answer: Callable[[Scene], str]) -> Callable[[Scene, random.Random], SceneQuestion]:
+    return lambda scene, _: SceneQuestion(prefix, answer(scene), scene.things)
 
 
 def _detailed(scene: Scene) -> str:
@@ -65,62 +67,62 @@ def _boxes(scene: Scene, label: Callable[[Thing], str]) -> str:
     return boxes_target([(label(thing), thing.box) for thing in scene.things], scene.image.size)
 
 
-def _ocr(scene: Scene, rng: random.Random) -> Asked | None:
+def _ocr(scene: Scene, rng: random.Random) -> SceneQuestion | None:
     things = tuple(thing for thing in scene.things if thing.text)
-    if not things and rng.random() < 0.7:  # now and then, so that no print is an answer too: the empty one
+    if not things and rng.random() < 0.7:  # sometimes ask anyway: the right answer is then empty
         return None
-    return Asked("<OCR>", " ".join(thing.text for thing in things), things)
+    return SceneQuestion("<OCR>", " ".join(thing.text for thing in things), things)
 
 
-def _ocr_with_region(scene: Scene, rng: random.Random) -> Asked | None:  # noqa: ARG001
+def _ocr_with_region(scene: Scene, rng: random.Random) -> SceneQuestion | None:  # noqa: ARG001
     things = tuple(thing for thing in scene.things if thing.text)
     rows = [(thing.text, [value for point in thing.outline for value in point]) for thing in things]
-    return Asked("<OCR_WITH_REGION>", quads_target(rows, scene.image.size), things) if things else None
+    return SceneQuestion("<OCR_WITH_REGION>", quads_target(rows, scene.image.size), things) if things else None
 
 
-def _ground(scene: Scene, rng: random.Random) -> Asked:
+def _ground(scene: Scene, rng: random.Random) -> SceneQuestion:
     things = scene.things
     if rng.random() < 0.4:
         things = tuple(thing for thing in things if rng.random() < 0.5) or (rng.choice(things),)
     rows = [(f"{_article(thing.phrase)} {thing.phrase}", thing.box) for thing in things]
     prefix = f"<CAPTION_TO_PHRASE_GROUNDING>{caption(things)}"
-    return Asked(prefix, boxes_target(rows, scene.image.size), things)
+    return SceneQuestion(prefix, boxes_target(rows, scene.image.size), things)
 
 
-def _detect(scene: Scene, rng: random.Random) -> Asked:
+def _detect(scene: Scene, rng: random.Random) -> SceneQuestion:
     things = scene.things
-    if rng.random() < 0.25:  # a kind in any colour
+    if rng.random() < 0.25:  # a category in any colour
         category = rng.choice(things).category
         things = tuple(thing for thing in things if thing.category == category)
         rows = [(category, thing.box) for thing in things]
-        return Asked(f"<OPEN_VOCABULARY_DETECTION>{category}", boxes_target(rows, scene.image.size), things)
+        return SceneQuestion(f"<OPEN_VOCABULARY_DETECTION>{category}", boxes_target(rows, scene.image.size), things)
     chosen = tuple(thing for thing in things if rng.random() < 0.3) or (rng.choice(things),)
     rows = [(thing.phrase, thing.box) for thing in chosen]
     prefix = "<OPEN_VOCABULARY_DETECTION>" + "<and>".join(thing.phrase for thing in chosen)
-    return Asked(prefix, boxes_target(rows, scene.image.size), chosen)
+    return SceneQuestion(prefix, boxes_target(rows, scene.image.size), chosen)
 
 
-def _refer(scene: Scene, rng: random.Random) -> Asked:
+def _refer(scene: Scene, rng: random.Random) -> SceneQuestion:
     thing = rng.choice(scene.things)
     prefix = f"<REFERRING_EXPRESSION_SEGMENTATION>{_article(thing.phrase)} {thing.phrase}"
-    return Asked(prefix, _outline(thing, scene), (thing,))
+    return SceneQuestion(prefix, _outline(thing, scene), (thing,))
 
 
 def _region(
     task: str, answer: Callable[[Thing, Scene], str], printed: bool = False
-) -> Callable[[Scene, random.Random], Asked | None]:
-    def asked(scene: Scene, rng: random.Random) -> Asked | None:
+) -> Callable[[Scene, random.Random], SceneQuestion | None]:
+    def ask_region(scene: Scene, rng: random.Random) -> SceneQuestion | None:
         things = [thing for thing in scene.things if thing.text or not printed]
         if not things:
             return None
         thing = rng.choice(things)
-        return Asked(f"<{task}>{region_of(thing, scene, rng)}", answer(thing, scene), (thing,))
+        return SceneQuestion(f"<{task}>{region_of(thing, scene, rng)}", answer(thing, scene), (thing,))
 
-    return asked
+    return ask_region
 
 
 def region_of(thing: Thing, scene: Scene, rng: random.Random) -> str:
-    """The four location tokens of a box roughly around a thing, as a person would draw it: off by up to 3 %."""
+    """Return the location tokens of a box around a thing, off by up to 3 %, as if drawn by hand."""
     left, top, right, bottom = thing.box
     slack_x, slack_y = 0.03 * (right - left), 0.03 * (bottom - top)
     shaken = [
@@ -142,7 +144,7 @@ def _join(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-_ASK: dict[str, Callable[[Scene, random.Random], Asked | None]] = {
+_ASK: dict[str, Callable[[Scene, random.Random], SceneQuestion | None]] = {
     "<OCR>": _ocr,
     "<OCR_WITH_REGION>": _ocr_with_region,
     "<CAPTION>": _whole("<CAPTION>", lambda scene: caption(scene.things)),
@@ -160,4 +162,4 @@ _ASK: dict[str, Callable[[Scene, random.Random], Asked | None]] = {
     "<REGION_TO_OCR>": _region("REGION_TO_OCR", lambda thing, _: thing.text, printed=True),
 }
 SCENE_TASKS = tuple(_ASK)
-"""The tokens of the tasks that can be asked: the fifteen of `florence2.inputs.tasks`."""
+"""The tokens of all tasks that `ask` knows: the fifteen of `florence2.inputs.tasks`."""

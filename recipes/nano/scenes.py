@@ -1,7 +1,7 @@
-"""Made-up scenes of shapes, letters, digits and words, drawn from a seed, with everything known about them.
+"""Synthetic scenes of shapes, letters, digits and words, drawn from a seed, with everything on them known.
 
-`make_scene(seed, index)` is the same picture on every machine with the same Pillow: the specimen checkpoint of
-`weights/nano` is trained and measured on them, and tutorials use them where no data of one's own is at hand.
+`make_scene(seed, index)` gives the same image on every machine with the same Pillow. The checkpoint `weights/nano` is
+trained and measured on these scenes, and tutorials use them as data.
 """
 
 import math
@@ -50,10 +50,10 @@ WORDS: tuple[str, ...] = tuple(
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object. Coordinates are pixels of the picture.
+    """One drawn object. Coordinates are pixels of the image.
 
-    `category` is "circle", "letter A", "digit 7" or "word"; `text` is what is printed, empty for a shape; `outline`
-    is its mask as a polygon, clockwise from the top, for anything printed the quad from its top left.
+    `category` is "circle", "letter A", "digit 7" or "word". `text` is the printed text, empty for a shape. `outline` is
+    its mask as a polygon, clockwise from the top; for printed text, the quad from its top left.
     """
 
     color: str
@@ -65,24 +65,24 @@ class Thing:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom."""
+        """Return left, top, right, bottom."""
         xs, ys = zip(*self.outline, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
     @property
     def phrase(self) -> str:
-        """Its colour and kind, which no other thing of the scene shares: "red circle"."""
+        """Return its colour and category, unique in the scene: "red circle"."""
         return f"{self.color} {self.category}"
 
     @property
     def noun(self) -> str:
-        """Its kind, and a word with its letters: "word STOP"."""
+        """Return its category, and for a word its letters: "word STOP"."""
         return f"word {self.text}" if self.category == "word" else self.category
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is on it, ordered by the left edge."""
+    """An image and the things on it, ordered by their left edge."""
 
     image: Image.Image
     background: str
@@ -90,7 +90,7 @@ class Scene:
 
 
 def make_scene(seed: int, index: int, most_things: int = 5) -> Scene:
-    """Scene number `index` of the endless series `seed`: RGB, 200 to 320 pixels a side, 1 to `most_things` things."""
+    """Draw scene `index` of the endless series `seed`: RGB, sides of 200 to 320 pixels, 1 to `most_things` things."""
     rng = random.Random(f"{seed}/{index}/{most_things}")
     width, height = rng.randint(200, 320), rng.randint(200, 320)
     background = rng.choice(list(BACKGROUNDS))
@@ -128,11 +128,11 @@ SHAPES: dict[str, list[Point]] = {
     ],
     "arrow": [(-1, -0.3), (0.15, -0.3), (0.15, -0.8), (1, 0), (0.15, 0.8), (0.15, 0.3), (-1, 0.3)],
 }
-"""The outlines within -1 to 1, y down. A circle is drawn round and outlined by twelve points."""
+"""Outlines with coordinates from -1 to 1, y down. A circle is drawn round and outlined by twelve points."""
 
 
 def _place(rng: random.Random, canvas: np.ndarray, background: str, others: Sequence[Thing]) -> Thing | None:
-    """Draw one more thing where there is room; None after some tries without."""
+    """Draw one more thing where there is room; return None when 30 tries find none."""
     height, width = canvas.shape[:2]
     for _ in range(30):
         kind = rng.choices(("shape", "letter", "digit", "word"), weights=(50, 16, 12, 22))[0]
@@ -184,7 +184,7 @@ _FINE = 3
 
 
 def _shape_mask(category: str, side: float, angle: float) -> tuple[np.ndarray, list[Point]]:
-    """Coverage 0..1 (h, w) of a shape `side` pixels wide, and its outline in the mask's pixels."""
+    """Return the coverage 0..1 (h, w) of a shape `side` pixels wide, and its outline in pixels of the mask."""
     round_one = category == "circle"
     points = [_rotate(point, 0.0 if round_one else angle) for point in SHAPES[category]]
     half_w, half_h = (1.0 if round_one else max(abs(point[axis]) for point in points) for axis in (0, 1))
@@ -201,9 +201,9 @@ def _shape_mask(category: str, side: float, angle: float) -> tuple[np.ndarray, l
 
 
 def _text_mask(text: str, points: float, angle: float) -> tuple[np.ndarray, list[Point]]:
-    """Coverage 0..1 (h, w) of printed text, and its quad, clockwise from the top left of the letters."""
+    """Return the coverage 0..1 (h, w) of printed text, and its quad, clockwise from the top left of the letters."""
     font = ImageFont.load_default(points * _FINE)
-    stroke = round(points * _FINE / 36)  # a little bolder than the font is
+    stroke = round(points * _FINE / 36)  # a little bolder than the font
     _, _, right, bottom = font.getbbox(text, stroke_width=stroke)
     flat = Image.new("L", (math.ceil(right) + 2 * stroke + 2, math.ceil(bottom) + 2 * stroke + 2))
     ImageDraw.Draw(flat).text((stroke, stroke), text, font=font, fill=255, stroke_width=stroke)
@@ -230,7 +230,7 @@ def _coverage(fine: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def _paint(rng: random.Random, color: str, texture: str, size: tuple[int, int]) -> np.ndarray:
-    """The colour of every pixel, (h, w, 3) float32: the named colour a little off, with a pattern of a second tone."""
+    """Return a varied shade of the colour for every pixel, (h, w, 3) float32, with a pattern in a second tone."""
     w, h = size
     base = np.array([c + rng.uniform(-10, 10) for c in COLORS[color]], dtype=np.float32)
     paint = np.broadcast_to(base, (h, w, 3)).copy()
@@ -249,7 +249,7 @@ def _paint(rng: random.Random, color: str, texture: str, size: tuple[int, int]) 
 
 
 def _draw_background(rng: random.Random, name: str, size: tuple[int, int]) -> np.ndarray:
-    """(height, width, 3) float32: plain, shaded, ruled or grainy."""
+    """Draw a plain, shaded, ruled or grainy background, (height, width, 3) float32."""
     w, h = size
     base = np.array([c + rng.uniform(-8, 8) for c in BACKGROUNDS[name]], dtype=np.float32)
     canvas = np.broadcast_to(base, (h, w, 3)).copy()

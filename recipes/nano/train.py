@@ -1,8 +1,8 @@
-"""`python -m recipes.nano.train DIR --run RUN`: a specimen checkpoint, from nothing.
+"""`python -m recipes.nano.train DIR --run RUN`: train nano from scratch.
 
-Florence-2's architecture at 1/60 of base's size, with a tokenizer of its own, trained on made-up scenes only. First it
-learns to see (`places.py`), then to speak, because both at once does not work: while the decoder learns which words
-there are, whatever constant helps it grows in vision tower and encoder, until nothing of the picture is left.
+nano is Florence-2's architecture at 1/50 of base's size, with its own tokenizer, trained on synthetic scenes only. It
+first learns to see (`places.py`), then to answer. Both at once does not work: while the decoder learns which words
+exist, vision tower and encoder collapse to a constant that helps it, and lose the image.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from recipes.nano.scene_tasks import ask
 from recipes.nano.scenes import COLORS, make_scene
 
 SIDE, STRIDE = 192, 16
-"""Pixels of a picture's side, and of an image token's."""
+"""Pixels of a side of the image, and of an image token."""
 SNAPSHOTS = "snapshots"
-"""In a run's folder: the checkpoint at every save, for the learning curve."""
+"""Folder inside a run: the checkpoint at every save, for the learning curve."""
 TRAINING_SEED, HELD_OUT_SEED, CURVE_SEED = 1, 2, 3
-"""Of the scenes that are trained on, those that the model card's figures come from, those watched in between."""
+"""Seeds of the scenes to train on, to measure the card's metrics on, and to draw the learning curve from."""
 
 
 WEIGHTS: dict[str, float] = {
@@ -59,7 +59,7 @@ WEIGHTS: dict[str, float] = {
     "<REGION_TO_DESCRIPTION>": 0.5,
     "<REGION_TO_OCR>": 0.7,
 }
-"""How often each task is asked in training, relative to the others."""
+"""The relative frequency of each task in training."""
 READING_WEIGHTS: dict[str, float] = {
     **WEIGHTS,
     "<OCR>": 4.0,
@@ -83,7 +83,7 @@ RETELLING_WEIGHTS: dict[str, float] = {**TELLING_WEIGHTS, "<CAPTION>": 14.0}
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: with answers, if the model `speaks`, or only with what stands where."""
+    """A part of the training: on places alone, or also on answers if the model `speaks`."""
 
     name: str
     speaks: bool
@@ -97,7 +97,7 @@ _COMMON = TrainSettings(
     weight_decay=0.02,
     betas=(0.9, 0.98),
     precision="bfloat16",
-    shuffle=False,  # the pictures are all different
+    shuffle=False,  # every image is a new one
     save_every=500,
     log_every=25,
 )
@@ -109,19 +109,19 @@ PHASES: tuple[Phase, ...] = (
         replace(_COMMON, steps=3000, learning_rate=1.5e-3, warmup=100, freeze=("decoder",)),
     ),
     Phase("speaking", True, 4, replace(_COMMON, steps=3300, learning_rate=1e-3, warmup=200)),
-    # reading and outlines are learnt last, so they are asked for more often in the end
+    # reading and outlines take longest to learn, so the later phases ask for them more often
     Phase("reading", True, 4, replace(_COMMON, steps=1500, learning_rate=6e-4, warmup=100), READING_WEIGHTS),
-    # which of several things is meant: answers of two or three labels, which weigh little unless they are many
+    # which of several things is meant: answers of two or three labels, which weigh little unless there are many
     Phase("pointing", True, 4, replace(_COMMON, steps=4000, learning_rate=8e-4, warmup=100), POINTING_WEIGHTS),
-    # all that is there, each once: captions and print, which a single slip spoils. It takes long; the second time the
-    # rate begins high again, and captions are every third question
+    # to name every thing exactly once: captions and text, which one slip spoils. This takes long; the second phase
+    # starts again at a high rate, and every third question is a caption
     Phase("telling", True, 4, replace(_COMMON, steps=1300, learning_rate=6e-4, warmup=50), TELLING_WEIGHTS),
     Phase("retelling", True, 4, replace(_COMMON, steps=3000, learning_rate=8e-4, warmup=100), RETELLING_WEIGHTS),
 )
 
 
 class SceneSamples:
-    """`count` pictures of a seed, each with some questions, made when asked for."""
+    """`count` scenes of a seed, each with some questions, drawn on access."""
 
     def __init__(self, seed: int, count: int, questions: int = 4, weights: Mapping[str, float] = WEIGHTS):
         self.seed, self.count, self.questions, self.weights = seed, count, questions, weights
@@ -136,14 +136,14 @@ class SceneSamples:
         pairs: list[tuple[str, str]] = []
         tasks, weights = list(self.weights), list(self.weights.values())
         while len(pairs) < self.questions:
-            found = ask(rng.choices(tasks, weights)[0], scene, rng)
-            if found is not None:
-                pairs.append((found.prefix, found.suffix))
+            question = ask(rng.choices(tasks, weights)[0], scene, rng)
+            if question is not None:
+                pairs.append((question.prefix, question.suffix))
         return SceneSample(scene.image, tuple(pairs), f"scene {self.seed}/{index}", scene)
 
 
 def nano_config(vocab_size: int) -> Florence2Config:
-    """Three stages of vision, 12 x 12 image tokens and their mean, three layers each of encoder and decoder."""
+    """Return nano's shape: three vision stages, 12 x 12 image tokens and their mean, 3 + 3 language layers."""
     width = 160
     vision = VisionConfig(
         dim_embed=(48, 96, width),
@@ -176,7 +176,7 @@ def nano_config(vocab_size: int) -> Florence2Config:
 
 
 def make_tokenizer(merges: int = 400, scenes: int = 300) -> Tokenizer:
-    """Byte-level BPE over the prompts and answers of some scenes, with the special tokens at BART's ids."""
+    """Train byte-level BPE on the prompts and answers of some scenes; special tokens have BART's ids."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -195,25 +195,25 @@ def make_tokenizer(merges: int = 400, scenes: int = 300) -> Tokenizer:
 
 
 def _corpus(scenes: int) -> Iterator[str]:
-    """Sentences without locations, and without printed words: those are to be spelt letter by letter."""
+    """Yield sentences without locations and printed words: without merges, printed words are spelt letter by letter."""
     for task in TASKS.values():
         yield task.sentence.replace("{input}", "")
     for index in range(scenes):
         scene, rng = make_scene(TRAINING_SEED, index), random.Random(index)
         for token in ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"):
-            found = ask(token, scene, rng)
-            assert found is not None
-            yield " ".join(word for word in found.suffix.split() if not word.strip(".,").isupper() or len(word) == 1)
+            question = ask(token, scene, rng)
+            assert question is not None
+            yield " ".join(word for word in question.suffix.split() if not word.strip(".,").isupper() or len(word) == 1)
     yield from COLORS
 
 
 def make_model(config: Florence2Config, processor: Processor, seed: int) -> Florence2Model:
-    """An untrained model. Where neighbours in a table are neighbours in the picture, they begin alike.
+    """Make an untrained model whose tables start alike where their neighbours are neighbours in the image.
 
-    Location tokens and picture positions begin as sines of many wavelengths: which bin is beside which is then
-    nothing to learn.
+    Location tokens and image positions start as sines of many wavelengths, so the model need not learn which bins
+    lie next to each other.
     """
-    model = Florence2Model(config, attention="eager")  # trains 1.6 times faster than torch's kernel on a CPU
+    model = Florence2Model(config, attention="eager")  # on a CPU it trains 1.6 times faster than torch's kernel
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -221,12 +221,12 @@ def make_model(config: Florence2Config, processor: Processor, seed: int) -> Flor
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1.0)
-            elif "convs" in name or "image_projection" in name:  # what carries the picture keeps its size
+            elif "convs" in name or "image_projection" in name:  # keeps the image's variance
                 parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
             else:
-                # Small, as BART's: larger branches average a picture's positions away, and depthwise convolutions,
-                # which are added to a stream that nothing normalises, would double its variance each. The decoder
-                # comes later, and has to look about from the start.
+                # Small, as in BART: larger branches average an image's positions away, and each depthwise convolution
+                # would double the variance of the stream that it is added to, which nothing normalises. The decoder
+                # is trained later and must attend to different places from the start.
                 small = "decoder.layers" not in name
                 parameter.normal_(std=0.02 if small else parameter.shape[1] ** -0.5, generator=generator)
         shared = model.language_model.shared.weight
@@ -239,14 +239,14 @@ def make_model(config: Florence2Config, processor: Processor, seed: int) -> Flor
 
 
 def first_location(processor: Processor) -> int:
-    """The id of `<loc_0>`; the others follow."""
-    found = processor.tokenizer.token_id("<loc_0>")
-    assert found is not None
-    return found
+    """Return the id of `<loc_0>`; the other locations follow it."""
+    location = processor.tokenizer.token_id("<loc_0>")
+    assert location is not None
+    return location
 
 
 def _waves(count: int, width: int, longest: float) -> Tensor:
-    """(count, width): sines and cosines of wavelengths from `longest` down to 1/50 of it or 4."""
+    """Return (count, width) sines and cosines of wavelengths from `longest` down to 1/50 of it or 4."""
     shortest = max(longest / 50, 4.0)
     lengths = longest * (shortest / longest) ** torch.linspace(0, 1, (width + 1) // 2)
     angles = torch.arange(count)[:, None] * 2 * torch.pi / lengths
@@ -254,22 +254,22 @@ def _waves(count: int, width: int, longest: float) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train into RUN, and write the checkpoint to DIR."""
+    """Train in the folder RUN and write the checkpoint to DIR."""
     parser = argparse.ArgumentParser(prog="python -m recipes.nano.train", description=main.__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--run", type=Path, required=True, help="the run's folder; one begun before is gone on with")
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder; an interrupted run in it is resumed")
     options = parser.parse_args(arguments)
     options.run.mkdir(parents=True, exist_ok=True)
     state = PartialState(cpu=not torch.cuda.is_available())
-    with state.main_process_first():  # of several processes, started by `accelerate launch`
+    with state.main_process_first():  # `accelerate launch` or torchrun may start several processes
         processor = write_processor(options.run)
     model = make_model(nano_config(processor.tokenizer.vocab_size), processor, seed=0)
     objective = PlacesLoss(model, first_location(processor))
     try:
-        for number, phase in enumerate(PHASES):
-            run_phase(objective, processor, phase, number, options.run)
+        for index, phase in enumerate(PHASES):
+            run_phase(objective, processor, phase, index, options.run)
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on.", file=sys.stderr)
+        print("Stopped. Give the same command again to resume.", file=sys.stderr)
         return 130
     if state.is_main_process:
         write_specimen(model, options.run, options.folder)
@@ -277,13 +277,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_phase(objective: PlacesLoss, processor: Processor, phase: Phase, number: int, run: Path) -> None:
-    """Train through a phase, or take over what an earlier run has done of it; each has scenes of its own."""
+def run_phase(objective: PlacesLoss, processor: Processor, phase: Phase, index: int, run: Path) -> None:
+    """Train or resume one phase. Each phase has its own series of scenes."""
     folder, settings = run / phase.name, phase.settings
     count = settings.steps * settings.batch
-    samples = SceneSamples(TRAINING_SEED + 1000 * number, count, phase.questions, phase.weights)
+    samples = SceneSamples(TRAINING_SEED + 1000 * index, count, phase.questions, phase.weights)
     objective.speaks = phase.speaks
-    objective.requires_grad_(True)  # also what the phase before had frozen
+    objective.requires_grad_(True)  # also parts that the phase before froze
 
     def keep(step: int) -> dict[str, Any]:
         write_specimen(objective.model, run, folder / SNAPSHOTS / f"{step:05}")
@@ -294,13 +294,13 @@ def run_phase(objective: PlacesLoss, processor: Processor, phase: Phase, number:
 
 
 def write_specimen(model: Florence2Model, companions: Path, folder: Path) -> None:
-    """Write the checkpoint as it ships: Microsoft's layout, float16, with tokenizer and picture settings."""
+    """Write the checkpoint as it ships: Microsoft's layout, float16, with tokenizer and preprocessor settings."""
     save_checkpoint(model, folder, "microsoft", torch.float16)
     copy_companions(companions, folder)
 
 
 def write_processor(folder: Path) -> Processor:
-    """Write tokenizer and preprocessor settings to `folder`, and read them as a checkpoint's."""
+    """Write tokenizer and preprocessor settings to `folder` and load them."""
     make_tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
     size = {"height": SIDE, "width": SIDE}
     write_json(folder / "preprocessor_config.json", {**PUBLISHED_PREPROCESSOR, "size": size, "image_seq_length": 145})

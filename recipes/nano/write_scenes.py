@@ -1,6 +1,6 @@
-"""`python -m recipes.nano.write_scenes DIR`: made-up scenes as PNG files, with questions in `data.jsonl`.
+"""`python -m recipes.nano.write_scenes DIR`: synthetic scenes as PNG files, with questions in `data.jsonl`.
 
-Data to try training and measuring with, in the form that `florence2 train` and `florence2 evaluate` read.
+The files are data to try `florence2 train` and `florence2 evaluate` with.
 """
 
 import argparse
@@ -16,17 +16,17 @@ from recipes.nano.scenes import Scene, make_scene
 
 SIZES = "sizes"
 SIZES_QUESTION = "Which things are large, and which are small?"
-"""What no checkpoint was trained on, `nano` neither: to try fine-tuning with."""
+"""A question that no checkpoint was trained on, not even `nano`: something new to fine-tune on."""
 _SIZES = ("large", "small")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the pictures and their questions; what is there already is written over."""
+    """Write the images and their questions, replacing existing files."""
     parser = argparse.ArgumentParser(prog="python -m recipes.nano.write_scenes", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, help="which series of scenes (0)")
     parser.add_argument("--count", type=int, default=100, help="how many (100)")
-    parser.add_argument("--ask", nargs="+", default=["<OD>"], metavar="TASK", help="task tokens, and `sizes` (<OD>)")
+    parser.add_argument("--ask", nargs="+", default=["<OD>"], metavar="TASK", help="task tokens, or `sizes` (<OD>)")
     options = parser.parse_args(arguments)
     try:
         write_scenes(options.folder, options.seed, options.count, options.ask)
@@ -38,13 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_scenes(folder: Path, seed: int, count: int, tasks: Sequence[str]) -> None:
-    """Write scenes 0 to `count` of `seed` to `folder`, asked `tasks`. Raises OptionError for an unknown one."""
+    """Write the first `count` scenes of `seed` to `folder`, with questions of `tasks`.
+
+    Raises OptionError for an unknown task or a count below 1.
+    """
     unknown = [task for task in tasks if task != SIZES and task not in SCENE_TASKS]
-    if unknown or count < 1:
-        raise OptionError(
-            f"Cannot write {count} scenes asked {', '.join(unknown or tasks)}: give a count of 1 or more, and of the "
-            f"tasks {SIZES}, {', '.join(SCENE_TASKS)}."
-        )
+    if unknown:
+        raise OptionError(f"Unknown task {', '.join(unknown)}. Known tasks: {SIZES}, {', '.join(SCENE_TASKS)}.")
+    if count < 1:
+        raise OptionError(f"--count is {count}; it must be at least 1.")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
         for index in range(count):
@@ -55,7 +57,7 @@ def write_scenes(folder: Path, seed: int, count: int, tasks: Sequence[str]) -> N
 
 
 def sizes(scene: Scene) -> str:
-    """The things sorted by their size: "large: red circle, blue word; small: none"."""
+    """Sort the things by size: "large: red circle, blue word; small: none"."""
     named = {size: ", ".join(thing.phrase for thing in scene.things if thing.size == size) for size in _SIZES}
     return "; ".join(f"{size}: {phrases or 'none'}" for size, phrases in named.items())
 
@@ -64,8 +66,8 @@ def _questions(scene: Scene, tasks: Sequence[str], rng: random.Random) -> Iterat
     for task in tasks:
         if task == SIZES:
             yield SIZES_QUESTION, sizes(scene)
-        elif (found := ask(task, scene, rng)) is not None and found.suffix:
-            yield found.prefix, found.suffix
+        elif (question := ask(task, scene, rng)) is not None and question.suffix:
+            yield question.prefix, question.suffix
 
 
 if __name__ == "__main__":

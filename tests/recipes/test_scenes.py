@@ -9,7 +9,7 @@ from recipes.nano.scenes import BACKGROUNDS, COLORS, SHAPES, WORDS, make_scene
 SCENES = [make_scene(11, index) for index in range(60)]
 
 
-def test_a_seed_gives_the_same_pictures() -> None:
+def test_a_seed_gives_the_same_images() -> None:
     again = make_scene(11, 7)
     assert again.things == SCENES[7].things
     assert again.image.tobytes() == SCENES[7].image.tobytes()

@@ -15,7 +15,7 @@ from recipes.nano.write_scenes import SIZES_QUESTION, main, sizes
 def test_every_question_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "d"), "--seed", "3", "--count", "4", "--ask", *SCENE_TASKS, "sizes"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'd' / 'data.jsonl'}\n"
-    samples = read_samples(tmp_path / "d", questions_per_picture=99)
+    samples = read_samples(tmp_path / "d", questions_per_image=99)
     assert len(samples) == 4
     for index, sample in enumerate(samples):
         scene = make_scene(3, index)
@@ -31,10 +31,19 @@ def test_the_same_seed_writes_the_same(tmp_path: Path) -> None:
     assert a == b != c
 
 
-@pytest.mark.parametrize("words", [["--count", "0"], ["--ask", "<NOPE>"], ["--ask", "counting"]])
-def test_what_cannot_be_written(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--count", "0"], "--count is 0; it must be at least 1."),
+        (["--ask", "<NOPE>"], "Unknown task <NOPE>. Known tasks: sizes, <OCR>,"),
+        (["--ask", "<OD>", "counting"], "Unknown task counting. Known tasks: sizes, <OCR>,"),
+    ],
+)
+def test_what_cannot_be_written(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path / "d"), *words]) == 2
-    assert "give a count of 1 or more, and of the tasks sizes, <OCR>" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "d").exists()
 
 

@@ -28,7 +28,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def processor_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tokenizer and picture settings of the specimen. Do not write to it."""
+    """nano's tokenizer and preprocessor settings. Do not write to it."""
     folder = tmp_path_factory.mktemp("processor")
     write_processor(folder)
     return folder
@@ -36,7 +36,7 @@ def processor_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def processor(processor_folder: Path) -> Processor:
-    """The same, read, for pictures of 64 x 64 pixels."""
+    """The processor of these files, for images of 64 x 64 pixels."""
     full = Processor.from_folder(processor_folder)
     return Processor(full.tokenizer, replace(full.image_config, height=64, width=64))
 
@@ -73,7 +73,7 @@ def mini_folder(
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures with two questions each. Do not write to it."""
+    """Four images with two questions each. Do not write to it."""
     folder = tmp_path_factory.mktemp("data")
     write_scenes(folder, 5, 4, ["<OD>", "<CAPTION>"])
     return folder

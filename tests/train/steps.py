@@ -24,7 +24,7 @@ SAMPLES = [
         ),
     ),
 ]
-"""Prompts and answers of many lengths; one, two and three questions about a picture."""
+"""Prompts and answers of many lengths; one, two and three questions about an image."""
 
 
 def batch_of(processor: Processor, samples: list[Sample] | None = None) -> Batch:

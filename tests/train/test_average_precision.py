@@ -46,12 +46,12 @@ def test_the_mean_is_over_the_labels_of_the_truths() -> None:
     assert average_precision(truths, found) == pytest.approx((0.5, 0.5))
 
 
-def test_a_box_counts_in_its_own_picture_only() -> None:
+def test_a_box_counts_in_its_own_image_only() -> None:
     assert average_precision([[Detection("cat", A)], []], [[], [Detection("cat", A)]]) == (0.0, 0.0)
 
 
 def random_rows(seed: int) -> tuple[Rows, Rows]:
-    """Truths, and shaken copies of most of them with strays among them, over 12 pictures and 3 labels."""
+    """Make truths, and jittered copies of most of them with strays, over 12 images and 3 labels."""
     rng = np.random.default_rng(seed)
     truths, found = [], []
     for _ in range(12):
@@ -70,8 +70,8 @@ def usual_way(truths: Rows, found: Rows) -> tuple[float, float]:
     labels = ["cat", "cow", "dog"]
     rows = [(i, d) for i, row in enumerate(truths) for d in row]
     annotations = [
-        {"id": n, "image_id": i, "category_id": labels.index(d.label), "bbox": d.shape, "iscrowd": 0}
-        | {"area": d.shape[2] * d.shape[3]}
+        {"id": n, "image_id": i, "category_id": labels.index(d.label), "bbox": d.area, "iscrowd": 0}
+        | {"area": d.area[2] * d.area[3]}
         for n, (i, d) in enumerate(rows, 1)
     ]
     truth = COCO()
@@ -79,7 +79,7 @@ def usual_way(truths: Rows, found: Rows) -> tuple[float, float]:
     truth.dataset |= {"images": [{"id": i} for i in range(len(truths))], "categories": [{"id": i} for i in range(3)]}
     truth.createIndex()
     results = [
-        {"image_id": i, "category_id": labels.index(d.label), "bbox": d.shape, "score": d.score}
+        {"image_id": i, "category_id": labels.index(d.label), "bbox": d.area, "score": d.score}
         for i, row in enumerate(found)
         for d in row
     ]

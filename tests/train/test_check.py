@@ -62,7 +62,7 @@ def check(processor: Processor, *pairs: tuple[str, str], max_length: int = 1024)
 def test_what_comes_back_is_let_through(real: Processor, prefix: str, suffix: str) -> None:
     report = check(real, (prefix, suffix))
     assert report.findings == ()
-    assert str(report).endswith("1 answer on 1 picture: nothing is lost or cut.")
+    assert str(report).endswith("1 answer on 1 image: nothing is lost or cut.")
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_what_comes_back_is_let_through(real: Processor, prefix: str, suffix: st
         (GROUND, f"a cup{A}the image{B}", "'the image' at .* is not read back"),
         ("<OD>", f"a<b{A}", "'a<b' at .* is not read back"),
         ("<OD>", f"cup\nspoon{A}", "is not read back"),
-        ("<OD>", f"cup{A}spoon", "'spoon' has no location behind it"),
-        ("<OD>", "a cup", "'a cup' has no location behind it"),
+        ("<OD>", f"cup{A}spoon", "'spoon' has no location after it"),
+        ("<OD>", "a cup", "'a cup' has no location after it"),
         ("<OD>", f"{A}cup{B}", "has no label before it"),
         ("<OD>", f"cup{A} {B}", "has no label before it"),
         ("<OD>", f"cup{A}<loc_5>", "5 locations follow 'cup'; a box has 4"),
@@ -81,17 +81,17 @@ def test_what_comes_back_is_let_through(real: Processor, prefix: str, suffix: st
         ("<OD>", "cup<loc_1><loc_2><loc_3><loc_1000>", "'<loc_1000>'"),
         ("<OD>", "cup<loc_1><loc_2><loc_3><loc_04>", "'<loc_04>'"),
         ("<OD>", f"<od>{A}", "not read back"),
-        ("<REGION_PROPOSAL>", f"cup{A}", "no place"),
+        ("<REGION_PROPOSAL>", f"cup{A}", "does not belong there"),
         ("<OCR_WITH_REGION>", f"EXIT{A}{B}{A}{B}", "16 locations follow 'EXIT'; a quad has 8"),
         ("<OCR_WITH_REGION>", f"EXIT{A}", "4 locations follow 'EXIT'; a quad has 8"),
         ("<OCR_WITH_REGION>", A + B, "no label before it"),
         ("<OCR_WITH_REGION>", f"EX\nIT{A}{B}", "not read back"),
-        (REGION, f"cup{RING}", "no place"),
+        (REGION, f"cup{RING}", "does not belong there"),
         (REGION, A, "4 locations; it needs x, y of at least three points"),
         (REGION, f"{RING}<loc_7>", "7 locations; it needs"),
         (REGION, f"{RING}<sep>", "0 locations; it needs"),
-        (REGION, f"<poly>{RING}", "must have <poly> before and </poly> behind"),
-        (REGION, f"<poly>{RING}</poly>{RING}", "must have <poly> before and </poly> behind"),
+        (REGION, f"<poly>{RING}", "must have <poly> before and </poly> after"),
+        (REGION, f"<poly>{RING}</poly>{RING}", "must have <poly> before and </poly> after"),
         (OPEN, f"<poly>{RING}</poly>", "no label before it"),
         ("<CAPTION>", "a cup</s>", "</s> in an answer"),
         ("<CAPTION>", "a <mask>", "<mask> in an answer"),
@@ -112,7 +112,7 @@ def test_a_tokenizer_that_changes_the_text_is_found(real: Processor, tmp_path: P
     lower = Processor(FlorenceTokenizer(tmp_path / "tokenizer.json"), real.image_config)
     report = check(lower, ("<CAPTION>", "a Cup"), ("<CAPTION>", "a cup"))
     assert [finding.text for finding in report.findings] == [
-        "'<CAPTION>': the tokenizer gives back '<s>a cup</s>' for 'a Cup'."
+        "'<CAPTION>': the tokenizer returns '<s>a cup</s>' for 'a Cup'."
     ]
 
 
@@ -155,7 +155,7 @@ def test_lengths_by_hand(real: Processor) -> None:
     )  # fmt: skip
     assert (caption.task, caption.answers, caption.cut, caption.median, caption.longest) == ("<CAPTION>", 1, 0, 3, 3)
     assert report.cut == 1
-    assert "19 ids, and there is room for 18" in report.findings[0].text
+    assert "19 ids, but at most 18 fit" in report.findings[0].text
     assert check(real, ("<OD>", boxes[2]), max_length=19).cut == 0
 
 
@@ -171,18 +171,18 @@ def test_prompts_that_nobody_can_ask(real: Processor) -> None:
     assert report.findings[0].name == "sample 0"
 
 
-def test_pictures_are_read_to_their_end_and_once(real: Processor, tmp_path: Path) -> None:
+def test_images_are_read_to_their_end_and_once(real: Processor, tmp_path: Path) -> None:
     Image.effect_noise((200, 200), 50).save(tmp_path / "good.jpg")
     data = (tmp_path / "good.jpg").read_bytes()
     (tmp_path / "short.jpg").write_bytes(data[: len(data) // 2])
     names = ["good.jpg", "short.jpg", "short.jpg", "absent.jpg"]
     samples = [Sample(tmp_path / name, (("<CAPTION>", "noise"),), name) for name in names]
     report = check_samples(samples, real, 1024)
-    assert (report.pictures, report.unreadable, report.answers) == (3, 2, 4)
+    assert (report.images, report.unreadable, report.answers) == (3, 2, 4)
     assert [finding.name for finding in report.findings] == ["short.jpg", "absent.jpg"]
     assert "truncated" in report.findings[0].text
     assert "does not exist" in report.findings[1].text
-    assert "2 pictures unreadable" in str(report)
+    assert "2 images unreadable" in str(report)
 
 
 def test_a_file_to_its_report(real: Processor, tmp_path: Path) -> None:
@@ -195,12 +195,12 @@ def test_a_file_to_its_report(real: Processor, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"image": "a.png", **row}) + "\n" for row in rows))
     report = check_samples(read_samples(path), real, 1024)
-    assert (report.pictures, report.answers, report.lost, report.cut) == (1, 3, 1, 1)
+    assert (report.images, report.answers, report.lost, report.cut) == (1, 3, 1, 1)
     lines = str(report).splitlines()
     assert lines[0].split() == ["task", "answers", "lost", "cut", "median", "ids", "longest"]
     assert lines[1].split() == ["<OD>", "1", "0", "0", "7", "7"]
     assert lines[2].split()[:4] == ["<CAPTION_TO_PHRASE_GROUNDING>", "1", "1", "0"]
-    assert lines[4] == ("3 answers on 1 picture: 1 lost in part, 1 cut, 0 prompts refused, 0 pictures unreadable.")
+    assert lines[4] == ("3 answers on 1 image: 1 lost in part, 1 cut, 0 prompts refused, 0 images unreadable.")
     assert lines[5].startswith("lost: a.png (line 1, line 2, line 3): '<CAPTION_TO_PHRASE_GROUNDING>a cup': 'it' at")
 
 

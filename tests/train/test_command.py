@@ -88,9 +88,9 @@ def test_what_is_frozen_is_counted_so_and_stays(
         ("--seed 1000000000000000000000", "seed is 1000000000000000000000; .* below"),
         ("--learning-rate inf", "learning_rate is inf; it must be above 0 and at most"),
         ("--weight-decay nan", "weight_decay must be finite"),
-        ("--freeze visoin", "no part 'visoin' to freeze"),
+        ("--freeze visoin", "Unknown part to freeze: 'visoin'"),
         ("--validation nowhere.jsonl", "nowhere.jsonl does not exist"),
-        ("--batch 5", "fewer than one batch of 5"),
+        ("--batch 5", "4 images are fewer than one batch of 5"),
     ],
 )
 def test_what_cannot_be_meant(given: list[str], words: str, sentence: str, tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_what_cannot_be_meant(given: list[str], words: str, sentence: str, tmp_p
 
 def test_a_run_goes_on_and_says_so(given: list[str], capsys: Capture) -> None:
     main(given)
-    assert "goes on" not in capsys.readouterr().err
+    assert "Resuming" not in capsys.readouterr().err
     assert main([*given, "--save-every", "1", "--log-every", "3", "--workers", "1"]) == 0  # none of it changes weights
-    assert "goes on behind step 1 of 1" in capsys.readouterr().err
+    assert "Resuming run after step 1 of 1." in capsys.readouterr().err
 
 
 def test_a_run_on_other_answers_is_another_run(given: list[str], data: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_run_on_other_answers_is_another_run(given: list[str], data: Path, tmp
     words = [str(file), *given[1:], "--images", str(data)]
     main(words)
     file.write_text("\n".join([*lines[:-1], lines[-1].replace("a ", "one ")]))
-    with pytest.raises(Florence2Error, match="begun with questions '.*', not '.*'; use those, or another folder"):
+    with pytest.raises(Florence2Error, match=r"other settings \(questions was '.*' and is '.*'\)"):
         main(words)
 
 

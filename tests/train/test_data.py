@@ -1,4 +1,4 @@
-"""Batches: what is padded, what is masked, and who sees which picture when."""
+"""Batches: padding, masks, and which process sees which image at which step."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def test_a_batch(processor) -> None:
     samples = [SceneSamples(1, 3)[i] for i in range(3)]
     batch = make_batch(samples, processor, 1024)
     assert batch.pixel_values.shape == (3, 3, 64, 64)
-    assert batch.picture.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert batch.image_index.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     pairs = [pair for sample in samples for pair in sample.pairs]
     for row, (prefix, suffix) in enumerate(pairs):
         length = int(batch.attention_mask[row].sum())
@@ -69,8 +69,8 @@ def test_micro_batches(processor) -> None:
     assert [len(batch.pixel_values) for batch in data[0]] == [3, 1]
 
 
-def test_too_few_pictures(processor) -> None:
-    with pytest.raises(PromptError, match="3 pictures are fewer than one batch of 4"):
+def test_too_few_images(processor) -> None:
+    with pytest.raises(PromptError, match="3 images are fewer than one batch of 4"):
         StepData(SceneSamples(1, 3), processor, SETTINGS, 99)
     with pytest.raises(PromptError, match="cannot be shared by 5 processes"):
         StepData(SceneSamples(1, 12), processor, SETTINGS, 99, 0, 5)

@@ -39,20 +39,20 @@ def options(small: Florence2) -> GenerationOptions:
 
 @pytest.fixture(scope="module")
 def own_samples(small: Florence2, options: GenerationOptions) -> list[Sample]:
-    """Two pictures with every kind of task; the answers wanted are those that the model gives."""
+    """Two images with every kind of task; the answers wanted are those that the model gives."""
     samples = []
     for i in range(2):
-        picture = make_picture(i, 120 + 20 * i, 90)
-        answers = small.run_batch([(prompt, picture) for prompt in PROMPTS], options=options)
+        image = make_picture(i, 120 + 20 * i, 90)
+        answers = small.run_batch([(prompt, image) for prompt in PROMPTS], options=options)
         pairs = tuple((prompt, answer.text) for prompt, answer in zip(PROMPTS, answers, strict=True))
-        samples.append(Sample(picture, pairs, f"picture {i}"))
+        samples.append(Sample(image, pairs, f"image {i}"))
     return samples
 
 
 def test_a_model_agrees_with_itself(
     small: Florence2, options: GenerationOptions, own_samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And each picture is encoded once."""
+    """And each image is encoded once."""
     seen: list[tuple[int, int]] = []
     encoded = count_encodings(small, monkeypatch)
     metrics = evaluate(small, own_samples, 4, options, progress=lambda *done: seen.append(done))
@@ -63,7 +63,7 @@ def test_a_model_agrees_with_itself(
     assert {"map_50", "map_50_95", "f1"} <= metrics["<DENSE_REGION_CAPTION>"].keys()
 
 
-def test_another_picture_is_answered_worse(
+def test_another_image_is_answered_worse(
     small: Florence2, options: GenerationOptions, own_samples: list[Sample]
 ) -> None:
     mixed = [replace(sample, image=make_picture(90 + i, 150, 80)) for i, sample in enumerate(own_samples)]
@@ -108,7 +108,7 @@ def test_what_is_wrong_costs_its_own_questions_only(
     assert errors == [[], [ImageError] * 2, [PromptError]]
     assert rows[1][0].name == "row 7" and rows[2][0].prompt == "<COUNT>"
     truth, answer = rows[2][1].pair
-    assert answer.text == truth.text  # the question beside the bad one has its answer
+    assert answer.text == truth.text  # the question next to the bad one has its answer
     with pytest.raises(ImageError, match=r"row 7: .*missing\.png does not exist"):
         evaluate(small, [missing], 8, options)
 

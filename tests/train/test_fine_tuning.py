@@ -28,7 +28,7 @@ script = load_script()
 
 
 def fewer(words: list[str], model: Path) -> list[str]:
-    """The command on four pictures and one update, with a model that is quick."""
+    """Shorten a command to four images and one update, with a fast model."""
     replaced = [FEWER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     short = ["--max-new-tokens", "9"] if words[1] in ("evaluate", "run") else []
     return [str(model) if word == "nano" else word for word in replaced] + short
@@ -64,7 +64,7 @@ def test_the_line_shown_is_one_that_is_written(tmp_path: Path) -> None:
     )
     lines = (tmp_path / "data.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(shown) in map(json.loads, lines)
-    assert f"answers on {words[words.index('--count') + 1]} pictures" in page
+    assert f"answers on {words[words.index('--count') + 1]} images" in page
 
 
 def test_links_lead_somewhere() -> None:
@@ -78,6 +78,6 @@ def test_the_script_runs_what_the_page_has(
     """In the folder given, by this Python, until something fails."""
     monkeypatch.setattr(script, "commands", lambda: [["florence2", "--version"], ["florence2", "info", "nowhere"], []])
     assert script.main([str(tmp_path / "new")]) == 2
-    told = capfd.readouterr()
-    assert told.out.splitlines()[0] == "$ florence2 --version" and "$ florence2 info nowhere" in told.out
-    assert "nowhere" in told.err and script.main([]) == 2
+    printed = capfd.readouterr()
+    assert printed.out.splitlines()[0] == "$ florence2 --version" and "$ florence2 info nowhere" in printed.out
+    assert "nowhere" in printed.err and script.main([]) == 2

@@ -87,10 +87,10 @@ def test_evaluation_in_between_is_undone(mini: Florence2Model) -> None:
 
 
 def test_a_part_that_does_not_exist_is_refused(mini: Florence2Model) -> None:
-    with pytest.raises(ConfigError, match="no part 'visoin' to freeze; choose vision, projection"):
+    with pytest.raises(ConfigError, match="Unknown part to freeze: 'visoin'. Known parts: vision, projection"):
         freeze(mini, ["visoin"])
 
 
 def test_nothing_left_to_train_is_refused(mini: Florence2Model) -> None:
-    with pytest.raises(ConfigError, match="vision, projection, language frozen nothing is left"):
+    with pytest.raises(ConfigError, match="vision, projection, language frozen, nothing is left"):
         freeze(mini, ["vision", "projection", "language"])

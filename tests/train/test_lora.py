@@ -35,7 +35,7 @@ def batch(processor: Processor) -> Batch:
 
 
 def few() -> list[Sample]:
-    """Two pictures with two questions each."""
+    """Two images with two questions each."""
     return [replace(sample, pairs=sample.pairs[:2]) for sample in map(SceneSamples(1, 2).__getitem__, range(2))]
 
 
@@ -43,7 +43,7 @@ def logits(model: Florence2Model, batch: Batch) -> Tensor:
     """Of the labels, each after those before it."""
     model.eval()
     with torch.no_grad():
-        features = model.encode_image(batch.pixel_values)[batch.picture]
+        features = model.encode_image(batch.pixel_values)[batch.image_index]
         memory = model.encode(features, batch.input_ids, batch.attention_mask)
         mask = model.memory_mask(features, batch.attention_mask)
         return model.decode(batch.labels.clamp(min=1), memory, mask)
@@ -194,11 +194,11 @@ def test_the_trainer_trains_them(mini: Florence2Model, processor: Processor, tmp
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"targets": ("o_proj",)}, r"in language there is no map 'o_proj', but (q_proj|out_proj|k_proj|v_proj), "),
-        ({"targets": ("fc1", "Conv2d"), "parts": ("vision",)}, "no map 'Conv2d', but conv"),
-        ({"targets": ("conv1",), "parts": ("vision",)}, "no map 'conv1', but conv"),
-        ({"targets": ("lm_head",)}, "no map 'lm_head', but fc1, fc2, k_proj"),
-        ({"parts": ("embeddings",)}, "in embeddings there is no linear map"),
+        ({"targets": ("o_proj",)}, r"language has no module 'o_proj', but (q_proj|out_proj|k_proj|v_proj), "),
+        ({"targets": ("fc1", "Conv2d"), "parts": ("vision",)}, "no module 'Conv2d', but conv"),
+        ({"targets": ("conv1",), "parts": ("vision",)}, "no module 'conv1', but conv"),
+        ({"targets": ("lm_head",)}, "no module 'lm_head', but fc1, fc2, k_proj"),
+        ({"parts": ("embeddings",)}, "embeddings has no linear map"),
     ],
 )
 def test_targets_that_do_not_exist_are_refused(settings: dict, sentence: str, mini: Florence2Model) -> None:
@@ -213,7 +213,7 @@ def test_targets_that_do_not_exist_are_refused(settings: dict, sentence: str, mi
         ({"rank": 0}, "rank is 0; it must be at least 1"),
         ({"alpha": 0, "dropout": 1.0}, "alpha is 0; .* dropout is 1.0; it must be at least 0 and below 1"),
         ({"parts": ("visoin",)}, "parts are visoin; choose from vision"),
-        ({"parts": ()}, "parts are none"),
+        ({"parts": ()}, "parts are empty"),
     ],
 )
 def test_settings_that_cannot_be_meant(settings: dict, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""The loss of a batch: padding, ignored labels, shared pictures, half precision. Dropout off unless said."""
+"""The loss of a batch: padding, ignored labels, shared images, half precision. Dropout is off by default."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_a_batch_is_the_sum_of_its_singles(exact: Florence2Model, processor: Pro
 
 
 def test_it_is_the_models_own_loss(exact: Florence2Model, batch: Batch) -> None:
-    pixels = batch.pixel_values[batch.picture]
+    pixels = batch.pixel_values[batch.image_index]
     mean = exact.loss(pixels, batch.input_ids, batch.labels, batch.attention_mask)
     assert LossModule(exact)(batch).item() / batch.num_labels == pytest.approx(mean.item(), rel=1e-12)
 
@@ -50,7 +50,7 @@ def test_what_stands_in_the_padding_changes_nothing(exact: Florence2Model, batch
     assert not torch.equal(other.input_ids, batch.input_ids)
     wider = Batch(
         batch.pixel_values,
-        batch.picture,
+        batch.image_index,
         F.pad(other.input_ids, (0, 3), value=7),
         F.pad(batch.attention_mask, (0, 3)),
         F.pad(batch.labels, (0, 5), value=-100),
@@ -82,7 +82,7 @@ def test_a_label_of_minus_100_counts_for_nothing(exact: Florence2Model, processo
 
 
 def _memory(model: Florence2Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    features = model.encode_image(batch.pixel_values)[batch.picture]
+    features = model.encode_image(batch.pixel_values)[batch.image_index]
     memory = model.encode(features, batch.input_ids, batch.attention_mask)
     return memory, model.memory_mask(features, batch.attention_mask)
 
@@ -92,7 +92,7 @@ def test_a_row_of_ignored_labels_adds_nothing(exact: Florence2Model, batch: Batc
     ignored[1] = -100
     kept = [i for i in range(len(ignored)) if i != 1]
     rest = Batch(
-        batch.pixel_values, batch.picture[kept], batch.input_ids[kept], batch.attention_mask[kept], ignored[kept]
+        batch.pixel_values, batch.image_index[kept], batch.input_ids[kept], batch.attention_mask[kept], ignored[kept]
     )
     loss, gradients = backward(exact, replace(batch, labels=ignored))
     expected, others = backward(exact, rest)
@@ -101,9 +101,9 @@ def test_a_row_of_ignored_labels_adds_nothing(exact: Florence2Model, batch: Batc
     assert nothing == 0 and all(not value.any() for value in zeros.values())
 
 
-def test_a_shared_picture_equals_the_picture_repeated(exact: Florence2Model, batch: Batch) -> None:
-    assert batch.picture.tolist() == [0, 0, 1, 2, 2, 2]
-    repeated = replace(batch, pixel_values=batch.pixel_values[batch.picture], picture=torch.arange(6))
+def test_a_shared_image_equals_the_image_repeated(exact: Florence2Model, batch: Batch) -> None:
+    assert batch.image_index.tolist() == [0, 0, 1, 2, 2, 2]
+    repeated = replace(batch, pixel_values=batch.pixel_values[batch.image_index], image_index=torch.arange(6))
     (loss, gradients), (expected, same) = backward(exact, batch), backward(exact, repeated)
     assert loss == pytest.approx(expected, rel=1e-12) and close(gradients, same)
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from florence2.answers.answer import Box
-from florence2.train.overlap import box_shape, match, outline_shape, overlaps
+from florence2.train.overlap import box_area, match, outline_area, overlaps
 
 SIZE = (400, 200)
 Rings = Sequence[Sequence[float]]
 
 
 def outline_iou(one: Rings, other: Rings) -> float:
-    return float(overlaps([outline_shape(one, SIZE)], [outline_shape(other, SIZE)])[0, 0])
+    return float(overlaps([outline_area(one, SIZE)], [outline_area(other, SIZE)])[0, 0])
 
 
 def square(left: float, top: float, side: float) -> tuple[float, ...]:
@@ -23,24 +23,24 @@ def square(left: float, top: float, side: float) -> tuple[float, ...]:
 
 def test_boxes() -> None:
     boxes = [Box((0, 0, 100, 100)), Box((50, 0, 150, 100)), Box((100, 0, 200, 100)), Box((0, 0, 100, 72))]
-    shapes = [box_shape(box, SIZE) for box in boxes]
+    shapes = [box_area(box, SIZE) for box in boxes]
     expected = [[1, 1 / 3, 0, 0.72], [1 / 3, 1, 1 / 3, 36 / (100 + 72 - 36)]]
     np.testing.assert_allclose(overlaps(shapes[:2], shapes), expected)
 
 
 def test_a_box_thinner_than_a_bin_is_a_bin_wide() -> None:
-    thin, same, wide = (box_shape(Box(xyxy), SIZE) for xyxy in ((10, 10, 10, 60), (10, 10, 10, 60), (10, 10, 14, 60)))
+    thin, same, wide = (box_area(Box(xyxy), SIZE) for xyxy in ((10, 10, 10, 60), (10, 10, 10, 60), (10, 10, 14, 60)))
     assert thin == pytest.approx([10, 10, 0.4, 50])
     assert overlaps([thin], [same, wide])[0] == pytest.approx([1, 0.1])
 
 
 def test_swapped_corners_do_not_overlap_what_lies_between() -> None:
-    right, swapped = (box_shape(Box(xyxy), SIZE) for xyxy in ((10, 10, 90, 90), (90, 90, 10, 10)))
+    right, swapped = (box_area(Box(xyxy), SIZE) for xyxy in ((10, 10, 90, 90), (90, 90, 10, 10)))
     assert overlaps([right], [swapped])[0, 0] < 0.01
 
 
 def test_nothing_has_no_overlaps() -> None:
-    shape = box_shape(Box((0, 0, 9, 9)), SIZE)
+    shape = box_area(Box((0, 0, 9, 9)), SIZE)
     assert overlaps([], [shape, shape]).shape == (0, 2)
     assert overlaps([shape], []).shape == (1, 0)
 

@@ -12,7 +12,7 @@ from florence2.errors import Florence2Error
 from florence2.inputs.image import open_image
 from florence2.train.data import Sample
 from florence2.train.entries import DataError
-from florence2.train.pictures import Pictures, upright_size
+from florence2.train.images import ImageFolder, upright_size
 from florence2.train.sources import MAX_BYTES, read_samples
 
 ORIENTATION = 0x0112
@@ -20,7 +20,7 @@ ORIENTATION = 0x0112
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures: a.jpg of 500 x 200 pixels, where a bin is 0.5 by 0.2, and b.png of 100 x 100."""
+    """Two images: a.jpg of 500 x 200 pixels, where a bin is 0.5 by 0.2, and b.png of 100 x 100."""
     Image.new("RGB", (500, 200), "teal").save(tmp_path / "a.jpg")
     Image.new("RGB", (100, 100), "teal").save(tmp_path / "b.png")
     return tmp_path
@@ -41,13 +41,13 @@ def read_one(folder: Path, **row: Any) -> tuple[str, str]:
 # ---- JSON Lines -----------------------------------------------------------------------------------------------------
 
 
-def test_lines_of_a_picture_share_samples(folder: Path) -> None:
+def test_lines_of_a_image_share_samples(folder: Path) -> None:
     rows = [
         {"image": name, "prefix": "<CAPTION>", "suffix": text} for name, text in zip("abaaab", "uvwxyz", strict=True)
     ]
     for row in rows:
         row["image"] += ".jpg" if row["image"] == "a" else ".png"
-    samples = read_samples(write_lines(folder / "x.jsonl", rows), questions_per_picture=3)
+    samples = read_samples(write_lines(folder / "x.jsonl", rows), questions_per_image=3)
     assert [[suffix for _, suffix in sample.pairs] for sample in samples] == [["u", "w", "x"], ["y"], ["v", "z"]]
     assert [Path(str(sample.image)) for sample in samples] == [folder / name for name in ("a.jpg", "a.jpg", "b.png")]
     assert samples[0].name == "a.jpg (line 1, line 3, line 4)"
@@ -60,7 +60,7 @@ def test_nothing_to_be_found_is_an_answer(folder: Path) -> None:
     assert [pair for sample in samples for pair in sample.pairs] == [(prefix, "") for prefix, _ in asked]
 
 
-def test_pictures_may_be_elsewhere_and_lines_empty(folder: Path) -> None:
+def test_images_may_be_elsewhere_and_lines_empty(folder: Path) -> None:
     (folder / "labels").mkdir()
     row = json.dumps({"image": "b.png", "prefix": "<OCR>", "suffix": "Zürich 東京", "id": 7, "boxes": None})
     path = folder / "labels" / "x.jsonl"
@@ -92,7 +92,7 @@ def test_quads_and_outlines_in_pixels(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
-def test_sizes_are_those_of_the_upright_picture(tmp_path: Path, kind: str) -> None:
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path, kind: str) -> None:
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
@@ -102,7 +102,7 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path, kind: str) -> No
         assert upright_size(path) == ((40, 20) if orientation < 5 else (20, 40))
 
 
-def test_boxes_belong_to_the_upright_picture(tmp_path: Path) -> None:
+def test_boxes_belong_to_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.new("RGB", (200, 500), "red").save(tmp_path / "a.jpg", exif=exif)
@@ -113,9 +113,9 @@ def test_boxes_belong_to_the_upright_picture(tmp_path: Path) -> None:
 GOOD = {"image": "a.jpg", "prefix": "<CAPTION>", "suffix": "a cup"}
 DETECT = {"image": "a.jpg", "prefix": "<OD>"}
 WRONG_LINES: list[tuple[Any, str]] = [
-    ("{", "no JSON"),
-    ("[" * 100_000, "no JSON"),
-    ('"é"'.encode("latin-1"), "no JSON"),
+    ("{", "is not JSON"),
+    ("[" * 100_000, "is not JSON"),
+    ('"é"'.encode("latin-1"), "is not JSON"),
     ([1], r"one JSON object, not \[1\]"),
     ({}, "'image' is missing"),
     ({**GOOD, "image": 5}, "image is 5; it must be a text"),
@@ -140,8 +140,8 @@ WRONG_LINES: list[tuple[Any, str]] = [
     ({**GOOD, "suffix": "\ud83d"}, "half a character"),
     ({**GOOD, "suffix": " \n"}, "is empty"),
     ({**GOOD, "suffix": 3}, "suffix is 3"),
-    ({**GOOD, "boxes": []}, "suffix and boxes are there"),
-    (DETECT, "none is there"),
+    ({**GOOD, "boxes": []}, "suffix and boxes are given"),
+    (DETECT, "none is given"),
     ({**DETECT, "boxes": {}}, r"boxes is \{\}; it must be a list\."),
     ({"image": "a.jpg", "prefix": "<REGION_TO_SEGMENTATION>", "region": [1, 2, 3, 4], "polygons": []}, "of outlines"),
     ({**DETECT, "boxes": ["cup"]}, "must be an object with 'box' and label"),
@@ -157,16 +157,19 @@ WRONG_LINES: list[tuple[Any, str]] = [
     ({**DETECT, "boxes": [{"label": "cup", "box": [1, 2, 10**400, 4]}]}, "list of numbers"),
     ({**DETECT, "boxes": [{"label": "cup", "box": 5}]}, "list of numbers"),
     ({**DETECT, "boxes": [{"label": "cup", "box": [0.1, 0.2, 0.6, 1]}]}, "fractions"),
-    ({**DETECT, "boxes": [{"label": "cup", "box": [500, 2, 600, 4]}]}, "outside the picture of 500 x 200"),
+    ({**DETECT, "boxes": [{"label": "cup", "box": [500, 2, 600, 4]}]}, "outside the image of 500 x 200"),
     ({**DETECT, "boxes": [{"label": "cup", "box": [1, -9, 2, -4]}]}, "outside"),
     (
         {**DETECT, "boxes": [{"label": "cup", "box": [10, 10, 90, 999]}]},
-        "far beyond the picture of 500 x 200 pixels; .* bins",
+        "far beyond the image of 500 x 200 pixels; .* bins",
     ),
     ({**DETECT, "boxes": [{"label": "cup", "box": [-501, 10, 90, 99]}]}, "far beyond"),
-    ({**DETECT, "quads": [{"label": "cup", "quad": [1, 2, 3, 4, 5, 6, 7, 8]}]}, "no answer to '<OD>'"),
-    ({**GOOD, "suffix": None, "boxes": [{"label": "cup", "box": [1, 2, 3, 4]}]}, "no answer to '<CAPTION>'"),
-    ({"image": "a.jpg", "prefix": "<REGION_PROPOSAL>", "boxes": [{"label": "cup", "box": [1, 2, 3, 4]}]}, "no place"),
+    ({**DETECT, "quads": [{"label": "cup", "quad": [1, 2, 3, 4, 5, 6, 7, 8]}]}, "cannot answer '<OD>'"),
+    ({**GOOD, "suffix": None, "boxes": [{"label": "cup", "box": [1, 2, 3, 4]}]}, "cannot answer '<CAPTION>'"),
+    (
+        {"image": "a.jpg", "prefix": "<REGION_PROPOSAL>", "boxes": [{"label": "cup", "box": [1, 2, 3, 4]}]},
+        "does not belong there",
+    ),
     ({"image": "a.jpg", "prefix": "<OCR_WITH_REGION>", "quads": [{"label": "A", "quad": [1, 2, 3, 4]}]}, "4 numbers"),
     ({**GOOD, "prefix": "<REGION_TO_CATEGORY>", "region": [5, 5, 2, 2]}, "x1 <= x2"),
     ({**GOOD, "prefix": "<REGION_TO_CATEGORY>", "region": [5, 5]}, "four numbers"),
@@ -198,7 +201,7 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
     assert [line.split(":")[0] for line in str(raised.value).splitlines()[1:]] == [f"  line {n}" for n in range(2, 22)]
 
 
-def test_a_broken_picture_is_named_where_its_size_is_needed(folder: Path) -> None:
+def test_a_broken_image_is_named_where_its_size_is_needed(folder: Path) -> None:
     (folder / "a.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"line 1: .*a\.jpg is not an image"):
         read_one(folder, prefix="<OD>", boxes=[{"label": "cup", "box": [1, 2, 3, 4]}])
@@ -242,7 +245,7 @@ def test_coco_boxes_from_left_to_right(folder: Path) -> None:
 def test_coco_regions(folder: Path) -> None:
     ring = "<loc_20><loc_50><loc_40><loc_50><loc_40><loc_150>"
     path = write_coco(folder, [CUP, SPOON])
-    samples = read_samples(path, tasks=["<REGION_TO_CATEGORY>", "<REGION_TO_SEGMENTATION>"], questions_per_picture=3)
+    samples = read_samples(path, tasks=["<REGION_TO_CATEGORY>", "<REGION_TO_SEGMENTATION>"], questions_per_image=3)
     assert [sample.pairs for sample in samples] == [
         (
             (f"<REGION_TO_CATEGORY>{CUP_TOKENS}", "cup"),
@@ -261,15 +264,15 @@ def test_coco_captions(folder: Path) -> None:
     assert sample.pairs == (("<DETAILED_CAPTION>", "A cup."),)
     with pytest.raises(DataError, match="annotation 9: caption is empty"):
         read_samples(write_coco(folder, [{"id": 9, "image_id": 4, "caption": " "}]))
-    with pytest.raises(DataError, match="'<OD>' cannot be made from this file; choose from <CAPTION>"):
+    with pytest.raises(DataError, match="'<OD>' cannot be asked with this file; choose from <CAPTION>"):
         read_samples(write_coco(folder, rows), tasks=["<OD>"])
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"image_id": 5}, "annotation 70: .*no picture"),
-        ({"image_id": "4"}, "annotation 70: .*no picture"),
+        ({"image_id": 5}, "annotation 70: .*no image"),
+        ({"image_id": "4"}, "annotation 70: .*no image"),
         ({"category_id": 2}, "annotation 70: category_id is 2"),
         ({"category_id": [1]}, "annotation 70: category_id"),
         ({"bbox": None}, "annotation 70: coordinates must be a list of numbers"),
@@ -292,18 +295,18 @@ def test_a_wrong_annotation_is_named(folder: Path, change: dict[str, Any], words
     ("changes", "words"),
     [
         ({"images": [{"id": 4, "file_name": "a.jpg", "width": 200, "height": 500}]}, "500 x 200 pixels upright, but"),
-        ({"images": [{"id": 4, "file_name": "c.jpg"}]}, "image 4: the picture 'c.jpg'"),
-        ({"images": [IMAGES[0], {"id": 4, "file_name": "b.png"}]}, r"images\[1\]: the id 4 is taken"),
+        ({"images": [{"id": 4, "file_name": "c.jpg"}]}, "image 4: the image 'c.jpg'"),
+        ({"images": [IMAGES[0], {"id": 4, "file_name": "b.png"}]}, r"images\[1\]: the id 4 is used twice"),
         ({"images": [IMAGES[0], {"file_name": "b.png"}]}, r"images\[1\]: must be an object"),
         ({"images": [IMAGES[0], 5]}, r"images\[1\]: must be an object"),
         ({"categories": [{"id": 1, "name": 5}]}, "annotation 70: name is 5"),
         ({"categories": [{"id": 1, "name": " "}]}, "annotation 70: the name of category 1 is empty"),
         ({"categories": [{"id": 1, "name": "<cup>"}]}, "annotation 70: .*leave out '<'"),
         ({"categories": None}, "annotation 70: category_id is 1"),
-        ({"annotations": [CUP, 5]}, r"annotations\[1\]: 5 belongs to no picture"),
+        ({"annotations": [CUP, 5]}, r"annotations\[1\]: 5 belongs to no image"),
         ({"images": None}, "no list of images"),
         ({"annotations": {}}, "no list of annotations"),
-        ({"annotations": []}, "not one question"),
+        ({"annotations": []}, "has no questions"),
     ],
 )
 def test_a_wrong_coco_file_is_told(folder: Path, changes: dict[str, Any], words: str) -> None:
@@ -333,9 +336,9 @@ def test_files_that_are_none(folder: Path) -> None:
     with (folder / "large.jsonl").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     for name, words in {
-        "a.jpg": "no training data",
+        "a.jpg": "is not training data",
         "absent.jsonl": "does not exist",
-        "empty.jsonl": "not one question",
+        "empty.jsonl": "has no questions",
         "list.json": "no list of images",
         "broken.json": "cannot be read as JSON",
         "large.jsonl": "above the limit of 1,073,741,824",
@@ -346,19 +349,19 @@ def test_files_that_are_none(folder: Path) -> None:
 
 def test_settings_that_mean_nothing(folder: Path) -> None:
     path = write_lines(folder / "x.jsonl", [GOOD])
-    with pytest.raises(DataError, match="ask 1 or more"):
-        read_samples(path, questions_per_picture=0)
+    with pytest.raises(DataError, match="questions_per_image is 0"):
+        read_samples(path, questions_per_image=0)
     with pytest.raises(DataError, match="for COCO files only"):
         read_samples(path, tasks=["<CAPTION>"])
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         read_samples(path, images=folder / "nowhere")
     assert issubclass(DataError, Florence2Error)
 
 
-def test_a_picture_is_measured_once(folder: Path) -> None:
-    pictures = Pictures(folder)
-    path = pictures.find("a.jpg")
-    assert pictures.size(path) == (500, 200)
+def test_an_image_is_measured_once(folder: Path) -> None:
+    images = ImageFolder(folder)
+    path = images.find("a.jpg")
+    assert images.size(path) == (500, 200)
     path.unlink()
-    assert pictures.find("a.jpg") == path
-    assert pictures.size(path) == (500, 200)
+    assert images.find("a.jpg") == path
+    assert images.size(path) == (500, 200)

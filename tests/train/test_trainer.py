@@ -14,8 +14,9 @@ import torch
 from florence2.errors import CheckpointError, ConfigError, ImageError
 from florence2.train.checkpoints import TrainState, load_state, save_state
 from florence2.train.data import Sample
+from florence2.train.loader import _start_worker
 from florence2.train.settings import TrainSettings
-from florence2.train.trainer import _be_a_worker, _check_same_step, make_optimizer, train
+from florence2.train.trainer import _check_same_step, make_optimizer, train
 from recipes.nano.places import SceneSample
 from recipes.nano.train import SceneSamples, make_model
 from tests.train import shared_run
@@ -101,7 +102,7 @@ def test_micro_batches_add_up(mini, mini_config, processor, tmp_path, size) -> N
 def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, capfd) -> None:
     """The same global batch, by this process, and shared by two as torch's launcher starts them.
 
-    Those stop on the way, because one of them is asked to, and go on.
+    They stop on the way, because one of them gets a signal, and then resume.
     """
     shared_run.run(processor_folder, tmp_path / "1")
     assert capfd.readouterr().out.split() == ["0/1"]
@@ -115,7 +116,7 @@ def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, ca
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes share each batch." in done.stderr
-    assert sorted(done.stdout.split()) == ["0/2", "0/2:1", "1/2", "1/2:1"]  # both behind update 1
+    assert sorted(done.stdout.split()) == ["0/2", "0/2:1", "1/2", "1/2:1"]  # both after update 1
     one, two = (torch.load(tmp_path / str(n) / "state.pt", weights_only=True) for n in (1, 2))
     for name, value in one["parameters"].items():
         torch.testing.assert_close(two["parameters"][name], value, rtol=1e-4, atol=2e-5)
@@ -125,7 +126,7 @@ def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, ca
 
 def test_other_settings_are_refused(mini, processor, tmp_path) -> None:
     train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=1), tmp_path)
-    with pytest.raises(ConfigError, match=r"begun with .*batch 4, not 2"):
+    with pytest.raises(ConfigError, match=r"other settings \(batch was 4 and is 2\)"):
         train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=1, batch=2), tmp_path)
 
 
@@ -206,8 +207,8 @@ class Signalled(SceneSamples):
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "save_every"), [(signal.SIGINT, 100), (signal.SIGTERM, 3)])
-def test_asked_to_stop_it_saves_what_it_has(mini, mini_config, processor, tmp_path, number, save_every) -> None:
-    """In update 3. Nobody waits for the evaluation that may be due then; it is made up for."""
+def test_a_stopped_run_saves_its_state(mini, mini_config, processor, tmp_path, number, save_every) -> None:
+    """The signal comes in update 3. An evaluation that is due then is skipped, and made up for later."""
     settings = replace(SETTINGS, save_every=save_every)
     train(mini, processor, SceneSamples(1, 10), settings, tmp_path / "whole")
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
@@ -271,7 +272,7 @@ def test_a_worker_leaves_stopping_to_the_main_process() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers, threads = [signal.getsignal(number) for number in numbers], torch.get_num_threads()
     try:
-        _be_a_worker(0)
+        _start_worker(0)
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN, signal.SIG_IGN]
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
@@ -288,7 +289,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_state(mini, processor, tm
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 801856 vs 801744")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match="step 7 cannot be written .*Make room, .*the same command"):
+    with pytest.raises(CheckpointError, match="step 7 cannot be written .*make room and .*the same command"):
         save_state(tmp_path, TrainState(7, {}, {}))
     assert (tmp_path / "state.pt").read_bytes() == old
     assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "log.jsonl", "state.pt"}
@@ -302,7 +303,7 @@ def test_processes_that_found_different_states_do_not_start(tmp_path) -> None:
             return torch.cat([step, torch.tensor([0])])
 
     _check_same_step(0, tmp_path, Two())
-    with pytest.raises(ConfigError, match=r"steps \[4, 0\]: .* all machines share"):
+    with pytest.raises(ConfigError, match=r"steps, \[4, 0\]: all machines must share"):
         _check_same_step(4, tmp_path, Two())
 
 

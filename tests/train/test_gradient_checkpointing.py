@@ -1,4 +1,4 @@
-"""Gradient checkpointing: identical numbers, less kept."""
+"""Gradient checkpointing gives identical numbers and keeps less."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,8 @@ from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.data import Batch
 from florence2.train.freeze import freeze
+from florence2.train.gradient_checkpointing import LAYERS, gradient_checkpointing
 from florence2.train.loss import LossModule
-from florence2.train.rematerialise import LAYERS, rematerialised
 from tests.train.steps import backward, batch_of
 
 
@@ -25,7 +25,7 @@ def batch(processor: Processor) -> Batch:
 
 def step(model: Florence2Model, batch: Batch, active: bool, autocast: bool = False, seed: int = 4) -> Any:
     torch.manual_seed(seed)
-    with rematerialised(model, active):
+    with gradient_checkpointing(model, active):
         return backward(model, batch, autocast)
 
 
@@ -51,7 +51,7 @@ def test_with_a_frozen_tower_the_rest_still_learns(mini: Florence2Model, batch: 
 
 
 def kept(model: Florence2Model, batch: Batch, active: bool) -> int:
-    """How many bytes the forward pass keeps for the backward pass, weights aside."""
+    """Count the bytes that the forward pass keeps for the backward pass, without weights."""
     sizes: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -61,7 +61,7 @@ def kept(model: Florence2Model, batch: Batch, active: bool) -> int:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with rematerialised(model, active), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with gradient_checkpointing(model, active), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = LossModule(model)(batch)
         loss.backward()
     return sum(sizes.values())
@@ -95,7 +95,7 @@ def test_every_layer_computes_twice_and_is_itself_again(
 
 
 def test_an_error_inside_leaves_the_model_as_it_was(mini: Florence2Model) -> None:
-    with pytest.raises(KeyError), rematerialised(mini):
+    with pytest.raises(KeyError), gradient_checkpointing(mini):
         raise KeyError
     assert not [m for m in mini.modules() if "forward" in vars(m)]
 
@@ -111,5 +111,5 @@ def test_the_model_still_answers_inside(mini: Florence2Model, batch: Batch) -> N
         return generate(mini, memory, options).sequences
 
     outside = answer()
-    with rematerialised(mini):
+    with gradient_checkpointing(mini):
         assert torch.equal(answer(), outside)

@@ -1,0 +1,38 @@
+"""`python -m benchmarks COMMAND`: measure speed and memory."""
+
+import sys
+
+from benchmarks import compare, scaling, speed, traces
+from florence2.errors import Florence2Error
+
+COMMANDS = {
+    "speed": (speed.main, "this project and the reference implementations on one checkpoint"),
+    "scaling": (scaling.main, "how costs grow with images, beams, tokens, image size and threads"),
+    "traces": (traces.main, "what a trace costs, and what model code costs that could be traced"),
+    "compare": (compare.main, "two checkouts of this project, in turns"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name not in COMMANDS:
+        print(f"benchmarks: Unknown command {name!r}. Known commands: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[name][0](arguments[1:])
+    except Florence2Error as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+
+
+def _usage() -> str:
+    lines = [f"  {name:8} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(["usage: python -m benchmarks COMMAND [-h] ...", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

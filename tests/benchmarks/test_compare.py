@@ -1,0 +1,66 @@
+"""`python -m benchmarks compare` on one checkout twice, and the arithmetic of its table."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.compare import Round, format_comparison
+
+ROOT = Path(__file__).parent.parent.parent
+WORDS = "--rounds 1 --repeats 1 --batch 2 --tokens 10 --threads 1".split()
+
+
+def measured(seconds: list[float], tokens: list[list[int]]) -> dict[str, object]:
+    return {"seconds": {"load": seconds}, "bytes": {"peak memory, one answer": 2**20}, "tokens": tokens}
+
+
+def test_a_checkout_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(ROOT), str(ROOT), *WORDS, "--output", str(tmp_path / "c.md")]) == 0
+    table = capsys.readouterr().out
+    assert (tmp_path / "c.md").read_text() == table.rstrip("\n") + "\n" and "All tokens are the same." in table
+    clocks = "import, beyond torch's own|load|image file to answer|four tasks, one image|batch of 2, per image"
+    clocks += "|vision tower|encoder|first step|decode step|peak memory, one answer|peak memory, batch of 2"
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert rows[2:] == clocks.split("|")
+
+
+def test_other_tokens_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The changed checkout answers in two beams instead of three."""
+    shutil.copytree(ROOT / "florence2", tmp_path / "florence2", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "florence2" / "__init__.py").open("a") as file:
+        file.write(
+            "\n_options = Florence2.options\nFlorence2.options = lambda f, **c: _options(f, **c | {'num_beams': 2})\n"
+        )
+    assert main(["compare", str(ROOT), str(tmp_path), *WORDS]) == 1
+    assert "**Tokens differ; the times do not count.**" in capsys.readouterr().out
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """The second round ran on a machine half as fast."""
+    rounds = [
+        Round(measured([3.0, 1.0, 2.0], []), measured([1.0], [])),
+        Round(measured([4.0], []), measured([2.0], [])),
+        Round(measured([2.0], []), measured([1.5], [])),
+    ]
+    load, memory = format_comparison(rounds).splitlines()[2:]
+    assert [cell.strip() for cell in load.split("|")[1:-1]] == ["load", "2 s (2–4)", "1.5 s (1–2)", "0.50"]
+    assert [cell.strip() for cell in memory.split("|")[2:-1]] == ["1 MiB", "1 MiB", "1.00"]
+
+
+def test_what_is_not_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tmp_path), str(ROOT)]) == 2
+    assert "is not a checkout: florence2/__init__.py is missing." in capsys.readouterr().err
+
+
+def test_too_few_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(ROOT), str(ROOT), "--tokens", "8"]) == 2
+    assert capsys.readouterr().err == "benchmarks: --tokens is 8; it must be at least 9.\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--help"], 0), (["bench"], 2)])
+def test_the_commands_are_listed(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == code
+    printed = "".join(capsys.readouterr())
+    assert all(name in printed for name in ("speed", "scaling", "traces", "compare"))
