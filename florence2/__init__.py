@@ -4,7 +4,7 @@ f = florence2.load("base")
 print(f.run("<CAPTION>", "photo.jpg"))
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -42,37 +42,33 @@ if TYPE_CHECKING:
     from florence2.inputs.tasks import TASKS, Task, register_task
     from florence2.model.config import Florence2Config
     from florence2.model.florence2 import Florence2Model
-    from florence2.model.images import EncodedImage
     from florence2.pipeline import Florence2, load
     from florence2.processor import Processor
+    from florence2.request import EncodedImage
 else:
-    # Each name is imported on first use (PEP 562), so that tasks, answers and errors can be used without torch.
-    _MODULES = {
-        "answers.answer": ("Answer", "Box", "Polygon", "Quad"),
-        "answers.cascade": ("Cascade",),
-        "errors": ("Florence2Error",),
-        "generation.generate": ("generate",),
-        "generation.options": ("GenerationOptions",),
-        "generation.state": ("Generation",),
-        "inputs.coordinates": ("bins_to_pixels", "pixels_to_bins"),
-        "inputs.tasks": ("TASKS", "Task", "register_task"),
-        "model.config": ("Florence2Config",),
-        "model.florence2": ("Florence2Model",),
-        "model.images": ("EncodedImage",),
-        "pipeline": ("Florence2", "load"),
-        "processor": ("Processor",),
-    }
-    _HOMES = {name: f"florence2.{module}" for module, names in _MODULES.items() for name in names}
+    from florence2.lazy import lazy_names
 
-    def __getattr__(name: str) -> Any:
-        """Import a public name from its module and keep it here."""
-        if name not in _HOMES:
-            raise AttributeError(f"module 'florence2' has no attribute {name!r}")
-        from importlib import import_module
+    # tasks, answers and errors can be used without torch
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "florence2.answers.answer": ("Answer", "Box", "Polygon", "Quad"),
+            "florence2.answers.cascade": ("Cascade",),
+            "florence2.errors": ("Florence2Error",),
+            "florence2.generation.generate": ("generate",),
+            "florence2.generation.options": ("GenerationOptions",),
+            "florence2.generation.state": ("Generation",),
+            "florence2.inputs.coordinates": ("bins_to_pixels", "pixels_to_bins"),
+            "florence2.inputs.tasks": ("TASKS", "Task", "register_task"),
+            "florence2.model.config": ("Florence2Config",),
+            "florence2.model.florence2": ("Florence2Model",),
+            "florence2.request": ("EncodedImage",),
+            "florence2.pipeline": ("Florence2", "load"),
+            "florence2.processor": ("Processor",),
+        },
+    )
 
-        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-        return value
 
-    def __dir__() -> list[str]:
-        """List the public names as well, imported or not."""
-        return sorted({*globals(), *__all__})
+def __dir__() -> list[str]:
+    """List the public names as well, imported or not."""
+    return sorted({*globals(), *__all__})

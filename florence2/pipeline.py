@@ -22,12 +22,12 @@ from florence2.inputs.processor import TaskText
 from florence2.model.absent import find_absent
 from florence2.model.attention import AttentionKind
 from florence2.model.florence2 import Florence2Model
-from florence2.model.images import EncodedImage as EncodedImage
-from florence2.model.images import PreparedImage as PreparedImage
 from florence2.model.trace import TraceBlock
 from florence2.processor import Processor
 from florence2.request import AnyImage as AnyImage
+from florence2.request import EncodedImage as EncodedImage
 from florence2.request import EncodeOnce
+from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
 from florence2.runner import Runner
@@ -206,7 +206,7 @@ class Florence2(Runner):
         options: GenerationOptions | None = None,
         **settings: Any,
     ) -> Answer:
-        """Outline what `text` refers to, or what is inside `box` (x1, y1, x2, y2) in pixels.
+        """Outline the object that `text` refers to, or the object inside `box` (x1, y1, x2, y2) in pixels.
 
         `options` and `settings` are generation settings, as in `run`. Raises as `run`, and PromptError unless
         exactly one of `text` and `box` is given.
@@ -241,7 +241,7 @@ class Florence2(Runner):
     def describe(
         self, image: AnyImage, box: Sequence[float], *, options: GenerationOptions | None = None, **settings: Any
     ) -> Answer:
-        """Describe in words what is inside `box` (x1, y1, x2, y2) in pixels.
+        """Describe in words the content of `box` (x1, y1, x2, y2) in pixels.
 
         `options` and `settings` are generation settings, as in `run`. Raises as `run`.
         """
@@ -308,11 +308,11 @@ def load(
         revision: A branch, tag or commit on the Hub; None is the main branch.
         local_files_only: Fetch nothing.
         attention: "sdpa" (torch's kernel) or "eager" (written out).
-        parts: What is read and held: "all", "encoder" (no decoder: for `model.encode`), or "vision" (vision tower and
-            projection: for `encode_image`).
+        parts: The parts to read and hold: "all", "encoder" (no decoder: for `model.encode`), or "vision" (vision tower
+            and projection: for `encode_image`).
         allow_pickle: Accept weights that exist only as a `.bin`.
         adapter: A folder or Hub id of a LoRA adapter, which is merged into the weights (see `merge_adapter`).
-        report: Called with a line that says what is fetched, before it is.
+        report: Called with a line about the files to fetch, before they are fetched.
 
     Raises:
         OptionError: A setting has a wrong value; no file was read.

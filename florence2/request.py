@@ -1,16 +1,44 @@
-"""Requests: what a caller asks about an image, checked once, and the images of many requests, encoded once each."""
+"""Images in each of their forms, the questions about them, checked once, and their encoding, once for each image."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from florence2.errors import PromptError, shown
 from florence2.inputs.image import ImageInput
 from florence2.inputs.processor import TaskText, input_to_text
 from florence2.inputs.tasks import Task, build_sentence, check_prompt, find_task
-from florence2.model.images import EncodedImage
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image that was read and resized, which any thread can do while the model computes.
+
+    `pixel_values` (1, 3, H, W); `size` is (width, height) of the upright image in pixels. `source` is what the image
+    was read from, unless that was the bytes of a file.
+    """
+
+    pixel_values: Tensor
+    size: tuple[int, int]
+    source: ImageInput | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image after the vision tower, the expensive part; every task on it can start from here.
+
+    `features` (1, N, D) on the model's device; `size` is (width, height) of the upright image in pixels. `source` is
+    what the image was read from, unless that was the bytes of a file.
+    """
+
+    features: Tensor
+    size: tuple[int, int]
+    source: ImageInput | None = field(default=None, repr=False, compare=False)
+
 
 AnyImage: TypeAlias = "ImageInput | EncodedImage"
 """An image in any form that `open_image` reads, or one that was encoded before."""

@@ -18,10 +18,9 @@ from florence2.inputs.image import ImageInput, image_to_array, open_image
 from florence2.inputs.tasks import Task
 from florence2.model.config import Florence2Config
 from florence2.model.florence2 import Florence2Model
-from florence2.model.images import EncodedImage, PreparedImage
 from florence2.model.trace import Trace, start_trace
 from florence2.processor import Processor
-from florence2.request import CheckedRequest
+from florence2.request import CheckedRequest, EncodedImage, PreparedImage
 
 
 class Runner:

@@ -13,7 +13,11 @@ ORDER = """
     errors devices inputs model generation answers checkpoints fast processor request runner tracing pipeline bulk cli
 """.split()
 EXTRAS = {"train", "inspect"}
-TORCH_FREE = ("errors", "inputs", "answers", "model.config", "checkpoints.files", "checkpoints.config_files")
+TORCH_FREE = (
+    *("errors", "lazy", "inputs", "answers", "model.config"),
+    *("checkpoints.files", "checkpoints.config_files", "checkpoints.hub"),
+    *("bulk.sources", "bulk.rows", "bulk.journal", "cli"),
+)
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {
     "huggingface_hub": {"checkpoints.hub"},

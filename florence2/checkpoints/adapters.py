@@ -244,7 +244,7 @@ def _stray(name: str, module: str | None) -> str:
 
 
 def _misfit(name: str, shape: tuple[int, ...], part: str, module: nn.Module, rank: int) -> list[str]:
-    """List what is wrong with one matrix, if anything."""
+    """List the problems of one matrix."""
     expected = _shapes(module, rank)
     if part not in expected:
         return [f"{name} belongs to a {type(module).__name__}, into which it cannot be merged"]
@@ -282,7 +282,7 @@ def _merged(
 
 
 def _find_foreign(modules: Mapping[str, nn.Module], stored: Mapping[str, Tensor]) -> list[str]:
-    """List what is wrong with stored weights of the base model.
+    """List the problems of stored weights of the base model.
 
     peft stores them when the output projection is a target. They show whether this is the model that the adapter was
     trained on, up to the rounding of any type.

@@ -26,7 +26,7 @@ from florence2.checkpoints.layouts import (
     to_canonical,
     untied,
 )
-from florence2.checkpoints.tensors import TensorInfo, WeightFiles, find_weights, write_safetensors
+from florence2.checkpoints.tensors import TensorInfo, WeightFiles, equals, find_weights, is_finite, write_safetensors
 from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
 from florence2.inputs.tokenizer import FlorenceTokenizer
@@ -57,8 +57,8 @@ def load_model(
         device: Where the model is put.
         dtype: The type of the weights: float32, float16, bfloat16 or float64.
         attention: "sdpa" (torch's kernel) or "eager" (written out).
-        parts: What is read and held: "all", "encoder" (no decoder), or "vision" (vision tower and projection). Using
-            a part that was left out raises a Florence2Error.
+        parts: The parts to read and hold: "all", "encoder" (no decoder), or "vision" (vision tower and projection).
+            Using a part that was left out raises a Florence2Error.
         allow_pickle: Accept weights that exist only as a `.bin`.
 
     Raises:
@@ -99,7 +99,7 @@ _LEFT_OUT: dict[Parts, dict[str, str]] = {
 
 
 def _leave_out(model: Florence2Model, parts: Parts) -> None:
-    """Replace what is not among the `parts` by an `Absent`, which holds no tensors."""
+    """Replace modules outside of `parts` by an `Absent`, which holds no tensors."""
     for path, name in _LEFT_OUT[parts].items():
         parent, _, attribute = path.rpartition(".")
         setattr(model.get_submodule(parent), attribute, Absent(name, parts))
@@ -154,12 +154,12 @@ def read_weights(
         if _stored_shape(shapes[name], canonical, layout) != expected[canonical]:
             continue  # reported already; a tensor of an unforeseen size is not worth converting
         if canonical in weights:
-            if not _equals(weights[canonical], stored):
+            if not equals(weights[canonical], stored):
                 problems.append(f"the token embedding is stored under several names, but {name} has other values")
             continue
         tensor = stored.T if canonical in TRANSPOSED[layout] else stored
         tensor = tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             problems.append(f"{name} holds values that are not finite (as {dtype})")
         weights[canonical] = tensor
     if problems:
@@ -189,7 +189,7 @@ def _compare(
     wanted: Collection[str],
     layout: Layout,
 ) -> list[str]:
-    """List what is unexpected, misshapen, or wanted and missing, a sentence each."""
+    """List unexpected, misshapen and missing tensors, a sentence each."""
     problems = []
     for name, canonical in targets.items():
         needed = expected.get(untied(canonical) or "")
@@ -217,19 +217,6 @@ def find_misfits(files: WeightFiles, config: Florence2Config) -> list[str]:
 def _stored_shape(shape: tuple[int, ...], canonical: str | None, layout: Layout) -> tuple[int, ...]:
     """Return the shape that a stored tensor has under its canonical name."""
     return shape[::-1] if canonical in TRANSPOSED[layout] else shape
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Return whether every value is finite, in one pass without a temporary: the extremes show NaN and infinities."""
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _equals(loaded: Tensor, stored: Tensor, rows: int = 4096) -> bool:
-    """Return whether `stored`, converted, equals `loaded`; by parts, because the token embedding is the largest."""
-    return loaded.shape == stored.shape and all(
-        torch.equal(loaded[i : i + rows], stored[i : i + rows].to(loaded)) for i in range(0, len(stored), rows)
-    )
 
 
 def save_checkpoint(
@@ -261,7 +248,7 @@ def save_checkpoint(
     weights: dict[str, Tensor] = {}
     for canonical, tensor in model.state_dict().items():
         tensor = _fit_rows(canonical, tensor, config.text.vocab_size).to("cpu", dtype)
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise CheckpointError(
                 f"{canonical} does not fit into {dtype}: some values would not be finite; choose another type."
             )

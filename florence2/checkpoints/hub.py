@@ -45,7 +45,7 @@ def resolve(
         revision: A branch, tag or commit on the Hub; None is the main branch.
         local_files_only: Fetch nothing.
         allow_pickle: Accept a `.bin` where there are no safetensors.
-        report: Called with a line that says what is fetched, before it is.
+        report: Called with a line about the files to fetch, before they are fetched.
 
     Raises:
         HubError: The name means nothing, a path got a revision, or fetching failed.

@@ -165,3 +165,16 @@ def _unpickle(path: Path) -> object:
         if "mmap" not in str(error):
             raise
         return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6 cannot be mapped
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether every value is finite, in one pass without a temporary: the extremes show NaN and infinities."""
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def equals(loaded: Tensor, stored: Tensor, rows: int = 4096) -> bool:
+    """Return whether `stored`, converted, equals `loaded`; by parts, because the token embedding is the largest."""
+    return loaded.shape == stored.shape and all(
+        torch.equal(loaded[i : i + rows], stored[i : i + rows].to(loaded)) for i in range(0, len(stored), rows)
+    )

@@ -155,7 +155,7 @@ def check_model(options: argparse.Namespace) -> Path:
 def load_model(options: argparse.Namespace) -> "Florence2":
     """Load the model that the options name. An unknown name is refused before torch is imported.
 
-    Raises a Florence2Error that says what is wrong and what to do.
+    Raises a Florence2Error with the problem and the remedy.
     """
     check_model(options)
     from florence2.pipeline import load

@@ -10,20 +10,7 @@ and `answer_logprobs` do for experiments of your own.
 Everything else is imported from its own module, such as `florence2.inspect.regions` and `florence2.inspect.plots`.
 """
 
-from florence2.inspect.ablation import Sweep
-from florence2.inspect.attention import AttentionMaps, attention_maps
-from florence2.inspect.causal import CausalEffects, causal_tracing
-from florence2.inspect.explanation import Explanation, explain
-from florence2.inspect.lens import LogitLens, logit_lens
-from florence2.inspect.probe import Probe, fit_probe
-from florence2.inspect.rollout import attention_rollout
-from florence2.inspect.saliency import Saliency, input_saliency
-from florence2.inspect.sweep import ablate_blocks, ablate_heads
-from florence2.inspect.teacher_forcing import ForcedAnswer, answer_logprobs, answer_scores, teacher_force
-from florence2.tracing import patches
-from florence2.tracing.names import describe_names
-from florence2.tracing.patches import patched
-from florence2.tracing.recording import Tracing, trace
+from typing import TYPE_CHECKING
 
 __all__ = [
     "AttentionMaps",
@@ -52,3 +39,76 @@ __all__ = [
     "teacher_force",
     "trace",
 ]
+
+if TYPE_CHECKING:
+    from florence2.inspect.ablation import Sweep
+    from florence2.inspect.attention import AttentionMaps, attention_maps
+    from florence2.inspect.causal import CausalEffects, causal_tracing
+    from florence2.inspect.explanation import Explanation, explain
+    from florence2.inspect.lens import LogitLens, logit_lens
+    from florence2.inspect.probe import Probe, fit_probe
+    from florence2.inspect.rollout import attention_rollout
+    from florence2.inspect.saliency import Saliency, input_saliency
+    from florence2.inspect.sweep import ablate_blocks, ablate_heads
+    from florence2.inspect.teacher_forcing import ForcedAnswer, answer_logprobs, answer_scores, teacher_force
+    from florence2.tracing import patches
+    from florence2.tracing.names import describe_names
+    from florence2.tracing.patches import patched
+    from florence2.tracing.recording import Tracing, trace
+else:
+    from florence2.lazy import lazy_names
+
+    # the help of `florence2 inspect` and `florence2 audit` needs no torch
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "florence2.inspect.ablation": ("Sweep",),
+            "florence2.inspect.attention": (
+                "AttentionMaps",
+                "attention_maps",
+            ),
+            "florence2.inspect.causal": (
+                "CausalEffects",
+                "causal_tracing",
+            ),
+            "florence2.inspect.explanation": (
+                "Explanation",
+                "explain",
+            ),
+            "florence2.inspect.lens": (
+                "LogitLens",
+                "logit_lens",
+            ),
+            "florence2.inspect.probe": (
+                "Probe",
+                "fit_probe",
+            ),
+            "florence2.inspect.rollout": ("attention_rollout",),
+            "florence2.inspect.saliency": (
+                "Saliency",
+                "input_saliency",
+            ),
+            "florence2.inspect.sweep": (
+                "ablate_blocks",
+                "ablate_heads",
+            ),
+            "florence2.inspect.teacher_forcing": (
+                "ForcedAnswer",
+                "answer_logprobs",
+                "answer_scores",
+                "teacher_force",
+            ),
+            "florence2.tracing": ("patches",),
+            "florence2.tracing.names": ("describe_names",),
+            "florence2.tracing.patches": ("patched",),
+            "florence2.tracing.recording": (
+                "Tracing",
+                "trace",
+            ),
+        },
+    )
+
+
+def __dir__() -> list[str]:
+    """List the public names as well, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -171,7 +171,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Measures:
-    """What is measured in addition to the drop."""
+    """The measures in addition to the drop."""
 
     generate: bool
     expected: Sequence[Sequence[Corners]] | None

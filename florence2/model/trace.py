@@ -12,12 +12,9 @@ one thread, and each call of the pipeline asks for its own with `start_trace`.
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from florence2.model.images import EncodedImage
 
 
 class Trace:
@@ -42,11 +39,11 @@ class Trace:
     def image_started(self, shape: Sequence[int]) -> None:
         """Hear that pixel values of `shape` (B, 3, H, W) are about to be encoded."""
 
-    def image_done(self, images: Sequence["EncodedImage"]) -> None:
+    def image_done(self, images: Sequence[Any]) -> None:
         """Hear what the images of this call became."""
 
-    def answer_started(self, images: Sequence["EncodedImage"], prompts: Sequence[Sequence[int]], options: Any) -> None:
-        """Hear the requests of a batch before their answers are generated: `options` are GenerationOptions."""
+    def answer_started(self, images: Sequence[Any], prompts: Sequence[Sequence[int]], options: Any) -> None:
+        """Hear the requests of a batch before their answers are generated: encoded images, prompt ids, settings."""
 
     def answer_done(self, answers: Sequence[Any]) -> None:
         """Hear the answers of the batch."""
@@ -90,11 +87,11 @@ class _Chain(Trace):
         for trace in self.traces:
             trace.image_started(shape)
 
-    def image_done(self, images: Sequence["EncodedImage"]) -> None:
+    def image_done(self, images: Sequence[Any]) -> None:
         for trace in self.traces:
             trace.image_done(images)
 
-    def answer_started(self, images: Sequence["EncodedImage"], prompts: Sequence[Sequence[int]], options: Any) -> None:
+    def answer_started(self, images: Sequence[Any], prompts: Sequence[Sequence[int]], options: Any) -> None:
         for trace in self.traces:
             trace.answer_started(images, prompts, options)
 

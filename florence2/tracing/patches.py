@@ -34,7 +34,7 @@ from florence2.tracing.runs import Run, TracedImage
 from florence2.tracing.selection import prefixes, select, warn_not_recorded
 
 PatchFunction: TypeAlias = Callable[[Tensor, Name, int], Tensor]
-"""(value, its name, its step or 0 for what is computed once) -> the value with which the run continues."""
+"""(value, its name, its step, 0 for values computed once) -> the value with which the run continues."""
 PatchLike: TypeAlias = "Patch | Tensor | Callable[[Tensor], Tensor]"
 Chosen: TypeAlias = Mapping[str, tuple[Name, list["Patch"]]]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from florence2.answers.answer import Answer
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
-from florence2.model.images import EncodedImage
+from florence2.request import EncodedImage
 from florence2.tracing.beams import BeamStep, answer_rows, read_beams
 from florence2.tracing.names import Name, pooled_spans
 from florence2.tracing.selection import Selection

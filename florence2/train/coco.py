@@ -44,7 +44,7 @@ class _Thing:
 def read_coco(path: Path, folder: ImageFolder, problems: Problems, tasks: Sequence[str] = ()) -> list[Entry]:
     """Read the questions of a COCO file, image by image in the order of "images".
 
-    `problems` collects what is wrong, with the ids of the file. `tasks` come from DETECTION_TASKS (default `<OD>`), or
+    `problems` collects the faults, with the ids of the file. `tasks` come from DETECTION_TASKS (default `<OD>`), or
     from CAPTION_TASKS for a file of captions (default `<CAPTION>`). Raises DataError for a file that is neither.
     """
     values = _load(path)

@@ -1,4 +1,4 @@
-"""Send an answer through tokenizer and parser and back, and report what is not read as it was written.
+"""Send an answer through tokenizer and parser and back, and report the parts that are not read as they were written.
 
 This reads a text more strictly than `florence2.answers.answer`, which skips what it cannot use: a model's slip should
 not cost the rest of its answer, but a person wants to know about an error in the data.

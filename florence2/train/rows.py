@@ -27,7 +27,7 @@ from florence2.train.targets import Size, boxes_target, polygons_target, quads_t
 
 
 def read_rows(path: Path, folder: ImageFolder, problems: Problems) -> list[Entry]:
-    """Read an Entry from every line that is not empty, in order; `problems` collects what is wrong, by line number."""
+    """Read an Entry from every line that is not empty, in order; `problems` collects the faults, by line number."""
     entries = []
     with path.open("rb") as file:
         for line_number, line in enumerate(file, 1):

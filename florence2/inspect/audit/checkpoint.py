@@ -1,4 +1,4 @@
-"""Audit a checkpoint: measure and hash every tensor, one after another, and list what is wrong with them.
+"""Audit a checkpoint: measure and hash every tensor, one after another, and list their problems.
 
 Loading refuses a damaged checkpoint; an audit says where the damage is. It uses canonical names and the orientation of
 the model, so that both layouts, sharded or not, give the same audit.
