@@ -59,7 +59,9 @@ def test_there_and_back(record: str, layout: Layout, size: str) -> None:
     }
     canonical = model_shapes(size)
     back = {
-        name: to_canonical(from_canonical(name, layout) or "", layout) for name in canonical if name != "final_logits_bias"
+        name: to_canonical(from_canonical(name, layout) or "", layout)
+        for name in canonical
+        if name != "final_logits_bias"
     }
     assert back == {name: name for name in back}
 
