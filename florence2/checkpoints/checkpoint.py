@@ -158,6 +158,7 @@ def read_weights(
                 problems.append(f"the token embedding is stored under several names, but {name} has other values")
             continue
         tensor = stored.T if canonical in TRANSPOSED[layout] else stored
+        # a copy, because `stored` is valid only until the next tensor is read
         tensor = tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
         if not is_finite(tensor):
             problems.append(f"{name} holds values that are not finite (as {dtype})")
@@ -245,9 +246,20 @@ def save_checkpoint(
         )
     dtype = dtype or model.dtype
     config = _with_vocabulary_of(layout, model.config)
+    weights = _stored_weights(model, config.text.vocab_size, layout, dtype)
+    config_json, generation_json = config_to_json(config, layout, str(dtype).removeprefix("torch."))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / SAFETENSORS, weights)
+    write_json(folder / "config.json", config_json)
+    if generation_json:
+        write_json(folder / "generation_config.json", generation_json)
+
+
+def _stored_weights(model: Florence2Model, rows: int, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights of `model` as the layout stores them, with `rows` embeddings. Raises CheckpointError."""
     weights: dict[str, Tensor] = {}
     for canonical, tensor in model.state_dict().items():
-        tensor = _fit_rows(canonical, tensor, config.text.vocab_size).to("cpu", dtype)
+        tensor = _fit_rows(canonical, tensor, rows).to("cpu", dtype)
         if not is_finite(tensor):
             raise CheckpointError(
                 f"{canonical} does not fit into {dtype}: some values would not be finite; choose another type."
@@ -259,12 +271,7 @@ def save_checkpoint(
             raise CheckpointError(f"{canonical} is not zero everywhere, and the {layout} layout has no place for it.")
     if layout == "microsoft":  # the transformers releases that can still run its code do not tie the two
         weights["language_model.lm_head.weight"] = weights["language_model.model.shared.weight"].clone()
-    config_json, generation_json = config_to_json(config, layout, str(dtype).removeprefix("torch."))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / SAFETENSORS, weights)
-    write_json(folder / "config.json", config_json)
-    if generation_json:
-        write_json(folder / "generation_config.json", generation_json)
+    return weights
 
 
 def _with_vocabulary_of(layout: Layout, config: Florence2Config) -> Florence2Config:

@@ -133,47 +133,47 @@ def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple
     `dtype` is the name of the stored type, such as "float16". The reference of the layout loads the files. Raises
     ConfigError for a setting that the layout has no place for.
     """
-    vision, text, generation = _plain(config.vision), _plain(config.text), dict(config.generation)
+    vision, text = _plain(config.vision), _plain(config.text)
     ids = {key: text[key] for key in ("bos_token_id", "pad_token_id", "eos_token_id")}
     top: dict[str, Any] = {"architectures": ["Florence2ForConditionalGeneration"], "model_type": "florence2", **ids}
     top |= {"is_encoder_decoder": True}
     text |= {"activation_function": "gelu", "is_encoder_decoder": True}
     if layout == "microsoft":
-        for key in ("mlp_ratio", "qkv_bias"):  # fixed at 4 and True by the code that reads this layout
-            if vision.pop(key) != {"mlp_ratio": 4.0, "qkv_bias": True}[key]:
-                raise ConfigError(f"A vision_config.{key} other than the usual one has no place in Microsoft's layout.")
-        vision |= {
-            "model_type": "davit",
-            "image_pos_embed": {
-                "type": "learned_abs_2d",
-                "max_pos_embeddings": vision.pop("max_position_embeddings"),
-            },
-            "visual_temporal_embedding": {
-                "type": "COSINE",
-                "max_temporal_embeddings": vision.pop("max_temporal_embeddings"),
-            },
-        }
+        vision = _microsoft_vision(vision)
         top |= {"projection_dim": vision["projection_dim"], "vocab_size": text["vocab_size"], "torch_dtype": dtype}
-        text |= {"num_hidden_layers": text["encoder_layers"], **generation}
+        text |= {"num_hidden_layers": text["encoder_layers"], **config.generation}
         return {**top, "text_config": text, "vision_config": vision}, {}
-    if config.vision.image_feature_source != FEATURE_SOURCES[:2]:
-        raise ConfigError(
-            f"image_feature_source {list(config.vision.image_feature_source)} has no place in the native layout, "
-            f"which always uses {list(FEATURE_SOURCES[:2])}."
-        )
-    del vision["image_feature_source"]
-    vision |= {"model_type": "florence_vision", "embed_dim": vision.pop("dim_embed"), "activation_function": "gelu"}
-    generation |= {**ids, "decoder_start_token_id": text["decoder_start_token_id"]}
+    generation = {**config.generation, **ids, "decoder_start_token_id": text["decoder_start_token_id"]}
     text |= {"model_type": "bart", "tie_word_embeddings": True}
     if config.image_token_id is not None:
         top["image_token_id"] = config.image_token_id
+    top |= {"tie_word_embeddings": True, "dtype": dtype}
+    return {**top, "text_config": text, "vision_config": _native_vision(vision)}, generation
+
+
+def _microsoft_vision(vision: dict[str, Any]) -> dict[str, Any]:
+    """Return a `vision_config` in Microsoft's layout."""
+    for key, fixed in (("mlp_ratio", 4.0), ("qkv_bias", True)):  # constants of the code that reads this layout
+        if vision.pop(key) != fixed:
+            raise ConfigError(f"A vision_config.{key} other than {fixed} has no place in Microsoft's layout.")
+    positions, frames = vision.pop("max_position_embeddings"), vision.pop("max_temporal_embeddings")
     return {
-        **top,
-        "tie_word_embeddings": True,
-        "dtype": dtype,
-        "text_config": text,
-        "vision_config": vision,
-    }, generation
+        **vision,
+        "model_type": "davit",
+        "image_pos_embed": {"type": "learned_abs_2d", "max_pos_embeddings": positions},
+        "visual_temporal_embedding": {"type": "COSINE", "max_temporal_embeddings": frames},
+    }
+
+
+def _native_vision(vision: dict[str, Any]) -> dict[str, Any]:
+    """Return a `vision_config` in the native layout."""
+    sources, fixed = vision.pop("image_feature_source"), list(FEATURE_SOURCES[:2])
+    if sources != fixed:
+        raise ConfigError(
+            f"image_feature_source {sources} has no place in the native layout, which always uses {fixed}."
+        )
+    widths = vision.pop("dim_embed")
+    return {**vision, "model_type": "florence_vision", "embed_dim": widths, "activation_function": "gelu"}
 
 
 def _check_model_types(layout: Layout, top: Fields, vision: Fields, text: Fields, problems: list[str]) -> None:

@@ -58,9 +58,12 @@ def test_there_and_back(record: str, layout: Layout, size: str) -> None:
         n: n for n in published
     }
     canonical = model_shapes(size)
-    names = [name for name in canonical if name != "final_logits_bias"]
-    back = {name: to_canonical(from_canonical(name, layout) or "", layout) for name in names}
-    assert back == {name: name for name in names}
+    back = {
+        name: to_canonical(from_canonical(name, layout) or "", layout)
+        for name in canonical
+        if name != "final_logits_bias"
+    }
+    assert back == {name: name for name in back}
 
 
 @pytest.mark.parametrize(("record", "layout", "size"), LISTS)
