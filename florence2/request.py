@@ -24,7 +24,7 @@ class PreparedImage:
 
     pixel_values: Tensor
     size: tuple[int, int]
-    source: ImageInput | None = field(default=None, repr=False, compare=False)
+    source: "ImageInput | None" = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class EncodedImage:
 
     features: Tensor
     size: tuple[int, int]
-    source: ImageInput | None = field(default=None, repr=False, compare=False)
+    source: "ImageInput | None" = field(default=None, repr=False, compare=False)
 
 
 AnyImage: TypeAlias = "ImageInput | EncodedImage"

@@ -10,7 +10,8 @@ import florence2
 
 PACKAGE = Path(florence2.__file__).parent
 ORDER = """
-    errors devices inputs model generation answers checkpoints fast processor request runner tracing pipeline bulk cli
+    errors lazy devices inputs model generation answers checkpoints fast processor request runner tracing
+    pipeline bulk cli
 """.split()
 EXTRAS = {"train", "inspect"}
 TORCH_FREE = (

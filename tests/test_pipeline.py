@@ -316,7 +316,7 @@ def test_shorthands_refuse_what_no_task_does(small: florence2.Florence2, picture
         small.run("<REGION_TO_OCR><loc_1><loc_1><loc_2><loc_2>", picture, box=box)
     wrong_inputs: list[Any] = [5, [], {}, (1, 2, 3), (1, 2, "x", 4)]
     for wrong in wrong_inputs:
-        with pytest.raises(PromptError, match="must be a text, a list of classes, or one box"):
+        with pytest.raises(PromptError, match="must be text, a list of classes, or one box"):
             small.run("<REGION_TO_OCR>", picture, wrong)
 
 
@@ -357,7 +357,7 @@ def test_a_model_is_shown_in_one_line(small_folder: Path, small: florence2.Flore
     assert repr(small) == f"Florence2({small_folder}, {count:.1f}M parameters, cpu, float32)"
     unnamed = florence2.Florence2(small.model.to(torch.float32), small.processor)
     assert repr(unnamed) == f"Florence2({count:.1f}M parameters, cpu, float32)"
-    assert repr(small.model).startswith("Florence2Model(\n")
+    assert "Florence2Model(\n" in repr(small.model)
 
 
 def test_threads_share_one_model(small: florence2.Florence2) -> None:

@@ -4,6 +4,7 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,17 @@ COMMANDS = [line.split("#")[0].strip() for line in SHELL if line.startswith("flo
 
 
 @pytest.mark.parametrize("block", range(len(PYTHON)))
-def test_python(block: int, small: florence2.Florence2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block by itself, with the small checkpoint in the place of base."""
+def test_python(block: int, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block by itself, with the small checkpoint in place of base."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(florence2, "load", lambda name: small if name == "base" else pytest.fail(name))
+    load = florence2.load
+
+    def load_small(name: str, **settings: Any) -> florence2.Florence2:
+        assert name == "base"
+        return load(small_folder, **settings)
+
+    monkeypatch.setattr(florence2, "load", load_small)
     exec(compile(PYTHON[block], f"README.md, block {block}", "exec"), {})
 
 

@@ -31,7 +31,8 @@ def test_other_tokens_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[
     shutil.copytree(ROOT / "florence2", tmp_path / "florence2", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "florence2" / "__init__.py").open("a") as file:
         file.write(
-            "\n_options = Florence2.options\nFlorence2.options = lambda f, **c: _options(f, **c | {'num_beams': 2})\n"
+            "\nfrom florence2.pipeline import Florence2 as F\n_options = F.options\n"
+            "F.options = lambda f, **c: _options(f, **c | {'num_beams': 2})\n"
         )
     assert main(["compare", str(ROOT), str(tmp_path), *WORDS]) == 1
     assert "**Tokens differ; the times do not count.**" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from florence2.errors import OptionError
 from florence2.inspect import input_saliency
 from florence2.inspect.saliency import saliency_of
 from florence2.model.florence2 import Florence2Model
+from florence2.model.trace import Trace
 from florence2.tracing.patches import zero_heads
 from parity.cases import shapes
 from parity.recipe import make_model
@@ -19,7 +20,7 @@ from parity.recipe import make_model
 PROMPT, ANSWER = [0, 713, 92, 2], [0, 51000, 300, 2]
 
 
-class Words:
+class Words(Trace):
     """Another embedding of each id of the prompt: `factors` (P,) times its own."""
 
     def __init__(self, factors: Tensor):
@@ -33,8 +34,6 @@ class Words:
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         return value * self.factors[:, None] if name == "prompt" else value
-
-    def note(self, event: str, **facts: Any) -> None: ...
 
 
 @pytest.fixture(scope="module")

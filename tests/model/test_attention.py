@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from florence2.model.attention import attend
+from florence2.model.trace import Trace
 
 
 @pytest.mark.parametrize("masking", ["none", "causal", "padding"])
@@ -38,7 +39,7 @@ def test_masked_keys_have_no_part() -> None:
         assert torch.allclose(full, short, atol=1e-6)
 
 
-class Recorder:
+class Recorder(Trace):
     def __init__(self, wanted: bool):
         self.wanted = wanted
         self.seen: dict[str, torch.Tensor] = {}
@@ -46,10 +47,8 @@ class Recorder:
     def wants(self, name: str) -> bool:
         return self.wanted
 
-    enters = wants
-
-    def note(self, event: str, **facts: object) -> None:
-        raise AssertionError
+    def enters(self, prefix: str) -> bool:
+        return self.wanted
 
     def __call__(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self.seen[name] = value

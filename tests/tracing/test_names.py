@@ -8,6 +8,7 @@ from PIL import Image
 
 from florence2 import Florence2, GenerationOptions
 from florence2.errors import OptionError
+from florence2.model.trace import Trace
 from florence2.tracing.budget import AnswerSizes, active_rules, answer_bytes, check_fits, image_bytes, longest_answer
 from florence2.tracing.names import RULES, describe_names, image_letters, names_of, pooled_spans, starred
 from florence2.tracing.recording import Tracing
@@ -16,7 +17,7 @@ from parity.cases import shapes
 from parity.recipe import make_model
 
 
-class Everything:
+class Everything(Trace):
     """Keeps the shape, type and size of whatever is shown."""
 
     def __init__(self) -> None:
@@ -25,14 +26,12 @@ class Everything:
     def wants(self, name: str) -> bool:
         return True
 
-    enters = wants
+    def enters(self, prefix: str) -> bool:
+        return True
 
     def __call__(self, name: str, value: torch.Tensor) -> torch.Tensor:
         self.seen.setdefault(name, []).append(value)
         return value
-
-    def note(self, event: str, **facts: Any) -> None:
-        pass
 
 
 def run_all(which: int, options: GenerationOptions) -> Everything:
