@@ -11,6 +11,7 @@ from torch import nn
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checkpoint import load_model
 from florence2.checkpoints.config_files import read_image_config
+from florence2.fast.install import install
 from florence2.inputs.image import image_to_array, open_image
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from parity.cases import IMAGES, SyntheticModel
@@ -28,7 +29,7 @@ def compare_adapter(group: str, shape: SyntheticModel, make_reference: MakeRefer
     with tempfile.TemporaryDirectory() as name:
         folder, adapter = Path(name) / "checkpoint", Path(name) / "adapter"
         make_checkpoint(folder, shape.config, shape.seed, shape.end_bonus, shape.size)
-        ours = load_model(folder, dtype=torch.float64)
+        ours = install(load_model(folder, dtype=torch.float64))
         reference = make_reference(folder, ours, torch.float64)
         _adapt(reference.model, adapter)
         merge_adapter(ours, adapter)

@@ -14,6 +14,7 @@ from florence2.answers.answer import parse_answer
 from florence2.checkpoints.checkpoint import load_model
 from florence2.checkpoints.config_files import read_image_config
 from florence2.checkpoints.hub import resolve
+from florence2.fast.install import install
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
@@ -69,7 +70,7 @@ def compare_checkpoint(
     pixels = [_pixel_values(image, folder) for image in work.images]
     tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
     prompts = [tokenizer.encode(build_sentence(*split_prompt(prompt))) for prompt in work.prompts]
-    ours = load_model(folder, dtype=torch.float64)
+    ours = install(load_model(folder, dtype=torch.float64))
     reference = make_reference(folder, ours, torch.float64)
     subject = f"{subject} / {reference.name}"
     yield from _compare_numbers(group, subject, ours, reference, pixels, prompts)
@@ -78,7 +79,7 @@ def compare_checkpoint(
     cut = [values[..., : work.training_side, : work.training_side] for values in pixels]
     batch = make_batch(cut, prompts, padded=not reference.attends_to_padding)
     yield from compare_gradients(group, subject, ours, reference, batch)
-    ours = load_model(folder)
+    ours = install(load_model(folder))
     reference = make_reference(folder, ours, torch.float32)
     if work.rounded_gradients:
         yield from compare_gradients(group, subject, ours, reference, batch)

@@ -12,6 +12,7 @@ import torch
 from florence2.answers.answer import parse_answer
 from florence2.checkpoints.checkpoint import load_model
 from florence2.checkpoints.config_files import read_config, read_image_config
+from florence2.fast.install import install
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import ImageConfig, image_to_array, open_image
@@ -111,7 +112,7 @@ def compare_model(
     golden, arrays = read_record("tiny/golden.json"), np.load(GOLDEN / "tiny" / "golden.npz")
     with tempfile.TemporaryDirectory() as folder:
         make_recorded_checkpoint(Path(folder))
-        model = load_model(Path(folder))
+        model = install(load_model(Path(folder)))
         if change is not None:
             change(model)
         tokenizer, image_config = FlorenceTokenizer(Path(folder) / "tokenizer.json"), read_image_config(Path(folder))
