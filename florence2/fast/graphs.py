@@ -30,7 +30,7 @@ from florence2.model.bart import (
     LanguageModel,
     Positions,
 )
-from florence2.model.cache import DecoderCache, KeysValues, OwnPast
+from florence2.model.cache import DecoderCache, KeysValues
 from florence2.model.florence2 import Florence2Model
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
@@ -48,7 +48,6 @@ class StaticCache(DecoderCache):
         self, decoder: Decoder, memory: Tensor, beams: int, max_length: int, memory_mask: Tensor | None = None
     ):
         super().__init__(decoder, memory, beams, max_length, memory_mask)
-        self.past = [StaticPast(self) for _ in self.past]
         self.position = torch.zeros(1, dtype=torch.long, device=memory.device)
         self.slots = torch.arange(beams, device=memory.device)
         self.window = max_length
@@ -57,8 +56,8 @@ class StaticCache(DecoderCache):
     def restart(self, decoder: Decoder, memory: Tensor, memory_mask: Tensor | None) -> None:
         """Forget everything, and take another memory of the same shape."""
         fresh = DecoderCache(decoder, memory, self.beams, 0, memory_mask)
-        for old, new in zip(self.memory, fresh.memory, strict=True):
-            for kept, taken in zip(old.projected[:3], new.projected[:3], strict=True):
+        for old, new in zip(self.projected, fresh.projected, strict=True):
+            for kept, taken in zip(old[:3], new[:3], strict=True):
                 if kept is not None and taken is not None:
                     kept.copy_(taken)
         self.ancestry.zero_()
@@ -76,24 +75,18 @@ class StaticCache(DecoderCache):
         self.ancestry.index_copy_(2, self.slots, own)
         self.position.add_(1)
 
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
+        """Write the newest position; later slots are attended to with weight 0, so they must not hold NaN."""
+        pair = self.own[layer] or (self._room_for(keys).zero_(), self._room_for(values).zero_())
+        self.own[layer] = pair
+        for buffer, new in zip(pair, (keys, values), strict=True):
+            buffer.index_copy_(2, self.slots, new)
+        end = self.window * self.beams
+        return KeysValues(pair[0][:, :, :end], pair[1][:, :, :end], self.ancestry[:, None, :, :end])
+
     def reorder(self, parents: Tensor) -> None:
         """Let beam k continue beam `parents[b, k]`."""
         self.ancestry.copy_(self.ancestry.gather(1, parents[:, :, None].expand_as(self.ancestry)))
-
-
-class StaticPast(OwnPast):
-    """One layer's own keys and values in buffers that never move."""
-
-    cache: StaticCache
-
-    def extend(self, keys: Tensor, values: Tensor) -> KeysValues:
-        """Write the newest position; later slots are attended to with weight 0, so they must not hold NaN."""
-        if self.keys is None or self.values is None:
-            self.keys, self.values = self._room_for(keys).zero_(), self._room_for(values).zero_()
-        self.keys.index_copy_(2, self.cache.slots, keys)
-        self.values.index_copy_(2, self.cache.slots, values)
-        end = self.cache.window * self.cache.beams
-        return KeysValues(self.keys[:, :, :end], self.values[:, :, :end], self.cache.ancestry[:, None, :, :end])
 
 
 class GraphedGenerator:

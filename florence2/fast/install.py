@@ -1,5 +1,6 @@
 """Swap the faster counterparts into a model, and out again."""
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
 from florence2.fast.graphs import generate_graphed
 from florence2.fast.linear import Linear, linear
-from florence2.fast.packed import PackedWeights, in_force, pack
+from florence2.fast.packed import Packed, in_force, pack
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
+from florence2.model.bart import Attention, DecoderLayer
 from florence2.model.cache import DecoderCache
 from florence2.model.davit import ChannelBlock, SpatialBlock
 from florence2.model.florence2 import Florence2Model
@@ -20,7 +22,7 @@ from florence2.model.trace import NO_TRACE, Trace
 class PackedCache(DecoderCache):
     """A cache that also holds the packed weights which the steps of its generation may use."""
 
-    packed: PackedWeights
+    packed: Packed
 
 
 class FastFlorence2Model(Florence2Model):
@@ -38,9 +40,8 @@ class FastFlorence2Model(Florence2Model):
         cache = super().start_cache(memory, beams, max_length, memory_mask, trace)
         if torch.is_grad_enabled() or type(cache) is not DecoderCache:
             return cache
-        maps = [part.weight for part in self.language_model.decoder.modules() if type(part) is Linear]
-        packed = pack(self, [*maps, self.output_weight], len(memory) * beams)
-        if packed:
+        packed = pack(self, _step_weights(self), len(memory) * beams)
+        if packed is not None:
             cache.__class__ = PackedCache
             assert isinstance(cache, PackedCache)
             cache.packed = packed
@@ -63,6 +64,21 @@ class FastFlorence2Model(Florence2Model):
     ) -> Generation | None:
         """Generate by replay of a CUDA graph (see `generation.generate.OwnSearch`); None where that is not possible."""
         return generate_graphed(self, memory, options, ids, memory_mask)
+
+
+def _step_weights(model: Florence2Model) -> Iterator[list[Tensor]]:
+    """Yield the weights that a step of the decoder reads, those with a common input together."""
+    decoder, done = model.language_model.decoder, set()
+    for layer in decoder.layers:
+        if isinstance(layer, DecoderLayer) and type(layer.self_attn) is type(layer.encoder_attn) is Attention:
+            own, memory = layer.self_attn, layer.encoder_attn
+            done |= {memory.k_proj, memory.v_proj}  # used once, for the whole memory
+            joint = [own.q_proj, own.k_proj, own.v_proj]
+            if all(type(part) is Linear and not part._forward_hooks and not part._forward_pre_hooks for part in joint):
+                done |= set(joint)
+                yield [part.weight for part in joint]
+    yield from ([part.weight] for part in decoder.modules() if type(part) is Linear and part not in done)
+    yield [model.output_weight]
 
 
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence2.fast.packed import find_packed
+from florence2.fast.packed import packed_product
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -41,9 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return what `F.linear` gives, up to rounding: x (..., in), weight (out, in), bias (out) -> (..., out)."""
     if not _may_choose(x):
         return F.linear(x, weight, bias)
-    packed = find_packed(weight)
+    packed = packed_product(x, weight, bias)
     if packed is not None:
-        return packed(x, bias)
+        return packed
     rows = x.numel() // x.shape[-1]
     if rows < _MIN_ROWS:
         return F.linear(x, weight, bias)

@@ -14,7 +14,7 @@ import math
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -31,23 +31,62 @@ _MARGIN = 1.05  # what a packed copy must gain, for it takes memory
 _ROUNDS = 3
 
 
-class PackedWeight:
-    """A weight (out, in) in oneDNN's order, as it was when this was made."""
+class PackedWeights:
+    """Weights (out, in) that are multiplied with the same input, as one copy in oneDNN's order; often one alone."""
 
-    def __init__(self, weight: Tensor):
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_FOR)
-        self.fingerprint = Fingerprint.of(weight)
-        self.weight = weakref.ref(weight)
-        self.version = _version(weight)
+    def __init__(self, weights: Sequence[Tensor]):
+        joined = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(joined.contiguous(), _PACKED_FOR)
+        self.weights = [weakref.ref(weight) for weight in weights]
+        self.versions = [_version(weight) for weight in weights]
+        self.fingerprints = [Fingerprint.of(weight) for weight in weights]
+        self.sizes = [len(weight) for weight in weights]
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x (..., in) -> (..., out)."""
+        """Return x (..., in) -> (..., sum of out)."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "none")
         return out
 
-    def is_of(self, weight: Tensor) -> bool:
+    def holds(self, index: int, weight: Tensor) -> bool:
         """Return whether this is a copy of this very tensor, unchanged as far as torch counts changes."""
-        return self.weight() is weight and _version(weight) == self.version
+        return self.weights[index]() is weight and _version(weight) == self.versions[index]
+
+    def refresh(self, weights: Sequence[Tensor]) -> bool:
+        """Return whether this is a copy of these very tensors and their values, however they were written to."""
+        if len(weights) != len(self.weights) or any(
+            own() is not w for own, w in zip(self.weights, weights, strict=True)
+        ):
+            return False
+        if self.fingerprints != [Fingerprint.of(weight) for weight in weights]:
+            return False
+        self.versions = [_version(weight) for weight in weights]  # written with the same values
+        return True
+
+
+class Packed:
+    """The packed copies that the steps of one generation use."""
+
+    def __init__(self, copies: Sequence[PackedWeights]):
+        self.copies = copies
+        self._places = {id(w()): (copy, i) for copy in copies for i, w in enumerate(copy.weights)}
+        self._last: tuple[PackedWeights, Tensor, tuple[Tensor, ...]] | None = None
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return x (..., in) times `weight` (out, in); None for a weight without a current copy.
+
+        The first weight of several computes the product of all, and the others take their part of it.
+        """
+        copy, index = self._places.get(id(weight), (None, 0))
+        if copy is None or not copy.holds(index, weight):
+            return None
+        if len(copy.sizes) == 1:
+            return copy(x, bias)
+        if index == 0:
+            self._last = copy, x, torch.split(copy(x, None), copy.sizes, dim=-1)
+        if self._last is None or self._last[0] is not copy or self._last[1] is not x:
+            return None
+        part = self._last[2][index]
+        return part if bias is None else part + bias
 
 
 def _version(weight: Tensor) -> int:
@@ -88,14 +127,11 @@ def _random_numbers(count: int) -> Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(0))
 
 
-PackedWeights = Mapping[int, PackedWeight]
-"""Packed copies by the `id` of the weight."""
-
-_in_force: ContextVar[PackedWeights | None] = ContextVar("florence2_packed_weights", default=None)
+_in_force: ContextVar[Packed | None] = ContextVar("florence2_packed_weights", default=None)
 
 
 @contextlib.contextmanager
-def in_force(packed: PackedWeights) -> Iterator[None]:
+def in_force(packed: Packed) -> Iterator[None]:
     """Let `fast.linear` use these copies inside the block, in this thread or task."""
     token = _in_force.set(packed)
     try:
@@ -104,51 +140,62 @@ def in_force(packed: PackedWeights) -> Iterator[None]:
         _in_force.reset(token)
 
 
-def find_packed(weight: Tensor) -> PackedWeight | None:
-    """Return the copy of `weight` that is in force."""
+def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Return the product with the copy of `weight` that is in force; None where there is none."""
     packed = _in_force.get()
-    found = None if packed is None else packed.get(id(weight))
-    return found if found is not None and found.is_of(weight) else None
+    return None if packed is None else packed.product(x, weight, bias)
 
 
 _lock = Lock()
-_kept: "weakref.WeakKeyDictionary[nn.Module, dict[int, PackedWeight]]" = weakref.WeakKeyDictionary()
-"""The packed copies of each model, for as long as it lives and they are current."""
+_kept: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], PackedWeights]]" = weakref.WeakKeyDictionary()
+"""The packed copies of each model by the ids of their weights, for as long as it lives and they are current."""
 _gains: dict[tuple[int, ...], bool] = {}
 """Whether packing gains, by (threads, rows, out, in)."""
 
 
-def pack(owner: nn.Module, weights: Iterable[Tensor], rows: int) -> PackedWeights:
-    """Return current packed copies of those of `weights` that `rows` rows are multiplied faster with.
+def pack(owner: nn.Module, groups: Iterable[Sequence[Tensor]], rows: int) -> Packed | None:
+    """Return current packed copies of those of `groups` that `rows` rows are multiplied faster with; None for none.
 
-    Copies are kept as long as `owner` lives, and made again for a weight that has changed. Nothing is packed where
-    oneDNN is missing or wrong, or the weights are not float32 on a CPU.
+    A group holds weights that are multiplied with the same input. Copies are kept as long as `owner` lives, and made
+    again for weights that have changed. Nothing is packed where oneDNN is missing or wrong, or the weights are not
+    float32 on a CPU.
     """
     if rows > _MAX_ROWS or not is_available():
-        return {}
-    usable = [w for w in weights if w.device.type == "cpu" and w.dtype == torch.float32 and w.dim() == 2]
+        return None
+    usable = [tuple(group) for group in groups if all(_is_usable(weight) for weight in group)]
     with _lock, torch.no_grad():
-        known = _kept.get(owner, {})
         gains = _gains_by_shape(usable, rows)
-        wanted = [weight for weight in usable if gains[tuple(weight.shape)]]
-        packed = {id(weight): _current(known.get(id(weight)), weight) for weight in wanted}
-        if packed:  # copies for other numbers of rows stay, those of weights that are gone do not
-            _kept[owner] = {key: copy for key, copy in known.items() if copy.weight() is not None} | packed
-        return packed
+        wanted = [group for group in usable if gains[_joined_shape(group)]]
+        if not wanted:
+            return None
+        known = _kept.get(owner, {})
+        packed = {_ids(group): _current(known.get(_ids(group)), group) for group in wanted}
+        alive = {ids: copy for ids, copy in known.items() if all(weight() is not None for weight in copy.weights)}
+        _kept[owner] = alive | packed  # copies for other numbers of rows stay
+        return Packed(list(packed.values()))
 
 
-def _current(known: PackedWeight | None, weight: Tensor) -> PackedWeight:
-    if known is not None and known.weight() is weight and known.fingerprint == Fingerprint.of(weight):
-        known.version = _version(weight)  # changed and changed back, or written with the same values
-        return known
-    return PackedWeight(weight)
+def _is_usable(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.dim() == 2
 
 
-def _gains_by_shape(weights: Sequence[Tensor], rows: int) -> dict[tuple[int, ...], bool]:
-    """Return for every shape of `weights` whether packing gains; measured once a process."""
-    by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-    for weight in weights:
-        by_shape[tuple(weight.shape)].append(weight)
+def _ids(group: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(map(id, group))
+
+
+def _joined_shape(group: Sequence[Tensor]) -> tuple[int, int]:
+    return sum(map(len, group)), group[0].shape[1]
+
+
+def _current(known: PackedWeights | None, group: Sequence[Tensor]) -> PackedWeights:
+    return known if known is not None and known.refresh(group) else PackedWeights(group)
+
+
+def _gains_by_shape(groups: Sequence[Sequence[Tensor]], rows: int) -> dict[tuple[int, int], bool]:
+    """Return for every shape of `groups` whether packing gains; measured once a process."""
+    by_shape: dict[tuple[int, int], list[Sequence[Tensor]]] = defaultdict(list)
+    for group in groups:
+        by_shape[_joined_shape(group)].append(group)
     bucket = 1 << (rows - 1).bit_length()
     gains = {}
     for shape, some in by_shape.items():
@@ -159,20 +206,23 @@ def _gains_by_shape(weights: Sequence[Tensor], rows: int) -> dict[tuple[int, ...
     return gains
 
 
-def _measure_gain(weights: Sequence[Tensor], rows: int) -> float:
-    """Return how many times as fast packed products of some of `weights`, all of one shape, are as plain ones."""
-    out, inner = weights[0].shape
-    part = weights[0].detach()[: math.ceil(_SAMPLE_BYTES / (4 * inner))]  # of a large one, such as the embedding
-    some = [part] if len(part) < out else [w.detach() for w in weights[: math.ceil(_SAMPLE_BYTES / (4 * out * inner))]]
-    packed = [torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR) for weight in some]
+def _measure_gain(groups: Sequence[Sequence[Tensor]], rows: int) -> float:
+    """Return how many times as fast packed products of some of `groups`, all of one shape, are as plain ones."""
+    out, inner = _joined_shape(groups[0])
+    # only the first rows of a large weight such as the embedding
+    part = [groups[0][0].detach()[: math.ceil(_SAMPLE_BYTES / (4 * inner))]]
+    whole = [[weight.detach() for weight in group] for group in groups[: math.ceil(_SAMPLE_BYTES / (4 * out * inner))]]
+    some = [part] if len(part[0]) < len(groups[0][0]) else whole
+    copies = [torch.ops.mkldnn._reorder_linear_weight(torch.cat(group), _PACKED_FOR) for group in some]
     x = torch.ones(rows, inner)
     plain_times, packed_times = [], []
     for _ in range(_ROUNDS):
         started = time.perf_counter()
-        for weight in some:
-            F.linear(x, weight)
+        for group in some:
+            for weight in group:
+                F.linear(x, weight)
         between = time.perf_counter()
-        for copy in packed:
+        for copy in copies:
             torch.ops.mkldnn._linear_pointwise(x, copy, None, "none", [], "none")
         plain_times.append(between - started)
         packed_times.append(time.perf_counter() - between)

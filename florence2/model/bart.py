@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         x = self.embed(embeddings, cache.embed_position(self.embed_positions), trace)
         cache.advance()
         for i, layer in enumerate(self.layers):
-            x = trace(f"layers.{i}", layer(x, cache.past[i], cache.memory[i], trace.at(f"layers.{i}")))
+            x = trace(f"layers.{i}", layer(x, cache.past(i), cache.memory(i), trace.at(f"layers.{i}")))
         return x
 
     def embed(self, embeddings: Tensor, positions: Tensor, trace: Trace = NO_TRACE) -> Tensor:

@@ -91,13 +91,20 @@ class DecoderCache:
         self.beams, self.max_length, self.length = beams, max_length, 0
         self.ancestry = torch.zeros(len(memory), beams, max_length * beams, dtype=torch.bool, device=memory.device)
         mask = None if memory_mask is None else memory_mask[:, None, None, :]  # (B, 1, 1, S)
-        self.past: list[OwnPast] = []
-        self.memory: list[CachedMemory] = []
+        self.projected: list[KeysValues] = []  # of the memory, by layer
+        self.own: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)  # keys and values of the answer
         for i, layer in enumerate(decoder.layers):
             attention = cast("DecoderLayer", layer).encoder_attn
             keys, values = attention.keys_values(memory, trace.at(f"layers.{i}.cross_attention"))
-            self.memory.append(CachedMemory(self, KeysValues(keys, values, mask)))
-            self.past.append(OwnPast(self))
+            self.projected.append(KeysValues(keys, values, mask))
+
+    def past(self, layer: int) -> "OwnPast":
+        """Return the answer so far, as a layer's self-attention finds it."""
+        return OwnPast(self, layer)
+
+    def memory(self, layer: int) -> "CachedMemory":
+        """Return the memory, as a layer's cross-attention finds it."""
+        return CachedMemory(self, layer)
 
     def reorder(self, parents: Tensor) -> None:
         """Let beam k continue beam `parents[b, k]`: (B, K) long."""
@@ -105,11 +112,33 @@ class DecoderCache:
             self.ancestry = self.ancestry.gather(1, parents[:, :, None].expand_as(self.ancestry))
 
     def keep(self, rows: Tensor) -> None:
-        """Continue with the images `rows` (B',) alone."""
+        """Continue with the images `rows` (B',) alone; slots that nobody has written yet are not copied."""
         self.ancestry = self.ancestry[rows]
-        for past, memory in zip(self.past, self.memory, strict=True):
-            past.keep(rows)
-            memory.keep(rows)
+        end = self.length * self.beams
+        for layer, (keys, values, mask, _) in enumerate(self.projected):
+            self.projected[layer] = KeysValues(keys[rows], values[rows], None if mask is None else mask[rows])
+        for layer, pair in enumerate(self.own):
+            if pair is not None:
+                smaller = [tensor.new_empty(len(rows), *tensor.shape[1:]) for tensor in pair]
+                for new, old in zip(smaller, pair, strict=True):
+                    new[:, :, :end] = old[rows, :, :end]
+                self.own[layer] = (smaller[0], smaller[1])
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
+        """Write the newest position of `layer`, (B, heads, K, d) each; return all that its queries may look at."""
+        # the first write shows how many heads there are, and how wide
+        all_keys, all_values = self.own[layer] or (self._room_for(keys), self._room_for(values))
+        self.own[layer] = all_keys, all_values
+        end = self.length * self.beams
+        all_keys[:, :, end - self.beams : end] = keys
+        all_values[:, :, end - self.beams : end] = values
+        # a single beam may look at every slot that is written
+        mask = None if self.beams == 1 else self.ancestry[:, None, :, :end]  # (B, 1, K, slots)
+        return KeysValues(all_keys[:, :, :end], all_values[:, :, :end], mask)
+
+    def _room_for(self, first: Tensor) -> Tensor:
+        B, heads, _, d = first.shape
+        return first.new_empty(B, heads, self.max_length * self.beams, d)
 
     def advance(self) -> None:
         """Open the next position; each beam's own slot there becomes part of its past.
@@ -134,12 +163,10 @@ class DecoderCache:
 
 
 class OwnPast:
-    """One layer's own keys and values (B, heads, slots, d) of the answer so far."""
+    """The answer so far in the cache of a generation: the source of one layer's self-attention."""
 
-    def __init__(self, cache: DecoderCache):
-        self.cache = cache
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    def __init__(self, cache: DecoderCache, layer: int):
+        self.cache, self.layer = cache, layer
 
     def as_queries(self, x: Tensor) -> Tensor:
         """(B·K, 1, D) -> (B, K, D)"""
@@ -147,41 +174,14 @@ class OwnPast:
 
     def keys_values(self, attention: "Attention", x: Tensor, trace: Trace) -> KeysValues:
         """Write the newest position of every beam, `x` (B, K, D); return all that its queries may look at."""
-        return self.extend(*attention.keys_values(x, trace))
-
-    def extend(self, keys: Tensor, values: Tensor) -> KeysValues:
-        """Write `keys` and `values` (B, heads, K, d) at the newest position."""
-        beams, end = self.cache.beams, self.cache.length * self.cache.beams
-        if self.keys is None or self.values is None:  # the first write shows how many heads there are, and how wide
-            self.keys, self.values = self._room_for(keys), self._room_for(values)
-        self.keys[:, :, end - beams : end] = keys
-        self.values[:, :, end - beams : end] = values
-        # a single beam may look at every slot that is written
-        mask = None if beams == 1 else self.cache.ancestry[:, None, :, :end]  # (B, 1, K, slots)
-        return KeysValues(self.keys[:, :, :end], self.values[:, :, :end], mask)
-
-    def keep(self, rows: Tensor) -> None:
-        """Continue with the images `rows` alone; slots that nobody has written yet are not copied."""
-        self.keys, self.values = self._kept(self.keys, rows), self._kept(self.values, rows)
-
-    def _room_for(self, first: Tensor) -> Tensor:
-        B, heads, _, d = first.shape
-        return first.new_empty(B, heads, self.cache.max_length * self.cache.beams, d)
-
-    def _kept(self, old: Tensor | None, rows: Tensor) -> Tensor | None:
-        if old is None:
-            return None
-        end = self.cache.length * self.cache.beams
-        new = old.new_empty(len(rows), *old.shape[1:])
-        new[:, :, :end] = old[rows, :, :end]
-        return new
+        return self.cache.extend(self.layer, *attention.keys_values(x, trace))
 
 
 class CachedMemory:
-    """One layer's keys and values of the memory, projected once."""
+    """The memory in the cache of a generation, projected once: the source of one layer's cross-attention."""
 
-    def __init__(self, cache: DecoderCache, projected: KeysValues):
-        self.cache, self.projected = cache, projected
+    def __init__(self, cache: DecoderCache, layer: int):
+        self.cache, self.layer = cache, layer
 
     def as_queries(self, x: Tensor) -> Tensor:
         """(B·K, 1, D) -> (B, K, D)"""
@@ -189,9 +189,4 @@ class CachedMemory:
 
     def keys_values(self, attention: "Attention", x: Tensor, trace: Trace) -> KeysValues:  # noqa: ARG002
         """Return the projected memory."""
-        return self.projected
-
-    def keep(self, rows: Tensor) -> None:
-        """Continue with the images `rows` alone."""
-        keys, values, mask, _ = self.projected
-        self.projected = KeysValues(keys[rows], values[rows], None if mask is None else mask[rows])
+        return self.cache.projected[self.layer]

@@ -100,8 +100,8 @@ def test_a_step_reads_and_writes_fixed_buffers_only(model: Florence2Model, memor
     cache = StaticCache(model.language_model.decoder, memory, 2, 20)
 
     def places() -> list[int]:
-        own = [tensor for past in cache.past for tensor in (past.keys, past.values)]
-        projected = [tensor for part in cache.memory for tensor in part.projected[:2]]
+        own = [tensor for pair in cache.own for tensor in pair or ()]
+        projected = [tensor for part in cache.projected for tensor in part[:2]]
         return [t.data_ptr() for t in (cache.ancestry, cache.position, cache.slots, *own, *projected) if t is not None]
 
     with torch.inference_mode():

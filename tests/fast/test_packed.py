@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from florence2.fast import packed
 from florence2.fast.install import install, uninstall
-from florence2.fast.packed import Fingerprint, PackedWeight, find_packed, in_force, pack
+from florence2.fast.packed import Fingerprint, Packed, PackedWeights, in_force, pack, packed_product
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.model.florence2 import Florence2Model
@@ -47,7 +47,7 @@ OPTIONS = GenerationOptions(max_new_tokens=6, min_new_tokens=6, num_beams=2)
 @torch.no_grad()
 def test_a_packed_product_is_the_plain_one() -> None:
     weight, bias, x = torch.randn(80, 48), torch.randn(80), torch.randn(6, 1, 48)
-    torch.testing.assert_close(PackedWeight(weight)(x, bias), F.linear(x, weight, bias), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(PackedWeights([weight])(x, bias), F.linear(x, weight, bias), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -68,19 +68,19 @@ def test_same_logits(model: Florence2Model, memory: Tensor, beams: int) -> None:
 @torch.inference_mode()
 def test_packed_weights_are_what_runs(model: Florence2Model, memory: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    product = PackedWeight.__call__
+    product = PackedWeights.__call__
 
-    def count(self: PackedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+    def count(self: PackedWeights, x: Tensor, bias: Tensor | None) -> Tensor:
         calls.append(1)
         return product(self, x, bias)
 
-    monkeypatch.setattr(PackedWeight, "__call__", count)
+    monkeypatch.setattr(PackedWeights, "__call__", count)
     cache = model.start_cache(memory, 2, 4)
     model.step(torch.tensor([2] * 4), cache)
     text = model.config.text
-    assert len(calls) == 8 * text.decoder_layers + 1  # four projections, two, two maps of the MLP; the output
+    assert len(calls) == 6 * text.decoder_layers + 1  # q, k and v together, three projections, the MLP; the output
     uninstall(model).step(torch.tensor([2] * 4), model.start_cache(memory, 2, 4))
-    assert len(calls) == 8 * text.decoder_layers + 1
+    assert len(calls) == 6 * text.decoder_layers + 1
 
 
 def _swap_rows(weight: Tensor) -> None:
@@ -148,21 +148,38 @@ def test_a_change_between_two_steps_is_seen(model: Florence2Model, memory: Tenso
     cache = model.start_cache(memory, 2, 4)
     weight = model.language_model.decoder.layers[0].fc1.weight
     assert isinstance(weight, Tensor)
+    x = torch.randn(4, 1, weight.shape[1])
     with in_force(cache.packed):  # type: ignore[attr-defined]
-        assert find_packed(weight) is not None
+        assert packed_product(x, weight, None) is not None
         weight.mul_(2.0)
-        assert find_packed(weight) is None
-    assert find_packed(weight) is None
+        assert packed_product(x, weight, None) is None
+    assert packed_product(x, weight, None) is None
+
+
+@torch.no_grad()
+def test_weights_of_one_input_are_multiplied_together() -> None:
+    """The first computes the product of all; another input, or another order, gets products of its own."""
+    weights, biases = [torch.randn(48, 32) for _ in range(3)], [torch.randn(48), None, torch.randn(48)]
+    both, x, y = Packed([PackedWeights(weights)]), torch.randn(4, 1, 32), torch.randn(4, 1, 32)
+    for weight, bias in zip(weights, biases, strict=True):
+        found = both.product(x, weight, bias)
+        assert found is not None
+        torch.testing.assert_close(found, F.linear(x, weight, bias), atol=1e-4, rtol=1e-4)
+    assert both.product(y, weights[1], None) is None and both.product(x.clone(), weights[2], None) is None
+    weights[1].mul_(2.0)
+    assert both.product(x, weights[0], None) is not None and both.product(x, weights[1], None) is None
 
 
 @torch.inference_mode()
-def test_copies_are_kept_until_their_weight_changes(model: Florence2Model) -> None:
-    weights = [model.language_model.decoder.layers[i].fc1.weight for i in range(2)]
-    first = pack(model, weights, 4)  # type: ignore[arg-type]
-    assert pack(model, weights, 4) == first and len(first) == 2  # type: ignore[arg-type]
-    weights[0].mul_(2.0)  # type: ignore[operator]
-    second = pack(model, weights, 4)  # type: ignore[arg-type]
-    assert second[id(weights[0])] is not first[id(weights[0])] and second[id(weights[1])] is first[id(weights[1])]
+def test_copies_are_kept_until_their_weight_changes() -> None:
+    owner, groups = nn.Linear(1, 1), [[torch.randn(80, 48)], [torch.randn(48, 48), torch.randn(48, 48)]]
+    first = pack(owner, groups, 4)
+    assert first is not None
+    second = pack(owner, groups, 4)
+    assert second is not None and second.copies == first.copies and len(first.copies) == 2
+    groups[1][1].mul_(2.0)
+    third = pack(owner, groups, 4)
+    assert third is not None and third.copies[0] is first.copies[0] and third.copies[1] is not first.copies[1]
 
 
 @pytest.mark.parametrize("rows", [1, 4, 100])
@@ -171,37 +188,40 @@ def test_only_what_gains_is_packed(rows: int, monkeypatch: pytest.MonkeyPatch) -
     """Each shape is measured once for each number of rows, up to powers of two."""
     measured = []
 
-    def gain(weights: list[Tensor], rows: int) -> float:
-        measured.append((rows, *weights[0].shape))
-        return 2.0 if weights[0].shape[0] == 80 else 1.0
+    def gain(groups: list[list[Tensor]], rows: int) -> float:
+        measured.append((rows, *groups[0][0].shape))
+        return 2.0 if groups[0][0].shape[0] == 80 else 1.0
 
     monkeypatch.setattr(packed, "_measure_gain", gain)
-    owner, weights = nn.Linear(1, 1), [torch.randn(80, 48), torch.randn(48, 80), torch.randn(80, 48)]
+    owner, groups = nn.Linear(1, 1), [[torch.randn(80, 48)], [torch.randn(48, 80)], [torch.randn(80, 48)]]
     for _ in range(2):
-        found = pack(owner, weights, rows)
-        assert set(found) == ({id(weights[0]), id(weights[2])} if rows <= 64 else set())
+        found = pack(owner, groups, rows)
+        if rows > 64:
+            assert found is None
+            continue
+        assert found is not None and [copy.weights[0]() for copy in found.copies] == [groups[0][0], groups[2][0]]
     assert measured == ([(rows, 80, 48), (rows, 48, 80)] if rows <= 64 else [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @torch.no_grad()
 def test_other_types_are_not_packed(dtype: torch.dtype) -> None:
-    assert pack(nn.Linear(1, 1), [torch.randn(80, 48).to(dtype)], 4) == {}
+    assert pack(nn.Linear(1, 1), [[torch.randn(80, 48).to(dtype)]], 4) is None
 
 
 def test_the_clock_is_read_on_real_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with torch.no_grad():
-        assert 0.01 < packed._measure_gain([torch.randn(80, 48), torch.randn(80, 48)], 4) < 100
+        assert 0.01 < packed._measure_gain([[torch.randn(80, 48)], [torch.randn(80, 48)]], 4) < 100
 
 
 def test_fewer_threads_than_promised_get_the_plain_step() -> None:
     """OpenMP is told its limit before the process starts; oneDNN then leaves a part of a packed product undone."""
     code = (
         "import torch; torch.set_num_threads(2)\n"
-        "from florence2.fast.packed import PackedWeight, is_available\n"
+        "from florence2.fast.packed import PackedWeights, is_available\n"
         "x, weight = torch.ones(8, 512), torch.eye(512)\n"
-        "print(is_available(), torch.equal(PackedWeight(weight)(x, None), x))"
+        "print(is_available(), torch.equal(PackedWeights([weight])(x, None), x))"
     )
     for limit, expected in (("1", "False False"), ("8", "True True")):
         environment = {**os.environ, "OMP_THREAD_LIMIT": limit}

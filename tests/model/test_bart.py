@@ -1,5 +1,7 @@
 """Encoder and decoder; cached against uncached, beam by beam."""
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -63,7 +65,7 @@ def test_beams_that_cross_and_cross_again(language: LanguageModel) -> None:
 
 def test_memory_is_projected_once_per_picture_not_per_beam(language: LanguageModel) -> None:
     cache = DecoderCache(language.decoder, torch.randn(2, 9, 48, dtype=torch.float64), 5, 8)
-    assert {tuple(t.shape) for memory in cache.memory for t in memory.projected[:2]} == {(2, 3, 9, 16)}
+    assert {tuple(t.shape) for projected in cache.projected for t in projected[:2]} == {(2, 3, 9, 16)}
 
 
 def test_two_caches_of_one_model_do_not_meet(language: LanguageModel) -> None:
@@ -226,3 +228,16 @@ def test_hooks_of_attention_modules_fire(language: LanguageModel) -> None:
     for handle in handles:
         handle.remove()
     assert seen == [(2, 1, 48)] * 6 + [(2, 3, 48)] * 2
+
+
+def test_a_cache_goes_with_its_last_reference(language: LanguageModel) -> None:
+    """Without waiting for the garbage collector: it holds as much as the weights of several layers."""
+    cache = DecoderCache(language.decoder, torch.randn(1, 5, 48, dtype=torch.float64), 1, 2)
+    language.decoder.step(language.shared(torch.tensor([[3]])), cache)
+    gone = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()
