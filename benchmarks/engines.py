@@ -351,7 +351,8 @@ def main() -> None:
     torch_seconds = time.perf_counter() - start
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    importlib.import_module(_PACKAGES[spec.engine])
+    package = importlib.import_module(_PACKAGES[spec.engine])
+    getattr(package, "load", None)  # florence2 imports its names on first use
     import_seconds = time.perf_counter() - start
     start = time.perf_counter()
     engine = ENGINES[spec.engine](spec)
