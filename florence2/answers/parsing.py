@@ -80,7 +80,7 @@ def find_regions(kind: AnswerKind, text: str) -> list[Region]:
     """Return all regions of the given kind in a generated text, in order; a "text" has none."""
     if kind == "text":
         return []
-    if kind == "quads":
+    if kind == "quads":  # as in the reference, "</s>" and "<pad>" stay part of a line's label, and nothing is stripped
         return list(_find_quads(remove_markers(text, ("<s>",))))
     cleaned = remove_markers(text)
     if kind == "polygons":

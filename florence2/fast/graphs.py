@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast.linear import Linear
-from florence2.fast.unchanged import is_unchanged, remember, structure
+from florence2.fast.unchanged import classes_unchanged, is_unchanged, remember, structure
 from florence2.generation.options import GenerationOptions
 from florence2.generation.search import start_search
 from florence2.generation.state import Generation, SearchState, SpecialIds, logit_rules
@@ -38,7 +38,7 @@ Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 
 _FIRST_WINDOW = 64  # positions; each next window is twice as long, so that short answers do not attend to empty slots
 _LATE = 2  # steps between copying the flag that all inputs are done and reading it
-_KEPT = 2  # generators a model, which wait for a call of their shape
+_KEPT = 2  # idle generators for each model, waiting for a call of their shape
 
 
 class StaticCache(DecoderCache):
@@ -182,6 +182,8 @@ _idle: "weakref.WeakKeyDictionary[Florence2Model, list[tuple[Any, GraphedGenerat
 
 
 _KINDS = remember(frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList)))
+_EMBEDDING = remember(frozenset((nn.Embedding,)))
+_MODELS = remember(frozenset((Florence2Model, LanguageModel)))
 
 
 def generate_graphed(
@@ -220,7 +222,8 @@ def _may_record(model: Florence2Model) -> bool:
     text, own = model.language_model, ("step", "logits", "start_cache")
     if type(text) is not LanguageModel or any(name in vars(model) for name in own):
         return False
-    return is_unchanged(text.decoder, _KINDS) and is_unchanged(text.shared, frozenset((nn.Embedding,)))
+    parts = is_unchanged(text.decoder, _KINDS) and is_unchanged(text.shared, _EMBEDDING)
+    return parts and classes_unchanged(_MODELS)
 
 
 def _take(model: Florence2Model, shape: Any) -> GraphedGenerator | None:

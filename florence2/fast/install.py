@@ -18,6 +18,8 @@ from florence2.model.davit import ChannelBlock, SpatialBlock
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import NO_TRACE, Trace
 
+_PLAIN_LOGITS = Florence2Model.logits
+
 
 class PackedCache(DecoderCache):
     """A cache that also holds the packed weights which the steps of its generation may use."""
@@ -56,6 +58,8 @@ class FastFlorence2Model(Florence2Model):
 
     def logits(self, hidden: Tensor, trace: Trace = NO_TRACE) -> Tensor:
         """Project hidden states (..., D) to float32 logits (..., V)."""
+        if Florence2Model.logits is not _PLAIN_LOGITS:  # somebody replaced it for every model
+            return super().logits(hidden, trace)
         logits = linear(hidden, self.output_weight, self.final_logits_bias[0])
         return trace("logits", logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
@@ -96,7 +100,7 @@ def install(model: Module) -> Module:
     """Swap the faster counterparts into `model`, a Florence2Model or a part of one, in place, and return it.
 
     Only the classes of its modules change, so parameters, names, hooks and references stay what they were. Modules of
-    other classes, such as a subclass of one's own, are left alone.
+    other classes, such as subclasses that a user wrote, stay as they are.
     """
     _swap(model, _COUNTERPARTS)
     return model

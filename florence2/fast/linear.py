@@ -18,7 +18,7 @@ from florence2.fast.packed import packed_product
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _MIN_ROWS = 32  # with fewer rows, preparing the convolution costs more than it saves
-_MEASURED_ROWS = 256  # of more rows this many are measured: the first image should not wait for the choice
+_MEASURED_ROWS = 256  # measure at most this many: the first image should not wait long for the choice
 _MARGIN = 1.1  # the convolution must be this much faster, so that noise does not decide between equals
 _HAS_ONEDNN = torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 _LINEAR_FORWARD = nn.Linear.forward
@@ -64,7 +64,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _may_choose(x: Tensor) -> bool:
     usual = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
-    return usual and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    return usual and not plain
 
 
 def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None) -> Product:

@@ -1,7 +1,7 @@
 """Weights in oneDNN's blocked order for the few rows of a decoder's step, where that is faster.
 
-A step multiplies a row a beam with every weight of the decoder, so its time is that of reading them: 356 MB for base in
-float32. Which product reads faster depends on the processor and the number of rows: with three beams an AMD EPYC (Zen
+A step multiplies one row for each beam with every weight of the decoder, so it takes as long as reading them: 356 MB for
+base in float32. Which product reads faster depends on the processor and the number of rows: with three beams an AMD EPYC (Zen
 5) reads blocked weights three times as fast as plain ones, an Intel Xeon (Sapphire Rapids) plain ones up to a quarter
 faster, and from eight rows on blocked ones. So both are timed once for each shape, and only what gains is packed.
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 _PACKED_FOR = 8  # rows that oneDNN arranges the weights for; other numbers are almost as fast
 _MAX_ROWS = 64  # with more rows a step computes more than it reads, and `fast.linear` chooses the product
 _SAMPLE_BYTES = 24 << 20  # of each shape: enough to leave the caches of one core
-_MARGIN = 1.05  # what a packed copy must gain, for it takes memory
+_MARGIN = 1.05  # the least gain that is worth the memory of a second copy
 _ROUNDS = 3
 
 
@@ -154,7 +154,7 @@ _gains: dict[tuple[int, ...], bool] = {}
 
 
 def pack(owner: nn.Module, groups: Iterable[Sequence[Tensor]], rows: int) -> Packed | None:
-    """Return current packed copies of those of `groups` that `rows` rows are multiplied faster with; None for none.
+    """Return current packed copies of the `groups` for which packing makes products of `rows` rows faster, if any.
 
     A group holds weights that are multiplied with the same input. Copies are kept as long as `owner` lives, and made
     again for weights that have changed. Nothing is packed where oneDNN is missing or wrong, or the weights are not
@@ -207,7 +207,7 @@ def _gains_by_shape(groups: Sequence[Sequence[Tensor]], rows: int) -> dict[tuple
 
 
 def _measure_gain(groups: Sequence[Sequence[Tensor]], rows: int) -> float:
-    """Return how many times as fast packed products of some of `groups`, all of one shape, are as plain ones."""
+    """Return the speed of packed products relative to plain ones, on some of `groups`, which all have one shape."""
     out, inner = _joined_shape(groups[0])
     # only the first rows of a large weight such as the embedding
     part = [groups[0][0].detach()[: math.ceil(_SAMPLE_BYTES / (4 * inner))]]

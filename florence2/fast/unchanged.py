@@ -21,7 +21,7 @@ def is_unchanged(module: nn.Module, kinds: Kinds) -> bool:
     `kinds` are the exact classes whose mathematics the caller knows. The result is False in training, while gradients,
     autocast or a compiler is on, and where a class or an object has another method than when its module was imported.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
         return False
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return False
@@ -67,7 +67,7 @@ def _method_names(kind: Any) -> frozenset[str]:
 
 
 def structure(module: nn.Module) -> tuple[object, ...]:
-    """Return all but the tensors that decides what `module` computes: its parts in order, and their plain values."""
+    """Return everything except the tensors that `module` computes with: its parts in order, and their plain values."""
     parts = module.named_modules(remove_duplicate=False)
     return tuple((name, id(part), *_plain_values(part).items()) for name, part in parts)
 

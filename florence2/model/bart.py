@@ -56,7 +56,7 @@ class Decoder(nn.Module):
     def __init__(self, config: TextConfig, attention: AttentionKind):
         super().__init__()
         self.dropout = config.dropout
-        self.scale = config.d_model**0.5 if config.scale_embedding else 1.0
+        self.scale = config.d_model**0.5 if config.scale_embedding else 1.0  # the reference scales nothing but answers
         self.embed_positions = Positions(config)
         self.layernorm_embedding = nn.LayerNorm(config.d_model)
         self.layers = nn.ModuleList(DecoderLayer(config, attention) for _ in range(config.decoder_layers))

@@ -28,7 +28,7 @@ class KeySource(Protocol):
     """Where an attention finds its keys and values."""
 
     def as_queries(self, x: Tensor) -> Tensor:
-        """Return the hidden states `x` in the shape (B, T, D) in which they ask."""
+        """Return the hidden states `x` in the shape (B, T, D) of queries."""
         ...
 
     def keys_values(self, attention: "Attention", x: Tensor, trace: Trace) -> KeysValues:
@@ -67,7 +67,7 @@ class Whole:
 
 
 class DecoderCache:
-    """The keys and values of one generation, a value that its call owns.
+    """The keys and values of one generation; the call that started it owns them.
 
     Memory keys and values are computed once per image and seen by its K beams as K queries. Own keys and values are
     written once, at slot `position · K + beam`, and never moved: a reorder of beams changes `ancestry` alone, the mask

@@ -29,7 +29,7 @@ class Trace:
         return False
 
     def __call__(self, name: str, value: Tensor) -> Tensor:  # noqa: ARG002
-        """Look at `value` and return it, or the tensor that the run shall continue with."""
+        """Look at `value` and return it, or the tensor that the run should continue with."""
         return value
 
     def at(self, prefix: str) -> "Trace":
@@ -37,16 +37,16 @@ class Trace:
         return _Scoped(self, prefix) if self.enters(prefix) else NO_TRACE
 
     def image_started(self, shape: Sequence[int]) -> None:
-        """Hear that pixel values of `shape` (B, 3, H, W) are about to be encoded."""
+        """Receive the `shape` (B, 3, H, W) of pixel values before they are encoded."""
 
     def image_done(self, images: Sequence[Any]) -> None:
-        """Hear what the images of this call became."""
+        """Receive the encoded images of this call."""
 
     def answer_started(self, images: Sequence[Any], prompts: Sequence[Sequence[int]], options: Any) -> None:
-        """Hear the requests of a batch before their answers are generated: encoded images, prompt ids, settings."""
+        """Receive the requests of a batch, encoded images, prompt ids and settings, before their answers are generated."""
 
     def answer_done(self, answers: Sequence[Any]) -> None:
-        """Hear the answers of the batch."""
+        """Receive the answers of the batch."""
 
 
 NO_TRACE = Trace()
