@@ -1,9 +1,10 @@
 """Weights in oneDNN's blocked order for the few rows of a decoder's step, where that is faster.
 
-A step multiplies one row for each beam with every weight of the decoder, so it takes as long as reading them: 356 MB for
-base in float32. Which product reads faster depends on the processor and the number of rows: with three beams an AMD EPYC (Zen
-5) reads blocked weights three times as fast as plain ones, an Intel Xeon (Sapphire Rapids) plain ones up to a quarter
-faster, and from eight rows on blocked ones. So both are timed once for each shape, and only what gains is packed.
+A step multiplies one row for each beam with every weight of the decoder, so it takes as long as reading them: 356 MB
+for base in float32. Which product reads faster depends on the processor and the number of rows: with three beams an AMD
+EPYC (Zen 5) reads blocked weights three times as fast as plain ones, an Intel Xeon (Sapphire Rapids) plain ones up to a
+quarter faster, and blocked ones from eight rows on. So both are timed once for each shape, and only weights that gain
+are packed.
 
 Packed copies are used inside the steps of one generation alone, and only after its start has compared each weight with
 its copy's fingerprint: modules are called as always, so hooks, patches, traces and replaced parts need no exception.

@@ -167,8 +167,9 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, trace: Trace = NO_TRACE) -> Tensor:
         H, W, C = x.shape[1:]
-        # Zeros on the right and at the bottom where the window does not divide the grid (at 768 px it always does). They are not masked: their
-        # keys and values are the biases, and real positions attend to them, as in the reference.
+        # Zeros on the right and at the bottom where the window does not divide the grid (at 768 px it always does).
+        # They are not masked: their keys and values are the biases, and real positions attend to them, as in the
+        # reference.
         x = F.pad(x, (0, 0, 0, -W % self.window, 0, -H % self.window))
         windows = split_windows(x, self.window)  # (B·windows, window², C)
         qkv = self.qkv(windows).view(-1, self.window**2, 3, self.heads, C // self.heads)
@@ -195,8 +196,9 @@ class ChannelAttention(nn.Module):
         B, H, W, C = x.shape
         qkv = self.qkv(x).view(B, H, W, 3, self.groups, C // self.groups)
         query, key, value = _record_three(trace, qkv.permute(3, 0, 4, 1, 2, 5))  # each (B, G, H, W, C / G)
-        # Scaled by the number of positions, the head dimension here, where the paper has the channels of a head. Summed within rows of the grid first and then over
-        # rows: one sum over all 36,864 positions of the first stage would cost float32 a digit.
+        # Scaled by the number of positions, the head dimension here, where the paper has the channels of a head.
+        # Summed within rows of the grid first and then over rows: one sum over all 36,864 positions of the first stage
+        # would cost float32 a digit.
         scores = ((query * (H * W) ** -0.5).transpose(-2, -1) @ key).sum(dim=2)  # (B, G, C / G, C / G)
         weights = trace("weights", scores.softmax(dim=-1))
         out = trace("heads", value.flatten(2, 3) @ weights.transpose(-2, -1))  # (B, G, H·W, C / G)

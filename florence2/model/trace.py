@@ -43,7 +43,7 @@ class Trace:
         """Receive the encoded images of this call."""
 
     def answer_started(self, images: Sequence[Any], prompts: Sequence[Sequence[int]], options: Any) -> None:
-        """Receive the requests of a batch, encoded images, prompt ids and settings, before their answers are generated."""
+        """Receive the requests of a batch, encoded images, prompt ids and settings, before they are answered."""
 
     def answer_done(self, answers: Sequence[Any]) -> None:
         """Receive the answers of the batch."""
