@@ -79,7 +79,7 @@ def _search(
     memory_mask: Tensor | None,
     trace: Trace,
 ) -> Generation:
-    cache = model.start_cache(memory, options.num_beams, options.max_new_tokens, memory_mask, trace)
+    cache = model.start_cache(memory, options.width, options.max_new_tokens, memory_mask, trace)
     keep = cache.keep if trace is NO_TRACE else None  # a trace is shown all inputs until the last is done
 
     def step(newest: Tensor) -> Tensor:
