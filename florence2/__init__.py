@@ -20,9 +20,11 @@ __all__ = [
     "Florence2Model",
     "Generation",
     "GenerationOptions",
+    "OnlyLabels",
     "Polygon",
     "Processor",
     "Quad",
+    "Rule",
     "Task",
     "bins_to_pixels",
     "generate",
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from florence2.answers.cascade import Cascade
     from florence2.errors import Florence2Error
     from florence2.generation.generate import generate
+    from florence2.generation.labels import OnlyLabels
     from florence2.generation.options import GenerationOptions
+    from florence2.generation.rules import Rule
     from florence2.generation.state import Generation
     from florence2.inputs.coordinates import bins_to_pixels, pixels_to_bins
     from florence2.inputs.tasks import TASKS, Task, register_task
@@ -56,7 +60,9 @@ else:
             "florence2.answers.cascade": ("Cascade",),
             "florence2.errors": ("Florence2Error",),
             "florence2.generation.generate": ("generate",),
+            "florence2.generation.labels": ("OnlyLabels",),
             "florence2.generation.options": ("GenerationOptions",),
+            "florence2.generation.rules": ("Rule",),
             "florence2.generation.state": ("Generation",),
             "florence2.inputs.coordinates": ("bins_to_pixels", "pixels_to_bins"),
             "florence2.inputs.tasks": ("TASKS", "Task", "register_task"),
