@@ -20,23 +20,29 @@ __all__ = [
     "Florence2Model",
     "Generation",
     "GenerationOptions",
+    "OnlyLabels",
     "Polygon",
     "Processor",
     "Quad",
+    "Rule",
+    "Stepper",
     "Task",
     "bins_to_pixels",
     "generate",
     "load",
     "pixels_to_bins",
     "register_task",
+    "stepper",
 ]
 
 if TYPE_CHECKING:
     from florence2.answers.answer import Answer, Box, Polygon, Quad
     from florence2.answers.cascade import Cascade
     from florence2.errors import Florence2Error
-    from florence2.generation.generate import generate
+    from florence2.generation.generate import Stepper, generate, stepper
+    from florence2.generation.labels import OnlyLabels
     from florence2.generation.options import GenerationOptions
+    from florence2.generation.rules import Rule
     from florence2.generation.state import Generation
     from florence2.inputs.coordinates import bins_to_pixels, pixels_to_bins
     from florence2.inputs.tasks import TASKS, Task, register_task
@@ -55,8 +61,10 @@ else:
             "florence2.answers.answer": ("Answer", "Box", "Polygon", "Quad"),
             "florence2.answers.cascade": ("Cascade",),
             "florence2.errors": ("Florence2Error",),
-            "florence2.generation.generate": ("generate",),
+            "florence2.generation.generate": ("Stepper", "generate", "stepper"),
+            "florence2.generation.labels": ("OnlyLabels",),
             "florence2.generation.options": ("GenerationOptions",),
+            "florence2.generation.rules": ("Rule",),
             "florence2.generation.state": ("Generation",),
             "florence2.inputs.coordinates": ("bins_to_pixels", "pixels_to_bins"),
             "florence2.inputs.tasks": ("TASKS", "Task", "register_task"),

@@ -5,7 +5,6 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from florence2.checkpoints.config_files import read_config
+from florence2.checkpoints.config_files import GENERATION_SETTINGS, read_config
 from florence2.generation.options import GenerationOptions
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model
@@ -374,7 +373,7 @@ def _generation_config(options: GenerationOptions) -> Any:
     from transformers import GenerationConfig
 
     return GenerationConfig(
-        **asdict(options),
+        **{name: getattr(options, name) for name in GENERATION_SETTINGS},
         do_sample=False,
         bos_token_id=0,
         pad_token_id=1,

@@ -79,7 +79,7 @@ def test_one_place_each(name: str, allowed: set[str]) -> None:
 
 
 def test_the_search_knows_no_model() -> None:
-    files = ("options", "rules", "search", "state", "topk")
+    files = ("options", "rules", "sampling", "search", "state", "topk")
     known = {"errors", "model.trace", *(f"generation.{file}" for file in files)}
     assert all(inside(f"generation.{file}") <= known for file in files)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16")
 """The keys of `florence2.devices.DTYPES`, which needs torch."""
 MODELS = f"{EMBEDDED_MODEL} (comes with the package), {', '.join(NAMES)}, OWNER/NAME, a folder or a file"
+SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
+"""The options of sampling, which are settings of `GenerationOptions`."""
 _LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle")
 
 # ---- groups of options ---------------------------------------------------------------------------------------------
@@ -79,6 +81,12 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="longest answer, in tokens (default: the model's own setting)"
     )
+    # None where it is not given, as in the settings of an output folder
+    parser.add_argument("--sample", action="store_true", default=None, help="draw each token at random, without beams")
+    parser.add_argument("--temperature", type=float, metavar="X", help="of --sample: below 1 is surer (default: 1)")
+    parser.add_argument("--top-k", type=int, metavar="N", help="of --sample: draw from the N likeliest tokens alone")
+    parser.add_argument("--top-p", type=float, metavar="X", help="of --sample: from the likeliest that sum to X alone")
+    parser.add_argument("--seed", type=int, metavar="N", help="of --sample: the same answers every time, in any batch")
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -124,9 +132,10 @@ def check_at_least(options: argparse.Namespace, least: int, *names: str) -> None
             raise OptionError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
 
 
-def generation_changes(options: argparse.Namespace) -> dict[str, int]:
+def generation_changes(options: argparse.Namespace) -> dict[str, Any]:
     """Return the generation settings that differ from the model's own. Raises OptionError for a bad value."""
-    given = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
+    given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
+    given |= {name: getattr(options, name) for name in SAMPLING}
     changes = {name: value for name, value in given.items() if value is not None}
     GenerationOptions().changed(**changes)
     return changes

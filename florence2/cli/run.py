@@ -14,6 +14,7 @@ from florence2.bulk.sources import find_images
 from florence2.checkpoints.hub import NAMES
 from florence2.cli.main import EXIT_SOME_FAILED, EXIT_STOPPED
 from florence2.cli.options import (
+    SAMPLING,
     add_generation,
     add_input,
     add_model,
@@ -144,7 +145,7 @@ def _open_folder(options: argparse.Namespace) -> Folder:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all answers of a run depend on, besides image and question."""
-    names = ("revision", "dtype", "attention", "beams", "max_new_tokens")
+    names = ("revision", "dtype", "attention", "beams", "max_new_tokens", *SAMPLING)
     model = options.model if options.model in NAMES else _absolute(options.model)
     adapter = _absolute(options.adapter) if options.adapter else None
     return {"model": model, "adapter": adapter} | {name: getattr(options, name) for name in names}

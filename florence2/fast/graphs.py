@@ -201,6 +201,8 @@ def generate_graphed(
     """
     if (record is None and memory.device.type != "cuda") or not _may_record(model):
         return None
+    if options.extra_rules or options.sample:
+        return None  # a rule of one's own may look at values; draws would be those of the call that was recorded
     record = record or record_cuda_graph
     # a graph reads tensors where they were when it was recorded, and all else as it was then
     places = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))

@@ -20,7 +20,7 @@ def generation_bytes(
     `memory_length` is the number of image tokens and prompt ids together. The sum counts the encoder's widest layer,
     the keys and values of memory and answer, the search's sequences and the logits, with the answer at its limit.
     """
-    text, beams = config.text, options.num_beams
+    text, beams = config.text, options.width
     limit = min(options.max_new_tokens, text.max_position_embeddings)
     encoder = _COPIES * memory_length * (text.encoder_ffn_dim + text.d_model)
     keys_values = 2 * text.decoder_layers * text.d_model * (memory_length + limit * beams)

@@ -1,9 +1,7 @@
 """The rules of the logits: each changes the scores of the next id, given the sequence so far.
 
-Dimensions: R sequences, L ids that each has room for, V vocabulary. A rule is called with `scores` (R, V), which it
-may change in place and returns; `sequences` (R, L) long, padded after the ids written so far; and `generated` (R,)
-long, how many ids each sequence has after its start id. `applies` depends on the number of ids alone, so one recorded
-step serves every step at which the same rules apply.
+Dimensions: R sequences, L ids that each has room for, V vocabulary. `Rule` says what a rule is given. `applies` depends
+on the number of ids alone, so one recorded step serves every step at which the same rules apply.
 """
 
 from dataclasses import dataclass
@@ -16,19 +14,50 @@ _NEVER = float("-inf")
 
 
 class Rule(Protocol):
-    """A change of the scores of the next id."""
+    """A change of the scores of the next id, in greedy search, beam search and sampling.
+
+    Rules of one's own are given as `f.options(extra_rules=(rule, ...))`. They act in every run, traced or not, after
+    the built-in rules and before the forced ids. A complete one, by which no id follows itself:
+
+        class NotTwice:
+            name = "not_twice"
+
+            def applies(self, generated):
+                return generated >= 1
+
+            def __call__(self, scores, sequences, generated):
+                newest = sequences.gather(1, generated[:, None])  # (R, 1)
+                return scores.scatter(1, newest, float("-inf"))
+
+        f.run("<CAPTION>", "photo.jpg", extra_rules=(NotTwice(),))
+
+    A rule holds no state of a run: what it needs to know is in `sequences`, which beam search reorders between steps.
+    It must leave every sequence at least one possible id; a beam without any comes to its end there. Rows of finished
+    inputs may hold anything, and their scores are not used.
+    """
 
     @property
     def name(self) -> str:
-        """The rule's name in traces and reports."""
+        """The rule's name in traces and reports: letters, digits and _, and no other rule's name."""
         ...
 
     def applies(self, generated: int) -> bool:
-        """Return whether the rule is active after `generated` ids."""
+        """Return whether the rule is active at the step that follows `generated` ids."""
         ...
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
-        """Return the changed scores."""
+        """Return the changed scores.
+
+        Args:
+            scores: (R, V) of the next id of R sequences, on the model's device: log-probabilities in beam search, raw
+                logits otherwise; -inf is impossible. May be changed in place.
+            sequences: (R, L) long: the start id at position 0, the generated ids, then padding.
+            generated: (R,) long: how many ids each sequence has after its start id, so position `generated` holds the
+                newest.
+
+        Returns:
+            The scores, (R, V).
+        """
         ...
 
 

@@ -1,8 +1,9 @@
-"""Greedy and beam search over any step function: it knows tensors and no model.
+"""The search over any step function, and beam search: it knows tensors and no model.
 
-The search is that of transformers' `generate`, from which the published answers come: 2·K candidates a step, finished
+Beam search is that of transformers' `generate`, from which the published answers come: 2·K candidates a step, finished
 hypotheses scored by (sum of log-probabilities) / length^length_penalty, and its three ways to stop.
-Dimensions: B inputs, K beams, M candidates, T ids, V vocabulary.
+Greedy search and sampling are in
+`sampling`. Dimensions: B inputs, K beams, M candidates, T ids, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from florence2.generation.options import GenerationOptions
+from florence2.generation.sampling import Greedy, Sampling
 from florence2.generation.state import NEVER, Generation, SearchState, SpecialIds, finish_search, show_choice
 from florence2.generation.topk import topk
 from florence2.model.trace import NO_TRACE, Trace
@@ -42,6 +44,8 @@ def search(
 
     With `keep`, finished inputs are left out as soon as they are a quarter of those computed. A `trace` is shown the
     scores after every rule, and what each step compared and chose (see `show_choice`).
+
+    Raises OptionError when extra rules leave an input nothing to continue with.
     """
     running = _Running(start_search(batch, options, ids, device))
     for n in range(1, options.max_new_tokens + 1):
@@ -76,59 +80,9 @@ class _Running:
 
 def start_search(batch: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str) -> "SearchState":
     """Return the state of a search on `batch` inputs before its first step."""
-    return (_Greedy if options.num_beams == 1 else _BeamSearch).start(batch, options, ids, device)
-
-
-@dataclass(frozen=True)
-class _Greedy(SearchState):
-    """The likeliest id at every step. The rules see raw logits, and log-probabilities are taken after them."""
-
-    sequences: Tensor  # (B, 1 + limit) long, padded
-    logprobs: Tensor  # (B, limit), of each generated id
-    lengths: Tensor  # (B,) long: ids before and with the end
-
-    @classmethod
-    def start(cls, B: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str) -> "_Greedy":
-        """Return the state before the first step."""
-        zeros = torch.zeros(B, dtype=torch.long, device=device)
-        sequences = torch.full((B, 1 + options.max_new_tokens), ids.pad, device=device)
-        sequences[:, 0] = ids.start
-        return cls(
-            options=options,
-            ids=ids,
-            generated=zeros,
-            newest=sequences[:, :1].clone(),
-            parents=zeros[:, None],
-            done=torch.zeros(B, dtype=torch.bool, device=device),
-            sequences=sequences,
-            logprobs=torch.zeros(B, options.max_new_tokens, device=device),
-            lengths=zeros,
-        )
-
-    def advance(self, logits: Tensor, n: int, trace: Trace = NO_TRACE) -> "_Greedy":
-        """Append the likeliest id to every sequence that still runs."""
-        scores = self._apply_rules(logits.clone(), self.sequences, n, trace)
-        best, tokens = trace("scores", scores.log_softmax(dim=-1)).max(dim=-1)
-        generated = self.generated + 1
-        advanced = replace(
-            self,
-            generated=generated,
-            newest=tokens[:, None],
-            done=self.done | (tokens == self.ids.end),
-            sequences=self.sequences.scatter(1, generated[:, None], tokens.where(~self.done, self.ids.pad)[:, None]),
-            logprobs=self.logprobs.scatter(1, self.generated[:, None], best.where(~self.done, 0.0)[:, None]),
-            lengths=self.lengths + ~self.done,
-        )
-        if trace is not NO_TRACE:  # spares every step the two sums
-            ends, sums = (tokens == self.ids.end) & ~self.done, self.logprobs.sum(dim=1) + best
-            parents = survivors = self.parents  # the only sequence continues itself
-            show_choice(trace, tokens[:, None], parents, sums[:, None], ends[:, None], survivors, advanced.done)
-        return advanced
-
-    def finish(self) -> Generation:
-        """Return the result."""
-        scores = self.logprobs.sum(dim=1) / self.lengths.double() ** self.options.length_penalty
-        return finish_search(self.sequences, self.logprobs, scores, self.lengths, self.done, self.options)
+    if options.sample:
+        return Sampling.start(batch, options, ids, device)
+    return (Greedy if options.num_beams == 1 else _BeamSearch).start(batch, options, ids, device)
 
 
 @dataclass(frozen=True)

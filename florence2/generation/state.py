@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty, Rule
 from florence2.model.trace import NO_TRACE, Trace
@@ -26,12 +27,13 @@ class SpecialIds:
 
 @dataclass(frozen=True)
 class Generation:
-    """The result of a search: `num_return_sequences` rows R an input, best first.
+    """The result of a search: `num_return_sequences` rows R an input, best first; samples as they were drawn.
 
     Attributes:
         sequences: (B·R, 1 + T) long: the start id, the generated ids, then padding.
         token_logprobs: (B·R, T), the log-probability of each generated id after the rules, 0 for forced ids and
-            padding.
+            padding. Those of samples are taken before temperature, top-k and top-p: they are the model's own, so that
+            answers of different settings can be compared.
         sequence_scores: (B·R,), their sum / length^length_penalty.
         lengths: (B·R,) long, how many ids were generated.
         finish_reasons: "stop" where the model ended the sequence, "length" where the limit did.
@@ -45,7 +47,11 @@ class Generation:
 
 
 def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
-    """Return the rules that `options` switch on, in the reference's order: the forced end overrides all others."""
+    """Return the rules that `options` switch on, in the reference's order: the forced end overrides all others.
+
+    Extra rules see what the built-in ones banned, so they have the last word on words; but they come before the forced
+    ids, because the ends of an answer are the search's: a finish_reason rests on the end that a limit forces.
+    """
     rules: list[Rule] = []
     if options.repetition_penalty != 1.0:
         rules.append(RepetitionPenalty(options.repetition_penalty))
@@ -53,6 +59,7 @@ def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
         rules.append(NoRepeatNgram(options.no_repeat_ngram_size))
     if options.min_new_tokens > 0:
         rules.append(MinNewTokens(options.min_new_tokens, ids.end))
+    rules += options.extra_rules
     if options.forced_bos_token_id is not None:
         rules.append(ForcedId(options.forced_bos_token_id, 0, "forced_bos_token"))
     if options.forced_eos_token_id is not None:
@@ -105,9 +112,35 @@ class SearchState(abc.ABC):
         for rule in logit_rules(self.options, self.ids):
             before = scores.clone() if trace.wants(f"search.banned.{rule.name}") else None
             if rule.applies(n - 1):
-                scores = rule(scores, sequences, generated)
+                scores = _apply(rule, scores, sequences, generated)
             scores = _show_rule(trace, rule, before, scores)
+        if self.options.extra_rules:  # the built-in rules always leave something
+            self._check_possible(scores, n)
         return scores
+
+    def _check_possible(self, scores: Tensor, n: int) -> None:
+        """Raise OptionError when the rules left an input that still runs without any possible n-th id."""
+        possible = (scores > NEVER).any(dim=-1).view(len(self.done), -1)  # (B, K)
+        stuck = self._is_stuck(possible) & ~self.done
+        if stuck.any():
+            names = ", ".join(rule.name for rule in self.options.extra_rules)
+            raise OptionError(
+                f"After {n - 1} generated ids the rules leave no id possible; an extra rule ({names}) must leave at "
+                "least one, such as the end id."
+            )
+
+    def _is_stuck(self, possible: Tensor) -> Tensor:
+        """Return the inputs (B,) that cannot continue, by whether each sequence can (B, K): one beam is enough."""
+        return ~possible.any(dim=1)
+
+
+def _apply(rule: Rule, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
+    """Return the scores that `rule` makes of `scores`. Raises OptionError when it returns something else."""
+    changed = rule(scores, sequences, generated)
+    if not isinstance(changed, Tensor) or changed.shape != scores.shape:
+        got = f"a tensor {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+        raise OptionError(f"The rule {rule.name} returned {got}; it must return the scores, {tuple(scores.shape)}.")
+    return changed
 
 
 def _show_rule(trace: Trace, rule: Rule, before: Tensor | None, after: Tensor) -> Tensor:

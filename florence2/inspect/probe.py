@@ -12,7 +12,7 @@ with the same penalty. Alain and Bengio, "Understanding intermediate layers usin
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
@@ -108,7 +108,7 @@ class Probe(Reading):
         position = self.position if isinstance(self.position, str | int) else "a function"
         values = vars(self) | {
             "position": position,
-            "options": None if self.options is None else asdict(self.options),
+            "options": None if self.options is None else self.options.to_dict(),
             "weight": self.weight.tolist(),
             "bias": self.bias.tolist(),
         }

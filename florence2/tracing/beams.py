@@ -97,7 +97,7 @@ def _read_candidates(
 def _read_bans(
     values: Mapping[str, Sequence[Tensor]], number: int, row: int, options: GenerationOptions, limit: int
 ) -> tuple[Ban, ...]:
-    K, bans = options.num_beams, []
+    K, bans = options.width, []
     for rule in RULES:
         if (pairs := values.get(f"search.banned.{rule}")) is None:
             continue
@@ -132,7 +132,7 @@ def _walk_back(beams: Sequence[BeamStep], number: int, candidate: Candidate) -> 
     """Return the rows and ids of a candidate of step `number` and of the candidates that it extends, first to last."""
     rows, ids = [candidate.parent], [candidate.token]
     for earlier in range(number - 1, -1, -1):
-        before = beams[earlier].survivors[rows[0]]
+        before = next(candidate for candidate in beams[earlier].candidates if candidate.beam == rows[0])
         rows.insert(0, before.parent)
         ids.insert(0, before.token)
     return rows, ids

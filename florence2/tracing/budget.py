@@ -25,8 +25,9 @@ class AnswerSizes:
 
     def letters(self) -> dict[str, int]:
         """Return the size of each letter in the shapes."""
-        B, K, N, P = self.batch, self.options.num_beams, self.image_tokens, self.prompt
-        return {"B": B, "K": K, "N": N, "P": P, "S": N + P, "candidates": 1 if K == 1 else 2 * K}
+        B, K, N, P = self.batch, self.options.width, self.image_tokens, self.prompt
+        candidates = 2 * K if self.options.num_beams > 1 else K
+        return {"B": B, "K": K, "N": N, "P": P, "S": N + P, "candidates": candidates}
 
 
 def image_bytes(

@@ -39,6 +39,24 @@ def test_json_lines_for_programs(
     assert row == {"image": str(picture_file), "place": str(picture_file), **json.loads(expected.to_json())}
 
 
+def test_samples(small_folder: Path, picture_file: Path, small: florence2.Florence2, capsys: Capture) -> None:
+    common = ["run", "od", picture_file, "--model", small_folder, "--json", *FEW]
+    options = ["--sample", "--temperature", "0.9", "--top-k", "40", "--top-p", "0.9", "--seed", "3"]
+    assert run(*common, *options) == 0
+    row = json.loads(capsys.readouterr().out)
+    drawn = small.options(sample=True, temperature=0.9, top_k=40, top_p=0.9, seed=3, max_new_tokens=8)
+    assert row["raw_text"] == small.run("<OD>", picture_file, options=drawn).raw_text
+    assert run(*common, "--temperature", "0.9") == 2
+    assert "temperature 0.9 has no effect without sampling" in capsys.readouterr().err
+
+
+def test_samples_of_different_seeds_are_not_mixed(small_folder: Path, picture_file: Path, tmp_path: Path) -> None:
+    common = ["run", "od", picture_file, "--model", small_folder, "--out", tmp_path / "out", *FEW]
+    assert run(*common, "--sample", "--seed", "3") == 0
+    assert run(*common, "--sample", "--seed", "3") == 0
+    assert run(*common, "--sample", "--seed", "4") == run(*common) == 2
+
+
 def test_several_tasks_and_images(small_folder: Path, picture_file: Path, tmp_path: Path, capsys: Capture) -> None:
     make_picture(1, 30, 30).save(tmp_path / "second.png")
     images = [picture_file, tmp_path / "second.png"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,29 @@ def test_a_generator_serves_again(model: Florence2Model, memory: Tensor) -> None
     replayed(model, memory, options.changed(num_beams=2))
     replayed(model, memory, options.changed(num_beams=1))
     assert len(graphed._idle[model]) == graphed._KEPT
+
+
+class OwnRule:
+    """A rule that may look at values, as far as anybody knows."""
+
+    name = "own"
+
+    def applies(self, generated: int) -> bool:
+        return generated > 0
+
+    def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
+        return scores if int(generated.max()) < 99 else scores * 2
+
+
+@pytest.mark.parametrize("changes", [{"sample": True}, {"extra_rules": (OwnRule(),)}], ids=["sample", "extra_rules"])
+def test_samples_and_rules_of_ones_own_are_not_recorded(
+    model: Florence2Model, memory: Tensor, changes: dict[str, Any]
+) -> None:
+    """A recorded step would draw the numbers of the first call again, and not look at values."""
+    plain = GenerationOptions(max_new_tokens=5, num_beams=1)
+    replayed(model, memory, plain)
+    options = plain.changed(**changes)
+    assert generate_graphed(install(model), memory, options, SpecialIds(), record=call_again) is None
 
 
 def test_every_kind_of_step_is_recorded_once(model: Florence2Model, memory: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from florence2.checkpoints.config_files import GENERATION_SETTINGS, config_to_json, parse_config, read_config
 from florence2.checkpoints.presets import preset
 from florence2.errors import ConfigError
-from florence2.generation.options import GenerationOptions
+from florence2.generation.options import NOT_IN_CHECKPOINTS, GenerationOptions
 from florence2.model.config import Florence2Config
 from florence2.model.davit import DaViT
 from parity.cases import shapes
@@ -137,7 +137,9 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 
 
 def test_the_settings_are_those_of_the_search() -> None:
-    assert set(GENERATION_SETTINGS) == {field.name for field in fields(GenerationOptions)}
+    """All but those of a call alone, which no checkpoint states."""
+    assert {*GENERATION_SETTINGS, *NOT_IN_CHECKPOINTS} == {field.name for field in fields(GenerationOptions)}
+    assert not {*GENERATION_SETTINGS} & {*NOT_IN_CHECKPOINTS}
 
 
 def test_grid_size_is_what_the_tower_gives() -> None:
