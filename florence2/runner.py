@@ -20,8 +20,8 @@ from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
 from florence2.inputs.image import ImageInput, image_to_array, open_image
 from florence2.inputs.tasks import Task
-from florence2.model.config import Florence2Config, Layout
 from florence2.model.absent import require_complete
+from florence2.model.config import Florence2Config, Layout
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import Trace, start_trace
 from florence2.processor import Processor

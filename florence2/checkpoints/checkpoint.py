@@ -15,8 +15,15 @@ from torch import Tensor
 
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checks.comparison import require_described
-from florence2.checkpoints.checks.empty import Prepare, empty_model, expected_tensors, fill, stored_tensors
-from florence2.checkpoints.checks.reading import compare_tensors, read_weights
+from florence2.checkpoints.checks.empty import (
+    Prepare,
+    empty_model,
+    expected_tensors,
+    fill,
+    function_name,
+    stored_tensors,
+)
+from florence2.checkpoints.checks.reading import NEEDS_PREPARE, compare_tensors, read_weights
 from florence2.checkpoints.config_files import config_to_files, image_config_to_json, read_config
 from florence2.checkpoints.describe import stored_dtype, weights_layout
 from florence2.checkpoints.files import COMPANIONS, SAFETENSORS, write_json
@@ -74,7 +81,7 @@ def load_model(
         problems.append(error)
     try:
         files = find_weights(path, allow_pickle)
-        headers = files.read_headers(whole_numbers=prepare is not None)
+        headers = files.read_headers(whole_numbers=True)
     except CheckpointError as error:
         problems.append(error)
     if problems:
@@ -83,7 +90,8 @@ def load_model(
     expected = expected_tensors(model)
     _leave_out(model, parts)
     wanted = expected_tensors(model)
-    weights = read_weights(files, headers, expected, wanted, place, dtype, prepare is not None)
+    needed = [] if prepare or not config.prepared_by else [NEEDS_PREPARE.format(config.prepared_by)]
+    weights = read_weights(files, headers, expected, wanted, place, dtype, prepare is not None, needed)
     for name in OPTIONAL & (wanted.keys() - weights.keys()):
         weights[name] = torch.zeros(wanted[name].shape, dtype=dtype, device=place)
     fill(model, weights, place, dtype)
@@ -146,7 +154,7 @@ def save_checkpoint(
         )
     require_described(model, prepare)
     dtype = dtype or _only_dtype(model)
-    config = _with_vocabulary_of(layout, model.config)
+    config = _with_vocabulary_of(layout, replace(model.config, prepared_by=prepare and function_name(prepare)))
     weights = _stored_weights(model, config.text.vocab_size, layout, dtype)
     config_json, generation_json = config_to_files(config, layout, str(dtype).removeprefix("torch."))
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,8 +190,8 @@ def _only_dtype(model: Florence2Model) -> torch.dtype:
     types = {tensor.dtype for tensor in stored_tensors(model).values() if tensor.is_floating_point()}
     if len(types) > 1:
         raise CheckpointError(
-            f"The model has weights of several types ({', '.join(sorted(map(str, types)))}), and a checkpoint is loaded "
-            "in one; give dtype."
+            f"The model has weights of several types ({', '.join(sorted(map(str, types)))}), and a checkpoint is "
+            "loaded in one; give dtype."
         )
     return types.pop()
 

@@ -105,6 +105,7 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
         own_file.values = {key: value for key, value in own_file.values.items() if key in _FIXED}
         own_file.finish(_INERT, _FIXED)
     image_token_id = top.take("image_token_id", int, None) if layout == "native" else None
+    prepared_by = top.take("prepared_by", str, None)
     for key in ("projection_dim", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
         top.values.pop(key, None)  # stated twice; the nested objects decide, as in the reference
     for fields in (top, vision_fields, text_fields):
@@ -113,7 +114,7 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
         problems += find_problems(vision, text)
     if problems:
         raise ConfigError("; ".join(problems) + ".")
-    return Florence2Config(vision, text, stated, layout, image_token_id)
+    return Florence2Config(vision, text, stated, layout, image_token_id, prepared_by)
 
 
 def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -126,6 +127,8 @@ def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple
     ids = {key: text[key] for key in ("bos_token_id", "pad_token_id", "eos_token_id")}
     top: dict[str, Any] = {"architectures": ["Florence2ForConditionalGeneration"], "model_type": "florence2", **ids}
     top |= {"is_encoder_decoder": True}
+    if config.prepared_by is not None:
+        top["prepared_by"] = config.prepared_by
     text |= {"is_encoder_decoder": True}
     if layout == "microsoft":
         vision = _microsoft_vision(vision)
@@ -147,7 +150,7 @@ def config_to_files(config: Florence2Config, layout: Layout, dtype: str) -> tupl
     """
     values, generation = config_to_json(config, layout, dtype)
     again = parse_config(json.loads(json.dumps(values)), json.loads(json.dumps(generation)))
-    for part in ("vision", "text", "generation", "image_token_id"):
+    for part in ("vision", "text", "generation", "image_token_id", "prepared_by"):
         if getattr(again, part) != getattr(config, part):
             raise ConfigError(
                 f"The {layout} layout would not bring back config.{part}: it is {getattr(config, part)} and would "

@@ -1,7 +1,7 @@
 """BART: an encoder over image tokens and prompt, a decoder that writes the answer.
 
 BART (Lewis et al., ACL 2020, https://arxiv.org/abs/1910.13461): post-norm Transformer layers, learned positions with
-an offset of 2, by default exact GELU. Dimensions: B images, K beams, T target and S source positions, D model, V vocabulary.
+an offset of 2, GELU. Dimensions: B images, K beams, T target and S source positions, D model, V vocabulary.
 
 The decoder runs in two ways that differ only in what a layer attends to: `forward`, over whole sequences without a
 cache, is the specification; `step`, one token per beam over a `DecoderCache`, is what generation uses.

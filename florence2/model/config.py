@@ -104,6 +104,8 @@ class Florence2Config:
     layout: Layout = "microsoft"
     image_token_id: int | None = None
     """The native layout's id of its `<image>` placeholder, above the ids of the tokenizer; unused here."""
+    prepared_by: str | None = None
+    """The name of the function that shapes the model besides this configuration, MODULE:FUNCTION; it is only shown."""
 
 
 STAGE_TUPLES = ("dim_embed", "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding")

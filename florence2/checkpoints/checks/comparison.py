@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -38,8 +38,9 @@ _HOOKS = {
     "_load_state_dict_post_hooks": "load_state_dict post-hook",
 }
 _GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
+_UNSTORED = "non-persistent buffer"
+_EMPTY = "a cell without contents"
 _DEPTH = 6  # how far values inside values are compared; a closure may hold itself
-_MISSING = object()
 
 
 def _module_classes() -> frozenset[type[nn.Module]]:
@@ -112,10 +113,10 @@ def _is_inside(path: str, foreign: list[str]) -> bool:
 def _compare_class(path: str, module: nn.Module, twin: nn.Module | None) -> str:
     """Return why a module is not of the class that is described; an empty text when it is."""
     if twin is None:
-        return f"{path} is a {type(module).__name__} that is not described"
+        return f"{path}, a module of the class {type(module).__name__}, is not described"
     if _class_name(module) == _class_name(twin):
         return ""
-    return f"{path or 'the model'} is a {plain_class(type(module)).__name__}, not a {type(twin).__name__}"
+    return f"{path or 'the model'} is of the class {plain_class(type(module)).__name__}, not {type(twin).__name__}"
 
 
 def _class_name(value: object) -> str:
@@ -158,7 +159,7 @@ def _compare_tensors(path: str, module: nn.Module, twin: nn.Module) -> Iterator[
         yield f"{prefix}{name} is missing"
     for name, (kind, tensor) in own.items():
         if name not in described:
-            yield f"{prefix}{name} {list(tensor.shape)} is a {kind} that is not described"
+            yield f"{prefix}{name} {list(tensor.shape)}, a {kind}, is not described"
             continue
         other_kind, other = described[name]
         if kind != other_kind:
@@ -167,15 +168,15 @@ def _compare_tensors(path: str, module: nn.Module, twin: nn.Module) -> Iterator[
             yield f"{prefix}{name} is {list(tensor.shape)}, not {list(other.shape)}"
         elif tensor.is_floating_point() != other.is_floating_point():
             yield f"{prefix}{name} is of type {tensor.dtype}, not {other.dtype}"
-        elif kind.endswith("not stored") and not _same(tensor, other):
-            yield f"{prefix}{name} has other values than described, and is not stored"
+        elif kind == _UNSTORED and not _same(tensor, other):
+            yield f"{prefix}{name} has other values than described, and no checkpoint holds it"
 
 
 def _own_tensors(module: nn.Module) -> dict[str, tuple[str, Tensor]]:
     """Return kind and value of each tensor of a module."""
-    kinds = {name: "parameter" for name in module._parameters}
+    kinds = dict.fromkeys(module._parameters, "parameter")
     for name in module._buffers:
-        kinds[name] = "buffer, not stored" if name in module._non_persistent_buffers_set else "buffer"
+        kinds[name] = _UNSTORED if name in module._non_persistent_buffers_set else "buffer"
     held = {**module._parameters, **module._buffers}
     return {name: (kinds[name], tensor) for name, tensor in held.items() if tensor is not None}
 
@@ -244,13 +245,14 @@ _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
 
 def _closure(function: FunctionType) -> tuple[Any, ...]:
     """Return the values that a function took from the one around it; an empty cell stands for itself."""
-    values = []
-    for cell in function.__closure__ or ():
-        try:
-            values.append(cell.cell_contents)
-        except ValueError:
-            values.append(_MISSING)
-    return tuple(values)
+    return tuple(map(_contents, function.__closure__ or ()))
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
 
 
 def _word(value: Any) -> str:

@@ -53,6 +53,12 @@ def empty_model(
     return model
 
 
+def function_name(prepare: Prepare) -> str:
+    """Return MODULE:FUNCTION, for people; a checkpoint names the function that it needs, and never imports it."""
+    named = prepare if hasattr(prepare, "__qualname__") else type(prepare)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 class _Unfilled(TorchFunctionMode):
     """A mode in which new parameters get no random values.
 

@@ -1,6 +1,6 @@
 """Stored tensors against the model that they fill: every one that is unexpected, misshapen or missing is listed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from florence2.checkpoints.tensors import TensorInfo, WeightFiles, equals, is_fi
 from florence2.errors import CheckpointError
 from florence2.model.config import Layout
 
-ADDED = "If modules were added to the model before it was saved, load it with the same prepare function."
-NEEDED = (
+NEEDS_PREPARE = "the model was saved with the prepare function {0}; load it with that: prepare=, or --prepare {0}"
+_ADDED = "If modules were added to the model before it was saved, load it with the function that adds them as prepare=."
+_NOT_HELD = (
     "The prepare function says which tensors the file must hold; f.save(folder, prepare=...) writes a checkpoint of a "
     "model that it describes."
 )
@@ -34,21 +35,22 @@ def read_weights(
     device: torch.device | str,
     dtype: torch.dtype,
     prepared: bool = False,
+    known_problems: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """Read the `wanted` tensors by canonical name. Raises CheckpointError listing all problems.
+    """Read the `wanted` tensors by canonical name. Raises CheckpointError listing all problems, `known_problems` first.
 
     `headers` are those of `files`. `expected` describes every tensor of the model, which a function of the user's may
     have `prepared`; the values of those that are not wanted are not read. Floating-point values become `dtype`.
     """
     layout = weights_layout(files, headers)
     targets = {name: canonical_name(name, layout) for name in headers}
-    problems = compare_tensors(headers, targets, expected, wanted, layout)
+    problems = [*known_problems, *compare_tensors(headers, targets, expected, wanted, layout)]
     hint = _hint(problems, prepared)
     weights: dict[str, Tensor] = {}
     for name, stored in files.read(_names_to_read(targets, wanted, complete=len(wanted) == len(expected))):
         canonical = untied(targets[name])
         assert canonical is not None
-        if misfit(headers[name], targets[name], expected[canonical], layout):
+        if _misfit(name, headers[name], targets[name], expected[canonical], layout):
             continue  # reported already; a tensor of an unforeseen size is not worth converting
         if canonical in weights:
             if not equals(weights[canonical], stored):
@@ -88,14 +90,14 @@ def compare_tensors(
     wanted: Collection[str],
     layout: Layout,
 ) -> list[str]:
-    """List unexpected, misshapen and missing tensors, a sentence each. `targets` are the stored names' canonical ones."""
+    """List unexpected, misshapen and missing tensors, a sentence each; `targets` has the canonical names."""
     problems = []
     for name, canonical in targets.items():
         needed = expected.get(untied(canonical) or "")
         if needed is None:
             problems.append(f"unexpected: {name} {list(stored[name].shape)}")
-        elif wrong := misfit(stored[name], canonical, needed, layout):
-            problems.append(f"misshapen: {name} is {wrong}")
+        elif wrong := _misfit(name, stored[name], canonical, needed, layout):
+            problems.append(wrong)
     present = {untied(canonical) for canonical in targets.values()}
     for canonical, needed in expected.items():
         if canonical in wanted and canonical not in present and canonical not in OPTIONAL:
@@ -103,19 +105,19 @@ def compare_tensors(
     return problems
 
 
-def misfit(stored: TensorInfo, canonical: str | None, needed: TensorInfo, layout: Layout) -> str:
+def _misfit(name: str, stored: TensorInfo, canonical: str | None, needed: TensorInfo, layout: Layout) -> str:
     """Return why a stored tensor does not fit the model's; an empty text when it does."""
     shape = stored.shape[::-1] if canonical in TRANSPOSED[layout] else stored.shape
     if shape != needed.shape:
-        return f"{list(shape)}, should be {list(needed.shape)}"
+        return f"misshapen: {name} is {list(shape)}, should be {list(needed.shape)}"
     assert stored.dtype is not None and needed.dtype is not None
     if stored.dtype.is_floating_point != needed.dtype.is_floating_point:
-        return f"of type {stored.dtype}, should be {needed.dtype}"
+        return f"mistyped: {name} holds {stored.dtype}, should hold {needed.dtype}"
     return ""
 
 
 def _hint(problems: Collection[str], prepared: bool) -> str:
     """Return a line about the function that prepares a model, where that may be the remedy."""
     if prepared:
-        return f"\n{NEEDED}" if any(problem.startswith("missing") for problem in problems) else ""
-    return f"\n{ADDED}" if any(problem.startswith("unexpected") for problem in problems) else ""
+        return f"\n{_NOT_HELD}" if any(problem.startswith("missing") for problem in problems) else ""
+    return f"\n{_ADDED}" if any(problem.startswith("unexpected") for problem in problems) else ""
