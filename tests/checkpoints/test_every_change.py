@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 import florence2
 from florence2 import Florence2
+from florence2.checkpoints.checkpoint import load_model
 from florence2.checkpoints.tensors import find_weights
 from florence2.cli.main import main
 from florence2.errors import CheckpointError
 from florence2.model.config import change_config
+from recipes.nano.write_scenes import write_scenes
 from tests.checkpoints.prepared import PREPARE, answer, insert_adapters
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +187,26 @@ def test_convert_keeps_what_was_added(changed: tuple[Path, dict[str, list[Any]]]
     f = florence2.load(tmp_path / "c", prepare=insert_adapters)
     ids, logprobs = changed[1]["native adapter"]
     assert answer(f)[0] == ids and answer(f)[1] == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_train_evaluate_and_inspect_with_a_function(
+    changed: tuple[Path, dict[str, list[Any]]], picture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scenes(tmp_path / "data", 5, 2, ["<OD>", "<CAPTION>"])
+    folder, run = changed[0] / "adapter", tmp_path / "run"
+    prepare = ["--prepare", "tests.checkpoints.prepared:insert_adapters", "--device", "cpu"]
+    schedule = "--steps 1 --batch 2 --workers 0 --learning-rate 1e-2 --warmup 0".split()
+    words = [str(tmp_path / "data"), "--model", str(folder), "--out", str(run), *schedule]
+    assert main(["train", *words, *prepare]) == 0
+    name = "language_model.decoder.layers.0.adapter.up.weight"
+    before, after = (load_model(path, prepare=insert_adapters).state_dict() for path in (folder, run / "checkpoint"))
+    assert not torch.equal(before[name], after[name])
+    assert json.loads((run / "settings.json").read_text())["prepare"] == prepare[1]
+    short = ["--model", str(run / "checkpoint"), "--beams", "1", "--max-new-tokens", "3", *prepare]
+    assert main(["evaluate", str(tmp_path / "data"), "--limit", "1", *short]) == 0
+    assert main(["inspect", "<OD>", str(picture_file), "--json", "--no-saliency", *short]) == 0
+    assert main(["train", *words, "--device", "cpu"]) == 2
+    assert "saved with the prepare function" in capsys.readouterr().err
 
 
 def test_a_module_in_the_current_folder_in_a_new_process(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint as recompute
 
-from florence2.checkpoints.checks.empty import Prepare, aliases, empty_model
+from florence2.checkpoints.checks.empty import Prepare, aliases, empty_model, first_names
 from florence2.errors import CheckpointError, ConfigError, shown
 from florence2.fast.install import plain_class
 from florence2.fast.unchanged import changed_methods, remember
@@ -27,6 +27,7 @@ _IGNORED = frozenset(
     # the mode and the kernel of attention belong to a use of the model; the sizes are those of the tensors
     "training attention config in_features out_features in_channels out_channels".split()
 )
+_TORCH = frozenset(vars(nn.Module()))  # what torch keeps about a module; hooks and tensors are compared on their own
 _HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
     "_forward_hooks": "forward hook",
@@ -130,7 +131,7 @@ def _compare_module(path: str, module: nn.Module, twin: nn.Module) -> Iterator[s
     yield from _compare_tensors(path, module, twin)
     own, described = vars(module), vars(twin)
     for name, value in described.items():
-        if name.startswith("_") or name in _IGNORED or not hasattr(module, name):
+        if name in _TORCH or name in _IGNORED or not hasattr(module, name):
             continue  # a setting that became a module is reported as that
         if name in own and not _same(own[name], value):
             yield f"{prefix}{name} is {_word(own[name])}, not {_word(value)}"
@@ -155,7 +156,7 @@ def _compare_tensors(path: str, module: nn.Module, twin: nn.Module) -> Iterator[
     """Yield the differences of the tensors that two modules hold themselves."""
     own, described = _own_tensors(module), _own_tensors(twin)
     prefix = f"{path}." if path else ""
-    for name in described.keys() - own.keys():
+    for name in sorted(described.keys() - own.keys()):
         yield f"{prefix}{name} is missing"
     for name, (kind, tensor) in own.items():
         if name not in described:
@@ -182,12 +183,13 @@ def _own_tensors(module: nn.Module) -> dict[str, tuple[str, Tensor]]:
 
 
 def _compare_sharing(model: nn.Module, reference: nn.Module, foreign: list[str]) -> Iterator[str]:
-    """Yield the tensors that several names share in one of the models only."""
-    own, described = aliases(model), aliases(reference)
-    for name in own.keys() | described.keys():
-        if own.get(name) != described.get(name) and not _is_inside(name, foreign):
-            first = own.get(name) or described.get(name)
-            yield f"{name} {'shares' if name in own else 'does not share'} its tensor with {first}"
+    """Yield the modules and tensors that have several names in one of the models only."""
+    modules = [first_names(part.named_modules(remove_duplicate=False)) for part in (model, reference)]
+    for own, described in (modules, (aliases(model), aliases(reference))):
+        for name in sorted(own.keys() | described.keys()):
+            if own.get(name) != described.get(name) and not _is_inside(name, foreign):
+                foreign.append(name)
+                yield f"{name} {'is' if name in own else 'is not'} the same as {own.get(name) or described.get(name)}"
 
 
 # ---- values --------------------------------------------------------------------------------------------------------

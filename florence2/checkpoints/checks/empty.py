@@ -1,6 +1,6 @@
 """Models of names and shapes, without values: what a checkpoint must fill, and what a model is compared with."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -87,9 +87,13 @@ def expected_tensors(model: nn.Module) -> dict[str, TensorInfo]:
 
 def aliases(model: nn.Module) -> dict[str, str]:
     """Return the first name of a tensor for each further name that the model holds it under."""
+    return first_names([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+
+def first_names(named: Iterable[tuple[str, object]]) -> dict[str, str]:
+    """Return for each further name of an object its first name."""
     first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first[id(tensor)] for name, tensor in named if first.setdefault(id(tensor), name) != name}
+    return {name: first[id(value)] for name, value in named if first.setdefault(id(value), name) != name}
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
