@@ -11,6 +11,7 @@ from florence2.answers.answer import Answer
 from florence2.answers.cascade import Cascade
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
+from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, shown
@@ -47,19 +48,22 @@ class Florence2(Runner):
     settings.
     """
 
-    def __init__(self, model: Florence2Model, processor: Processor, name: str | None = None):
+    def __init__(
+        self, model: Florence2Model, processor: Processor, name: str | None = None, prepare: Prepare | None = None
+    ):
         """Join a model and a processor.
 
         Args:
             model: The model, in eval mode.
             processor: The tokenizer and image settings of the same checkpoint.
             name: What `repr` calls the checkpoint.
+            prepare: The function that has shaped the model before it was loaded, which `save` takes into account.
 
         Raises:
             CheckpointError: The tokenizer's vocabulary and the model's differ, or the checkpoint's generation settings
                 are invalid.
         """
-        super().__init__(model, processor)
+        super().__init__(model, processor, prepare)
         self.name, self._absent = name, find_absent(model)
 
     def __repr__(self) -> str:
@@ -293,6 +297,8 @@ def load(
     parts: Parts = "all",
     allow_pickle: bool = False,
     adapter: str | os.PathLike[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    prepare: Prepare | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Florence2:
     """Load a checkpoint into a Florence2 that answers.
@@ -312,6 +318,12 @@ def load(
             and projection: for `encode_image`).
         allow_pickle: Accept weights that exist only as a `.bin`.
         adapter: A folder or Hub id of a LoRA adapter, which is merged into the weights (see `merge_adapter`).
+        changes: New values of the checkpoint's settings, such as `{"vision.window_size": 8,
+            "text.activation_function": "silu", "generation.num_beams": 1}` (see `change_config`). They are checked
+            like those of the file, and `save` writes them.
+        prepare: A function that changes the empty model before the weights are read: it adds adapters, replaces
+            modules, prunes heads, registers hooks. The file must hold exactly the tensors that the model then has;
+            `save` writes such files (see `florence2.checkpoints.checks.empty.Prepare`).
         report: Called with a line about the files to fetch, before they are fetched.
 
     Raises:
@@ -338,6 +350,8 @@ def load(
             attention=attention,
             parts=parts,
             allow_pickle=allow_pickle,
+            changes=changes,
+            prepare=prepare,
         )
         if adapter_folder is not None:
             merge_adapter(model, adapter_folder)
@@ -346,4 +360,4 @@ def load(
     if problems:
         raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
     # whoever asks for attention written out wants the specification
-    return Florence2(model if attention == "eager" else install(model), processor, os.fspath(name))
+    return Florence2(model if attention == "eager" else install(model), processor, os.fspath(name), prepare)

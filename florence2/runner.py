@@ -3,20 +3,25 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from florence2.answers.answer import Answer, image_reference
-from florence2.errors import CheckpointError, OptionError, PromptError
+from florence2.checkpoints.checkpoint import save_folder
+from florence2.checkpoints.checks.empty import Prepare
+from florence2.devices import DTYPES
+from florence2.errors import CheckpointError, OptionError, PromptError, shown
 from florence2.generation.budget import generation_bytes, how_many_fit
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
 from florence2.inputs.image import ImageInput, image_to_array, open_image
 from florence2.inputs.tasks import Task
-from florence2.model.config import Florence2Config
+from florence2.model.absent import require_complete
+from florence2.model.config import Florence2Config, Layout
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import Trace, start_trace
 from florence2.processor import Processor
@@ -26,21 +31,65 @@ from florence2.request import CheckedRequest, EncodedImage, PreparedImage
 class Runner:
     """A model, its processor and its generation settings. Nothing in it changes, so threads may share it."""
 
-    def __init__(self, model: Florence2Model, processor: Processor):
-        """Join a model in eval mode and the processor of the same checkpoint.
+    def __init__(self, model: Florence2Model, processor: Processor, prepare: Prepare | None = None):
+        """Join a model in eval mode and the processor of the same checkpoint; `prepare` has shaped the model.
 
         Raises CheckpointError when their vocabularies differ, or the checkpoint's generation settings are invalid.
         """
-        _check_vocabulary(model.config, processor.tokenizer.vocab_size)
-        self.model, self.processor = model, processor
+        self.model, self.processor, self._prepare = model, processor, prepare
+        self._options = self._check_config()
+
+    def _check_config(self) -> GenerationOptions:
+        """Return the checkpoint's own generation settings. Raises CheckpointError as `__init__`."""
+        _check_vocabulary(self.model.config, self.processor.tokenizer.vocab_size)
         try:
-            self._options = GenerationOptions.from_settings(model.config.generation)
+            return GenerationOptions.from_settings(self.model.config.generation)
         except OptionError as error:
             raise CheckpointError(f"The checkpoint's own generation settings cannot be used: {error}") from None
 
     def options(self, **settings: Any) -> GenerationOptions:
         """Return the checkpoint's own generation settings, with some changed. Raises OptionError for wrong ones."""
         return self._options.changed(**settings)
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        layout: Layout = "microsoft",
+        dtype: str | torch.dtype | None = None,
+        *,
+        prepare: Prepare | None = None,
+    ) -> None:
+        """Write a checkpoint from which `load` brings back this model, its tokenizer and its settings.
+
+        Before anything is written, the model is compared with what its configuration describes, so that nothing is
+        lost without a word: changed settings belong into `load(changes=...)` or `model.config`, changed modules into
+        a prepare function.
+
+        Args:
+            folder: Where to write; it is created, and must not hold a checkpoint.
+            layout: "microsoft", or "native" for the names and files of transformers.
+            dtype: The type of the stored weights: "float32", "float16", "bfloat16" or "float64"; None keeps the
+                model's.
+            prepare: The function that `load` will be given, for a model that was changed after it was loaded; None
+                is the one that it was loaded with.
+
+        Raises:
+            CheckpointError: Something would not come back, or `folder` holds a checkpoint; everything that is wrong is
+                listed.
+            ConfigError: The layout has no place for a setting.
+            OptionError: `layout` or `dtype` is unknown.
+            Florence2Error: The model was loaded without some of its parts.
+        """
+        if layout not in ("microsoft", "native"):
+            raise OptionError(f"layout is {shown(layout)}; it must be microsoft or native.")
+        types = {**DTYPES, "float64": torch.float64, "None": None}
+        name = str(dtype).removeprefix("torch.")
+        if name not in types:
+            raise OptionError(f"dtype is {shown(dtype)}; it must be one of {', '.join(types)}.")
+        require_complete(self.model)
+        self._check_config()
+        tokenizer, image_config = self.processor.tokenizer, self.processor.image_config
+        save_folder(self.model, tokenizer, image_config, Path(folder), layout, types[name], prepare or self._prepare)
 
     def prepare_image(self, image: ImageInput) -> PreparedImage:
         """Read and resize an image for `encode_images`, in any thread. Raises ImageError as `encode_image` does."""

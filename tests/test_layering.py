@@ -10,7 +10,7 @@ import florence2
 
 PACKAGE = Path(florence2.__file__).parent
 ORDER = """
-    errors lazy devices inputs model generation answers checkpoints fast processor request runner tracing
+    errors lazy devices inputs model generation answers fast checkpoints processor request runner tracing
     pipeline bulk cli
 """.split()
 EXTRAS = {"train", "inspect"}
@@ -24,7 +24,10 @@ ONLY_IN = {
     "huggingface_hub": {"checkpoints.hub"},
     "safetensors": {"checkpoints.tensors"},
     "tokenizers": {"inputs.tokenizer"},
-    "florence2.checkpoints.layouts": {"checkpoints.adapters", "checkpoints.checkpoint", "checkpoints.describe"},
+    "florence2.checkpoints.layouts": {
+        *("checkpoints.adapters", "checkpoints.checkpoint", "checkpoints.describe"),
+        *("checkpoints.checks.empty", "checkpoints.checks.reading"),
+    },
 }
 """Who alone may import something: the network, the file format, the two layouts of names."""
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}

@@ -8,6 +8,7 @@ A missing size is an error, and so is an unknown field: with either ignored, the
 was trained.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from florence2.model.config import (
     VisionConfig,
     find_problems,
 )
+from florence2.model.config import GENERATION_SETTINGS as GENERATION_SETTINGS
 
 # Fields that transformers writes in addition to the architecture and that do not change what the model computes here.
 _INERT = frozenset(
@@ -68,19 +70,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True,),
 }
 
-GENERATION_SETTINGS = (
-    "num_beams",
-    "max_new_tokens",
-    "min_new_tokens",
-    "length_penalty",
-    "early_stopping",
-    "no_repeat_ngram_size",
-    "repetition_penalty",
-    "num_return_sequences",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
-
 
 def read_config(folder: Path) -> Florence2Config:
     """Read `config.json` of `folder`, in either layout. Raises ConfigError listing every problem found."""
@@ -116,6 +105,7 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
         own_file.values = {key: value for key, value in own_file.values.items() if key in _FIXED}
         own_file.finish(_INERT, _FIXED)
     image_token_id = top.take("image_token_id", int, None) if layout == "native" else None
+    prepared_by = top.take("prepared_by", str, None)
     for key in ("projection_dim", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
         top.values.pop(key, None)  # stated twice; the nested objects decide, as in the reference
     for fields in (top, vision_fields, text_fields):
@@ -124,7 +114,7 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
         problems += find_problems(vision, text)
     if problems:
         raise ConfigError("; ".join(problems) + ".")
-    return Florence2Config(vision, text, stated, layout, image_token_id)
+    return Florence2Config(vision, text, stated, layout, image_token_id, prepared_by)
 
 
 def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -137,7 +127,9 @@ def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple
     ids = {key: text[key] for key in ("bos_token_id", "pad_token_id", "eos_token_id")}
     top: dict[str, Any] = {"architectures": ["Florence2ForConditionalGeneration"], "model_type": "florence2", **ids}
     top |= {"is_encoder_decoder": True}
-    text |= {"activation_function": "gelu", "is_encoder_decoder": True}
+    if config.prepared_by is not None:
+        top["prepared_by"] = config.prepared_by
+    text |= {"is_encoder_decoder": True}
     if layout == "microsoft":
         vision = _microsoft_vision(vision)
         top |= {"projection_dim": vision["projection_dim"], "vocab_size": text["vocab_size"], "torch_dtype": dtype}
@@ -151,9 +143,26 @@ def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple
     return {**top, "text_config": text, "vision_config": _native_vision(vision)}, generation
 
 
+def config_to_files(config: Florence2Config, layout: Layout, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the same, after checking that `parse_config` brings the configuration back.
+
+    Raises ConfigError for a setting that would be lost or refused.
+    """
+    values, generation = config_to_json(config, layout, dtype)
+    again = parse_config(json.loads(json.dumps(values)), json.loads(json.dumps(generation)))
+    for part in ("vision", "text", "generation", "image_token_id", "prepared_by"):
+        if getattr(again, part) != getattr(config, part):
+            raise ConfigError(
+                f"The {layout} layout would not bring back config.{part}: it is {getattr(config, part)} and would "
+                f"become {getattr(again, part)}."
+            )
+    return values, generation
+
+
 def _microsoft_vision(vision: dict[str, Any]) -> dict[str, Any]:
     """Return a `vision_config` in Microsoft's layout."""
-    for key, fixed in (("mlp_ratio", 4.0), ("qkv_bias", True)):  # constants of the code that reads this layout
+    # constants of the code that reads this layout
+    for key, fixed in (("mlp_ratio", 4.0), ("qkv_bias", True), ("activation_function", "gelu")):
         if vision.pop(key) != fixed:
             raise ConfigError(f"A vision_config.{key} other than {fixed} has no place in Microsoft's layout.")
     positions, frames = vision.pop("max_position_embeddings"), vision.pop("max_temporal_embeddings")
@@ -173,7 +182,7 @@ def _native_vision(vision: dict[str, Any]) -> dict[str, Any]:
             f"image_feature_source {sources} has no place in the native layout, which always uses {fixed}."
         )
     widths = vision.pop("dim_embed")
-    return {**vision, "model_type": "florence_vision", "embed_dim": widths, "activation_function": "gelu"}
+    return {**vision, "model_type": "florence_vision", "embed_dim": widths}
 
 
 def _check_model_types(layout: Layout, top: Fields, vision: Fields, text: Fields, problems: list[str]) -> None:
@@ -211,6 +220,7 @@ def _read_vision(layout: Layout, fields: Fields) -> VisionConfig:
         drop_path_rate=fields.take("drop_path_rate", float, 0.0),
         mlp_ratio=fields.take("mlp_ratio", float, 4.0) if layout == "native" else 4.0,
         qkv_bias=fields.take("qkv_bias", bool, True) if layout == "native" else True,
+        activation_function=fields.take("activation_function", str, "gelu") if layout == "native" else "gelu",
     )
     if layout == "microsoft":
         positions.finish(_INERT, _FIXED)
@@ -239,7 +249,13 @@ def _read_text(fields: Fields) -> TextConfig:
         key: fields.take(key, int, usual)
         for key, usual in (("bos_token_id", 0), ("pad_token_id", 1), ("eos_token_id", 2), ("decoder_start_token_id", 2))
     }
-    return TextConfig(**required, **rates, **ids, scale_embedding=fields.take("scale_embedding", bool, False))
+    return TextConfig(
+        **required,
+        **rates,
+        **ids,
+        scale_embedding=fields.take("scale_embedding", bool, False),
+        activation_function=fields.take("activation_function", str, "gelu"),
+    )
 
 
 def _take_generation(fields: Fields) -> dict[str, Any]:
@@ -292,6 +308,25 @@ def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
     if problems:
         raise ConfigError("; ".join(problems) + ".")
     return config
+
+
+def image_config_to_json(image: ImageConfig, vision: VisionConfig) -> dict[str, Any]:
+    """Turn an ImageConfig into the values of `preprocessor_config.json`; the processors of both references read it."""
+    rows, columns = vision.grid_size(image.height, image.width)
+    tokens = [1 if source == "spatial_avg_pool" else rows * columns for source in vision.image_feature_source]
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"height": image.height, "width": image.width},
+        "resample": image.resample,
+        "do_rescale": True,
+        "rescale_factor": image.rescale_factor,
+        "do_normalize": True,
+        "image_mean": list(image.mean),
+        "image_std": list(image.std),
+        "do_center_crop": False,
+        "image_seq_length": sum(tokens),
+    }
 
 
 def _plain(section: VisionConfig | TextConfig) -> dict[str, Any]:

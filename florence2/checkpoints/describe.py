@@ -33,7 +33,7 @@ def describe_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Any
         CheckpointError, ConfigError: The files are missing, damaged, or in neither layout of Florence-2.
     """
     files = find_weights(path, allow_pickle)
-    headers = files.read_headers()
+    headers = files.read_headers(whole_numbers=True)
     config = read_config(checkpoint_folder(path))
     counted = {names[0]: canonical for canonical, names in stored_names(files).items()}  # tied ones count once
     parameters: Counter[str] = Counter()
@@ -66,7 +66,7 @@ def stored_names(files: WeightFiles) -> dict[str, tuple[str, ...]]:
     A tied tensor may have several, its own first. A name that no rule knows is listed as "unknown: NAME". Raises
     CheckpointError when the layout is neither of Florence-2's.
     """
-    headers = files.read_headers()
+    headers = files.read_headers(whole_numbers=True)
     layout = weights_layout(files, headers)
     stored: dict[str, tuple[str, ...]] = {}
     for name in sorted(headers, key=lambda name: (to_canonical(name, layout) != SHARED, name)):
@@ -94,11 +94,12 @@ def weights_layout(files: WeightFiles, names: Iterable[str]) -> Layout:
 
 
 def stored_dtype(files: WeightFiles) -> torch.dtype:
-    """Return the type in which most of the values are stored."""
+    """Return the floating-point type in which most of the values are stored."""
     counts: Counter[torch.dtype] = Counter()
-    for info in files.read_headers().values():
+    for info in files.read_headers(whole_numbers=True).values():
         assert info.dtype is not None
-        counts[info.dtype] += math.prod(info.shape)
+        if info.dtype.is_floating_point:
+            counts[info.dtype] += math.prod(info.shape)
     return counts.most_common(1)[0][0]
 
 

@@ -2,8 +2,9 @@
 
 Canonical names are the native ones without the leading "model.". A rule is a pair of templates, a layout's and the
 canonical one. Each name matches exactly one rule, in either direction, and a rule covers everything below a module
-(`...qkv.weight`, `...qkv.lora_A.weight`). Only `describe.py`, `checkpoint.py` and `adapters.py`
-use this module.
+(`...qkv.weight`, `...qkv.lora_A.weight`). A name that a layout has no rule for, such as one of a module that somebody
+added to the model, is stored as "extra." and the canonical name, in both layouts. Only `describe.py`, `checkpoint.py`,
+`adapters.py` and `checks` use this module.
 """
 
 import re
@@ -18,6 +19,10 @@ TIED_TO_SHARED = frozenset(("lm_head.weight", ENCODER_EMBEDDING, "language_model
 
 TRANSPOSED = {"microsoft": frozenset(("multi_modal_projector.image_projection.weight",)), "native": frozenset[str]()}
 """Canonical names of tensors that the layout stores transposed."""
+
+OPTIONAL = frozenset(("final_logits_bias",))
+"""Canonical names of tensors that the native layout does not have; they are zero then."""
+_EXTRA = "extra."
 
 _BLOCK = "vision_tower.blocks.{stage}.{index}."
 _RULES: dict[Layout, tuple[tuple[str, str], ...]] = {
@@ -78,6 +83,25 @@ def to_canonical(name: str, layout: Layout) -> str | None:
 def from_canonical(name: str, layout: Layout) -> str | None:
     """Return the layout's name of a canonical name; None when the layout has no such tensor."""
     return _rename(name, _FROM_CANONICAL[layout])
+
+
+def stored_name(canonical: str, layout: Layout) -> str | None:
+    """Return the name under which the layout stores a canonical name; None when it cannot hold such a tensor."""
+    name = from_canonical(canonical, layout)
+    return name or (None if canonical in OPTIONAL else f"{_EXTRA}{canonical}")
+
+
+def canonical_name(stored: str, layout: Layout) -> str | None:
+    """Return the canonical name of a stored name, "extra." ones included; None when no rule knows it."""
+    canonical = to_canonical(stored, layout)
+    extra = stored.removeprefix(_EXTRA) if stored.startswith(_EXTRA) else None
+    return canonical or extra
+
+
+def cannot_be_stored(canonical: str, layout: Layout) -> bool:
+    """Return whether a canonical name would come back as another one, or as a use of the token embedding."""
+    stored = stored_name(canonical, layout)
+    return stored is not None and untied(canonical_name(stored, layout)) != canonical
 
 
 def untied(canonical: str | None) -> str | None:

@@ -22,12 +22,21 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_WHOLE = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of whole numbers, which no tensor of Florence-2 has, but buffers of added modules may."""
 _MAPPED_BYTES = 64 << 20  # how much of a file is mapped at once while reading, which bounds the RAM beyond the weights
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """The header of one tensor; `dtype` is None when it is not one of the floating-point types."""
+    """The header of one tensor; `dtype` is None when its values are of a type that is not supported, or not plain."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
@@ -40,11 +49,12 @@ class WeightFiles:
     paths: tuple[Path, ...]
     pickled: bool
 
-    def read_headers(self) -> dict[str, TensorInfo]:
+    def read_headers(self, whole_numbers: bool = False) -> dict[str, TensorInfo]:
         """Read the header of every tensor, by name, without its values.
 
         Raises CheckpointError listing every file that is missing, truncated or malformed, every tensor that does not
-        hold plain floating-point values, and every name that occurs in two files.
+        hold plain floating-point values (or `whole_numbers`, where these are allowed), and every name that occurs in
+        two files.
         """
         headers: dict[str, TensorInfo] = {}
         problems: list[str] = []
@@ -57,7 +67,7 @@ class WeightFiles:
             problems += [
                 f"{path.name}: {name} does not hold plain floating-point values"
                 for name, info in stored.items()
-                if not info.dtype
+                if info.dtype is None or not (whole_numbers or info.dtype.is_floating_point)
             ]
             problems += [f"{path.name}: {name} occurs in another file too" for name in stored if name in headers]
             headers |= stored
@@ -98,13 +108,26 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write `tensors` as one file, whole or not at all."""
     with written_whole(path) as draft:
         # transformers reads no file without "format" in its metadata
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft, metadata={"format": "pt"})
+        save_file(_apart(tensors), draft, metadata={"format": "pt"})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors that share no memory, which safetensors would refuse."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        place = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if place in seen else whole
+        seen.add(place)
+    return apart
 
 
 def _safetensors_headers(path: Path) -> dict[str, TensorInfo]:
     with _open_safetensors(path) as file:
         views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        return {name: TensorInfo(tuple(v.get_shape()), _DTYPES.get(v.get_dtype())) for name, v in views.items()}
+        types = _DTYPES | _WHOLE
+        return {name: TensorInfo(tuple(v.get_shape()), types.get(v.get_dtype())) for name, v in views.items()}
 
 
 def _read_safetensors(path: Path, wanted: Container[str] | None) -> Iterator[tuple[str, Tensor]]:
@@ -139,8 +162,8 @@ def _pickle_headers(path: Path) -> dict[str, TensorInfo]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is floating point and stores each value, which an expanded or sparse one does not."""
-    if tensor.dtype not in _DTYPES.values() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    """Return whether a tensor has a known type and stores each value, which an expanded or sparse one does not."""
+    if not is_storable(tensor.dtype) or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
     return tensor.untyped_storage().nbytes() >= tensor.nbytes
 
@@ -167,8 +190,15 @@ def _unpickle(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6 cannot be mapped
 
 
+def is_storable(dtype: torch.dtype) -> bool:
+    """Return whether a file can hold values of a type."""
+    return dtype in _DTYPES.values() or dtype in _WHOLE.values()
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Return whether every value is finite, in one pass without a temporary: the extremes show NaN and infinities."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 

@@ -2,12 +2,14 @@
 
 import argparse
 import difflib
+import importlib
+import json
 import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +38,31 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODELS} (default: {DEFAULT_MODEL})")
     add_revision(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    add_changes(parser)
 
 
 def add_revision(parser: argparse.ArgumentParser) -> None:
     """Add which version of a model on the Hub."""
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: its main branch)")
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Add how the model differs from what its checkpoint says."""
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        type=parse_change,
+        metavar="NAME=VALUE",
+        help="load with another value of a setting, such as vision.window_size=8 or text.activation_function=silu; "
+        "repeatable",
+    )
+    parser.add_argument(
+        "--prepare",
+        metavar="MODULE:FUNCTION",
+        help="a Python function that changes the empty model before its weights are read, for checkpoints saved with "
+        "prepare=; MODULE may be in the current folder",
+    )
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +143,20 @@ def parse_box(text: str) -> tuple[float, ...]:
     return box
 
 
+def parse_change(text: str) -> tuple[str, Any]:
+    """Return name and value of a changed setting; a value that is not JSON is a text.
+
+    Raises ArgumentTypeError where there is no "=".
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a change; give NAME=VALUE, such as vision.window_size=8")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 # ---- from options to arguments -------------------------------------------------------------------------------------
 
 
@@ -161,6 +197,41 @@ def check_model(options: argparse.Namespace) -> Path:
     return resolve_model(options.model, options.revision, getattr(options, "allow_pickle", False))
 
 
+def model_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load` that `--change` and `--prepare` stand for.
+
+    Raises OptionError when the function does not exist. This runs the code of its module.
+    """
+    return {"changes": dict(options.change), "prepare": options.prepare and find_function(options.prepare)}
+
+
+def find_function(name: str) -> Callable[..., object]:
+    """Import a function, given as MODULE:FUNCTION; the current folder is searched first, as by `python -m`.
+
+    Raises OptionError when the module or the function does not exist.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise OptionError(f"--prepare is {name!r}; give MODULE:FUNCTION, such as my_changes:insert_adapters.")
+    if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds strings
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise OptionError(
+                f"--prepare {name}: {module_name} imports {error.name}, which is not installed."
+            ) from None
+        raise OptionError(
+            f"--prepare {name}: the module {module_name} was not found, neither in the current folder nor among the "
+            "installed packages."
+        ) from None
+    function: Callable[..., object] | None = getattr(module, function_name, None)
+    if not callable(function):
+        raise OptionError(f"--prepare {name}: {module.__file__} has no function {function_name}.")
+    return function
+
+
 def load_model(options: argparse.Namespace) -> "Florence2":
     """Load the model that the options name. An unknown name is refused before torch is imported.
 
@@ -170,7 +241,7 @@ def load_model(options: argparse.Namespace) -> "Florence2":
     from florence2.pipeline import load
 
     given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in _LOAD_OPTIONS}
-    return load(options.model, **given)
+    return load(options.model, **given, **model_changes(options))
 
 
 # ---- tasks and their inputs ----------------------------------------------------------------------------------------

@@ -145,10 +145,11 @@ def _open_folder(options: argparse.Namespace) -> Folder:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all answers of a run depend on, besides image and question."""
-    names = ("revision", "dtype", "attention", "beams", "max_new_tokens", *SAMPLING)
+    names = ("revision", "dtype", "attention", "beams", "max_new_tokens", "prepare", *SAMPLING)
     model = options.model if options.model in NAMES else _absolute(options.model)
     adapter = _absolute(options.adapter) if options.adapter else None
-    return {"model": model, "adapter": adapter} | {name: getattr(options, name) for name in names}
+    changes = dict(options.change) or None
+    return {"model": model, "adapter": adapter, "changes": changes} | {name: getattr(options, name) for name in names}
 
 
 def _absolute(name: str) -> str:

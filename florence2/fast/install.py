@@ -112,6 +112,11 @@ def uninstall(model: Module) -> Module:
     return model
 
 
+def plain_class(kind: type) -> type:
+    """Return the class that a faster counterpart stands in for, and any other class unchanged."""
+    return next((plain for plain, fast in _COUNTERPARTS.items() if fast is kind), kind)
+
+
 def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))

@@ -51,6 +51,16 @@ def _snapshot(kinds: Kinds) -> tuple[tuple[type, dict[str, object]], ...]:
     return tuple((kind, _methods(kind)) for kind in _with_parents(kinds))
 
 
+def changed_methods(kinds: Kinds) -> list[str]:
+    """Return the methods of the classes, such as "Linear.forward", that are not those of when they were remembered."""
+    return [
+        f"{kind.__qualname__}.{name}"
+        for kind, known in _snapshot(kinds)
+        for name in sorted(known.keys() | _methods(kind).keys())
+        if known.get(name) is not _methods(kind).get(name)
+    ]
+
+
 def _with_parents(kinds: Kinds) -> list[type]:
     """Return the classes and their parents, without nn.Module, which defines no mathematics."""
     parents = {parent for kind in kinds for parent in kind.__mro__}
@@ -73,4 +83,5 @@ def structure(module: nn.Module) -> tuple[object, ...]:
 
 
 def _plain_values(part: nn.Module) -> dict[str, object]:
-    return {name: value for name, value in vars(part).items() if isinstance(value, int | float | str | tuple)}
+    plain = (int, float, str, tuple)
+    return {name: value for name, value in vars(part).items() if isinstance(value, plain) or callable(value)}

@@ -1,5 +1,9 @@
-"""Scaled dot-product attention: torch's own kernel, and the same thing written out."""
+"""The functions that both towers share.
 
+Scaled dot-product attention, by torch's own kernel or written out, and the activations of their MLPs.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -9,6 +13,37 @@ from torch import Tensor
 from florence2.model.trace import NO_TRACE, Trace
 
 AttentionKind = Literal["sdpa", "eager"]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return the exact GELU, x Φ(x), of the published checkpoints."""
+    return F.gelu(x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Return GELU with Φ approximated by a tanh, as GPT-2 does."""
+    return F.gelu(x, approximate="tanh")
+
+
+def relu(x: Tensor) -> Tensor:
+    """Return max(x, 0)."""
+    return F.relu(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Return x sigmoid(x)."""
+    return F.silu(x)
+
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": relu,
+    "silu": silu,
+}
+"""By the names of transformers; the keys are `config.ACTIVATION_NAMES`, which needs no torch."""
 
 
 def attend(

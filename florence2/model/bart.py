@@ -1,7 +1,7 @@
 """BART: an encoder over image tokens and prompt, a decoder that writes the answer.
 
 BART (Lewis et al., ACL 2020, https://arxiv.org/abs/1910.13461): post-norm Transformer layers, learned positions with
-an offset of 2, exact GELU. Dimensions: B images, K beams, T target and S source positions, D model, V vocabulary.
+an offset of 2, GELU. Dimensions: B images, K beams, T target and S source positions, D model, V vocabulary.
 
 The decoder runs in two ways that differ only in what a layer attends to: `forward`, over whole sequences without a
 cache, is the specification; `step`, one token per beam over a `DecoderCache`, is what generation uses.
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from florence2.errors import PromptError
-from florence2.model.attention import AttentionKind, attend
+from florence2.model.attention import ACTIVATIONS, Activation, AttentionKind, attend
 from florence2.model.cache import DecoderCache, Itself, KeySource, Whole
 from florence2.model.config import TextConfig
 from florence2.model.trace import NO_TRACE, Trace
@@ -141,6 +141,7 @@ class _Layer(nn.Module):
 
     dropout: float
     activation_dropout: float
+    activation: Activation
     self_attn: Attention
     self_attn_layer_norm: nn.LayerNorm
     fc1: nn.Linear
@@ -154,7 +155,7 @@ class _Layer(nn.Module):
 
     def add_mlp(self, x: Tensor, trace: Trace) -> Tensor:
         """x = LN(x + MLP(x))"""
-        hidden = trace("mlp.hidden", F.gelu(self.fc1(x)))  # exact GELU, not its tanh approximation
+        hidden = trace("mlp.hidden", self.activation(self.fc1(x)))
         added = trace("mlp", self.fc2(F.dropout(hidden, self.activation_dropout, self.training)))
         out: Tensor = self.final_layer_norm(x + self.drop(added))
         return out
@@ -170,6 +171,7 @@ class EncoderLayer(_Layer):
     def __init__(self, config: TextConfig, attention: AttentionKind):
         super().__init__()
         self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
+        self.activation = ACTIVATIONS[config.activation_function]
         self.self_attn = Attention(config, config.encoder_attention_heads, attention)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
@@ -186,6 +188,7 @@ class DecoderLayer(_Layer):
     def __init__(self, config: TextConfig, attention: AttentionKind):
         super().__init__()
         self.dropout, self.activation_dropout = config.dropout, config.activation_dropout
+        self.activation = ACTIVATIONS[config.activation_function]
         self.self_attn = Attention(config, config.decoder_attention_heads, attention)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.encoder_attn = Attention(config, config.decoder_attention_heads, attention)

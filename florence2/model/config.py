@@ -1,17 +1,34 @@
-"""The shape of a model as frozen dataclasses, and the check that a shape can be built.
+"""The shape of a model as frozen dataclasses, the check that a shape can be built, and changes of single settings.
 
 One `Florence2Config` serves both layouts in which checkpoints are published; `checkpoints.config_files` reads and
 writes their `config.json`. Only what the reference itself takes for granted has a default.
 """
 
+import difflib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from florence2.errors import shown
+from florence2.errors import ConfigError, shown
 
 Layout = Literal["microsoft", "native"]
 FEATURE_SOURCES = ("spatial_avg_pool", "temporal_avg_pool", "last_frame")
+ACTIVATION_NAMES = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+"""The keys of `model.attention.ACTIVATIONS`."""
+GENERATION_SETTINGS = (
+    "num_beams",
+    "max_new_tokens",
+    "min_new_tokens",
+    "length_penalty",
+    "early_stopping",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+    "num_return_sequences",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+"""The settings of `GenerationOptions` that a checkpoint may state."""
 MAX_LAYERS = 512  # per stack; published models have 12. Keeps a hostile file from building millions of modules.
 MAX_SIZE = 1 << 20  # of any one dimension; the largest published is the vocabulary of 51,328
 # Lower limits for padding, which costs memory at once, and for the one table that is computed rather than read.
@@ -41,6 +58,7 @@ class VisionConfig:
     drop_path_rate: float = 0.0
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
+    activation_function: str = "gelu"
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (rows, columns) of positions that the last stage makes of `height` x `width` pixels."""
@@ -70,6 +88,7 @@ class TextConfig:
     pad_token_id: int = 1
     eos_token_id: int = 2
     decoder_start_token_id: int = 2
+    activation_function: str = "gelu"
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,8 @@ class Florence2Config:
     layout: Layout = "microsoft"
     image_token_id: int | None = None
     """The native layout's id of its `<image>` placeholder, above the ids of the tokenizer; unused here."""
+    prepared_by: str | None = None
+    """The name of the function that shapes the model besides this configuration, MODULE:FUNCTION; it is only shown."""
 
 
 STAGE_TUPLES = ("dim_embed", "depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding")
@@ -93,7 +114,13 @@ STAGE_TUPLES = ("dim_embed", "depths", "num_heads", "num_groups", "patch_size", 
 
 def find_problems(vision: VisionConfig, text: TextConfig) -> list[str]:
     """Return a sentence for each reason why no model of this shape can be built; none when one can."""
-    return _check_vision(vision) + _check_text(text, vision)
+    activations = [
+        f"{section}.activation_function is {shown(part.activation_function)}; "
+        f"it must be one of {', '.join(ACTIVATION_NAMES)}"
+        for section, part in (("vision_config", vision), ("text_config", text))
+        if part.activation_function not in ACTIVATION_NAMES
+    ]
+    return _check_vision(vision) + _check_text(text, vision) + activations
 
 
 def _check_vision(vision: VisionConfig) -> list[str]:
@@ -155,3 +182,83 @@ def _out_of_range(section: str, key: str, *sizes: int) -> list[str]:
     least, most = _LEAST.get(key, 1), _MOST.get(key, MAX_SIZE)
     wrong = [size for size in sizes if not least <= size <= most]
     return [f"{section}.{key} is {shown(size)}; it must be {least} to {most}" for size in wrong]
+
+
+# ---- changes of single settings -------------------------------------------------------------------------------------
+
+
+def change_config(config: Florence2Config, changes: Mapping[str, Any]) -> Florence2Config:
+    """Return a configuration with some settings changed, as if its file had stated them.
+
+    Args:
+        config: The configuration to start from; it is not changed.
+        changes: New values by dotted name: "vision." and a field of `VisionConfig`, "text." and a field of
+            `TextConfig`, or "generation." and a generation setting, where None leaves the setting unstated. Lists
+            stand for tuples.
+
+    Raises:
+        ConfigError: A name is unknown, a value is of the wrong type or out of range, or no model of the new shape can
+            be built; everything that is wrong is listed.
+    """
+    if not isinstance(changes, Mapping):
+        raise ConfigError(f'changes is {shown(changes)}; give names and values, such as {{"vision.window_size": 8}}.')
+    types = _setting_types()
+    problems = [_unknown_setting(str(name), types) for name in changes if name not in types]
+    new = {name: _fit(name, types[name], value, problems) for name, value in changes.items() if name in types}
+    generation = {**config.generation, **_section("generation", new)}
+    changed = replace(
+        config,
+        vision=replace(config.vision, **_section("vision", new)),
+        text=replace(config.text, **_section("text", new)),
+        generation={name: value for name, value in generation.items() if value is not None},
+    )
+    if not problems:
+        problems += find_problems(changed.vision, changed.text)
+    if problems:
+        raise ConfigError("The configuration cannot be changed this way: " + "; ".join(problems) + ".")
+    return changed
+
+
+def _setting_types() -> dict[str, Any]:
+    """Return the type of every setting that can be changed, by its dotted name."""
+    sections = {"vision": get_type_hints(VisionConfig), "text": get_type_hints(TextConfig)}
+    sections["generation"] = dict.fromkeys(GENERATION_SETTINGS, Any)  # `GenerationOptions` checks their values
+    return {f"{section}.{key}": kind for section, types in sections.items() for key, kind in types.items()}
+
+
+def _section(section: str, new: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = f"{section}."
+    return {name.removeprefix(prefix): value for name, value in new.items() if name.startswith(prefix)}
+
+
+def _unknown_setting(name: str, known: Mapping[str, Any]) -> str:
+    last = name.rpartition(".")[2]
+    near = difflib.get_close_matches(name, known, n=2) or [
+        other for other in known if difflib.get_close_matches(last, [other.partition(".")[2]])
+    ]
+    hint = f"the nearest is {' or '.join(near)}" if near else "names begin with vision., text. or generation."
+    return f"{name!r} is an unknown setting; {hint}"
+
+
+def _fit(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
+    """Return `value` as the type that a setting has in the configuration; note a problem where it has another."""
+    if kind is Any:
+        return value
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        values = [_as(item, each) for each in value] if isinstance(value, list | tuple) else [None]
+        if all(type(each) is item for each in values):
+            return tuple(values)
+        problems.append(f"{name} must be a list of {item.__name__}, not {shown(value)}")
+        return ()
+    value = _as(kind, value)
+    if type(value) is not kind:
+        problems.append(f"{name} must be {kind.__name__}, not {shown(value)}")
+    elif kind in (int, float) and not 0 <= value < math.inf:
+        problems.append(f"{name} must be a finite number of at least 0, but is {value}")
+    return value
+
+
+def _as(kind: type, value: Any) -> Any:
+    """Turn a whole number into the float that is wanted; return other values unchanged."""
+    return float(value) if kind is float and type(value) is int else value

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence2.model.attention import AttentionKind, attend
+from florence2.model.attention import ACTIVATIONS, AttentionKind, attend
 from florence2.model.config import VisionConfig
 from florence2.model.trace import NO_TRACE, Trace
 
@@ -91,7 +91,7 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.conv2 = DepthwiseConv(channels)
         self.norm2 = nn.LayerNorm(channels)
-        self.ffn = Mlp(channels, int(channels * config.mlp_ratio))
+        self.ffn = Mlp(channels, int(channels * config.mlp_ratio), config.activation_function)
 
     def forward(self, x: Tensor, trace: Trace = NO_TRACE) -> Tensor:
         name = self.attention_name
@@ -144,15 +144,16 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class Mlp(nn.Module):
-    """Two linear maps with the exact GELU between them, applied to every position."""
+    """Two linear maps with an activation between them, applied to every position."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, activation: str = "gelu"):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor, trace: Trace = NO_TRACE) -> Tensor:
-        out: Tensor = self.fc2(trace("hidden", F.gelu(self.fc1(x))))
+        out: Tensor = self.fc2(trace("hidden", self.activation(self.fc1(x))))
         return out
 
 

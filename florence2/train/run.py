@@ -18,8 +18,10 @@ from florence2.checkpoints.checkpoint import (
     load_model,
     save_checkpoint,
 )
+from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.describe import stored_dtype
 from florence2.checkpoints.tensors import find_weights
+from florence2.cli.options import model_changes
 from florence2.cli.progress import Progress
 from florence2.devices import choose_device
 from florence2.model.florence2 import Florence2Model
@@ -47,7 +49,9 @@ def run(options: argparse.Namespace, path: Path) -> int:
     device = choose_device(options.device)
     # in bfloat16 on a CPU the backward pass of torch's fused attention takes twice as long as eager attention's
     eager = device.type == "cpu" and options.precision == "bfloat16"
-    f = Florence2(load_model(path, device=device, attention="eager" if eager else "sdpa"), processor)
+    changes = model_changes(options)
+    model = load_model(path, device=device, attention="eager" if eager else "sdpa", **changes)
+    f = Florence2(model, processor, prepare=changes["prepare"])
     lora = None if options.check else _restrict(options, settings, f.model)
     say = print if options.check else _say
     findings = _report(samples, f, say)
@@ -62,7 +66,7 @@ def run(options: argparse.Namespace, path: Path) -> int:
     from florence2.train.trainer import is_first_process
 
     if is_first_process():
-        print(_write_result(f.model, options, path))
+        print(_write_result(f.model, options, path, changes["prepare"]))
     return 0
 
 
@@ -136,10 +140,11 @@ def _describe(model: Florence2Model, settings: TrainSettings) -> str:
 
 def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list[Sample]) -> dict[str, Any]:
     """Return what a run depends on besides its settings. The digest covers questions and answers, not the images."""
-    given = ("data", "images", "validation", "model", "revision")
-    notes = {name: None if (value := getattr(options, name)) is None else str(value) for name in given}
+    given = ("data", "images", "validation", "model", "revision", "prepare")
+    notes: dict[str, Any] = {name: None if (value := getattr(options, name)) is None else str(value) for name in given}
     questions = json.dumps([(sample.name, sample.pairs) for sample in samples])
     digest = hashlib.sha256(questions.encode()).hexdigest()[:16]
+    notes |= {"changes": dict(options.change) or None}
     return {**notes, "task": options.task, "questions": digest, "lora": asdict(lora) if lora else None}
 
 
@@ -155,7 +160,7 @@ def _plot(folder: Path) -> None:
     plot_log(folder / "log.jsonl", folder / CURVE)
 
 
-def _write_result(model: Florence2Model, options: argparse.Namespace, path: Path) -> Path:
+def _write_result(model: Florence2Model, options: argparse.Namespace, path: Path, prepare: Prepare | None) -> Path:
     """Write the curve, and the adapter or a checkpoint in the layout and type of the one at `path`."""
     _plot(options.out)
     if options.lora is not None:
@@ -163,6 +168,6 @@ def _write_result(model: Florence2Model, options: argparse.Namespace, path: Path
         save_adapter(model, target, None if options.lora_names == "canonical" else options.lora_names)
         return target
     target = options.out / CHECKPOINT
-    save_checkpoint(model, target, model.config.layout, stored_dtype(find_weights(path)))
+    save_checkpoint(model, target, model.config.layout, stored_dtype(find_weights(path)), prepare)
     copy_companions(checkpoint_folder(path), target)
     return target

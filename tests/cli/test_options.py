@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from florence2.cli.main import COMMANDS, main
-from florence2.cli.options import DTYPES, check_order, parse_box, read_questions
+from florence2.cli.options import DTYPES, check_order, find_function, parse_box, parse_change, read_questions
 from florence2.devices import DTYPES as TORCH_DTYPES
-from florence2.errors import PromptError
+from florence2.errors import OptionError, PromptError
 from florence2.train.command import PARTS
 from florence2.train.freeze import PARTS as FREEZABLE
 
@@ -80,3 +80,46 @@ def test_an_image_without_a_task_gets_an_example(picture_file: Path) -> None:
 @pytest.mark.parametrize("first", ["<OD>", "od", "Is there a car?", "x" * 5000])
 def test_a_task_or_prompt_may_come_first(first: str, picture_file: Path) -> None:
     check_order("run", [first, str(picture_file)])
+
+
+def test_changes_are_json_or_text() -> None:
+    texts = ("vision.window_size=8", "text.activation_function=silu", "vision.depths=[1, 2]", "a=", "a=b=c")
+    assert [parse_change(text) for text in texts] == [
+        ("vision.window_size", 8),
+        ("text.activation_function", "silu"),
+        ("vision.depths", [1, 2]),
+        ("a", ""),
+        ("a", "b=c"),
+    ]
+    for wrong in ("window", "=3"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a change; give NAME=VALUE"):
+            parse_change(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("insert", "give MODULE:FUNCTION, such as"),
+        (":insert", "give MODULE:FUNCTION, such as"),
+        ("no_such_module:insert", "the module no_such_module was not found, neither in the current folder"),
+        ("json.no_such_module:insert", "the module json.no_such_module was not found"),
+        ("mine:missing", "mine.py has no function missing"),
+        ("mine:NUMBER", "mine.py has no function NUMBER"),
+        ("needy:insert", "needy imports no_such_package, which is not installed"),
+    ],
+)
+def test_a_function_that_does_not_exist(name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("NUMBER = 3\n")
+    (tmp_path / "needy.py").write_text("import no_such_package\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(OptionError, match=words):
+        find_function(name)
+
+
+@pytest.mark.parametrize("name", ["run", "cascade", "convert", "train", "evaluate", "inspect"])
+def test_every_command_that_loads_a_model_can_prepare_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert "--prepare MODULE:FUNCTION" in text and "--change NAME=VALUE" in text

@@ -134,5 +134,8 @@ def test_the_structure_is_all_but_the_tensors() -> None:
     assert structure(mlp) == before
     mlp[1].eps = 0.5  # type: ignore[assignment]
     assert structure(mlp) != before
+    changed = structure(mlp)
+    mlp[0].activation = torch.tanh  # type: ignore[assignment]
+    assert structure(mlp) != changed
     twice = nn.ModuleList([mlp[0], mlp[1]])
     assert structure(nn.ModuleList([mlp[0], mlp[1], mlp[0]])) != structure(twice)

@@ -12,7 +12,8 @@ from florence2.checkpoints.config_files import GENERATION_SETTINGS, config_to_js
 from florence2.checkpoints.presets import preset
 from florence2.errors import ConfigError
 from florence2.generation.options import NOT_IN_CHECKPOINTS, GenerationOptions
-from florence2.model.config import Florence2Config
+from florence2.model.attention import ACTIVATIONS
+from florence2.model.config import ACTIVATION_NAMES, Florence2Config, change_config
 from florence2.model.davit import DaViT
 from parity.cases import shapes
 from parity.recipe import GOLDEN
@@ -74,7 +75,9 @@ def test_what_transformers_writes_beside_the_architecture_is_accepted() -> None:
         ("vision_config", {"shifted_windows": True}, "vision_config.shifted_windows is an unknown field"),
         ("text_config", {"rotary": 1}, "text_config.rotary is an unknown field"),
         (None, {"experts": 4}, "config.experts is an unknown field"),
-        ("text_config", {"activation_function": "gelu_new"}, "only 'gelu' is implemented"),
+        ("text_config", {"activation_function": "mish"}, "is 'mish'; it must be one of gelu, gelu_new, .*, silu"),
+        ("text_config", {"activation_function": None}, "activation_function must be str"),
+        ("vision_config", {"activation_function": "silu"}, "only 'gelu' is implemented"),
         ("text_config", {"normalize_before": True}, "only False is implemented"),
         ("text_config", {"add_final_layer_norm": True}, "add_final_layer_norm"),
         ("text_config", {"do_sample": True}, "do_sample"),
@@ -128,6 +131,66 @@ def test_the_native_layout_has_no_other_pooling() -> None:
         config_to_json(config, "native", "float16")
     with pytest.raises(ConfigError, match="no place in Microsoft's layout"):
         config_to_json(replace(base, vision=replace(base.vision, mlp_ratio=2.0)), "microsoft", "float16")
+
+
+def test_activations_have_a_place_in_the_layouts() -> None:
+    assert tuple(ACTIVATIONS) == ACTIVATION_NAMES
+    silu = change_config(preset("base"), {"text.activation_function": "silu"})
+    for layout in ("microsoft", "native"):
+        values, generation = config_to_json(silu, layout, "float16")
+        assert values["text_config"]["activation_function"] == "silu"
+        assert parse_config(values, generation) == replace(silu, layout=layout)
+    relu = change_config(preset("base"), {"vision.activation_function": "relu"})
+    values, generation = config_to_json(relu, "native", "float16")
+    assert parse_config(values, generation) == replace(relu, layout="native")
+    with pytest.raises(ConfigError, match=r"activation_function other than gelu has no place in Microsoft's layout"):
+        config_to_json(relu, "microsoft", "float16")
+
+
+def test_a_change_is_as_if_the_file_had_said_it() -> None:
+    changes = {
+        "vision.window_size": 8,
+        "vision.depths": [1, 1, 8, 1],
+        "text.dropout": 0,
+        "generation.num_beams": 1,
+        "generation.max_new_tokens": 7,
+        "generation.early_stopping": None,
+    }
+    values = published()
+    values["vision_config"] |= {"window_size": 8, "depths": [1, 1, 8, 1]}
+    values["text_config"] |= {"dropout": 0, "num_beams": 1, "max_new_tokens": 7, "early_stopping": None}
+    before = preset("base")
+    assert change_config(before, changes) == parse_config(values)
+    assert before == preset("base") and change_config(before, {}) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vision.windowsize": 8}, "'vision.windowsize' is an unknown setting; the nearest is vision.window_size"),
+        ({"window_size": 8}, "the nearest is vision.window_size"),
+        ({"generation.beams": 8}, "the nearest is generation.num_beams"),
+        ({"layout": "native"}, "'layout' is an unknown setting; names begin with vision., text. or generation."),
+        ({3: 8}, "'3' is an unknown setting"),
+        ({"vision.window_size": "8"}, "vision.window_size must be int, not '8'"),
+        ({"vision.window_size": 8.0}, "vision.window_size must be int, not 8.0"),
+        ({"vision.window_size": True}, "vision.window_size must be int, not True"),
+        ({"vision.window_size": 300}, "vision_config.window_size is 300; it must be 1 to 256"),
+        ({"vision.depths": 3}, "vision.depths must be a list of int, not 3"),
+        ({"vision.depths": [1, "2"]}, "vision.depths must be a list of int"),
+        ({"vision.depths": [1, 2]}, "depths has 2 entries for 4 stages"),
+        ({"text.dropout": "much"}, "text.dropout must be float"),
+        ({"text.dropout": -0.5}, "text.dropout must be a finite number of at least 0"),
+        ({"text.scale_embedding": 1}, "text.scale_embedding must be bool"),
+        ({"text.activation_function": "mish"}, "activation_function is 'mish'; it must be one of gelu, "),
+        ({"text.encoder_attention_heads": 7}, "not divisible by 7 encoder_attention_heads"),
+        ({"text.dropout": None, "vision.nothing": 1}, "(?s)vision.nothing.*text.dropout must be float"),
+        ([("vision.window_size", 8)], "give names and values, such as"),
+    ],
+)
+def test_a_change_is_checked_as_the_file_is(changes: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        change_config(preset("base"), changes)
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:
