@@ -14,7 +14,7 @@ from florence2.generation.budget import generation_bytes, how_many_fit
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
-from florence2.inputs.image import ImageInput, image_to_array, open_image
+from florence2.inputs.image import ImageConfig, ImageInput, image_to_array, open_image
 from florence2.inputs.tasks import Task
 from florence2.model.config import Florence2Config
 from florence2.model.florence2 import Florence2Model
@@ -29,9 +29,11 @@ class Runner:
     def __init__(self, model: Florence2Model, processor: Processor):
         """Join a model in eval mode and the processor of the same checkpoint.
 
-        Raises CheckpointError when their vocabularies differ, or the checkpoint's generation settings are invalid.
+        Raises CheckpointError when their vocabularies differ, when the model has no positions for images of the
+        processor's size, or when the checkpoint's generation settings are invalid.
         """
         _check_vocabulary(model.config, processor.tokenizer.vocab_size)
+        _check_image_size(model.config, processor.image_config)
         self.model, self.processor = model, processor
         try:
             self._options = GenerationOptions.from_settings(model.config.generation)
@@ -169,6 +171,33 @@ def _check_vocabulary(config: Florence2Config, tokens: int) -> None:
             f"The tokenizer has {tokens} tokens, but the model {rows} embeddings"
             + (f", the first {image} of them for tokens" if image is not None else "")
             + "; they belong to different checkpoints."
+        )
+
+
+def _check_image_size(config: Florence2Config, images: ImageConfig) -> None:
+    """Raise CheckpointError unless images of the stated size have positions in the grid and, as tokens, in the text."""
+    grid, most = config.vision.grid_size(images.height, images.width), config.vision.max_position_embeddings
+    size = f"Images of {images.width} x {images.height} pixels, the size in preprocessor_config.json, "
+    if not all(1 <= side <= most for side in grid):
+        raise CheckpointError(
+            f"{size}give a grid of {grid[0]} x {grid[1]} positions, but the model knows 1 x 1 to {most} x {most}; "
+            "choose another size, or a larger table with florence2.resize_positions."
+        )
+    tokens, positions = config.vision.image_tokens(images.height, images.width), config.text.max_position_embeddings
+    if tokens >= positions:
+        raise CheckpointError(
+            f"{size}become {tokens} tokens, which leave no room for a prompt in the {positions} positions of the text "
+            "encoder; choose a smaller size."
+        )
+
+
+def check_stated_tokens(config: Florence2Config, images: ImageConfig) -> None:
+    """Raise CheckpointError where `preprocessor_config.json` states another number of image tokens than there are."""
+    tokens, stated = config.vision.image_tokens(images.height, images.width), images.image_seq_length
+    if stated is not None and stated != tokens:
+        raise CheckpointError(
+            f"preprocessor_config.json states an image_seq_length of {stated}, but images of {images.width} x "
+            f"{images.height} pixels become {tokens} tokens of this model; correct the size or the image_seq_length."
         )
 
 

@@ -18,12 +18,14 @@ from florence2.errors import CheckpointError, ConfigError, shown
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TASKS_FILE = "tasks.json"
 COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
+    TASKS_FILE,
     "LICENSE",
 )
 """What belongs next to the configuration and the weights."""
