@@ -44,9 +44,11 @@ def extend_vocabulary(f: Florence2, tokens: Sequence[str], *, seed: int = 0) -> 
 
     Raises:
         PromptError: A token exists, occurs twice, or would split other text; or there is none.
+        ConfigError: The seed is not a whole number of at least 0.
         Florence2Error: The model was loaded without some of its parts.
     """
     require_complete(f.model)
+    _check_number("seed", seed, 0, (1 << 63) - 1)
     tokenizer = f.processor.tokenizer.with_tokens(tokens)
     rows = tokenizer.vocab_size
     known = rows - len(tokens)
@@ -60,7 +62,7 @@ def extend_vocabulary(f: Florence2, tokens: Sequence[str], *, seed: int = 0) -> 
     model.final_logits_bias = torch.cat([bias[:, :known], bias.new_zeros(1, rows - known)], dim=1)
     # the placeholder <image> of the native layout comes after the new tokens, where saving puts it
     model.config = replace(model.config, text=replace(model.config.text, vocab_size=rows), image_token_id=None)
-    return Florence2(model, f.processor.changed(tokenizer=tokenizer), f.name)
+    return _changed(f, model, f.processor.changed(tokenizer=tokenizer))
 
 
 def add_tasks(f: Florence2, tasks: Task | Iterable[Task]) -> Florence2:
@@ -81,7 +83,7 @@ def add_tasks(f: Florence2, tasks: Task | Iterable[Task]) -> Florence2:
     """
     added = [tasks] if isinstance(tasks, Task) else list(tasks)
     table = TaskTable((*f.processor.tasks.own, *added))
-    return Florence2(f.model, f.processor.changed(tasks=table), f.name)
+    return _changed(f, f.model, f.processor.changed(tasks=table))
 
 
 def resize_positions(
@@ -109,16 +111,20 @@ def resize_positions(
         CheckpointError: Images of `image_size` do not fit the new table or the text positions.
     """
     old = f.model.config.vision.max_position_embeddings
-    _check_count("size", size, MAX_SIZE)
+    _check_number("size", size, 1, MAX_SIZE)
     if rows is not None:
-        _check_count("rows", rows, old)
+        _check_number("rows", rows, 1, old)
     model = _copy(f.model)
     table = model.multi_modal_projector.image_position_embed
     for part in (table.row_embeddings, table.column_embeddings):
         part.weight = _stretched(part.weight, rows or old, size)
         part.num_embeddings = size
     model.config = replace(model.config, vision=replace(model.config.vision, max_position_embeddings=size))
-    return Florence2(model, f.processor if image_size is None else _with_image_size(f, image_size), f.name)
+    return _changed(f, model, f.processor if image_size is None else _with_image_size(f, image_size))
+
+
+def _changed(f: Florence2, model: Florence2Model, processor: Processor) -> Florence2:
+    return Florence2(model, processor, f.name)
 
 
 def _copy(model: Florence2Model) -> Florence2Model:
@@ -144,14 +150,16 @@ def _stretched(weight: Tensor, rows: int, size: int) -> nn.Parameter:
 
 def _with_image_size(f: Florence2, image_size: tuple[int, int]) -> Processor:
     """Return the processor of `f` for images of another size, (width, height)."""
+    if not isinstance(image_size, tuple | list) or len(image_size) != 2:
+        raise ConfigError(f"image_size is {shown(image_size)}; it must be (width, height) in pixels.")
     width, height = image_size
-    for name, side in (("width", width), ("height", height)):
-        _check_count(name, side, MAX_SIDE)
+    _check_number("The width of image_size", width, 1, MAX_SIDE)
+    _check_number("The height of image_size", height, 1, MAX_SIDE)
     tokens = f.model.config.vision.image_tokens(height, width)
     images = replace(f.processor.image_config, height=height, width=width, image_seq_length=tokens)
     return f.processor.changed(image_config=images)
 
 
-def _check_count(name: str, value: int, most: int) -> None:
-    if type(value) is not int or not 1 <= value <= most:
-        raise ConfigError(f"{name} is {shown(value)}; it must be a whole number of 1 to {most}.")
+def _check_number(name: str, value: int, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"{name} is {shown(value)}; it must be a whole number of {least} to {most}.")

@@ -158,10 +158,17 @@ def test_unusable_tokens_get_a_sentence(tokens: Any, words: str, nano: Florence2
         florence2.extend_vocabulary(nano, tokens)
 
 
-def test_a_part_of_a_model_cannot_be_extended() -> None:
+def test_a_seed_is_a_whole_number(nano: Florence2) -> None:
+    with pytest.raises(ConfigError, match="seed is 0.5; it must be a whole number"):
+        florence2.extend_vocabulary(nano, ["<near>"], seed=0.5)  # type: ignore[arg-type]
+
+
+def test_a_part_of_a_model_has_positions_but_no_vocabulary() -> None:
     f = florence2.load("nano", parts="vision")
     with pytest.raises(Florence2Error, match='load it with parts="all"'):
         florence2.extend_vocabulary(f, ["<near>"])
+    larger = florence2.resize_positions(f, 28, image_size=(448, 384))
+    assert larger.encode_image(SCENE).features.shape[1] == 1 + 24 * 28
 
 
 @pytest.mark.parametrize(
@@ -277,7 +284,8 @@ def test_a_resized_model_comes_back(nano: Florence2, tmp_path: Path) -> None:
         ({"size": 0}, "size is 0; it must be a whole number of 1 to"),
         ({"size": 2.5}, "size is 2.5"),
         ({"size": 30, "rows": 25}, "rows is 25; it must be a whole number of 1 to 24"),
-        ({"size": 30, "image_size": (0, 5)}, "width is 0"),
+        ({"size": 30, "image_size": (0, 5)}, "width of image_size is 0"),
+        ({"size": 30, "image_size": 384}, r"image_size is 384; it must be \(width, height\)"),
     ],
 )
 def test_sizes_out_of_range_get_a_sentence(values: dict[str, Any], words: str, nano: Florence2) -> None:

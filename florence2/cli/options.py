@@ -183,8 +183,8 @@ def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
         path = find_checkpoint(options.model, options.revision, getattr(options, "allow_pickle", False))
     except HubError:
         return TaskTable()
-    one_word = " " not in word and find_task(word) is None
-    if path is None and options.model not in NAMES and one_word:
+    may_be_own = find_task(word) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
+    if path is None and options.model not in NAMES and may_be_own:
         path = check_model(options)
     return TaskTable(() if path is None else read_tasks(checkpoint_folder(path)))
 
