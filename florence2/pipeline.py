@@ -30,7 +30,7 @@ from florence2.request import EncodeOnce
 from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
-from florence2.runner import Runner, check_stated_tokens
+from florence2.runner import Runner, check_image_settings
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace
@@ -345,7 +345,6 @@ def load(
         problems.append(error)
     if problems:
         raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
+    check_image_settings(model.config, processor.image_config)
     # whoever asks for attention written out wants the specification
-    f = Florence2(model if attention == "eager" else install(model), processor, os.fspath(name))
-    check_stated_tokens(model.config, processor.image_config)
-    return f
+    return Florence2(model if attention == "eager" else install(model), processor, os.fspath(name))

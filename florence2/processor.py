@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from florence2.answers.answer import Answer, parse_answer
-from florence2.checkpoints.config_files import read_image_config, read_tasks
+from florence2.checkpoints.config_files import read_image_config
+from florence2.checkpoints.files import read_tasks
 from florence2.errors import PromptError
 from florence2.inputs.image import ImageInput
 from florence2.inputs.processor import InputProcessor

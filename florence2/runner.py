@@ -191,8 +191,9 @@ def _check_image_size(config: Florence2Config, images: ImageConfig) -> None:
         )
 
 
-def check_stated_tokens(config: Florence2Config, images: ImageConfig) -> None:
-    """Raise CheckpointError where `preprocessor_config.json` states another number of image tokens than there are."""
+def check_image_settings(config: Florence2Config, images: ImageConfig) -> None:
+    """Raise CheckpointError where no image can pass, or `preprocessor_config.json` states another number of tokens."""
+    _check_image_size(config, images)
     tokens, stated = config.vision.image_tokens(images.height, images.width), images.image_seq_length
     if stated is not None and stated != tokens:
         raise CheckpointError(

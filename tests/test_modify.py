@@ -15,7 +15,7 @@ import torch
 import florence2
 from florence2 import Florence2, Task
 from florence2.checkpoints.checkpoint import save_checkpoint
-from florence2.checkpoints.config_files import write_tasks
+from florence2.checkpoints.files import write_tasks
 from florence2.checkpoints.hub import resolve
 from florence2.cli.main import main
 from florence2.errors import CheckpointError, ConfigError, Florence2Error, PromptError

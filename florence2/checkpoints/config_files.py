@@ -1,4 +1,4 @@
-"""The settings files of a checkpoint: configuration, generation, images (`preprocessor_config.json`) and `tasks.json`.
+"""The settings files of a checkpoint: `config.json`, `generation_config.json` and `preprocessor_config.json`.
 
 Two layouts of `config.json` exist. Microsoft's (`microsoft/Florence-2-*`) calls the stage widths `dim_embed` and keeps
 the generation settings in `text_config`; the native one of transformers (`florence-community/Florence-2-*`) calls them
@@ -8,17 +8,16 @@ A missing size is an error, and so is an unknown field: with either ignored, the
 was trained.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from florence2.checkpoints.files import TASKS_FILE, Fields, read_json, write_json
-from florence2.errors import ConfigError, PromptError, shown
+from florence2.checkpoints.files import Fields, read_json
+from florence2.errors import ConfigError, shown
 from florence2.inputs.image import MAX_SIDE, ImageConfig
-from florence2.inputs.tasks import Task, TaskTable, default_input
 from florence2.model.config import (
     FEATURE_SOURCES,
     STAGE_TUPLES,
@@ -298,47 +297,3 @@ def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
 
 def _plain(section: VisionConfig | TextConfig) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(section).items()}
-
-
-def read_tasks(folder: Path) -> tuple[Task, ...]:
-    """Read the checkpoint's own tasks from `tasks.json` of `folder`; none without that file.
-
-    The file is data and holds no code:
-
-        {"tasks": [{"token": "<COUNT>", "sentence": "How many {input}?", "answer": "text", "takes": "text"}]}
-
-    `answer` and `takes` may be missing, as in `register_task`. Raises ConfigError listing every problem.
-    """
-    path = folder / TASKS_FILE
-    if not path.is_file():
-        return ()
-    problems: list[str] = []
-    top = Fields("the file", read_json(path), problems)
-    tasks = [_read_task(Fields(f"tasks[{i}]", item, problems)) for i, item in enumerate(top.take("tasks", list))]
-    top.finish()
-    if not problems:
-        try:
-            return TaskTable(tasks).own
-        except PromptError as error:
-            problems.append(str(error).removesuffix("."))
-    raise ConfigError(f"{path}: {'; '.join(problems)}.")
-
-
-def _read_task(fields: Fields) -> Task:
-    sentence = fields.take("sentence", str)
-    answer, takes = fields.take("answer", str, "text"), fields.take("takes", str, default_input(sentence))
-    task = Task(fields.take("token", str), sentence, answer, takes)
-    fields.finish()
-    return task
-
-
-def write_tasks(folder: Path, tasks: TaskTable | Iterable[Task]) -> None:
-    """Write a model's own tasks to `tasks.json` of `folder`; without any, remove the file.
-
-    Raises PromptError for tasks that `read_tasks` would refuse.
-    """
-    own = (tasks if isinstance(tasks, TaskTable) else TaskTable(tasks)).own
-    if own:
-        write_json(folder / TASKS_FILE, {"tasks": [asdict(task) for task in own]})
-    else:
-        (folder / TASKS_FILE).unlink(missing_ok=True)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence2.bulk.rows import TaskQuestion
-from florence2.checkpoints.config_files import read_tasks
-from florence2.checkpoints.files import checkpoint_folder
+from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, find_checkpoint, resolve, resolve_adapter
 from florence2.errors import HubError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions

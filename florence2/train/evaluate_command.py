@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from florence2.checkpoints.config_files import read_tasks
-from florence2.checkpoints.files import checkpoint_folder
+from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.cli.options import (
     add_generation,
     add_model,

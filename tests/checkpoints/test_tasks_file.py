@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from florence2.checkpoints.config_files import read_tasks, write_tasks
-from florence2.checkpoints.files import MAX_JSON_BYTES
+from florence2.checkpoints.files import MAX_JSON_BYTES, read_tasks, write_tasks
 from florence2.errors import ConfigError, PromptError
 from florence2.inputs.tasks import Task, TaskTable
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import florence2
-from florence2.checkpoints.config_files import write_tasks
+from florence2.checkpoints.files import write_tasks
 from florence2.cli.main import COMMANDS
 from florence2.inputs.tasks import Task
 from parity.recipe import make_picture
