@@ -27,11 +27,14 @@ __all__ = [
     "Rule",
     "Stepper",
     "Task",
+    "add_tasks",
     "bins_to_pixels",
+    "extend_vocabulary",
     "generate",
     "load",
     "pixels_to_bins",
     "register_task",
+    "resize_positions",
     "stepper",
 ]
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from florence2.inputs.tasks import TASKS, Task, register_task
     from florence2.model.config import Florence2Config
     from florence2.model.florence2 import Florence2Model
+    from florence2.modify import add_tasks, extend_vocabulary, resize_positions
     from florence2.pipeline import Florence2, load
     from florence2.processor import Processor
     from florence2.request import EncodedImage
@@ -70,6 +74,7 @@ else:
             "florence2.inputs.tasks": ("TASKS", "Task", "register_task"),
             "florence2.model.config": ("Florence2Config",),
             "florence2.model.florence2": ("Florence2Model",),
+            "florence2.modify": ("add_tasks", "extend_vocabulary", "resize_positions"),
             "florence2.request": ("EncodedImage",),
             "florence2.pipeline": ("Florence2", "load"),
             "florence2.processor": ("Processor",),

@@ -31,7 +31,7 @@ from florence2.request import EncodeOnce
 from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
-from florence2.runner import Runner
+from florence2.runner import Runner, check_image_settings
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace
@@ -60,8 +60,8 @@ class Florence2(Runner):
             prepare: The function that has shaped the model before it was loaded, which `save` takes into account.
 
         Raises:
-            CheckpointError: The tokenizer's vocabulary and the model's differ, or the checkpoint's generation settings
-                are invalid.
+            CheckpointError: The tokenizer's vocabulary and the model's differ, the model has no positions for images of
+                the processor's size, or the checkpoint's generation settings are invalid.
         """
         super().__init__(model, processor, prepare)
         self.name, self._absent = name, find_absent(model)
@@ -121,7 +121,7 @@ class Florence2(Runner):
         if text is not None and box is not None:
             raise PromptError(f"Task {task} got two inputs, {text!r} and box={box!r}; give one.")
         options = self._choose_options(options, settings)
-        request = check_request((task, image, text if box is None else box))
+        request = check_request((task, image, text if box is None else box), self.processor.tasks)
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         return self._answer([request], [encoded], options)[0]
 
@@ -152,7 +152,7 @@ class Florence2(Runner):
         if type(batch_size) is not int or batch_size < 1:
             raise OptionError(f"batch_size is {shown(batch_size)}; it must be a whole number of at least 1.")
         options = self._choose_options(options, settings)
-        checked = [check_request(request) for request in requests]
+        checked = [check_request(request, self.processor.tasks) for request in requests]
         images = EncodeOnce([request.image for request in checked], self._encode_sources)
         answers: list[Answer] = []
         for start in range(0, len(checked), batch_size):
@@ -359,5 +359,6 @@ def load(
         problems.append(error)
     if problems:
         raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
+    check_image_settings(model.config, processor.image_config)
     # whoever asks for attention written out wants the specification
     return Florence2(model if attention == "eager" else install(model), processor, os.fspath(name), prepare)

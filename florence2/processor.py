@@ -7,28 +7,32 @@ import torch
 
 from florence2.answers.answer import Answer, parse_answer
 from florence2.checkpoints.config_files import read_image_config
+from florence2.checkpoints.files import read_tasks
 from florence2.errors import PromptError
 from florence2.inputs.image import ImageInput
 from florence2.inputs.processor import InputProcessor
-from florence2.inputs.tasks import Task, find_task
+from florence2.inputs.tasks import Task, TaskTable, find_task
 from florence2.inputs.tokenizer import FlorenceTokenizer
 
 
 class Processor(InputProcessor):
-    """Tokenizer and image settings of one checkpoint, with tensors for a model. Immutable; threads may share it."""
+    """Tokenizer, image settings and tasks of one checkpoint, with tensors for a model. Immutable; threads share it."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Processor":
         """Read a processor from a checkpoint.
 
         Args:
-            folder: Holds `tokenizer.json`, and `preprocessor_config.json` or `processor_config.json`.
+            folder: Holds `tokenizer.json`, `preprocessor_config.json` or `processor_config.json`, and `tasks.json` if
+                the checkpoint has tasks of its own.
 
         Raises:
             CheckpointError: The tokenizer is missing or damaged.
-            ConfigError: The image settings are missing, or describe something this project does not implement.
+            ConfigError: The image settings are missing, or they or the tasks describe something this project does not
+                implement.
         """
-        return cls(FlorenceTokenizer(folder / "tokenizer.json"), read_image_config(folder))
+        tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
+        return cls(tokenizer, read_image_config(folder), TaskTable(read_tasks(folder)))
 
     def image(self, source: ImageInput) -> torch.Tensor:
         """Return the pixel values of an image.
@@ -72,7 +76,7 @@ class Processor(InputProcessor):
         """
         if (text is None) == (token_ids is None):
             raise PromptError("An answer is read either from a text or from token_ids; give exactly one of them.")
-        known = task if isinstance(task, Task) else find_task(task)
+        known = task if isinstance(task, Task) else find_task(task, self.tasks)
         ids = [] if token_ids is None else [int(id) for id in token_ids]
         logprobs = [] if token_logprobs is None else [float(logprob) for logprob in token_logprobs]
         if logprobs and len(logprobs) != len(ids) - 1:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from florence2.errors import PromptError, shown
 from florence2.inputs.image import ImageInput
 from florence2.inputs.processor import TaskText, input_to_text
-from florence2.inputs.tasks import Task, build_sentence, check_prompt, find_task
+from florence2.inputs.tasks import TASKS, Task, build_sentence, check_prompt, find_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,24 +64,24 @@ class CheckedRequest:
         return build_sentence(self.task, self.text if region is None else region)
 
 
-def check_request(request: Request) -> CheckedRequest:
-    """Check everything that can be wrong before the image is opened. Raises PromptError."""
+def check_request(request: Request, tasks: Mapping[str, Task] = TASKS) -> CheckedRequest:
+    """Check everything that can be wrong before the image is opened, with the model's `tasks`. Raises PromptError."""
     if not isinstance(request, tuple) or len(request) not in (2, 3):
         raise PromptError(f"A request must be (task, image) or (task, image, input), not {shown(request)}.")
     prompt, image, given = request if len(request) == 3 else (*request, None)
     items: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
     text = input_to_text(items or given, _ANY_SIZE)
     if items and not isinstance(items[0], str):
-        return CheckedRequest(_region_task(prompt, items), image, box=items)
-    task, text = check_prompt(prompt, text)
+        return CheckedRequest(_region_task(prompt, items, tasks), image, box=items)
+    task, text = check_prompt(prompt, text, tasks)
     return CheckedRequest(task or Task(prompt, "{input}", takes="text"), image, text)
 
 
-def _region_task(prompt: str, box: list[Any]) -> Task:
+def _region_task(prompt: str, box: list[Any], tasks: Mapping[str, Task]) -> Task:
     """Return the task of a request with a box, which must take one."""
-    task = find_task(prompt) if isinstance(prompt, str) else None
+    task = find_task(prompt, tasks) if isinstance(prompt, str) else None
     if task is None:
-        check_prompt(prompt)
+        check_prompt(prompt, tasks=tasks)
         raise PromptError(f"A prompt without a task token takes no box, but got {tuple(box)}; leave it out.")
     if task.takes != "region":
         raise PromptError(f"Task {task.token} takes no box, but got {tuple(box)}; leave it out.")

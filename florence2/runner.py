@@ -18,7 +18,7 @@ from florence2.generation.budget import generation_bytes, how_many_fit
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
-from florence2.inputs.image import ImageInput, image_to_array, open_image
+from florence2.inputs.image import ImageConfig, ImageInput, image_to_array, open_image
 from florence2.inputs.tasks import Task
 from florence2.model.absent import require_complete
 from florence2.model.config import Florence2Config, Layout
@@ -34,7 +34,8 @@ class Runner:
     def __init__(self, model: Florence2Model, processor: Processor, prepare: Prepare | None = None):
         """Join a model in eval mode and the processor of the same checkpoint; `prepare` has shaped the model.
 
-        Raises CheckpointError when their vocabularies differ, or the checkpoint's generation settings are invalid.
+        Raises CheckpointError when their vocabularies differ, when the model has no positions for images of the
+        processor's size, or when the checkpoint's generation settings are invalid.
         """
         self.model, self.processor, self._prepare = model, processor, prepare
         self._options = self._check_config()
@@ -42,6 +43,7 @@ class Runner:
     def _check_config(self) -> GenerationOptions:
         """Return the checkpoint's own generation settings. Raises CheckpointError as `__init__`."""
         _check_vocabulary(self.model.config, self.processor.tokenizer.vocab_size)
+        _check_image_size(self.model.config, self.processor.image_config)
         try:
             return GenerationOptions.from_settings(self.model.config.generation)
         except OptionError as error:
@@ -218,6 +220,34 @@ def _check_vocabulary(config: Florence2Config, tokens: int) -> None:
             f"The tokenizer has {tokens} tokens, but the model {rows} embeddings"
             + (f", the first {image} of them for tokens" if image is not None else "")
             + "; they belong to different checkpoints."
+        )
+
+
+def _check_image_size(config: Florence2Config, images: ImageConfig) -> None:
+    """Raise CheckpointError unless images of the stated size have positions in the grid and, as tokens, in the text."""
+    grid, most = config.vision.grid_size(images.height, images.width), config.vision.max_position_embeddings
+    size = f"Images of {images.width} x {images.height} pixels, the size in preprocessor_config.json, "
+    if not all(1 <= side <= most for side in grid):
+        raise CheckpointError(
+            f"{size}give a grid of {grid[0]} x {grid[1]} positions, but the model knows 1 x 1 to {most} x {most}; "
+            "choose another size, or a larger table with florence2.resize_positions."
+        )
+    tokens, positions = config.vision.image_tokens(images.height, images.width), config.text.max_position_embeddings
+    if tokens >= positions:
+        raise CheckpointError(
+            f"{size}become {tokens} tokens, which leave no room for a prompt in the {positions} positions of the text "
+            "encoder; choose a smaller size."
+        )
+
+
+def check_image_settings(config: Florence2Config, images: ImageConfig) -> None:
+    """Raise CheckpointError where no image can pass, or `preprocessor_config.json` states another number of tokens."""
+    _check_image_size(config, images)
+    tokens, stated = config.vision.image_tokens(images.height, images.width), images.image_seq_length
+    if stated is not None and stated != tokens:
+        raise CheckpointError(
+            f"preprocessor_config.json states an image_seq_length of {stated}, but images of {images.width} x "
+            f"{images.height} pixels become {tokens} tokens of this model; correct the size or the image_seq_length."
         )
 
 

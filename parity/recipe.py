@@ -85,6 +85,7 @@ def make_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(make_model(config, seed, end_bonus), folder, "microsoft", dtype)
     settings = {**PUBLISHED_PREPROCESSOR, "size": {"height": size[0], "width": size[1]}}
+    settings["image_seq_length"] = config.vision.image_tokens(*size)
     write_json(folder / "preprocessor_config.json", settings)
     shutil.copyfile(GOLDEN / "tokenizer.json", folder / "tokenizer.json")
 

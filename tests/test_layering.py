@@ -11,7 +11,7 @@ import florence2
 PACKAGE = Path(florence2.__file__).parent
 ORDER = """
     errors lazy devices inputs model generation answers fast checkpoints processor request runner tracing
-    pipeline bulk cli
+    pipeline modify bulk cli
 """.split()
 EXTRAS = {"train", "inspect"}
 TORCH_FREE = (

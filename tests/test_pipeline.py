@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -332,9 +333,9 @@ def test_a_task_is_looked_up_once(
 ) -> None:
     lookups = []
 
-    def counted(prompt: str) -> tasks.Task | None:
+    def counted(prompt: str, known: Mapping[str, tasks.Task] = TASKS) -> tasks.Task | None:
         lookups.append(prompt)
-        return find_task(prompt)
+        return find_task(prompt, known)
 
     for module in (tasks, request_module, processor_module):
         monkeypatch.setattr(module, "find_task", counted)

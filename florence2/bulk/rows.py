@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from florence2.answers.answer import Answer
 from florence2.answers.cascade import Cascade
 from florence2.bulk.sources import Source
 from florence2.inputs.processor import TaskText
-from florence2.inputs.tasks import find_task
+from florence2.inputs.tasks import Task, find_task
 
 Result: TypeAlias = Answer | Cascade
 RowKey: TypeAlias = tuple[str, ...]
@@ -36,21 +36,25 @@ class Question(Protocol):
 
 @dataclass(frozen=True)
 class TaskQuestion:
-    """A task, or a free prompt, with its input."""
+    """A task, or a free prompt, with its input.
+
+    `known` is the task that `task` names; None looks it up among those of every model.
+    """
 
     task: str
     text: TaskText = None
+    known: Task | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
         """The task's token, or the prompt itself."""
-        known = find_task(self.task)
+        known = self.known or find_task(self.task)
         return known.token if known else self.task
 
     @property
     def alias(self) -> str:
         """The task's alias, or "prompt"."""
-        known = find_task(self.task)
+        known = self.known or find_task(self.task)
         return known.alias if known else "prompt"
 
     def to_dict(self) -> dict[str, Any]:

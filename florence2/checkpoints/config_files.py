@@ -294,6 +294,7 @@ def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
         std=fields.take_tuple("image_std", float),
         rescale_factor=fields.take("rescale_factor", float, 1 / 255),
         resample=fields.take("resample", int, int(Image.Resampling.BICUBIC)),
+        image_seq_length=fields.take("image_seq_length", int, None),
     )
     if not 0 < config.rescale_factor <= 1:
         problems.append(f"rescale_factor is {config.rescale_factor}; it must be above 0 and at most 1")

@@ -1,4 +1,4 @@
-"""A checkpoint's files, before any tensor is read: their names, strict JSON, and files written whole or not at all.
+"""A checkpoint's files, before any tensor is read: their names, strict JSON, files written whole, and `tasks.json`.
 
 JSON is read strictly: its size is limited, no field is ignored, and all problems are reported at once. Nothing here
 imports torch.
@@ -9,21 +9,25 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import CheckpointError, ConfigError, shown
+from florence2.errors import CheckpointError, ConfigError, PromptError, shown
+from florence2.inputs.tasks import Task, TaskTable, default_input
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TASKS_FILE = "tasks.json"
 COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
+    TASKS_FILE,
     "LICENSE",
 )
 """What belongs next to the configuration and the weights."""
@@ -190,3 +194,47 @@ def _as(kind: type, value: Any) -> Any:
 def _placeholder(kind: type) -> Any:
     """Return a stand-in for an unusable value, so that reading continues and finds every problem."""
     return kind() if kind is not int else 1
+
+
+def read_tasks(folder: Path) -> tuple[Task, ...]:
+    """Read the checkpoint's own tasks from `tasks.json` of `folder`; none without that file.
+
+    The file is data and holds no code:
+
+        {"tasks": [{"token": "<COUNT>", "sentence": "How many {input}?", "answer": "text", "takes": "text"}]}
+
+    `answer` and `takes` may be missing, as in `register_task`. Raises ConfigError listing every problem.
+    """
+    path = folder / TASKS_FILE
+    if not path.is_file():
+        return ()
+    problems: list[str] = []
+    top = Fields("the file", read_json(path), problems)
+    tasks = [_read_task(Fields(f"tasks[{i}]", item, problems)) for i, item in enumerate(top.take("tasks", list))]
+    top.finish()
+    if not problems:
+        try:
+            return TaskTable(tasks).own
+        except PromptError as error:
+            problems.append(str(error).removesuffix("."))
+    raise ConfigError(f"{path}: {'; '.join(problems)}.")
+
+
+def _read_task(fields: Fields) -> Task:
+    sentence = fields.take("sentence", str)
+    answer, takes = fields.take("answer", str, "text"), fields.take("takes", str, default_input(sentence))
+    task = Task(fields.take("token", str), sentence, answer, takes)
+    fields.finish()
+    return task
+
+
+def write_tasks(folder: Path, tasks: TaskTable | Iterable[Task]) -> None:
+    """Write a model's own tasks to `tasks.json` of `folder`; without any, remove the file.
+
+    Raises PromptError for tasks that `read_tasks` would refuse.
+    """
+    own = (tasks if isinstance(tasks, TaskTable) else TaskTable(tasks)).own
+    if own:
+        write_json(folder / TASKS_FILE, {"tasks": [asdict(task) for task in own]})
+    else:
+        (folder / TASKS_FILE).unlink(missing_ok=True)

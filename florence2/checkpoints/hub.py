@@ -50,6 +50,14 @@ def resolve(
     Raises:
         HubError: The name means nothing, a path got a revision, or fetching failed.
     """
+    found = find_checkpoint(name, revision, allow_pickle)
+    return found or download(os.fspath(name), revision, local_files_only, allow_pickle, report)
+
+
+def find_checkpoint(
+    name: str | os.PathLike[str], revision: str | None = None, allow_pickle: bool = False
+) -> Path | None:
+    """Return the local path of a checkpoint, or None where it must be fetched. Raises HubError as `resolve`."""
     text = os.fspath(name)
     local = _find_local(text, revision)
     if local is not None:
@@ -57,8 +65,7 @@ def resolve(
     if text not in NAMES and not _HUB_ID.fullmatch(text):
         names = ", ".join((EMBEDDED_MODEL, *NAMES))
         raise HubError(f"{text!r} is not an existing path, not one of the names {names}, and not a Hub id OWNER/NAME.")
-    cached = _find_in_cache(text, revision, allow_pickle)
-    return cached or download(text, revision, local_files_only, allow_pickle, report)
+    return _find_in_cache(text, revision, allow_pickle)
 
 
 def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False) -> Path:

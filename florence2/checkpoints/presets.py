@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from florence2.checkpoints.checkpoint import copy_companions, refuse_existing, save_checkpoint
-from florence2.checkpoints.files import write_json
+from florence2.checkpoints.config_files import parse_image_config
+from florence2.checkpoints.files import read_json, write_json
 from florence2.errors import CheckpointError, ConfigError
 from florence2.model.config import FEATURE_SOURCES, Florence2Config, TextConfig, VisionConfig
 from florence2.model.florence2 import Florence2Model
@@ -107,8 +108,10 @@ def init_checkpoint(
     _draw_weights(model, seed)
     save_checkpoint(model, folder, "microsoft", dtype)
     copy_companions(tokenizer, folder)
-    if not (folder / "preprocessor_config.json").is_file():
-        write_json(folder / "preprocessor_config.json", PUBLISHED_PREPROCESSOR)
+    path = folder / "preprocessor_config.json"
+    settings = read_json(path) if path.is_file() else PUBLISHED_PREPROCESSOR
+    images = parse_image_config(settings)
+    write_json(path, {**settings, "image_seq_length": config.vision.image_tokens(images.height, images.width)})
 
 
 def _draw_weights(model: nn.Module, seed: int) -> None:

@@ -9,16 +9,17 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence2.bulk.rows import TaskQuestion
-from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, resolve, resolve_adapter
-from florence2.errors import OptionError, PromptError
+from florence2.checkpoints.files import checkpoint_folder, read_tasks
+from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, find_checkpoint, resolve, resolve_adapter
+from florence2.errors import HubError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.processor import TaskText, input_to_text
-from florence2.inputs.tasks import TASKS, check_prompt, find_task
+from florence2.inputs.tasks import TASKS, Task, TaskTable, check_prompt, find_task
 
 if TYPE_CHECKING:
     from florence2.pipeline import Florence2
@@ -247,18 +248,38 @@ def load_model(options: argparse.Namespace) -> "Florence2":
 # ---- tasks and their inputs ----------------------------------------------------------------------------------------
 
 
-def names_task(word: str) -> bool:
+_ALIAS = re.compile(r"[a-z][\w-]*", re.ASCII | re.IGNORECASE)
+"""One word in the form of an alias. On the command line a free prompt has more than one."""
+
+
+def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
+    """Return the tasks of the model that the options name, without loading it.
+
+    A model that is not on this machine is fetched if the task `word` may be one of its own. An unknown name has no
+    tasks of its own; it is reported when the model is loaded. Raises ConfigError for a damaged `tasks.json`.
+    """
+    try:
+        path = find_checkpoint(options.model, options.revision, getattr(options, "allow_pickle", False))
+    except HubError:
+        return TaskTable()
+    may_be_own = find_task(word) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
+    if path is None and options.model not in NAMES and may_be_own:
+        path = check_model(options)
+    return TaskTable(() if path is None else read_tasks(checkpoint_folder(path)))
+
+
+def names_task(word: str, tasks: Mapping[str, Task] = TASKS) -> bool:
     """Return whether a word is a task's token or alias, and nothing else."""
-    task = find_task(word)
+    task = find_task(word, tasks)
     return task is not None and word in (task.token, task.alias)
 
 
-def check_order(command: str, words: Sequence[str]) -> None:
+def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> None:
     """Raise PromptError, with the order that works, when an image comes before its task."""
     first = words[0]
-    if names_task(first) or not (first == "-" or _exists(first)):
+    if names_task(first, tasks) or not (first == "-" or _exists(first)):
         return
-    task = next((word for word in words[1:] if names_task(word)), None)
+    task = next((word for word in words[1:] if names_task(word, tasks)), None)
     if task is not None:
         raise PromptError(f"The task comes before the image: {shlex.join(['florence2', command, task, first])}")
     example = shlex.join(["florence2", command, "<OD>", first])
@@ -270,14 +291,18 @@ def _exists(path: str) -> bool:
 
 
 def read_questions(
-    tasks: Sequence[str], texts: Sequence[str] | None, boxes: Sequence[tuple[float, ...]] | None
+    tasks: Sequence[str],
+    texts: Sequence[str] | None,
+    boxes: Sequence[tuple[float, ...]] | None,
+    known: Mapping[str, Task] = TASKS,
 ) -> list[TaskQuestion]:
     """Give each task the input that it takes; a task that takes a region becomes one question for each box.
 
-    Raises PromptError for an unknown task, a missing input, and an input that no task takes.
+    `known` holds the tasks of the model. Raises PromptError for an unknown task, a missing input, and an input that no
+    task takes.
     """
     text: TaskText = texts[0] if texts and len(texts) == 1 else texts
-    questions = [question for task in tasks for question in _questions_of(task, text, boxes or ())]
+    questions = [question for task in tasks for question in _questions_of(task, text, boxes or (), known)]
     inputs = [question.text for question in questions]
     if text and text not in inputs:
         raise _superfluous(tasks, "--text", "--box" if boxes else None)
@@ -286,25 +311,30 @@ def read_questions(
     return questions
 
 
-def _questions_of(task: str, text: TaskText, boxes: Sequence[tuple[float, ...]]) -> list[TaskQuestion]:
-    known = find_task(task)
-    if known is None:
-        _check_spelling(task)
-    if known is None or known.takes == "nothing" or not names_task(task):  # or the input is in the same string
-        check_prompt(task)
-        return [TaskQuestion(task)]
-    if known.takes == "region" and boxes:
-        return [TaskQuestion(task, box) for box in boxes]
-    check_prompt(task, input_to_text(text))
-    return [TaskQuestion(task, text)]
+def _questions_of(
+    prompt: str, text: TaskText, boxes: Sequence[tuple[float, ...]], tasks: Mapping[str, Task]
+) -> list[TaskQuestion]:
+    task = find_task(prompt, tasks)
+    if task is None and _ALIAS.fullmatch(prompt):
+        raise _unknown_alias(prompt, tasks)
+    if task is None or task.takes == "nothing" or not names_task(prompt, tasks):  # or the input is in the same string
+        check_prompt(prompt, tasks=tasks)
+        return [TaskQuestion(prompt, None, task)]
+    if task.takes == "region" and boxes:
+        return [TaskQuestion(prompt, box, task) for box in boxes]
+    check_prompt(prompt, input_to_text(text), tasks)
+    return [TaskQuestion(prompt, text, task)]
 
 
-def _check_spelling(word: str) -> None:
-    """Raise PromptError for a single word that may be a misspelt alias."""
-    aliases = [task.alias for task in TASKS.values()]
-    near = difflib.get_close_matches(word.lower(), aliases, n=1, cutoff=0.75)
-    if near and re.fullmatch(r"\w+", word):
-        raise PromptError(f"Unknown task {word!r}; did you mean {near[0]}? A free prompt has more than one word.")
+def _unknown_alias(word: str, tasks: Mapping[str, Task]) -> PromptError:
+    """Return the error for a single word in the form of an alias, with the nearest one if any is near."""
+    aliases = [task.alias for task in tasks.values()]
+    near = difflib.get_close_matches(word.lower(), aliases, n=1)
+    guess = f"; did you mean {near[0]}?" if near else "."
+    return PromptError(
+        f"Unknown task {word!r}{guess} The tasks of this model are {', '.join(aliases)}. A free prompt has more than "
+        "one word."
+    )
 
 
 def _superfluous(tasks: Sequence[str], option: str, other: str | None) -> PromptError:

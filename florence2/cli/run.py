@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,13 +23,14 @@ from florence2.cli.options import (
     check_order,
     generation_changes,
     load_model,
+    model_tasks,
     names_task,
     read_questions,
 )
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError, PromptError
 from florence2.generation.options import GenerationOptions
-from florence2.inputs.tasks import TASKS
+from florence2.inputs.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from florence2.pipeline import EncodedImage, Florence2, Request
@@ -43,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="florence2 run",
         usage="florence2 run [options] TASK... IMAGE...",
-        description=f"Answer one or more tasks on images. Tasks: {names}; or a free prompt. "
+        description=f"Answer one or more tasks on images. Tasks: {names}, and those in tasks.json of the model; or a "
+        "free prompt of more than one word. "
         "With several boxes, each box is a question of its own. "
         'Example: florence2 run "<OD>" photo.jpg',
     )
@@ -58,19 +60,20 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Answer tasks on images; return the exit code."""
     options = build_parser().parse_args(arguments)
-    check_order("run", options.arguments)
-    tasks, images = split_arguments(options.arguments)
-    return answer_all(options, images, read_questions(tasks, options.text, options.box), _ask)
+    known = model_tasks(options, options.arguments[0])
+    check_order("run", options.arguments, known)
+    tasks, images = split_arguments(options.arguments, known)
+    return answer_all(options, images, read_questions(tasks, options.text, options.box, known), _ask)
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS) -> tuple[list[str], list[str]]:
     """Split the arguments into tasks and images.
 
-    The first is a task or a free prompt; so is each next one that names a task, up to the first that does not.
+    The first is a task or a free prompt; so is each next one that names a `known` task, up to the first that does not.
     Raises PromptError when no image is left.
     """
     count = 1
-    while count < len(arguments) and names_task(arguments[count]) and not Path(arguments[count]).exists():
+    while count < len(arguments) and names_task(arguments[count], known) and not Path(arguments[count]).exists():
         count += 1
     if count == len(arguments):
         raise PromptError("Which image? Give files, folders, or - for stdin, after the task.")

@@ -47,6 +47,7 @@ class ImageConfig:
     """The image settings of a checkpoint, from `preprocessor_config.json`.
 
     `resample` is Pillow's filter number (3 is bicubic); `mean` and `std` are per RGB channel, for values in 0..1.
+    `image_seq_length` is the number of image tokens that the file states; nothing is computed from it.
     """
 
     height: int
@@ -55,6 +56,7 @@ class ImageConfig:
     std: tuple[float, ...]
     rescale_factor: float = 1 / 255
     resample: int = 3
+    image_seq_length: int | None = None
 
 
 def open_image(source: ImageInput) -> Image.Image:

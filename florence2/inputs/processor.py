@@ -2,30 +2,42 @@
 
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from florence2.errors import PromptError
 from florence2.inputs.coordinates import box_to_tokens
 from florence2.inputs.image import ImageConfig, ImageInput, image_to_array, open_image
-from florence2.inputs.tasks import build_sentence, split_prompt
+from florence2.inputs.tasks import TaskTable, build_sentence, split_prompt
 from florence2.inputs.tokenizer import FlorenceTokenizer
 
 TaskText: TypeAlias = "str | Sequence[str] | Sequence[float] | None"
 """The input of a task: text, a list of classes, or a box (x1, y1, x2, y2) in pixels."""
 
+Own = TypeVar("Own", bound="InputProcessor")
+
 
 class InputProcessor:
-    """Tokenizer and image settings of one checkpoint. Immutable; threads may share it.
+    """Tokenizer, image settings and tasks of one checkpoint. Immutable; threads may share it.
 
     Attributes:
         tokenizer: The checkpoint's tokenizer.
         image_config: Size, mean and standard deviation of the model's images.
+        tasks: The tasks by token: the published ones, those of `register_task`, and the checkpoint's own.
     """
 
-    def __init__(self, tokenizer: FlorenceTokenizer, image_config: ImageConfig):
-        self.tokenizer, self.image_config = tokenizer, image_config
+    def __init__(self, tokenizer: FlorenceTokenizer, image_config: ImageConfig, tasks: TaskTable | None = None):
+        self.tokenizer, self.image_config, self.tasks = tokenizer, image_config, tasks or TaskTable()
+
+    def changed(
+        self: Own,
+        tokenizer: FlorenceTokenizer | None = None,
+        image_config: ImageConfig | None = None,
+        tasks: TaskTable | None = None,
+    ) -> Own:
+        """Return a processor with some parts replaced; None keeps a part."""
+        return type(self)(tokenizer or self.tokenizer, image_config or self.image_config, tasks or self.tasks)
 
     def image_array(self, source: ImageInput) -> np.ndarray:
         """Read an image and compute the model's input.
@@ -56,7 +68,7 @@ class InputProcessor:
             PromptError: The task is unknown, or its input is missing, superfluous or malformed. As in the reference,
                 prompts that only `check_prompt` refuses are accepted.
         """
-        return self.encode(build_sentence(*split_prompt(task, input_to_text(text, image_size))))
+        return self.encode(build_sentence(*split_prompt(task, input_to_text(text, image_size), self.tasks)))
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids, without looking for a task in it.

@@ -5,12 +5,12 @@ must not change.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from florence2.errors import PromptError
+from florence2.errors import PromptError, shown
 from florence2.inputs.coordinates import NUM_BINS
 
 TaskInput = Literal["nothing", "text", "region"]
@@ -40,13 +40,28 @@ class Task:
         """The token without brackets in lower case, for command lines: `ocr_with_region`."""
         return self.token.strip("<>").lower()
 
+    def problems(self) -> list[str]:
+        """Return a sentence, without its full stop, for each value that cannot be used."""
+        found = []
+        if not _TOKEN.fullmatch(self.token):
+            found.append(f"a task token must be capitals in angle brackets, such as '<COUNT>', not {self.token!r}")
+        for name, kinds in (("answer", get_args(AnswerKind)), ("takes", get_args(TaskInput))):
+            if getattr(self, name) not in kinds:
+                found.append(f"{name} must be one of {', '.join(kinds)}, not {getattr(self, name)!r}")
+        if not self.sentence.strip():
+            found.append("the sentence is empty; write the prompt that the model reads")
+        elif (self.takes != "nothing") != ("{input}" in self.sentence):
+            verb = "not contain" if self.takes == "nothing" else "contain"
+            found.append(f"the task takes {self.takes}, so its sentence must {verb} '{{input}}': {self.sentence!r}")
+        return found
+
 
 def _region(token: str, sentence: str, answer: AnswerKind = "text") -> Task:
     return Task(token, sentence, answer, "region")
 
 
 # If a prompt contains two task tokens, the first in this order counts, which is the reference's.
-_TASKS: dict[str, Task] = {
+_PUBLISHED: dict[str, Task] = {
     task.token: task
     for task in (
         Task("<OCR>", "What is the text in the image?"),
@@ -66,15 +81,67 @@ _TASKS: dict[str, Task] = {
         _region("<REGION_TO_OCR>", "What text is in the region {input}?"),
     )
 }
+_TASKS = dict(_PUBLISHED)
 TASKS: Mapping[str, Task] = MappingProxyType(_TASKS)
-"""All known tasks by token: the fifteen published ones, then those added by `register_task`."""
+"""The tasks of every model by token: the fifteen published ones, then those added by `register_task`."""
 
 _TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
 _REGION = re.compile(r"\s*<loc_(\d+)><loc_(\d+)><loc_(\d+)><loc_(\d+)>\s*")
 
 
+class TaskTable(Mapping[str, Task]):
+    """The tasks of one model by token: those of `TASKS`, then the model's own. Immutable.
+
+    A task that `register_task` adds later is in the table too; where the model has one of the same token, the model's
+    own counts.
+
+    Attributes:
+        own: The tasks that belong to the model, as `tasks.json` of its folder holds them.
+    """
+
+    def __init__(self, own: Iterable[Task] = ()):
+        """Check the tasks of a model.
+
+        Raises PromptError for values that cannot be used, for a token that occurs twice with different meanings, and
+        for one that a published task has.
+        """
+        self.own = tuple(dict.fromkeys(own))
+        if wrong := [task for task in self.own if not isinstance(task, Task)]:
+            raise PromptError(f'{shown(wrong[0])} is not a Task; write Task("<COUNT>", "How many things?").')
+        problems = [f"Task {task.token}: {problem}" for task in self.own for problem in task.problems()]
+        problems += _clashes(self.own)
+        if problems:
+            raise PromptError("; ".join(problems) + ".")
+        self._own = {task.token: task for task in self.own}
+
+    def __getitem__(self, token: str) -> Task:
+        task = self._own.get(token)
+        return _TASKS[token] if task is None else task
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**_TASKS, **self._own})
+
+    def __len__(self) -> int:
+        return len(_TASKS.keys() | self._own.keys())
+
+    def __repr__(self) -> str:
+        return f"TaskTable({', '.join(self)})"
+
+
+def _clashes(own: Iterable[Task]) -> list[str]:
+    """Return a sentence for each task whose token means something else already."""
+    known, problems = dict(_PUBLISHED), []
+    for task in own:
+        if known.setdefault(task.token, task) != task:
+            sentence = known[task.token].sentence
+            problems.append(f"Task {task.token} already exists with the sentence {sentence!r}; choose another token")
+    return problems
+
+
 def register_task(token: str, sentence: str, answer: AnswerKind = "text", takes: TaskInput | None = None) -> Task:
-    """Add a task of a fine-tuned model for the rest of the process.
+    """Add a task to every model for the rest of the process.
+
+    A task that belongs to one model, and is saved with it, is added by `florence2.add_tasks`.
 
     Args:
         token: A name in capitals and angle brackets, such as "<COUNT>".
@@ -89,18 +156,9 @@ def register_task(token: str, sentence: str, answer: AnswerKind = "text", takes:
         PromptError: The token is malformed or belongs to another task, `answer` or `takes` is unknown, or the
             sentence and `takes` contradict each other.
     """
-    takes = takes or ("text" if "{input}" in sentence else "nothing")
-    if not _TOKEN.fullmatch(token):
-        raise PromptError(f"A task token must be capitals in angle brackets, such as '<COUNT>', not {token!r}.")
-    if answer not in get_args(AnswerKind) or takes not in get_args(TaskInput):
-        raise PromptError(
-            f"Task {token}: answer must be one of {', '.join(get_args(AnswerKind))} and takes one of "
-            f"{', '.join(get_args(TaskInput))}, not {answer!r} and {takes!r}."
-        )
-    if (takes != "nothing") != ("{input}" in sentence):
-        verb = "not contain" if takes == "nothing" else "contain"
-        raise PromptError(f"Task {token} takes {takes}, so its sentence must {verb} '{{input}}': {sentence!r}.")
-    task = Task(token, sentence, answer, takes)
+    task = Task(token, sentence, answer, takes or default_input(sentence))
+    if problems := task.problems():
+        raise PromptError(f"Task {token}: {'; '.join(problems)}.")
     if _TASKS.get(token, task) != task:
         raise PromptError(
             f"Task {token} already exists with the sentence {_TASKS[token].sentence!r}; choose another token."
@@ -109,20 +167,26 @@ def register_task(token: str, sentence: str, answer: AnswerKind = "text", takes:
     return task
 
 
-def find_task(prompt: str) -> Task | None:
-    """Return the task whose token is in `prompt` or whose alias equals it, or None."""
-    for task in _TASKS.values():
+def default_input(sentence: str) -> TaskInput:
+    """Return the input of a task that states none: "text" when the sentence has a place for it."""
+    return "text" if "{input}" in sentence else "nothing"
+
+
+def find_task(prompt: str, tasks: Mapping[str, Task] = TASKS) -> Task | None:
+    """Return the task of `tasks` whose token is in `prompt` or whose alias equals it, or None."""
+    for task in tasks.values():
         if task.token in prompt or task.alias == prompt:
             return task
     return None
 
 
-def split_prompt(prompt: str, text: str | None = None) -> tuple[Task | None, str]:
+def split_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task] = TASKS) -> tuple[Task | None, str]:
     """Split a prompt into its task and the task's input.
 
     Args:
         prompt: A task token, an alias or a free prompt. The input may follow a token in the same string.
         text: The input, where it does not follow the token.
+        tasks: The tasks of the model by token.
 
     Returns:
         (task, input), or (None, prompt) for a free prompt.
@@ -130,10 +194,10 @@ def split_prompt(prompt: str, text: str | None = None) -> tuple[Task | None, str
     Raises:
         PromptError: The prompt is only an unknown task token, or the input is missing, superfluous or given twice.
     """
-    task = find_task(prompt)
+    task = find_task(prompt, tasks)
     if task is None:
         if _TOKEN.fullmatch(prompt):
-            raise unknown_task(prompt)
+            raise unknown_task(prompt, tasks)
         if text:
             raise PromptError(
                 f"A prompt without a task token takes no separate input, but got {text!r}; put it into the prompt."
@@ -156,12 +220,13 @@ def build_sentence(task: Task | None, task_input: str) -> str:
     return task_input if task is None else task.sentence.replace("{input}", task_input)
 
 
-def check_prompt(prompt: str, text: str | None = None) -> tuple[Task | None, str]:
+def check_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task] = TASKS) -> tuple[Task | None, str]:
     """Split a prompt as `split_prompt` does, and refuse what the reference accepts but no model was trained to read.
 
     Args:
         prompt: As for `split_prompt`.
         text: As for `split_prompt`.
+        tasks: As for `split_prompt`.
 
     Raises:
         PromptError: The prompt is empty or begins with an unknown task token ("<VQA>how many?"), the input of a region
@@ -169,9 +234,9 @@ def check_prompt(prompt: str, text: str | None = None) -> tuple[Task | None, str
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise PromptError(f"A task must be a token, an alias or a prompt, not {prompt!r}.")
-    task, task_input = split_prompt(prompt, text)
+    task, task_input = split_prompt(prompt, text, tasks)
     if task is None and (unknown := _TOKEN.match(prompt)):
-        raise unknown_task(unknown.group())
+        raise unknown_task(unknown.group(), tasks)
     if task is not None and task.takes == "region" and not _is_region(task_input):
         raise PromptError(
             f"Task {task.token} needs a region, a box in pixels or four location tokens (left, top, right, bottom, 0 "
@@ -188,10 +253,10 @@ def _is_region(task_input: str) -> bool:
     return x1 <= x2 < NUM_BINS and y1 <= y2 < NUM_BINS
 
 
-def unknown_task(token: str) -> PromptError:
+def unknown_task(token: str, tasks: Mapping[str, Task] = TASKS) -> PromptError:
     """Return the error for an unknown task token."""
     return PromptError(
-        f"Unknown task {token}. Known tasks: {', '.join(_TASKS)}. "
-        "Add the tasks of a fine-tuned model with florence2.register_task. The published models do not answer free "
+        f"Unknown task {token}. Known tasks: {', '.join(tasks)}. "
+        "Add the tasks of a fine-tuned model with florence2.add_tasks. The published models do not answer free "
         "questions."
     )

@@ -19,6 +19,7 @@ from florence2.cli.options import (
     check_order,
     generation_changes,
     load_model,
+    model_tasks,
     read_questions,
 )
 from florence2.cli.progress import Progress
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(options: argparse.Namespace) -> TaskQuestion:
     """Refuse what cannot work before the slow part begins; return the question."""
-    check_order("inspect", [options.task, str(options.image)])
+    tasks = model_tasks(options, options.task)
+    check_order("inspect", [options.task, str(options.image)], tasks)
     if options.out is None and options.plots is None and not options.json:
         raise OptionError("Where should the explanation go? Give --out report.html, --plots DIR or --json.")
     if options.out is not None:
@@ -87,7 +89,7 @@ def _check(options: argparse.Namespace) -> TaskQuestion:
     if options.plots is not None and options.plots.exists() and not options.plots.is_dir():
         raise OptionError(f"{options.plots} is a file; --plots needs a folder.")
     generation_changes(options)
-    question, *more = read_questions([options.task], options.text, options.box)
+    question, *more = read_questions([options.task], options.text, options.box, tasks)
     if more:
         raise PromptError(f"--box is given {1 + len(more)} times, but only one answer can be explained; give one box.")
     open_image(options.image)

@@ -66,6 +66,12 @@ class VisionConfig:
             height, width = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
         return height, width
 
+    def image_tokens(self, height: int, width: int) -> int:
+        """Return the number of image tokens of `height` x `width` pixels."""
+        rows, columns = self.grid_size(height, width)
+        # the mean over the grid is one token; the other ways of pooling keep one for each position
+        return sum(1 if source == "spatial_avg_pool" else rows * columns for source in self.image_feature_source)
+
 
 @dataclass(frozen=True)
 class TextConfig:

@@ -141,7 +141,7 @@ def _why_unreadable(image: ImageInput) -> str | None:
 def _check_pair(prefix: str, suffix: str, processor: Processor, max_length: int, max_prompt: int | None) -> _Pair:
     faults: dict[Fault, str] = {}
     try:
-        check_prompt(prefix)
+        check_prompt(prefix, tasks=processor.tasks)
         check_text("the prompt", prefix)
         prompt_length = len(processor.prompt(prefix))
         if max_prompt is not None and prompt_length > max_prompt:
@@ -157,7 +157,7 @@ def _check_pair(prefix: str, suffix: str, processor: Processor, max_length: int,
         check_answer(prefix, suffix, ids, processor)
     except Florence2Error as error:
         faults["lost"] = str(error)
-    task = find_task(prefix)
+    task = find_task(prefix, processor.tasks)
     return _Pair(task.token if task else "(free prompt)", length, faults)
 
 

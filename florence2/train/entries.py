@@ -1,14 +1,14 @@
 """Shared by the readers of training data: one question about one image, checks, and a list of problems."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
 from florence2.errors import Florence2Error, shown
-from florence2.inputs.tasks import check_prompt
+from florence2.inputs.tasks import TASKS, Task, check_prompt
 from florence2.inputs.tokenizer import ADDED_TOKENS
 
 LISTED = 20
@@ -27,17 +27,18 @@ class DataError(Florence2Error):
 class Entry:
     """One question about one image, from the `place` of a file, such as "line 3".
 
-    An empty suffix means that there is nothing to find. Raises DataError or PromptError for a prompt that no task
-    accepts, and for location tokens that do not exist.
+    An empty suffix means that there is nothing to find. `tasks` are those of the model. Raises DataError or PromptError
+    for a prompt that no task accepts, and for location tokens that do not exist.
     """
 
     image: Path
     place: str
     prefix: str
     suffix: str
+    tasks: InitVar[Mapping[str, Task]] = TASKS
 
-    def __post_init__(self) -> None:
-        check_prompt(self.prefix)
+    def __post_init__(self, tasks: Mapping[str, Task]) -> None:
+        check_prompt(self.prefix, tasks=tasks)
         check_text("prefix", self.prefix)
         check_text("suffix", self.suffix)
 

@@ -54,7 +54,7 @@ def evaluate(
         pairs += [outcome.pair for outcome in outcomes if outcome.pair is not None]
         if progress is not None:
             progress(done, len(samples))
-    return measure_by_task(pairs)
+    return measure_by_task(pairs, f.processor.tasks)
 
 
 def answer_samples(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.cli.options import (
     add_generation,
     add_model,
@@ -16,6 +17,7 @@ from florence2.cli.options import (
     load_model,
 )
 from florence2.cli.progress import Progress
+from florence2.inputs.tasks import TaskTable
 from florence2.train.command import add_data, check_data
 
 if TYPE_CHECKING:
@@ -54,16 +56,16 @@ def main(arguments: Sequence[str]) -> int:
     check_at_least(options, 1, "batch", "limit")
     check_data(options, "data", "images")
     changes = generation_changes(options)
-    check_model(options)
+    known = TaskTable(read_tasks(checkpoint_folder(check_model(options))))
     from florence2.train.evaluate import answer_samples
     from florence2.train.metrics import measure_by_task
     from florence2.train.sources import read_samples
 
-    samples = read_samples(options.data, options.images, sys.maxsize, options.task)[: options.limit]
+    samples = read_samples(options.data, options.images, sys.maxsize, options.task, known)[: options.limit]
     model = load_model(options)
     results = answer_samples(model, samples, options.batch, model.options(**changes))
     pairs, failed = _collect(results, len(samples), options.json)
-    _print_metrics(measure_by_task(pairs), options.json)
+    _print_metrics(measure_by_task(pairs, known), options.json)
     return 1 if failed else 0
 
 

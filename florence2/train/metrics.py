@@ -11,7 +11,7 @@ import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
 from florence2.answers.answer import Answer
-from florence2.inputs.tasks import TASKS, AnswerKind
+from florence2.inputs.tasks import TASKS, AnswerKind, Task
 from florence2.train.average_precision import Detection, average_precision
 from florence2.train.overlap import Area, box_area, match, outline_area, overlaps
 
@@ -25,8 +25,8 @@ LEAST_IOU = 0.5
 FREE_PROMPTS = "free prompts"
 
 
-def measure_by_task(pairs: Sequence[Pair]) -> dict[str, Metrics]:
-    """Measure pairs of any tasks.
+def measure_by_task(pairs: Sequence[Pair], tasks: Mapping[str, Task] = TASKS) -> dict[str, Metrics]:
+    """Measure pairs of any of the `tasks` of a model.
 
     Returns:
         The metrics of each task by its token; those of prompts without a token are under FREE_PROMPTS. A task has
@@ -34,9 +34,9 @@ def measure_by_task(pairs: Sequence[Pair]) -> dict[str, Metrics]:
         `measure_quads` and `measure_polygons`. Open-vocabulary detection has those of boxes or polygons, whichever its
         truths hold, or its answers where a truth is empty.
     """
-    groups: dict[str, list[Pair]] = {token: [] for token in (*TASKS, FREE_PROMPTS)}
+    groups: dict[str, list[Pair]] = {token: [] for token in (*tasks, FREE_PROMPTS)}
     for truth, answer in pairs:
-        groups[truth.task if truth.task in TASKS else FREE_PROMPTS].append((truth, answer))
+        groups[truth.task if truth.task in tasks else FREE_PROMPTS].append((truth, answer))
     return {token: _measure(group) for token, group in groups.items() if group}
 
 

@@ -48,7 +48,7 @@ def check_answer(prefix: str, suffix: str, ids: Sequence[int], processor: Proces
     decoded = processor.decode(ids)
     if decoded != f"<s>{suffix}</s>":
         raise DataError(f"the tokenizer returns {shown(decoded)} for {shown(suffix)}.")
-    task = find_task(prefix)
+    task = find_task(prefix, processor.tasks)
     if task is not None and task.answer != "text":
         answer = processor.answer(task.token, decoded, image_size=_SIZE_IN_BINS)
         _compare(_read_meaning(suffix, answer.kind), _regions(answer))

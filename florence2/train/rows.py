@@ -14,27 +14,30 @@ lost. Other fields are ignored; a field that is null counts as missing.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from florence2.errors import shown
 from florence2.inputs.coordinates import box_to_tokens
-from florence2.inputs.tasks import AnswerKind, find_task
+from florence2.inputs.tasks import TASKS, AnswerKind, Task, find_task
 from florence2.train.entries import DataError, Entry, Problems, read_answer, read_pixels, read_text
 from florence2.train.images import ImageFolder
 from florence2.train.targets import Size, boxes_target, polygons_target, quads_target
 
 
-def read_rows(path: Path, folder: ImageFolder, problems: Problems) -> list[Entry]:
-    """Read an Entry from every line that is not empty, in order; `problems` collects the faults, by line number."""
+def read_rows(path: Path, folder: ImageFolder, problems: Problems, known: Mapping[str, Task] = TASKS) -> list[Entry]:
+    """Read an Entry from every line that is not empty, in order; `problems` collects the faults, by line number.
+
+    `known` holds the tasks of the model.
+    """
     entries = []
     with path.open("rb") as file:
         for line_number, line in enumerate(file, 1):
             if line.strip():
                 place = f"line {line_number}"
                 with problems.at(place):
-                    entries.append(_read_row(_parse(line), place, folder))
+                    entries.append(_read_row(_parse(line), place, folder, known))
     return entries
 
 
@@ -48,29 +51,31 @@ def _parse(line: bytes) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _read_row(row: dict[str, Any], place: str, folder: ImageFolder) -> Entry:
+def _read_row(row: dict[str, Any], place: str, folder: ImageFolder, known: Mapping[str, Task]) -> Entry:
     image = folder.find(read_text(row, "image"))
     prefix = read_text(row, "prefix")
     if "region" in row:
-        prefix = _with_region(prefix, row["region"], folder.size(image))
+        prefix = _with_region(prefix, row["region"], folder.size(image), known)
     given = [key for key in ("suffix", *_REGIONS) if key in row]
     if len(given) != 1:
         problem = f"{' and '.join(given)} are given" if given else "none is given"
         raise DataError(f"the answer must be one of suffix, {', '.join(_REGIONS)}, but {problem}.")
     key = given[0]
-    suffix = read_answer(row, key) if key == "suffix" else _build(key, row[key], prefix, folder.size(image))
-    return Entry(image, place, prefix, suffix)
+    if key == "suffix":
+        suffix = read_answer(row, key)
+    else:
+        suffix = _build(key, row[key], find_task(prefix, known), prefix, folder.size(image))
+    return Entry(image, place, prefix, suffix, known)
 
 
-def _with_region(prefix: str, region: object, image_size: Size) -> str:
-    task = find_task(prefix)
+def _with_region(prefix: str, region: object, image_size: Size, known: Mapping[str, Task]) -> str:
+    task = find_task(prefix, known)
     token = task.token if task and task.alias == prefix else prefix
     return token + box_to_tokens(read_pixels(region, image_size), image_size)
 
 
-def _build(key: str, items: object, prefix: str, image_size: Size) -> str:
+def _build(key: str, items: object, task: Task | None, prefix: str, image_size: Size) -> str:
     kinds, build = _REGIONS[key]
-    task = find_task(prefix)
     if task is None or task.answer not in kinds:
         raise DataError(f"{key} cannot answer {shown(prefix)}; give suffix, or another task.")
     if not isinstance(items, list) or (key == "polygons" and not items):

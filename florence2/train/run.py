@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from florence2.checkpoints.tensors import find_weights
 from florence2.cli.options import model_changes
 from florence2.cli.progress import Progress
 from florence2.devices import choose_device
+from florence2.inputs.tasks import Task
 from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 from florence2.processor import Processor
@@ -43,8 +44,8 @@ CHECKPOINT, ADAPTER, CURVE = "checkpoint", "adapter", "curve.png"
 def run(options: argparse.Namespace, path: Path) -> int:
     """Check the data and train the checkpoint at `path`; return the exit code (see `command.main`)."""
     processor = Processor.from_folder(checkpoint_folder(path))
-    samples = read_samples(options.data, options.images, tasks=options.task)
-    held_out = _held_out(options)
+    samples = read_samples(options.data, options.images, tasks=options.task, known=processor.tasks)
+    held_out = _held_out(options, processor.tasks)
     settings = training_settings(options, len(samples))
     device = choose_device(options.device)
     # in bfloat16 on a CPU the backward pass of torch's fused attention takes twice as long as eager attention's
@@ -70,12 +71,12 @@ def run(options: argparse.Namespace, path: Path) -> int:
     return 0
 
 
-def _held_out(options: argparse.Namespace) -> list[Sample]:
+def _held_out(options: argparse.Namespace, known: Mapping[str, Task]) -> list[Sample]:
     """Read the samples of `--validation`; a COCO file is asked the tasks that are trained."""
     if options.validation is None:
         return []
     tasks = options.task if options.validation.suffix.lower() == ".json" else ()
-    return read_samples(options.validation, options.images, sys.maxsize, tasks)
+    return read_samples(options.validation, options.images, sys.maxsize, tasks, known)
 
 
 def _restrict(options: argparse.Namespace, settings: TrainSettings, model: Florence2Model) -> LoraSettings | None:

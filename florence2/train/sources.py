@@ -1,8 +1,9 @@
 """Read samples from a file of training data: JSON Lines, COCO detections or COCO captions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from florence2.inputs.tasks import TASKS, Task
 from florence2.train.coco import read_coco
 from florence2.train.data import Sample
 from florence2.train.entries import DataError, Entry, Problems
@@ -13,7 +14,11 @@ MAX_BYTES = 1 << 30
 
 
 def read_samples(
-    path: Path, images: Path | None = None, questions_per_image: int = 4, tasks: Sequence[str] = ()
+    path: Path,
+    images: Path | None = None,
+    questions_per_image: int = 4,
+    tasks: Sequence[str] = (),
+    known: Mapping[str, Task] = TASKS,
 ) -> list[Sample]:
     """Read samples from a file or folder. Images are not decoded; `check_samples` does that.
 
@@ -24,6 +29,7 @@ def read_samples(
         questions_per_image: The most questions that a sample has. Questions about one image share samples, in the
             file's order.
         tasks: What to ask with a COCO file.
+        known: The tasks of the model by token, `f.processor.tasks`.
 
     Raises:
         DataError: The file cannot be used or is larger than 1 GiB; or one error for all problems inside, with the
@@ -38,7 +44,7 @@ def read_samples(
     elif tasks:
         raise DataError(f"{path} names its own tasks in each line; tasks can be chosen for COCO files only.")
     else:
-        entries = read_rows(path, folder, problems)
+        entries = read_rows(path, folder, problems, known)
     problems.check()
     if not entries:
         raise DataError(f"{path} has no questions; there is nothing to train on.")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import florence2
+from florence2.checkpoints.files import write_tasks
 from florence2.cli.main import COMMANDS
+from florence2.inputs.tasks import Task
 from parity.recipe import make_picture
 
 WITHOUT_TORCH = """
@@ -44,6 +46,14 @@ WRONG = [
     ("run od {image} --seed 3", "set sample=True"),
     ("run <VQA> {image}", "Known tasks"),
     ("run captoin {image}", "did you mean caption?"),
+    ("run depth {image}", "Unknown task 'depth'. The tasks of this model are ocr, "),
+    ("run depth {image} --model nano", "A free prompt has more than one word"),
+    ("run ocr-with-region {image}", "did you mean ocr_with_region?"),
+    ("run depth {image} --model nobody/nothing", "nobody/nothing is not in the local cache"),
+    ("run <DEPTH> {image} --model nobody/nothing", "nobody/nothing is not in the local cache"),
+    ("run <VQA> {image} --model {broken}", "tasks.json: tasks[0] lacks 'token'"),
+    ("run distance {image} --model {tasks}", "did you mean distances?"),
+    ("run distances {image} --model {tasks}", "Task <DISTANCES> needs a text"),
     ("run od", "Which image?"),
     ("run {image} od", "The task comes before the image"),
     ("run open_vocabulary_detection {image}", "needs a text"),
@@ -84,18 +94,21 @@ WRONG = [
     ("evaluate {empty}/absent.jsonl", "absent.jsonl does not exist"),
     ("evaluate {image} --model nowhere", "'nowhere'"),
 ]
-"""A command line without its program, and a part of the message; {image} is a file, {empty} a folder."""
+"""A command line without its program, and a part of the message; {image} is a file, the others are folders."""
 
 Results = dict[tuple[str, ...], tuple[object, str, str]]
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An image file and an empty folder."""
+    """An image file, an empty folder, and folders with nothing but tasks."""
     folder = tmp_path_factory.mktemp("places")
     make_picture(5, 32, 20).save(folder / "photo.png")
-    (folder / "empty").mkdir()
-    return {"image": folder / "photo.png", "empty": folder / "empty"}
+    for name in ("empty", "tasks", "broken"):
+        (folder / name).mkdir()
+    write_tasks(folder / "tasks", [Task("<DISTANCES>", "How far is {input}?", takes="text")])
+    (folder / "broken" / "tasks.json").write_text('{"tasks": [{"sentence": "How far?"}]}')
+    return {"image": folder / "photo.png", **{name: folder / name for name in ("empty", "tasks", "broken")}}
 
 
 def fill(line: str, places: dict[str, Path]) -> list[str]:

@@ -7,7 +7,16 @@ import pytest
 
 from florence2.errors import PromptError
 from florence2.inputs import tasks
-from florence2.inputs.tasks import TASKS, build_sentence, check_prompt, find_task, register_task, split_prompt
+from florence2.inputs.tasks import (
+    TASKS,
+    Task,
+    TaskTable,
+    build_sentence,
+    check_prompt,
+    find_task,
+    register_task,
+    split_prompt,
+)
 from parity.records import read_record
 
 
@@ -137,3 +146,38 @@ def test_a_region_is_four_locations_in_order(region: str) -> None:
 def test_empty_prompts_are_refused(prompt: Any) -> None:
     with pytest.raises(PromptError, match="must be a token, an alias or a prompt"):
         check_prompt(prompt)
+
+
+# ---- tasks of one model ----------------------------------------------------------------------------------------------
+
+
+DEPTH = Task("<DEPTH>", "How far away is each thing?")
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_a_table_has_the_models_tasks_after_all_others() -> None:
+    table = TaskTable([DEPTH])
+    register_task("<COUNT>", "How many {input} are in the image?")
+    assert list(table) == [*TASKS, "<DEPTH>"] and len(table) == 17 and "<DEPTH>" not in TASKS
+    assert find_task("depth", table) is DEPTH and find_task("depth") is None
+    assert split_prompt("<COUNT>cats", tasks=table)[1] == "cats"
+    with pytest.raises(PromptError, match="Task <DEPTH> takes no input"):
+        split_prompt("<DEPTH>", "cats", table)
+    with pytest.raises(PromptError, match="Unknown task <VQA>.*<COUNT>, <DEPTH>"):
+        check_prompt("<VQA>", tasks=table)
+    assert table.own == (DEPTH,) and "<DEPTH>" in repr(table)
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_the_models_own_task_counts() -> None:
+    own = Task("<DEPTH>", "Another sentence.")
+    table = TaskTable([own])
+    register_task(DEPTH.token, DEPTH.sentence)
+    assert table["<DEPTH>"] is own and TASKS["<DEPTH>"] == DEPTH and len(table) == 16
+
+
+def test_all_problems_of_a_table_are_listed() -> None:
+    with pytest.raises(PromptError) as raised:
+        TaskTable([Task("<OD>", "x"), Task("depth", " "), Task("<A>", "{input}", answer="masks")])  # type: ignore[arg-type]
+    for words in ("capitals in angle", "sentence is empty", "answer must be one", "must not contain", "<OD> already"):
+        assert words in str(raised.value)

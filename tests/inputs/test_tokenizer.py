@@ -1,7 +1,9 @@
 """Text <-> ids."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,3 +87,71 @@ def test_unusable_files_get_a_sentence(tmp_path: Path) -> None:
 def test_text_that_is_not_unicode_gets_a_sentence(tokenizer: FlorenceTokenizer) -> None:
     with pytest.raises(PromptError, match="not valid Unicode"):
         tokenizer.encode("a \udcff")
+
+
+# ---- tokens of a model's own -----------------------------------------------------------------------------------------
+
+
+def write(path: Path, added: Iterable[tuple[int, str]], keep: int = 50265, **model: Any) -> FlorenceTokenizer:
+    """Write the recorded tokenizer with the added tokens below the id `keep` and others; read it."""
+    values = json.loads((GOLDEN / "tokenizer.json").read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] < keep]
+    values["added_tokens"] += [{"id": id, "content": content, **flags} for id, content in added]
+    values["model"]["vocab"] |= model.get("vocab", {})
+    path.write_text(json.dumps(values))
+    return FlorenceTokenizer(path)
+
+
+def test_new_tokens_follow_all_others(tokenizer: FlorenceTokenizer, tmp_path: Path) -> None:
+    """In both layouts, after native's <image> was left out and written again."""
+    before = tokenizer.encode("a<near>")
+    new = tokenizer.with_tokens(["<near>", "<far>"])
+    assert [new.token_id(token) for token in (*ADDED_TOKENS, "<near>", "<far>")] == list(range(50265, 51291))
+    assert new.encode("a <near>b<loc_3>") == [*new.encode("a ")[:-1], 51289, *new.encode("b<loc_3>")[1:]]
+    assert new.decode(new.encode("a <near>b")) == "<s>a <near>b</s>" and new.decode([51289], skip_special=True) == ""
+    assert tokenizer.encode("a<near>") == before and tokenizer.vocab_size == 51289 and tokenizer.own_tokens == ()
+    new.save_native(tmp_path, 1024)
+    native = FlorenceTokenizer(tmp_path / "tokenizer.json")
+    assert native.own_tokens == ("<near>", "<far>") and native.token_id("<image>") == 51291
+    longer = native.with_tokens(["<between>"])
+    assert longer.token_id("<between>") == 51291 and longer.token_id("<image>") is None
+    longer.save_microsoft(tmp_path, 1024)
+    assert FlorenceTokenizer(tmp_path / "tokenizer.json").own_tokens == ("<near>", "<far>", "<between>")
+
+
+def test_an_image_token_between_others_keeps_its_id(tmp_path: Path) -> None:
+    """As transformers numbers tokens that are added to the native layout."""
+    first = FlorenceTokenizer(GOLDEN / "tokenizer.json").token_id(ADDED_TOKENS[-1])
+    tokenizer = write(tmp_path / "tokenizer.json", [(first + 1, "<image>"), (first + 2, "<near>")], keep=60000)
+    tokenizer.save_microsoft(tmp_path, 1024)
+    again = FlorenceTokenizer(tmp_path / "tokenizer.json")
+    for one in (tokenizer, again, again.with_tokens(["<far>"])):
+        assert [one.token_id(name) for name in ("<image>", "<near>")] == [51289, 51290]
+
+
+def test_own_tokens_of_a_file_without_the_published_ones(tmp_path: Path) -> None:
+    """Loaded at the ids that the file states, whatever their order in it."""
+    tokenizer = write(tmp_path / "tokenizer.json", [(51290, "<far>"), (51289, "<near>")])
+    assert tokenizer.own_tokens == ("<near>", "<far>") and tokenizer.token_id("<loc_0>") == 50269
+
+
+@pytest.mark.parametrize(
+    ("added", "words"),
+    [
+        ([(50265, "<near>")], "gives '<near>' the id 50265, but its place is 51289"),
+        ([(51290, "<near>")], "gives '<near>' the id 51290, but its place is 51289"),
+        ([(51289, "<near>"), (51290, "<near>")], "gives '<near>' the id 51290, but its place is 51289"),
+        ([(50265, "<loc_1>"), (50266, "<loc_0>")], "gives <loc_1> the id 50265, not 50267"),
+    ],
+)
+def test_ids_that_a_model_was_not_trained_with_are_refused(
+    added: list[tuple[int, str]], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        write(tmp_path / "tokenizer.json", added)
+
+
+def test_two_tokens_of_one_id_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="gives one id to several of the published tokens"):
+        write(tmp_path / "tokenizer.json", [], vocab={"<od>": 5, "</od>": 5})
