@@ -154,7 +154,7 @@ class _Layer(nn.Module):
 
     def add_mlp(self, x: Tensor, trace: Trace) -> Tensor:
         """x = LN(x + MLP(x))"""
-        hidden = trace("mlp.hidden", F.gelu(self.fc1(x)))  # exact GELU, not its tanh approximation
+        hidden = trace("mlp.hidden", F.gelu(trace("mlp.before", self.fc1(x))))  # exact GELU, not its tanh approximation
         added = trace("mlp", self.fc2(F.dropout(hidden, self.activation_dropout, self.training)))
         out: Tensor = self.final_layer_norm(x + self.drop(added))
         return out
