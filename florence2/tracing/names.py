@@ -27,7 +27,8 @@ S = N + P positions of the memory, D model, V vocabulary, t steps so far. Names 
 token of the answer, for K beams. `Florence2Model.decode` computes a whole sequence at once: its values have T
 positions in place of the K beams, or in place of the 1 of a single position.
 
-In the text stacks some names differ from the paths of their modules; `module_of` gives the path for a name.
+In the text stacks some names differ from the paths of their modules; `module_of` gives the path for a name. A module of
+your own may record other names; `f.trace` and `f.patched` take them with `unknown="allow"`.
 """
 
 import re
