@@ -25,6 +25,7 @@ __all__ = [
     "Quad",
     "Task",
     "bins_to_pixels",
+    "explain_path",
     "generate",
     "load",
     "pixels_to_bins",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from florence2.answers.answer import Answer, Box, Polygon, Quad
     from florence2.answers.cascade import Cascade
     from florence2.errors import Florence2Error
+    from florence2.fast.explain import explain_path
     from florence2.generation.generate import generate
     from florence2.generation.options import GenerationOptions
     from florence2.generation.state import Generation
@@ -55,6 +57,7 @@ else:
             "florence2.answers.answer": ("Answer", "Box", "Polygon", "Quad"),
             "florence2.answers.cascade": ("Cascade",),
             "florence2.errors": ("Florence2Error",),
+            "florence2.fast.explain": ("explain_path",),
             "florence2.generation.generate": ("generate",),
             "florence2.generation.options": ("GenerationOptions",),
             "florence2.generation.state": ("Generation",),

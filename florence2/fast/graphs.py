@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast.linear import Linear
-from florence2.fast.unchanged import is_unchanged, remember, structure
+from florence2.fast.unchanged import find_change, remember, structure
 from florence2.generation.options import GenerationOptions
 from florence2.generation.search import start_search
 from florence2.generation.state import Generation, SearchState, SpecialIds, logit_rules
@@ -204,7 +204,7 @@ def generate_graphed(
     `record` None is a CUDA graph, for a memory on a CUDA device only. The generator of an earlier call with the same
     shapes, options and structure is used again.
     """
-    if (record is None and memory.device.type != "cuda") or not _may_record(model):
+    if (record is None and memory.device.type != "cuda") or why_not_recorded(model) is not None:
         return None
     record = record or record_cuda_graph
     # a graph reads tensors where they were when it was recorded, and all else as it was then
@@ -222,12 +222,16 @@ def generate_graphed(
     return found
 
 
-def _may_record(model: Florence2Model) -> bool:
-    """Return whether a step runs nothing but the modules of this package, unhooked and unchanged."""
-    text, own = model.language_model, ("step", "logits", "start_cache")
-    if type(text) is not LanguageModel or any(name in vars(model) for name in own):
-        return False
-    return is_unchanged(text.decoder, _KINDS) and is_unchanged(text.shared, frozenset((nn.Embedding,)))
+def why_not_recorded(model: Florence2Model) -> str | None:
+    """Return in words why a step may do more than the modules of this package do; None if it does not."""
+    text = model.language_model
+    if type(text) is not LanguageModel:
+        return f"language_model is of the class {type(text).__name__}, which the faster way does not know"
+    replaced = [name for name in ("step", "logits", "start_cache") if name in vars(model)]
+    if replaced:
+        return f"the model has a replaced method, {replaced[0]}"
+    change = find_change(text.decoder, _KINDS, "language_model.decoder")
+    return change or find_change(text.shared, frozenset((nn.Embedding,)), "language_model.shared")
 
 
 def _take(model: Florence2Model, shape: Any) -> GraphedGenerator | None:

@@ -38,13 +38,17 @@ class FastFlorence2Model(Florence2Model):
         cache = super().start_cache(memory, beams, max_length, memory_mask, trace)
         if torch.is_grad_enabled() or type(cache) is not DecoderCache:
             return cache
-        maps = [part.weight for part in self.language_model.decoder.modules() if type(part) is Linear]
-        packed = pack(self, [*maps, self.output_weight], len(memory) * beams)
+        packed = pack(self, self.step_weights(), len(memory) * beams)
         if packed:
             cache.__class__ = PackedCache
             assert isinstance(cache, PackedCache)
             cache.packed = packed
         return cache
+
+    def step_weights(self) -> list[Tensor]:
+        """Return the weights that a step multiplies with and that may be packed."""
+        maps = [part.weight for part in self.language_model.decoder.modules() if type(part) is Linear]
+        return [*maps, self.output_weight]
 
     def step(self, ids: Tensor, cache: DecoderCache, trace: Trace = NO_TRACE) -> Tensor:
         """Decode the newest id of every beam; see `Florence2Model.step`."""

@@ -124,17 +124,37 @@ def pack(owner: nn.Module, weights: Iterable[Tensor], rows: int) -> PackedWeight
     Copies are kept as long as `owner` lives, and made again for a weight that has changed. Nothing is packed where
     oneDNN is missing or wrong, or the weights are not float32 on a CPU.
     """
-    if rows > _MAX_ROWS or not is_available():
+    if why_none(rows) is not None:
         return {}
-    usable = [w for w in weights if w.device.type == "cpu" and w.dtype == torch.float32 and w.dim() == 2]
+    usable = [weight for weight in weights if why_unusable(weight) is None]
     with _lock, torch.no_grad():
-        known = _kept.get(owner, {})
-        gains = _gains_by_shape(usable, rows)
-        wanted = [weight for weight in usable if gains[tuple(weight.shape)]]
+        known, wanted = _kept.get(owner, {}), find_gaining(usable, rows)
         packed = {id(weight): _current(known.get(id(weight)), weight) for weight in wanted}
         if packed:  # copies for other numbers of rows stay, those of weights that are gone do not
             _kept[owner] = {key: copy for key, copy in known.items() if copy.weight() is not None} | packed
         return packed
+
+
+def why_none(rows: int) -> str | None:
+    """Return in words why no weight is packed for so many rows; None where packing is possible."""
+    if rows > _MAX_ROWS:
+        return f"a step has {rows} rows, and packing gains up to {_MAX_ROWS}"
+    return None if is_available() else "oneDNN's packed products are missing or wrong on this machine"
+
+
+def why_unusable(weight: Tensor) -> str | None:
+    """Return in words why a weight cannot be packed; None if it can."""
+    if weight.device.type != "cpu":
+        return f"on {weight.device.type}"
+    if weight.dtype != torch.float32:
+        return f"{str(weight.dtype).removeprefix('torch.')}, not float32"
+    return None if weight.dim() == 2 else "not a matrix"
+
+
+def find_gaining(weights: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """Return the weights that `rows` rows are multiplied faster with when they are packed; measured once a process."""
+    gains = _gains_by_shape(weights, rows)
+    return [weight for weight in weights if gains[tuple(weight.shape)]]
 
 
 def _current(known: PackedWeight | None, weight: Tensor) -> PackedWeight:

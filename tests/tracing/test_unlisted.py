@@ -187,7 +187,8 @@ def test_values_that_cannot_be_stacked(adapted: Florence2, images: list[Image.Im
         seen.append(1)
         trace("growing", x.expand(-1, len(seen), -1))
         trace("twice", x)
-        return type(layer).add_mlp(layer, trace("twice", x), trace)
+        out: Tensor = type(layer).add_mlp(layer, trace("twice", x), trace)
+        return out
 
     layer.add_mlp = odd
     try:
