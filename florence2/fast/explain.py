@@ -30,7 +30,7 @@ def explain_path(f: HasModel, num_beams: int | None = None) -> str:
     """Say which way each part of the model goes in the next run, and why.
 
     The faster ways step aside wherever a part was changed; this names the part. They cannot see a replaced function of
-    a module (`torch.nn.functional.gelu = ...`), and so neither can this: load with `attention="eager"` for that. Traces
+    a module (`torch.nn.functional.linear = ...`), so this cannot either: load with `attention="eager"` for that. Traces
     and patches in force in the current thread count.
 
     Args:
