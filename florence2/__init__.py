@@ -29,6 +29,7 @@ __all__ = [
     "Task",
     "add_tasks",
     "bins_to_pixels",
+    "explain_path",
     "extend_vocabulary",
     "generate",
     "load",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from florence2.answers.answer import Answer, Box, Polygon, Quad
     from florence2.answers.cascade import Cascade
     from florence2.errors import Florence2Error
+    from florence2.fast.explain import explain_path
     from florence2.generation.generate import Stepper, generate, stepper
     from florence2.generation.labels import OnlyLabels
     from florence2.generation.options import GenerationOptions
@@ -67,6 +69,7 @@ else:
             "florence2.errors": ("Florence2Error",),
             "florence2.generation.generate": ("Stepper", "generate", "stepper"),
             "florence2.generation.labels": ("OnlyLabels",),
+            "florence2.fast.explain": ("explain_path",),
             "florence2.generation.options": ("GenerationOptions",),
             "florence2.generation.rules": ("Rule",),
             "florence2.generation.state": ("Generation",),

@@ -35,6 +35,7 @@ from florence2.runner import Runner, check_image_settings
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace
+from florence2.tracing.selection import Unknown
 
 Detail = Literal["short", "detailed", "more_detailed"]
 _CAPTIONS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detailed": "<MORE_DETAILED_CAPTION>"}
@@ -77,20 +78,22 @@ class Florence2(Runner):
         ]
         return f"Florence2({', '.join(fact for fact in facts if fact)})"
 
-    def trace(self, *patterns: str, limit: int = DEFAULT_LIMIT) -> AbstractContextManager[Tracing]:
+    def trace(
+        self, *patterns: str, limit: int = DEFAULT_LIMIT, unknown: Unknown = "refuse"
+    ) -> AbstractContextManager[Tracing]:
         """Keep the values that `patterns` name, in every run of this object in this thread within the block.
 
         `with f.trace("decoder.layers.*.cross_attention") as t: f.run(...)`; see `florence2.tracing.recording`.
         """
-        return trace(self, *patterns, limit=limit)
+        return trace(self, *patterns, limit=limit, unknown=unknown)
 
-    def patched(self, patches: Mapping[str, PatchLike]) -> TraceBlock:
+    def patched(self, patches: Mapping[str, PatchLike], *, unknown: Unknown = "refuse") -> TraceBlock:
         """Change the values that `patches` name, in every run of this object in this thread within the block.
 
         `with f.patched({"decoder.layers.2.cross_attention.heads": zero_heads([3])}): f.run(...)`; see
         `florence2.tracing.patches`.
         """
-        return patched(self, patches)
+        return patched(self, patches, unknown=unknown)
 
     def run(
         self,

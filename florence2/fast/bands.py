@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast.linear import Linear, linear
-from florence2.fast.unchanged import is_unchanged, remember
+from florence2.fast.unchanged import find_change, remember
 from florence2.model.davit import (
     ChannelAttention,
     ChannelBlock,
@@ -68,8 +68,18 @@ _KINDS = remember(
 
 
 def _may_band(block: SpatialBlock | ChannelBlock, x: Tensor, trace: Trace) -> bool:
-    plain = trace is NO_TRACE and block.attention == "sdpa" and x.device.type == "cpu"
-    return plain and is_unchanged(block, _KINDS)
+    return why_plain(block, x.device, trace) is None
+
+
+def why_plain(block: SpatialBlock | ChannelBlock, device: torch.device, trace: Trace, path: str = "") -> str | None:
+    """Return in words why a block, at `path` in the model, is computed as its parent does; None if by bands."""
+    if trace is not NO_TRACE:
+        return "a trace or patch looks into it"
+    if block.attention != "sdpa":
+        return "eager attention was asked for"
+    if device.type != "cpu":
+        return f"the model is on {device.type}"
+    return find_change(block, _KINDS, path)
 
 
 def _add_rest(block: SpatialBlock | ChannelBlock, x: Tensor) -> Tensor:

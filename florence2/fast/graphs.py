@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast.linear import Linear
-from florence2.fast.unchanged import classes_unchanged, is_unchanged, remember, structure
+from florence2.fast.unchanged import find_change, find_replaced_method, remember, structure
 from florence2.generation.options import GenerationOptions
 from florence2.generation.search import start_search
 from florence2.generation.state import Generation, SearchState, SpecialIds, logit_rules
@@ -199,7 +199,7 @@ def generate_graphed(
     `record` None is a CUDA graph, for a memory on a CUDA device only. The generator of an earlier call with the same
     shapes, options and structure is used again.
     """
-    if (record is None and memory.device.type != "cuda") or not _may_record(model):
+    if (record is None and memory.device.type != "cuda") or why_not_recorded(model) is not None:
         return None
     if options.extra_rules or options.sample:
         return None  # a rule of one's own may look at values; draws would be those of the call that was recorded
@@ -219,13 +219,17 @@ def generate_graphed(
     return found
 
 
-def _may_record(model: Florence2Model) -> bool:
-    """Return whether a step runs nothing but the modules of this package, unhooked and unchanged."""
-    text, own = model.language_model, ("step", "logits", "start_cache")
-    if type(text) is not LanguageModel or any(name in vars(model) for name in own):
-        return False
-    parts = is_unchanged(text.decoder, _KINDS) and is_unchanged(text.shared, _EMBEDDING)
-    return parts and classes_unchanged(_MODELS)
+def why_not_recorded(model: Florence2Model) -> str | None:
+    """Return in words why a step may do more than the modules of this package do; None if it does not."""
+    text = model.language_model
+    if type(text) is not LanguageModel:
+        return f"language_model is of the class {type(text).__name__}, which the faster way does not know"
+    replaced = [name for name in ("step", "logits", "start_cache") if name in vars(model)]
+    if replaced:
+        return f"the model has a replaced method, {replaced[0]}"
+    change = find_change(text.decoder, _KINDS, "language_model.decoder")
+    change = change or find_change(text.shared, _EMBEDDING, "language_model.shared")
+    return change or find_replaced_method(_MODELS)
 
 
 def _take(model: Florence2Model, shape: Any) -> GraphedGenerator | None:

@@ -1,6 +1,5 @@
 """Swap the faster counterparts into a model, and out again."""
 
-from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -42,12 +41,26 @@ class FastFlorence2Model(Florence2Model):
         cache = super().start_cache(memory, beams, max_length, memory_mask, trace)
         if torch.is_grad_enabled() or type(cache) is not DecoderCache:
             return cache
-        packed = pack(self, _step_weights(self), len(memory) * beams)
+        packed = pack(self, self.step_weights(), len(memory) * beams)
         if packed is not None:
             cache.__class__ = PackedCache
             assert isinstance(cache, PackedCache)
             cache.packed = packed
         return cache
+
+    def step_weights(self) -> list[list[Tensor]]:
+        """Return the weights that a step of the decoder reads, those with a common input together."""
+        decoder, done, groups = self.language_model.decoder, set[nn.Module](), []
+        for layer in decoder.layers:
+            if isinstance(layer, DecoderLayer) and type(layer.self_attn) is type(layer.encoder_attn) is Attention:
+                own, memory = layer.self_attn, layer.encoder_attn
+                done |= {memory.k_proj, memory.v_proj}  # used once, for the whole memory
+                joint = [own.q_proj, own.k_proj, own.v_proj]
+                if all(map(_is_bare, joint)):
+                    done |= set(joint)
+                    groups.append([part.weight for part in joint])
+        groups += [[part.weight] for part in decoder.modules() if type(part) is Linear and part not in done]
+        return [*groups, [self.output_weight]]
 
     def step(self, ids: Tensor, cache: DecoderCache, trace: Trace = NO_TRACE) -> Tensor:
         """Decode the newest id of every beam; see `Florence2Model.step`."""
@@ -70,19 +83,8 @@ class FastFlorence2Model(Florence2Model):
         return generate_graphed(self, memory, options, ids, memory_mask)
 
 
-def _step_weights(model: Florence2Model) -> Iterator[list[Tensor]]:
-    """Yield the weights that a step of the decoder reads, those with a common input together."""
-    decoder, done = model.language_model.decoder, set()
-    for layer in decoder.layers:
-        if isinstance(layer, DecoderLayer) and type(layer.self_attn) is type(layer.encoder_attn) is Attention:
-            own, memory = layer.self_attn, layer.encoder_attn
-            done |= {memory.k_proj, memory.v_proj}  # used once, for the whole memory
-            joint = [own.q_proj, own.k_proj, own.v_proj]
-            if all(type(part) is Linear and not part._forward_hooks and not part._forward_pre_hooks for part in joint):
-                done |= set(joint)
-                yield [part.weight for part in joint]
-    yield from ([part.weight] for part in decoder.modules() if type(part) is Linear and part not in done)
-    yield [model.output_weight]
+def _is_bare(part: nn.Module) -> bool:
+    return type(part) is Linear and not part._forward_hooks and not part._forward_pre_hooks
 
 
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {

@@ -32,9 +32,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x Wᵀ + b."""
-        if nn.Linear.forward is not _LINEAR_FORWARD:  # somebody replaced it for every linear map
+        if is_replaced():
             return nn.Linear.forward(self, x)
         return linear(x, self.weight, self.bias)
+
+
+def is_replaced() -> bool:
+    """Return whether somebody replaced `nn.Linear.forward`, and so every linear map."""
+    return nn.Linear.forward is not _LINEAR_FORWARD
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -63,9 +68,28 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _may_choose(x: Tensor) -> bool:
-    usual = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
-    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    return usual and not plain
+    return why_plain(x.device, x.dtype) is None
+
+
+def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return in words why `F.linear` is called; None where the fastest routine is chosen."""
+    if torch.compiler.is_compiling():
+        return "torch.compile is at work"
+    if not _HAS_ONEDNN:
+        return "torch has no oneDNN for this processor"
+    if device.type != "cpu":
+        return f"the model is on {device.type}"
+    if dtype != torch.float32:
+        return f"the weights are {str(dtype).removeprefix('torch.')}, not float32"
+    if torch.is_grad_enabled():
+        return "gradients are on"
+    return "autocast is on" if torch.is_autocast_enabled("cpu") else None
+
+
+def chosen_so_far() -> dict[str, int]:
+    """Return for how many shapes each routine was chosen in this process."""
+    products = list(_chosen.values())
+    return {"F.linear": products.count(F.linear), "convolution": products.count(convolve)}
 
 
 def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None) -> Product:

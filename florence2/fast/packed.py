@@ -161,23 +161,42 @@ def pack(owner: nn.Module, groups: Iterable[Sequence[Tensor]], rows: int) -> Pac
     again for weights that have changed. Nothing is packed where oneDNN is missing or wrong, or the weights are not
     float32 on a CPU.
     """
-    if rows > _MAX_ROWS or not is_available():
+    if why_none(rows) is not None:
         return None
-    usable = [tuple(group) for group in groups if all(_is_usable(weight) for weight in group)]
+    usable = [tuple(group) for group in groups if why_unusable(group) is None]
     with _lock, torch.no_grad():
-        gains = _gains_by_shape(usable, rows)
-        wanted = [group for group in usable if gains[_joined_shape(group)]]
+        known, wanted = _kept.get(owner, {}), find_gaining(usable, rows)
         if not wanted:
             return None
-        known = _kept.get(owner, {})
         packed = {_ids(group): _current(known.get(_ids(group)), group) for group in wanted}
         alive = {ids: copy for ids, copy in known.items() if all(weight() is not None for weight in copy.weights)}
         _kept[owner] = alive | packed  # copies for other numbers of rows stay
         return Packed(list(packed.values()))
 
 
-def _is_usable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.dim() == 2
+def why_none(rows: int) -> str | None:
+    """Return in words why no weight is packed for so many rows; None where packing is possible."""
+    if rows > _MAX_ROWS:
+        return f"a step has {rows} rows, and packing gains up to {_MAX_ROWS}"
+    return None if is_available() else "oneDNN's packed products are missing or wrong on this machine"
+
+
+def why_unusable(group: Sequence[Tensor]) -> str | None:
+    """Return in words why weights with a common input cannot be packed; None if they can."""
+    for weight in group:
+        if weight.device.type != "cpu":
+            return f"on {weight.device.type}"
+        if weight.dtype != torch.float32:
+            return f"{str(weight.dtype).removeprefix('torch.')}, not float32"
+        if weight.dim() != 2:
+            return "not a matrix"
+    return None
+
+
+def find_gaining(groups: Sequence[Sequence[Tensor]], rows: int) -> list[Sequence[Tensor]]:
+    """Return the groups that gain when they are packed for `rows` rows; measured once a process."""
+    gains = _gains_by_shape(groups, rows)
+    return [group for group in groups if gains[_joined_shape(group)]]
 
 
 def _ids(group: Sequence[Tensor]) -> tuple[int, ...]:

@@ -16,28 +16,61 @@ Kinds = frozenset[type[nn.Module]]
 
 
 def is_unchanged(module: nn.Module, kinds: Kinds) -> bool:
-    """Return whether calling `module` would do no more than the mathematics of its parts.
+    """Return whether calling `module` would do no more than the mathematics of its parts; see `find_change`."""
+    return find_change(module, kinds) is None
 
-    `kinds` are the exact classes whose mathematics the caller knows. The result is False in training, while gradients,
-    autocast or a compiler is on, and where a class or an object has another method than when its module was imported.
+
+def find_change(module: nn.Module, kinds: Kinds, path: str = "") -> str | None:
+    """Return in words why calling `module` might do more than the mathematics of its parts; None if it does not.
+
+    `kinds` are the exact classes whose mathematics the caller knows, `path` is where the module is in the model. In
+    training, while gradients, autocast or a compiler is on, and where a class or an object has another method than when
+    its module was imported, there is a reason.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
-        return False
+    if torch.compiler.is_compiling():
+        return "torch.compile is at work"
+    if torch.is_grad_enabled():
+        return "gradients are on"
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        return "autocast is on"
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return False
-    return classes_unchanged(kinds) and all(_part_unchanged(part, kinds) for part in module.modules())
+        return "a forward hook is registered on all modules"
+    method = find_replaced_method(kinds)
+    if method is not None:
+        return f"{method} was replaced"
+    for part in module.modules():
+        reason = _find_change_of(part, kinds)
+        if reason is not None:
+            return f"{_path_of(part, module, path)} {reason}"
+    return None
 
 
-def _part_unchanged(part: nn.Module, kinds: Kinds) -> bool:
+def _find_change_of(part: nn.Module, kinds: Kinds) -> str | None:
     kind: Any = type(part)
-    if kind not in kinds or part.training or part._forward_hooks or part._forward_pre_hooks:
-        return False
-    return _method_names(kind).isdisjoint(vars(part))  # an attribute of the object that hides a method
+    if kind not in kinds:
+        return f"is of the class {kind.__name__}, which the faster way does not know"
+    if part.training:
+        return "is in training mode"
+    if part._forward_hooks or part._forward_pre_hooks:
+        return "has a forward hook"
+    if not _method_names(kind).isdisjoint(vars(part)):
+        return f"has a replaced method, {min(_method_names(kind) & vars(part).keys())}"
+    return None
 
 
-def classes_unchanged(kinds: Kinds) -> bool:
-    """Return whether the classes, and those that they inherit from, have the methods that they had when imported."""
-    return all(_methods(kind) == known for kind, known in _snapshot(kinds))
+def _path_of(part: nn.Module, module: nn.Module, path: str) -> str:
+    inside = next(name for name, one in module.named_modules() if one is part)
+    return ".".join(name for name in (path, inside) if name) or "it"
+
+
+def find_replaced_method(kinds: Kinds) -> str | None:
+    """Return a method of the classes, or of those they inherit from, that was replaced since import, if any."""
+    for kind, known in _snapshot(kinds):
+        methods = _methods(kind)
+        if methods != known:
+            changed = (name for name in methods.keys() | known.keys() if methods.get(name) != known.get(name))
+            return f"{kind.__name__}.{min(changed)}"
+    return None
 
 
 def remember(kinds: Kinds) -> Kinds:

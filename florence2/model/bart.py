@@ -155,7 +155,7 @@ class _Layer(nn.Module):
 
     def add_mlp(self, x: Tensor, trace: Trace) -> Tensor:
         """x = LN(x + MLP(x))"""
-        hidden = trace("mlp.hidden", self.activation(self.fc1(x)))
+        hidden = trace("mlp.hidden", self.activation(trace("mlp.before", self.fc1(x))))
         added = trace("mlp", self.fc2(F.dropout(hidden, self.activation_dropout, self.training)))
         out: Tensor = self.final_layer_norm(x + self.drop(added))
         return out

@@ -153,7 +153,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor, trace: Trace = NO_TRACE) -> Tensor:
-        out: Tensor = self.fc2(trace("hidden", self.activation(self.fc1(x))))
+        out: Tensor = self.fc2(trace("hidden", self.activation(trace("before", self.fc1(x)))))
         return out
 
 

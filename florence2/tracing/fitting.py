@@ -33,9 +33,9 @@ def fit(new: Any, value: Tensor, known: Name) -> Tensor:
 
 def _alone(value: Tensor, known: Name) -> tuple[int, ...] | None:
     """Return the shape of a value without the B of its batch; None where the shape alone does not show it."""
-    if known.shape[0] == "B":
+    if known.shape[:1] == ("B",):
         return tuple(value.shape[1:])
-    return None if known.shape[0] != "B·K" else tuple(value.shape[2 if known.shape[1] == "1" else 1 :])
+    return None if known.shape[:1] != ("B·K",) else tuple(value.shape[2 if known.shape[1:2] == ("1",) else 1 :])
 
 
 def _for_all(new: Tensor, value: Tensor, known: Name) -> Tensor:

@@ -19,13 +19,16 @@ what it is. `describe_names(config)` prints all names; for the published sizes t
 Within a layer, a sub-layer's name (`self_attention`, `cross_attention`, `mlp`, `ffn`) is what it adds to the residual
 stream, `after_...` is the stream after it, and the layer's own name is the stream at its end. Below an attention are
 `queries`, `keys`, `values`, `weights` (after the softmax) and `heads` (the output of each head, before the heads are
-joined and projected). Below an MLP is `hidden` (after the activation).
+joined and projected). Below an MLP are `before` and `hidden`, the values before and after the activation.
 
 Letters of the shapes: B images or prompts, K beams, H W pixels, h w the grid of a stage, C its channels, windows
 of M positions, heads of d channels, G groups of c channels, X channels inside an MLP, N image tokens, P prompt ids,
 S = N + P positions of the memory, D model, V vocabulary, t steps so far. Names "per step" are recorded once for every
 token of the answer, for K beams. `Florence2Model.decode` computes a whole sequence at once: its values have T
 positions in place of the K beams, or in place of the 1 of a single position.
+
+In the text stacks some names differ from the paths of their modules; `module_of` gives the path for a name. A module of
+your own may record other names; `f.trace` and `f.patched` take them with `unknown="allow"`.
 """
 
 import re
@@ -105,19 +108,71 @@ def describe_names(config: Florence2Config) -> str:
 
     Returns:
         One line for each name, with * in place of numbers: name, shape in letters (see `florence2.tracing.names`), how
-        often it is recorded, and what it is.
+        often it is recorded, a description and, in brackets, the module whose output it is (see `module_of`).
     """
-    lines: dict[str, tuple[str, str, str]] = {}
+    lines: dict[str, str] = {}
     for name in names_of(config):
-        pattern = starred(name.name)
-        when = "per step" if name.when == "step" else f"per {name.when}"
-        lines.setdefault(pattern, (f"({', '.join(name.shape)})", when, name.description))
-    return "\n".join(f"{pattern:62} {shape:30} {when:11} {text}" for pattern, (shape, when, text) in lines.items())
+        pattern, module = starred(name.name), module_of(starred(name.name))
+        shape, when = f"({', '.join(name.shape)})", "per step" if name.when == "step" else f"per {name.when}"
+        text = f"{name.description} [{module}]" if module else name.description
+        lines.setdefault(pattern, f"{pattern:62} {shape:30} {when:11} {text}")
+    return "\n".join(lines.values())
 
 
 def starred(name: str) -> str:
     """Return a name with * in place of every number."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+_VISION_MODULE = re.compile(
+    r"vision_tower(\.convs\.[\d*]+|\.blocks\.[\d*]+\.[\d*]+\.(spatial|channel)_block(\.(window|channel)_attn|\.ffn)?)?"
+)
+_LAYER = re.compile(r"((?:en|de)coder\.layers\.[\d*]+)\.?(.*)")
+_IN_LAYER = {
+    "": "",
+    "self_attention": ".self_attn",
+    "after_self_attention": ".self_attn_layer_norm",
+    "cross_attention": ".encoder_attn",
+    "after_cross_attention": ".encoder_attn_layer_norm",
+    "mlp.before": ".fc1",
+    "mlp": ".fc2",
+}
+_IN_LAYER |= {
+    f"{attention}.{value}": f"{_IN_LAYER[attention]}.{letter}_proj"
+    for attention in ("self_attention", "cross_attention")
+    for value, letter in (("queries", "q"), ("keys", "k"), ("values", "v"))
+}
+_OUTSIDE_LAYERS = {
+    "multi_modal_projector": "multi_modal_projector",
+    "prompt": "language_model.shared",
+    "encoder.embedding": "language_model.encoder.layernorm_embedding",
+    "memory": "language_model.encoder",
+    "decoder.embedding": "language_model.decoder.layernorm_embedding",
+}
+
+
+def module_of(name: str) -> str | None:
+    """Return the path of the module whose output a value is.
+
+    `f.model.get_submodule(path)` is the module, where hooks and tools that know only modules find the same numbers.
+    Queries, keys and values are split into heads after their projection, so there the shapes differ.
+
+    Args:
+        name: A name that `describe_names` lists; a number may be "*".
+
+    Returns:
+        The path within a `Florence2Model`, such as "language_model.decoder.layers.0.encoder_attn" for
+        "decoder.layers.0.cross_attention"; None for a value that is not the output of a module of its own.
+    """
+    if _VISION_MODULE.fullmatch(name):
+        return name
+    block = name.removesuffix(".ffn.before")
+    if block != name and _VISION_MODULE.fullmatch(block):
+        return f"{block}.ffn.fc1"
+    layer = _LAYER.fullmatch(name)
+    if layer and layer[2] in _IN_LAYER:
+        return f"language_model.{layer[1]}{_IN_LAYER[layer[2]]}"
+    return _OUTSIDE_LAYERS.get(name)
 
 
 def pooled_spans(vision: VisionConfig, grid: tuple[int, int]) -> dict[str, slice]:
@@ -179,6 +234,7 @@ def _block_names(
     yield name(f".{attention}", grid, "what the attention adds")
     yield name(".after_attention", grid, "residual stream after the attention")
     yield name(".conv2", grid, "residual stream after the second convolution")
+    yield name(".ffn.before", ("B", "h", "w", "X"), "inside the MLP, before the activation")
     yield name(".ffn.hidden", ("B", "h", "w", "X"), "inside the MLP, after the activation")
     yield name(".ffn", grid, "what the MLP adds")
     yield name("", grid, "residual stream after the block")
@@ -222,6 +278,7 @@ def _prompt_names(config: Florence2Config) -> Iterator[Name]:
         yield from _attention(f"{path}.self_attention", sizes, "prompt", "S", "S", "prompt")
         yield name(f"{path}.self_attention", stream, "what the attention adds")
         yield name(f"{path}.after_self_attention", stream, "residual stream after the attention")
+        yield name(f"{path}.mlp.before", ("B", "S", "X"), "inside the MLP, before the activation")
         yield name(f"{path}.mlp.hidden", ("B", "S", "X"), "inside the MLP, after the activation")
         yield name(f"{path}.mlp", stream, "what the MLP adds")
         yield name(path, stream, "residual stream after the layer")
@@ -261,6 +318,7 @@ def _answer_names(config: Florence2Config) -> Iterator[Name]:
         yield from _attention(f"{path}.cross_attention", sizes, "step", "K", "S", "answer")
         yield name(f"{path}.cross_attention", stream, "what the attention to the memory adds")
         yield name(f"{path}.after_cross_attention", stream, "residual stream after that")
+        yield name(f"{path}.mlp.before", ("B·K", "1", "X"), "inside the MLP, before the activation")
         yield name(f"{path}.mlp.hidden", ("B·K", "1", "X"), "inside the MLP, after the activation")
         yield name(f"{path}.mlp", stream, "what the MLP adds")
         yield name(path, stream, "residual stream after the layer")

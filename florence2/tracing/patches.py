@@ -25,18 +25,27 @@ import torch
 from torch import Tensor
 
 from florence2.errors import OptionError
+from florence2.generation.options import GenerationOptions
 from florence2.model.trace import Trace, TraceBlock
+from florence2.request import EncodedImage
 from florence2.tracing.fitting import check_numbers, fit, head_dim, mask, position_dims
-from florence2.tracing.names import Name, names_of
+from florence2.tracing.names import Name, When, names_of
 from florence2.tracing.owner import Traceable
 from florence2.tracing.recording import Tracing
 from florence2.tracing.runs import Run, TracedImage
-from florence2.tracing.selection import prefixes, select, warn_not_recorded
+from florence2.tracing.selection import (
+    CallSizes,
+    OpenPatterns,
+    Unknown,
+    name_value,
+    prefixes,
+    select,
+    warn_not_recorded,
+)
 
 PatchFunction: TypeAlias = Callable[[Tensor, Name, int], Tensor]
 """(value, its name, its step, 0 for values computed once) -> the value with which the run continues."""
 PatchLike: TypeAlias = "Patch | Tensor | Callable[[Tensor], Tensor]"
-Chosen: TypeAlias = Mapping[str, tuple[Name, list["Patch"]]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Patch:
         return self.description
 
 
-def patched(f: Traceable, patches: Mapping[str, PatchLike]) -> "PatchBlock":
+def patched(f: Traceable, patches: Mapping[str, PatchLike], *, unknown: Unknown = "refuse") -> "PatchBlock":
     """Make a block in which every run of `f`, in this thread or task, uses patched values; `f.patched` is the same.
 
     The block may be kept and entered any number of times, by several threads at once too. At its end a
@@ -61,6 +70,7 @@ def patched(f: Traceable, patches: Mapping[str, PatchLike]) -> "PatchBlock":
         patches: Names or patterns (see `florence2.tracing.names`), each with a patch: a tensor, a function of a tensor,
             or a `Patch` made by `florence2.inspect.patches`. Where two patterns match one name, both patches act, in
             the order of the mapping.
+        unknown: "allow" also accepts names that the table does not have, such as those that modules of your own record.
 
     Returns:
         A context manager.
@@ -68,21 +78,23 @@ def patched(f: Traceable, patches: Mapping[str, PatchLike]) -> "PatchBlock":
     Raises:
         OptionError: A name does not exist or cannot be patched; within the block, a patch has the wrong shape.
     """
-    return PatchBlock(f, patches)
+    return PatchBlock(f, patches, unknown)
 
 
 class PatchBlock(TraceBlock):
     """The block of `patched`. It holds no state of its own, so that threads can share it."""
 
-    def __init__(self, f: Traceable, patches: Mapping[str, PatchLike]):
+    def __init__(self, f: Traceable, patches: Mapping[str, PatchLike], unknown: Unknown = "refuse"):
         super().__init__(f, self._start_call, patches=True)
         if not isinstance(patches, Mapping):
             raise OptionError(
                 f"Patches are {str(patches)[:60]!r}; give a mapping from names, as {{'memory': patches.zero()}}."
             )
         known = {name.name: name for name in names_of(f.model.config) if not name.searched}
-        self.selected = select(patches, list(known.values()), exactly=True)
-        self.chosen = _by_name(known, self.selected, patches)
+        self.selected = select(patches, list(known.values()), exactly=True, unknown=unknown)
+        self.open = OpenPatterns(self.selected if unknown == "allow" else (), known, exactly=True)
+        self.made = {pattern: as_patch(pattern, patches[pattern]) for pattern in self.selected}
+        self.chosen = _by_name(known, self.selected, self.made)
 
     def __enter__(self) -> None:
         """Put the patches in force."""
@@ -96,10 +108,11 @@ class PatchBlock(TraceBlock):
         last = max(i for i, entry in enumerate(entries) if entry.block is self)
         _entries.set(entries[:last] + entries[last + 1 :])
         if error is None and entries[last].calls:
-            warn_not_recorded("patch", self.selected, entries[last].recorded, stacklevel=2)
+            recorded = entries[last].recorded
+            warn_not_recorded("patch", self.open.complete(self.selected, recorded), recorded, stacklevel=2)
 
     def _start_call(self) -> "_Patching":
-        return _Patching(self.chosen, [entry for entry in _entries.get() if entry.block is self])
+        return _Patching(self, [entry for entry in _entries.get() if entry.block is self])
 
 
 @dataclass
@@ -115,14 +128,13 @@ _entries: ContextVar[tuple[_Entry, ...]] = ContextVar("florence2_patch_entries",
 
 
 def _by_name(
-    known: Mapping[str, Name], selected: Mapping[str, Sequence[str]], patches: Mapping[str, PatchLike]
+    known: Mapping[str, Name], selected: Mapping[str, Sequence[str]], made: Mapping[str, Patch]
 ) -> dict[str, tuple[Name, list[Patch]]]:
     """Return the patches of every single name, in the order of the mapping."""
     chosen: dict[str, tuple[Name, list[Patch]]] = {}
     for pattern, names in selected.items():
-        patch = as_patch(pattern, patches[pattern])
         for name in names:
-            chosen.setdefault(name, (known[name], []))[1].append(patch)
+            chosen.setdefault(name, (known[name], []))[1].append(made[pattern])
     return chosen
 
 
@@ -144,29 +156,49 @@ def as_patch(pattern: str, patch: PatchLike) -> Patch:
 class _Patching(Trace):
     """The patches of one call: counts the steps."""
 
-    def __init__(self, chosen: Chosen, entries: Sequence[_Entry]):
-        self.chosen, self.entries = chosen, entries
+    def __init__(self, block: PatchBlock, entries: Sequence[_Entry]):
+        self.block, self.entries = block, entries
         self.seen: dict[str, int] = {}
-        self._entered = prefixes(chosen)
-        for entry in entries:
-            entry.calls += 1
+        self._entered = prefixes(block.chosen)
+        self._counted, self._in_image, self._sizes = False, False, CallSizes(1)
 
     def wants(self, name: str) -> bool:
-        return name in self.chosen
+        return name in self.block.chosen or bool(self.block.open.matching(name))
 
     def enters(self, prefix: str) -> bool:
-        return prefix in self._entered
+        return prefix in self._entered or self.block.open.enters(prefix)
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
-        if name not in self.chosen:
+        if not self._counted:  # every call shows something, be it only the logits
+            self._counted = True
+            for entry in self.entries:
+                entry.calls += 1
+        if not self.wants(name):
             return value
         for entry in self.entries:
             entry.recorded.add(name)
-        known, patches = self.chosen[name]
+        known, patches = self.block.chosen.get(name) or self._unlisted(name, value)
         step = self.seen[name] = self.seen.get(name, -1) + 1
         for patch in patches:
             value = fit(patch.function(value, known, step), value, known)
         return value
+
+    def _unlisted(self, name: str, value: Tensor) -> tuple[Name, list[Patch]]:
+        """Return the entry and the patches of a value that the table does not have."""
+        when: When = "image" if self._in_image else "prompt" if name.startswith("encoder.") else "step"
+        patterns = self.block.open.matching(name)
+        return name_value(name, value, when, self._sizes), [self.block.made[pattern] for pattern in patterns]
+
+    def image_started(self, shape: Sequence[int]) -> None:
+        """Note the size of the batch, which shows what the dimensions of an unlisted value are."""
+        self._in_image, self._sizes = True, CallSizes(shape[0])
+
+    def answer_started(
+        self, images: Sequence[EncodedImage], prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> None:
+        """Note the sizes of the batch."""
+        positions = images[0].features.shape[1] + max(map(len, prompts))
+        self._sizes = CallSizes(len(prompts), options.num_beams, positions)
 
 
 def zero() -> Patch:
@@ -271,9 +303,9 @@ def _take_from(source: Run | TracedImage | Tracing, value: Tensor, name: Name, s
     steps = source.batched(name.name)
     if step >= len(steps):
         return value
-    new, first = steps[step], name.shape[0]
-    if first == "B" or new.shape == value.shape:
-        return new[0] if first == "B" else new
+    new, of_batch = steps[step], name.shape[:1] == ("B",)
+    if of_batch or new.shape == value.shape:
+        return new[0] if of_batch else new
     copies = value.shape[0] // new.shape[0]
     return new.repeat(copies, *[1] * (new.dim() - 1)) if copies * new.shape[0] == value.shape[0] else new
 

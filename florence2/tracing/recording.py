@@ -35,13 +35,13 @@ from florence2.tracing.budget import (
 )
 from florence2.tracing.owner import Traceable
 from florence2.tracing.runs import Run, TracedImage
-from florence2.tracing.selection import Selection, prefixes, warn_not_recorded
+from florence2.tracing.selection import Selection, Unknown, prefixes, warn_not_recorded
 
 Part = TypeVar("Part")
 
 
 @contextmanager
-def trace(f: Traceable, *patterns: str, limit: int = DEFAULT_LIMIT) -> Iterator["Tracing"]:
+def trace(f: Traceable, *patterns: str, limit: int = DEFAULT_LIMIT, unknown: Unknown = "refuse") -> Iterator["Tracing"]:
     """Keep named values of every run of `f` within the block, in this thread or task; `f.trace(...)` is the same.
 
     Patches of `f.patched` show, wherever their blocks are. At the end of the block a `NotRecordedWarning` tells which
@@ -52,18 +52,21 @@ def trace(f: Traceable, *patterns: str, limit: int = DEFAULT_LIMIT) -> Iterator[
         patterns: Names or patterns (see `florence2.tracing.names`). Without any, only the beams are kept.
         limit: A number of bytes. A run whose values may take more, at its largest number of tokens, is refused before
             it begins.
+        unknown: "allow" also accepts patterns that the table of names does not have, and keeps what modules of your
+            own record under such names (`trace("adapter", x)` in their `forward`). Their bytes cannot be predicted.
 
     Yields:
         The `Tracing` that holds the values.
 
     Raises:
-        OptionError: A pattern selects nothing, or `limit` is not a number of bytes.
+        OptionError: A pattern selects nothing, or `limit` or `unknown` has a wrong value.
     """
-    tracing = Tracing(f.model.config, patterns, limit, _usual_shape(f), f.model.dtype)
+    tracing = Tracing(f.model.config, patterns, limit, _usual_shape(f), f.model.dtype, unknown)
     with TraceBlock(f, tracing.start, patches=False):
         yield tracing
     if tracing.runs or tracing.images:
-        warn_not_recorded("trace", tracing.chosen, tracing.names, stacklevel=3)
+        recorded = tracing._recorded()
+        warn_not_recorded("trace", tracing.selection.open.complete(tracing.chosen, recorded), recorded, stacklevel=3)
 
 
 def _usual_shape(f: Traceable) -> tuple[int, int, int, int]:
@@ -92,12 +95,13 @@ class Tracing:
         limit: int = DEFAULT_LIMIT,
         pixel_shape: Sequence[int] = (1, 3, 768, 768),
         dtype: torch.dtype = torch.float32,
+        unknown: Unknown = "refuse",
     ):
         """`pixel_shape` (1, 3, H, W) is assumed for an EncodedImage that was made before the block."""
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise OptionError(f"limit is {limit!r}; it must be a number of bytes of at least 1.")
         self.config, self.limit, self.dtype = config, limit, dtype
-        self.selection = Selection(config, patterns, pixel_shape)
+        self.selection = Selection(config, patterns, pixel_shape, unknown)
         self.known, self.chosen = self.selection.known, self.selection.by_pattern
         self.selected = self.selection.names
         self.runs: list[Run] = []
@@ -111,10 +115,15 @@ class Tracing:
 
     @property
     def names(self) -> list[str]:
-        """The names that were kept, in the order of computation."""
-        parts: list[Run | TracedImage] = [*self.runs, *self.images]
-        kept = {name for part in parts for name in part.names}
-        return [name for name in self.known if name in kept]
+        """The names that were kept, in the order of computation; those that the table does not have come last."""
+        recorded = self._recorded()
+        known = [name for name, entry in self.known.items() if name in recorded and not entry.searched]
+        return [*known, *(name for name in recorded if name not in self.known)]
+
+    def _recorded(self) -> dict[str, None]:
+        """Return every name of any part, those of the search included, in the order of recording."""
+        parts: list[Run | TracedImage] = [*self.images, *self.runs]
+        return dict.fromkeys(name for part in parts for name in part.values)
 
     @property
     def run(self) -> Run:
@@ -128,9 +137,15 @@ class Tracing:
 
     def __getitem__(self, name: str) -> Tensor:
         """Return one value of the only run or image, in the shape `own_shape` of its name."""
-        if self.selection.find(name).when == "image" and (len(self.images) == 1 or not self.runs):
+        if self._is_of_images(name) and (len(self.images) == 1 or not self.runs):
             return _only(self.images, "images")[name]
         return self.run[name]
+
+    def _is_of_images(self, name: str) -> bool:
+        """Return whether images have this value. Raises OptionError for a name that does not exist."""
+        if name in self.known or name not in self._recorded():
+            return self.selection.find(name).when == "image"
+        return any(name in image.values for image in self.images)
 
     def along_answer(self, name: str, alternative: int = 0) -> Tensor:
         """Return a value in the beams that wrote the answer of the only run; see `Run.along_answer`."""
@@ -160,17 +175,18 @@ class Recording(Trace):
         self.values: dict[str, list[Tensor]] = {}
         self._wanted = {name.name for name in tracing.selected}
         self._entered = prefixes(self._wanted)
+        self._open = tracing.selection.open
         self._asked: dict[str, Any] = {}
         self.bytes = 0
 
     def wants(self, name: str) -> bool:
-        return name in self._wanted
+        return name in self._wanted or bool(self._open.matching(name))
 
     def enters(self, prefix: str) -> bool:
-        return prefix in self._entered
+        return prefix in self._entered or self._open.enters(prefix)
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
-        if name in self._wanted:
+        if self.wants(name):
             kept = _without_neighbours(value)
             self._count(kept.nbytes)
             self.values.setdefault(name, []).append(kept)

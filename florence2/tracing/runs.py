@@ -1,6 +1,6 @@
 """The parts of a trace: one image that was encoded, and one request that was answered."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -11,8 +11,8 @@ from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.request import EncodedImage
 from florence2.tracing.beams import BeamStep, answer_rows, read_beams
-from florence2.tracing.names import Name, pooled_spans
-from florence2.tracing.selection import Selection
+from florence2.tracing.names import Name, When, pooled_spans
+from florence2.tracing.selection import CallSizes, Selection, name_value
 
 
 class TracedImage:
@@ -44,12 +44,19 @@ class TracedImage:
 
     def __getitem__(self, name: str) -> Tensor:
         """Return one value, in the shape `own_shape` of its name: that of this image without the rest of its batch."""
-        known = self.selection.find(name)
+        known = self.find(name)
         return _alone(self.batched(name)[0], known)
 
     def batched(self, name: str) -> list[Tensor]:
         """Return the value as it was recorded, for a batch of this image alone."""
-        return [_rows(_kept(self.values, name, self.selection)[0], self.row, self.pixel_shape[0])]
+        value = _kept(self.values, name, self.selection)[0]
+        return [_rows(value, self.find(name), self.row, self.pixel_shape[0])]
+
+    def find(self, name: str) -> Name:
+        """Return the entry of a name, of the table or of a value that was recorded under it."""
+        if name in self.selection.known or name not in self.values:
+            return self.selection.find(name)
+        return name_value(name, self.values[name][0], "image", CallSizes(self.pixel_shape[0]))
 
 
 class Run:
@@ -78,13 +85,14 @@ class Run:
         self.image_size = self.encoded.size
         """(width, height) of the upright image in pixels."""
         self.image_tokens = self.encoded.features.shape[1]
+        self._sizes = CallSizes(len(prompts), options.num_beams, self.image_tokens + max(map(len, prompts)))
         self._traced_images = traced_images
 
     @property
     def names(self) -> list[str]:
-        """The names that were kept, including those of its image."""
+        """The names that were kept, including those of its image. Those of the search are in `beams`."""
         image = self._find_image()
-        return [*(image.names if image else ()), *self.values]
+        return [*(image.names if image else ()), *(name for name in self.values if not name.startswith("search."))]
 
     @property
     def image(self) -> TracedImage:
@@ -93,6 +101,27 @@ class Run:
         if image is None:
             raise OptionError("This run's image was encoded outside of the trace; encode it within the block.")
         return image
+
+    def find(self, name: str) -> Name:
+        """Return the entry of a name, of the table or of a value that was recorded under it."""
+        image = self._find_image()
+        if name not in self.selection.known and name in self.values:
+            return name_value(name, self.values[name][0], self._when(name), self._sizes)
+        if name not in self.selection.known and image and name in image.values:
+            return image.find(name)
+        return self.selection.find(name)
+
+    def _when(self, name: str) -> When:
+        """Return when a value that the table does not have was recorded."""
+        times, steps, encoding = len(self.values[name]), len(self.values["search.done"]), name.startswith("encoder.")
+        if times == steps and not encoding:
+            return "step"
+        if times > 1:
+            raise OptionError(
+                f"{name!r} was recorded {times} times in a run of {steps} steps; a name must be recorded once, or once "
+                "a step."
+            )
+        return "prompt" if encoding else "answer"
 
     def _find_image(self) -> TracedImage | None:
         return next((image for image in self._traced_images if image.encoded is self.encoded), None)
@@ -160,24 +189,26 @@ class Run:
         Self-attention weights of the decoder cover each beam's own past: (steps, heads, K, steps), with zeros at steps
         that are still to come. Raises OptionError for a name that does not exist or was not kept.
         """
-        known = self.selection.find(name)
+        known = self.find(name)
         if known.when == "image":
             return self.image[name]
         if known.searched:
             raise OptionError(f"{name!r} is part of the search; read it from `beams`.")
-        steps = list(self._steps(known))
+        steps = self._steps(known)
         return torch.stack(steps) if known.when == "step" else steps[0]
 
-    def _steps(self, known: Name) -> Iterator[Tensor]:
-        for value in self.batched(known.name):
-            alone = _alone(value, known)
-            yield _of_own_past(alone, len(self.beams)) if known.grows else alone
+    def _steps(self, known: Name) -> list[Tensor]:
+        values = self.batched(known.name)
+        if not known.grows and len({value.shape for value in values}) > 1:
+            raise OptionError(f"The shape of {known.name!r} changes from step to step; read run.batched(...), a list.")
+        alone = [_alone(value, known) for value in values]
+        return [_of_own_past(value, len(self.beams)) for value in alone] if known.grows else alone
 
     def batched(self, name: str) -> list[Tensor]:
         """Return the values as they were recorded, one for each step, for a batch of this request alone."""
-        values, known = _kept(self.values, name, self.selection), self.selection.find(name)
+        values, known = _kept(self.values, name, self.selection), self.find(name)
         last = len(self.beams) if known.when == "step" else 1
-        return [_cut(_rows(value, self.row, self.batch), known, self._lengths()) for value in values[:last]]
+        return [_cut(_rows(value, known, self.row, self.batch), known, self._lengths()) for value in values[:last]]
 
     def _lengths(self) -> dict[str, int]:
         return {"S": self.prompt_span.stop, "P": len(self.prompt_ids)}
@@ -195,7 +226,7 @@ class Run:
         Raises:
             OptionError: The name does not exist, was not kept, or is not computed for every token.
         """
-        known = self.selection.find(name)
+        known = self.find(name)
         letters = known.own_shape
         if "K" not in letters:
             raise OptionError(f"{name!r} is not computed for every token of the answer; read it as run[name].")
@@ -217,8 +248,10 @@ def _kept(values: Mapping[str, Sequence[Tensor]], name: str, selection: Selectio
     raise OptionError(f"{name!r} was not kept; name it, or a module above it, in the call of trace.")
 
 
-def _rows(value: Tensor, row: int, batch: int) -> Tensor:
-    """Return the part of a batch's value that belongs to its `row`."""
+def _rows(value: Tensor, known: Name, row: int, batch: int) -> Tensor:
+    """Return the part of a batch's value that belongs to its `row`; all of a value that does not count the batch."""
+    if not known.shape or not known.shape[0].startswith("B"):
+        return value
     each = len(value) // batch  # more than 1 for windows and beams
     return value[row * each : (row + 1) * each]
 

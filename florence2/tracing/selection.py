@@ -1,13 +1,24 @@
-"""Patterns of names: which names a trace keeps or a patch changes, and a warning about those that never occurred."""
+"""Patterns of names: which names a trace keeps or a patch changes, and a warning about those that never occurred.
+
+The table of names knows the modules of this package. A pattern may also select names that only a module of your own
+records, if the block is made with `unknown="allow"`; their shapes are then those of the values.
+"""
 
 import difflib
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal, get_args
 
-from florence2.errors import OptionError
+from torch import Tensor
+
+from florence2.errors import OptionError, shown
 from florence2.model.config import Florence2Config
-from florence2.tracing.names import Name, names_of, starred
+from florence2.tracing.names import Name, When, names_of, starred
+
+Unknown = Literal["refuse", "allow"]
+"""What to do about a pattern that selects no name of the table: refuse it, or wait for a module to record it."""
 
 
 class NotRecordedWarning(UserWarning):
@@ -17,12 +28,19 @@ class NotRecordedWarning(UserWarning):
 class Selection:
     """The names that one trace keeps of a checkpoint's runs."""
 
-    def __init__(self, config: Florence2Config, patterns: Iterable[str], pixel_shape: Sequence[int]):
+    def __init__(
+        self,
+        config: Florence2Config,
+        patterns: Iterable[str],
+        pixel_shape: Sequence[int],
+        unknown: Unknown = "refuse",
+    ):
         """`pixel_shape` (1, 3, H, W) is assumed for an EncodedImage that was made before the block."""
         self.config, self.pixel_shape = config, tuple(pixel_shape)
         self.known = {name.name: name for name in names_of(config)}
-        self.by_pattern = select(patterns, list(self.known.values()))
-        """The names that each pattern selects."""
+        self.by_pattern = select(patterns, list(self.known.values()), unknown=unknown)
+        """The names of the table that each pattern selects."""
+        self.open = OpenPatterns(self.by_pattern if unknown == "allow" else (), self.known)
         chosen = {name for names in self.by_pattern.values() for name in names}
         self.names = [name for name in self.known.values() if name.name in chosen or name.searched]
         """The selected names and those of the search, in the order of computation."""
@@ -35,14 +53,89 @@ class Selection:
         return self.known[name]
 
 
-def select(patterns: Iterable[str], names: Sequence[Name], exactly: bool = False) -> dict[str, list[str]]:
+class OpenPatterns:
+    """Patterns that select names which the table does not have, as soon as a run records them."""
+
+    def __init__(self, patterns: Iterable[str], known: Collection[str], exactly: bool = False):
+        self._patterns = {pattern: pattern.removeprefix("=").split(".") for pattern in patterns}
+        self._alone = {pattern: exactly or pattern.startswith("=") for pattern in self._patterns}
+        self._known = known
+        self._matching: dict[str, tuple[str, ...]] = {}
+        self._entered: dict[str, bool] = {}
+
+    def matching(self, name: str) -> tuple[str, ...]:
+        """Return the patterns that select `name`; none for a name of the table or of the search."""
+        if name not in self._matching:
+            parts, closed = name.split("."), name in self._known or name.startswith("search.")
+            self._matching[name] = tuple(
+                pattern
+                for pattern, wanted in self._patterns.items()
+                if not closed and _matches(wanted, parts, self._alone[pattern])
+            )
+        return self._matching[name]
+
+    def enters(self, prefix: str) -> bool:
+        """Return whether a pattern may select a name below `prefix`."""
+        if prefix not in self._entered:
+            parts = prefix.split(".")
+            self._entered[prefix] = any(
+                _may_match_below(wanted, parts, self._alone[pattern]) for pattern, wanted in self._patterns.items()
+            )
+        return self._entered[prefix]
+
+    def complete(self, selected: Mapping[str, Sequence[str]], recorded: Iterable[str]) -> dict[str, list[str]]:
+        """Return the names that each pattern selects, in the table or among those that were recorded."""
+        found = {pattern: list(names) for pattern, names in selected.items()}
+        for name in recorded:
+            for pattern in self.matching(name):
+                found[pattern].append(name)
+        return found
+
+
+@dataclass(frozen=True)
+class CallSizes:
+    """The sizes of one call: a batch of B images or prompts, K beams, S positions of the memory, padding included."""
+
+    batch: int
+    beams: int = 1
+    positions: int = 0
+
+
+def name_value(name: str, value: Tensor, when: When, sizes: CallSizes) -> Name:
+    """Return the entry of a value that the table does not have.
+
+    Its first dimension counts the batch (of a step: B or B·K), its second may be the 1 of a single position, and
+    before the last dimension of a value of the memory come S positions; other dimensions are called x1, x2, ...
+    """
+    shape = tuple(value.shape)
+    numbers = {f"x{dim}": size for dim, size in enumerate(shape)}
+    letters, rows = list(numbers), sizes.batch * sizes.beams
+    # with one beam B and B·K are equal; streams (B·K, 1, D) and scores (B·K, V) have few dimensions, heads have four
+    streams = rows != sizes.batch or len(shape) < 4 or shape[1] == 1
+    if when == "step" and shape[:1] == (rows,) and streams:
+        letters[0] = "B·K"
+        letters[1:2] = ["1"] if shape[1:2] == (1,) else letters[1:2]
+    elif shape and shape[0] % sizes.batch == 0:
+        numbers["x0"] = shape[0] // sizes.batch
+        letters[0] = "B" if numbers["x0"] == 1 else "B·x0"
+        if when in ("prompt", "answer") and len(shape) == 3 and shape[1] == sizes.positions:
+            letters[1] = "S"
+    text = "a value that the table of names does not have"
+    return Name(name, tuple(letters), text, when, "model", tuple(numbers.items()))
+
+
+def select(
+    patterns: Iterable[str], names: Sequence[Name], exactly: bool = False, unknown: Unknown = "refuse"
+) -> dict[str, list[str]]:
     """Return, for each pattern, the names that it selects.
 
     In a pattern `*` is one part between dots, or some of it, and `**` any number of parts. It selects the names that it
     matches and those below them: `decoder.layers.0.cross_attention` includes its weights. With "=" before it, or
     `exactly`, it selects only what it matches. Raises OptionError, with the nearest names, for a pattern that selects
-    nothing.
+    nothing, unless `unknown` is "allow".
     """
+    if unknown not in get_args(Unknown):
+        raise OptionError(f'unknown is {shown(unknown)}; it must be "refuse" or "allow".')
     selected: dict[str, list[str]] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not isinstance(pattern, str):
@@ -51,7 +144,7 @@ def select(patterns: Iterable[str], names: Sequence[Name], exactly: bool = False
         plain = pattern.removeprefix("=")
         parts = plain.split(".")
         selected[pattern] = [name.name for name in names if _matches(parts, name.name.split("."), alone)]
-        if not selected[pattern]:
+        if not selected[pattern] and unknown == "refuse":
             raise OptionError(_unknown(plain, names, alone))
     return selected
 
@@ -62,6 +155,15 @@ def _matches(pattern: Sequence[str], parts: Sequence[str], alone: bool) -> bool:
     if pattern[0] == "**":
         return any(_matches(pattern[1:], parts[skip:], alone) for skip in range(len(parts) + 1))
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:], alone)
+
+
+def _may_match_below(pattern: Sequence[str], prefix: Sequence[str], alone: bool) -> bool:
+    """Return whether the pattern matches some name that begins with `prefix` and has more parts."""
+    if not prefix or not pattern:
+        return bool(pattern) or not alone
+    if pattern[0] == "**":
+        return True
+    return fnmatchcase(prefix[0], pattern[0]) and _may_match_below(pattern[1:], prefix[1:], alone)
 
 
 def _unknown(pattern: str, names: Sequence[Name], alone: bool) -> str:
@@ -79,7 +181,8 @@ def _unknown(pattern: str, names: Sequence[Name], alone: bool) -> str:
     nearest = f"The nearest names are {', '.join(near)}" if near else "No name is similar"
     return (
         f"No intermediate value of this checkpoint is called {pattern!r}. {nearest}; "
-        "florence2.inspect.describe_names(config) lists every name."
+        "florence2.inspect.describe_names(config) lists every name, "
+        'and unknown="allow" accepts those that a module of your own records.'
     )
 
 

@@ -1,16 +1,18 @@
 """The table of names against what runs show, and patterns."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from florence2 import Florence2, GenerationOptions
 from florence2.errors import OptionError
 from florence2.model.trace import Trace
 from florence2.tracing.budget import AnswerSizes, active_rules, answer_bytes, check_fits, image_bytes, longest_answer
-from florence2.tracing.names import RULES, describe_names, image_letters, names_of, pooled_spans, starred
+from florence2.tracing.names import RULES, describe_names, image_letters, module_of, names_of, pooled_spans, starred
 from florence2.tracing.recording import Tracing
 from florence2.tracing.selection import select
 from parity.cases import shapes
@@ -34,12 +36,15 @@ class Everything(Trace):
         return value
 
 
-def run_all(which: int, options: GenerationOptions) -> Everything:
+def run_all(
+    which: int, options: GenerationOptions, watch: Callable[[nn.Module], object] = lambda model: None
+) -> Everything:
     """Two images and prompts through a model, at the level of its own functions."""
     from florence2.generation.generate import generate
 
     shape = shapes()[which]
     model, shown = make_model(shape.config, shape.seed, 0.0), Everything()
+    watch(model)
     with torch.no_grad():
         tokens = model.encode_image(torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1)), shown)
         memory = model.encode(tokens, torch.tensor([[0, 7, 2], [0, 9, 2]]), trace=shown)
@@ -127,6 +132,7 @@ def test_patterns() -> None:
     assert set(found("**.after_*")) == {name.name for name in names if ".after_" in name.name}
     assert found("scores") == [f"scores.{rule}" for rule in RULES] + ["scores"]
     assert found("vision_tower.blocks.1.0.channel_block.ffn") == [
+        "vision_tower.blocks.1.0.channel_block.ffn.before",
         "vision_tower.blocks.1.0.channel_block.ffn.hidden",
         "vision_tower.blocks.1.0.channel_block.ffn",
     ]
@@ -173,11 +179,46 @@ def test_a_name_like_no_other() -> None:
         select(["qqqqqqqqqq"], names_of(shapes()[3].config))
 
 
+def same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in whatever shape."""
+    return one.numel() == other.numel() and torch.equal(one.flatten().sort().values, other.flatten().sort().values)
+
+
+def test_the_module_of_a_name_gives_its_values() -> None:
+    """Compared with forward hooks on every module; and no other name is the output of a module."""
+    outputs: dict[str, list[Tensor]] = {}
+
+    def watch(model: nn.Module) -> None:
+        for path, part in model.named_modules():
+            part.register_forward_hook(lambda m, i, output, path=path: outputs.setdefault(path, []).append(output))
+
+    config = shapes()[3].config
+    shown = run_all(3, GenerationOptions(num_beams=2, max_new_tokens=3, min_new_tokens=4), watch)
+    for name in (name.name for name in names_of(config) if not name.searched):
+        path, value = module_of(name), shown.seen.get(name, [torch.empty(0)])[-1]
+        if path is not None:
+            assert any(same_numbers(output, value) for output in outputs[path]), name
+        elif name != "image_tokens" and value.numel():  # which the projector gave to another call
+            assert not any(same_numbers(one, value) for seen in outputs.values() for one in seen), name
+
+
+def test_the_module_of_a_pattern() -> None:
+    assert module_of("decoder.layers.*.cross_attention") == "language_model.decoder.layers.*.encoder_attn"
+    assert module_of("encoder.layers.11.self_attention.keys") == "language_model.encoder.layers.11.self_attn.k_proj"
+    assert (
+        module_of("vision_tower.blocks.2.4.channel_block.ffn.before") == "vision_tower.blocks.2.4.channel_block.ffn.fc1"
+    )
+    assert (
+        module_of("decoder.layers.0.mlp.hidden") is module_of("logits") is module_of("decoder.layers.0.adapter") is None
+    )
+
+
 def test_what_is_described() -> None:
     config = shapes()[2].config
     text = describe_names(config)
     assert {line.split()[0] for line in text.splitlines()} == {starred(name.name) for name in names_of(config)}
     assert "decoder.layers.*.cross_attention.weights" in text and "(B, heads, K, S)" in text
+    assert "what the attention to the memory adds [language_model.decoder.layers.*.encoder_attn]\n" in text
 
 
 def test_own_shapes() -> None:

@@ -69,7 +69,7 @@ def test_on_the_specimen_tokens_are_the_same_with_everything_kept(beams: int) ->
             traced = f.run(task, scene.image, options=options)
         assert traced.token_ids == untraced.token_ids and len(untraced.token_ids) > 2
         assert traced.token_logprobs == pytest.approx(untraced.token_logprobs, abs=1e-4)
-        wanted = {name.name for name in t.selected if not name.name.startswith("search.banned")}
+        wanted = {name.name for name in t.selected if not name.searched}
         assert set(t.names) == wanted - quiet
 
 
@@ -280,8 +280,8 @@ def test_scores_after_each_rule(small: Florence2, images: list[Image.Image], gre
 def test_only_what_is_named_is_kept(small: Florence2, images: list[Image.Image], beams: GenerationOptions) -> None:
     with small.trace("=decoder.layers.*", "memory") as t:
         small.run("<OD>", images[0], options=beams)
-    assert [name for name in t.names if not name.startswith("search.")] == ["memory", LAYER]
-    held = [value for name in (*t.names,) if name in t.run.values for value in t.run.values[name]]
+    assert t.names == ["memory", LAYER]
+    held = [value for values in t.run.values.values() for value in values]
     assert t.bytes == sum(value.nbytes for value in held)
     assert all(value.untyped_storage().nbytes() <= value.nbytes for value in held)
     with pytest.raises(OptionError, match="'logits' was not kept; name it"):
