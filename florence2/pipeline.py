@@ -363,5 +363,5 @@ def load(
     if problems:
         raise problems[0] if len(problems) == 1 else CheckpointError("\n".join(map(str, problems)))
     check_image_settings(model.config, processor.image_config)
-    # whoever asks for attention written out wants the specification
+    # attention="eager" selects the plain model, so nothing is swapped in
     return Florence2(model if attention == "eager" else install(model), processor, os.fspath(name), prepare)

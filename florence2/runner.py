@@ -90,8 +90,16 @@ class Runner:
             raise OptionError(f"dtype is {shown(dtype)}; it must be one of {', '.join(types)}.")
         require_complete(self.model)
         self._check_config()
-        tokenizer, image_config = self.processor.tokenizer, self.processor.image_config
-        save_folder(self.model, tokenizer, image_config, Path(folder), layout, types[name], prepare or self._prepare)
+        save_folder(
+            self.model,
+            self.processor.tokenizer,
+            self.processor.image_config,
+            Path(folder),
+            layout,
+            types[name],
+            prepare or self._prepare,
+            self.processor.tasks,
+        )
 
     def prepare_image(self, image: ImageInput) -> PreparedImage:
         """Read and resize an image for `encode_images`, in any thread. Raises ImageError as `encode_image` does."""

@@ -26,7 +26,7 @@ from florence2.checkpoints.checks.empty import (
 from florence2.checkpoints.checks.reading import NEEDS_PREPARE, compare_tensors, read_weights
 from florence2.checkpoints.config_files import config_to_files, image_config_to_json, read_config
 from florence2.checkpoints.describe import stored_dtype, weights_layout
-from florence2.checkpoints.files import COMPANIONS, SAFETENSORS, write_json
+from florence2.checkpoints.files import COMPANIONS, SAFETENSORS, write_json, write_tasks
 from florence2.checkpoints.files import checkpoint_folder as checkpoint_folder
 from florence2.checkpoints.layouts import OPTIONAL as OPTIONAL
 from florence2.checkpoints.layouts import SHARED, TRANSPOSED, canonical_name, stored_name
@@ -34,6 +34,7 @@ from florence2.checkpoints.tensors import WeightFiles, find_weights, is_finite, 
 from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
 from florence2.inputs.image import ImageConfig
+from florence2.inputs.tasks import TaskTable
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.model.absent import Absent, require_complete
 from florence2.model.attention import AttentionKind
@@ -273,8 +274,9 @@ def save_folder(
     layout: Layout = "microsoft",
     dtype: torch.dtype | None = None,
     prepare: Prepare | None = None,
+    tasks: TaskTable | None = None,
 ) -> None:
-    """Write everything that `load` reads: weights, configuration, generation settings, tokenizer, image settings.
+    """Write everything that `load` reads: weights, configuration, generation settings, tokenizer, image settings, tasks.
 
     The arguments and errors are those of `save_checkpoint`; `folder` must not hold a checkpoint.
     """
@@ -282,6 +284,7 @@ def save_folder(
     save_checkpoint(model, folder, layout, dtype, prepare)
     _save_tokenizer(tokenizer, folder, layout, model.config)
     write_json(folder / "preprocessor_config.json", image_config_to_json(image_config, model.config.vision))
+    write_tasks(folder, tasks or ())
 
 
 def _save_tokenizer(tokenizer: FlorenceTokenizer, folder: Path, layout: Layout, config: Florence2Config) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 _PACKED_FOR = 8  # rows that oneDNN arranges the weights for; other numbers are almost as fast
 _MAX_ROWS = 64  # with more rows a step computes more than it reads, and `fast.linear` chooses the product
 _SAMPLE_BYTES = 24 << 20  # of each shape: enough to leave the caches of one core
-_MARGIN = 1.05  # the least gain that is worth the memory of a second copy
+_MARGIN = 1.2  # the least gain that is worth the memory of a second copy
 _ROUNDS = 3
 
 

@@ -1,7 +1,7 @@
 """Whether a part of the model still does what its class says, and no more: then a faster way may stand in for it.
 
-Reading a module's weights instead of calling it gives the same numbers only while nobody hooked, replaced, subclassed
-or patched anything in it. What this cannot see is a replaced function of a module (`torch.nn.functional.gelu = ...`);
+Reading a module's weights instead of calling it gives the same numbers only if nothing in it was hooked, replaced,
+subclassed or patched. What this cannot see is a replaced function of a module (`torch.nn.functional.gelu = ...`);
 load the model with `attention="eager"` for such an experiment.
 """
 

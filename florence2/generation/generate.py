@@ -63,7 +63,7 @@ def generate(
     # the last id is generated but never read, so as many can be generated as there are positions
     options = options.changed(max_new_tokens=min(options.max_new_tokens, text.max_position_embeddings))
     ids = SpecialIds(start=text.decoder_start_token_id, end=text.eos_token_id, pad=text.pad_token_id)
-    # what a trace keeps shall be usable like any tensor
+    # values that a trace keeps must work outside of inference mode
     with torch.inference_mode() if trace is NO_TRACE else torch.no_grad():
         found = model.search(memory, options, ids, memory_mask) if _searches_itself(model, trace) else None
         found = found or _search(model, memory, options, ids, memory_mask, trace)

@@ -1,7 +1,7 @@
 """Look inside the model: see what a run computed, and change it.
 
 `f.trace(...)` keeps named values of a run, `f.patched({...})` changes them; `describe_names` lists the names,
-`module_of` gives the module of each, `patches` makes the changes. `explain` collects everything about one answer, from
+`patches` makes the changes. `explain` collects everything about one answer, from
 functions that work on any traced run: `attention_maps`, `attention_rollout`, `logit_lens`, `input_saliency`.
 `ablate_heads` and `ablate_blocks` switch parts off one at a time, `causal_tracing` moves values from one run into
 another, and `fit_probe` reads something out of a value over many images. The first three measure how probable an answer
@@ -34,7 +34,6 @@ __all__ = [
     "fit_probe",
     "input_saliency",
     "logit_lens",
-    "module_of",
     "patched",
     "patches",
     "teacher_force",
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from florence2.inspect.sweep import ablate_blocks, ablate_heads
     from florence2.inspect.teacher_forcing import ForcedAnswer, answer_logprobs, answer_scores, teacher_force
     from florence2.tracing import patches
-    from florence2.tracing.names import describe_names, module_of
+    from florence2.tracing.names import describe_names
     from florence2.tracing.patches import patched
     from florence2.tracing.recording import Tracing, trace
 else:
@@ -100,7 +99,7 @@ else:
                 "teacher_force",
             ),
             "florence2.tracing": ("patches",),
-            "florence2.tracing.names": ("describe_names", "module_of"),
+            "florence2.tracing.names": ("describe_names",),
             "florence2.tracing.patches": ("patched",),
             "florence2.tracing.recording": (
                 "Tracing",

@@ -198,7 +198,7 @@ class _Patching(Trace):
     ) -> None:
         """Note the sizes of the batch."""
         positions = images[0].features.shape[1] + max(map(len, prompts))
-        self._sizes = CallSizes(len(prompts), options.num_beams, positions)
+        self._sizes = CallSizes(len(prompts), options.width, positions)
 
 
 def zero() -> Patch:

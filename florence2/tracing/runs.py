@@ -85,7 +85,7 @@ class Run:
         self.image_size = self.encoded.size
         """(width, height) of the upright image in pixels."""
         self.image_tokens = self.encoded.features.shape[1]
-        self._sizes = CallSizes(len(prompts), options.num_beams, self.image_tokens + max(map(len, prompts)))
+        self._sizes = CallSizes(len(prompts), options.width, self.image_tokens + max(map(len, prompts)))
         self._traced_images = traced_images
 
     @property

@@ -43,7 +43,7 @@ def test_gradients_flow() -> None:
     assert layer.weight.grad is not None
 
 
-@pytest.mark.parametrize(("plain", "convolution", "chosen"), [(1.0, 0.5, True), (1.0, 0.95, False), (0.5, 1.0, False)])
+@pytest.mark.parametrize(("plain", "convolution", "chosen"), [(1.0, 0.5, True), (1.0, 0.8, False), (0.5, 1.0, False)])
 @torch.no_grad()
 def test_the_faster_routine_is_chosen_once_for_a_shape(
     plain: float, convolution: float, chosen: bool, monkeypatch: pytest.MonkeyPatch
@@ -69,9 +69,9 @@ def test_the_faster_routine_is_chosen_once_for_a_shape(
     x, weight = torch.randn(64, 48), torch.randn(80, 48)
     for _ in range(3):
         linear(x, weight)
-    assert calls == ({"plain": 2, "convolution": 5} if chosen else {"plain": 5, "convolution": 2})
+    assert calls == ({"plain": 3, "convolution": 6} if chosen else {"plain": 6, "convolution": 3})
     linear(torch.randn(2, 48), weight)  # too few rows for a convolution
-    assert calls["convolution"] == (5 if chosen else 2)
+    assert calls["convolution"] == (6 if chosen else 3)
 
 
 @torch.no_grad()
