@@ -124,7 +124,7 @@ def resize_positions(
 
 
 def _changed(f: Florence2, model: Florence2Model, processor: Processor) -> Florence2:
-    return Florence2(model, processor, f.name)
+    return Florence2(model, processor, f.name, f._prepare)
 
 
 def _copy(model: Florence2Model) -> Florence2Model:

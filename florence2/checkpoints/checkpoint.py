@@ -276,7 +276,7 @@ def save_folder(
     prepare: Prepare | None = None,
     tasks: TaskTable | None = None,
 ) -> None:
-    """Write everything that `load` reads: weights, configuration, generation settings, tokenizer, image settings, tasks.
+    """Write everything that `load` reads: weights, configuration, tokenizer, settings of generation and images, tasks.
 
     The arguments and errors are those of `save_checkpoint`; `folder` must not hold a checkpoint.
     """

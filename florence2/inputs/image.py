@@ -220,6 +220,7 @@ def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_array(values: np.ndarray) -> Image.Image:
+    given = values.shape
     if values.dtype == np.uint16:
         values = (values >> 8).astype(np.uint8)
     if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] not in (1, 3, 4):
@@ -229,7 +230,7 @@ def _from_array(values: np.ndarray) -> Image.Image:
     if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))):
         raise ImageError(
             f"An array must have the shape (H, W), (H, W, 3), (H, W, 4) or (3, H, W) and the type uint8 or uint16, not "
-            f"{values.shape} {values.dtype}; scale floats to 0..255."
+            f"{given} {values.dtype}; scale floats to 0..255."
         )
     return Image.fromarray(np.ascontiguousarray(values))
 

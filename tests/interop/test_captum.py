@@ -9,7 +9,7 @@ from captum.attr import LayerActivation, LayerFeatureAblation, LayerIntegratedGr
 from torch import Tensor
 
 from florence2 import Florence2
-from florence2.inspect import module_of
+from florence2.tracing.names import module_of
 from florence2.tracing.patches import replace, zero
 from tests.interop.conftest import Call, logits_patched, value_of
 
