@@ -51,7 +51,9 @@ def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mini")
     processor = write_processor(folder)
     settings = read_json(folder / "preprocessor_config.json")
-    write_json(folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}})
+    write_json(
+        folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}, "image_seq_length": 65}
+    )
     full = nano_config(processor.tokenizer.vocab_size)
     vision = two_stages(full.vision)
     layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64}
