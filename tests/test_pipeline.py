@@ -478,7 +478,7 @@ def test_a_tokenizer_of_another_model_is_refused(small_folder: Path, tmp_path: P
     copy = tmp_path / "c"
     shutil.copytree(small_folder, copy)
     values = json.loads((copy / "tokenizer.json").read_text())
-    values["added_tokens"].append({**values["added_tokens"][0], "id": 50265, "content": "<mine>"})
+    values["added_tokens"].append({**values["added_tokens"][0], "id": 51289, "content": "<mine>"})
     (copy / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="51290 tokens, but the model 51289"):
         florence2.load(copy)

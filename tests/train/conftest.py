@@ -66,7 +66,9 @@ def mini_folder(
     folder = tmp_path_factory.mktemp("checkpoints") / "mini"
     shutil.copytree(processor_folder, folder)
     settings = read_json(folder / "preprocessor_config.json")
-    write_json(folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}})
+    write_json(
+        folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}, "image_seq_length": 65}
+    )
     save_checkpoint(make_model(mini_config, processor, seed=3), folder)
     return folder
 
