@@ -36,8 +36,9 @@ class OnlyLabels:
     possible answers, further alternatives repeat one, with a `sequence_score` below -1,000,000.
 
     Where earlier rules forbid every id that the labels allow, such as the third id of a label that stands a second
-    time, the labels win: those ids become equally likely. Only an answer that the limit cuts (its finish_reason is
-    "length") can end within a label. The rule looks at ids on the host, so no CUDA graph is used with it.
+    time, the labels win: those ids become equally likely, whatever the model thought of them. To keep its opinion, set
+    `no_repeat_ngram_size=0`, which is 3 in the published checkpoints. Only an answer that the limit cuts (its
+    finish_reason is "length") can end within a label. The rule looks at ids on the host, so no CUDA graph is used.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class OnlyLabels:
             name: The rule's name, which no other rule may have.
 
         Raises:
-            OptionError: There is no label, or one is empty or contains special tokens.
+            OptionError: No label is given, one is empty or contains special tokens, or another argument is wrong.
         """
         self.name, self.locations = name, locations
         if isinstance(tokenizer, str) or not callable(getattr(tokenizer, "encode", None)):

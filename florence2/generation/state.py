@@ -125,7 +125,7 @@ class SearchState(abc.ABC):
         if stuck.any():
             names = ", ".join(rule.name for rule in self.options.extra_rules)
             raise OptionError(
-                f"After {n - 1} generated ids the rules leave no id possible; an extra rule ({names}) must leave at "
+                f"The rules leave no possible id at position {n} of an answer; an extra rule ({names}) must leave at "
                 "least one, such as the end id."
             )
 

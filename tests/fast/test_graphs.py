@@ -87,6 +87,7 @@ class OwnRule:
         return scores if int(generated.max()) < 99 else scores * 2
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("changes", [{"sample": True}, {"extra_rules": (OwnRule(),)}], ids=["sample", "extra_rules"])
 def test_samples_and_rules_of_ones_own_are_not_recorded(
     model: Florence2Model, memory: Tensor, changes: dict[str, Any]

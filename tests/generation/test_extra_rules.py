@@ -166,8 +166,11 @@ class Returns(Even):
     [
         (lambda scores: None, "The rule even returned NoneType; it must return the scores"),
         (lambda scores: scores[:, :3], r"returned a tensor \(\d, 3\)"),
-        (lambda scores: scores.fill_(-math.inf), r"After 1 generated ids the rules leave no id possible; .*\(even\)"),
-        (lambda scores: scores.fill_(math.nan), "leave no id possible"),
+        (
+            lambda scores: scores.fill_(-math.inf),
+            r"The rules leave no possible id at position 2 of an answer; .*\(even\)",
+        ),
+        (lambda scores: scores.fill_(math.nan), "leave no possible id"),
     ],
 )
 def test_what_a_rule_may_not_do(
@@ -175,6 +178,16 @@ def test_what_a_rule_may_not_do(
 ) -> None:
     with pytest.raises(OptionError, match=words):
         small.run("<OD>", images[0], max_new_tokens=5, extra_rules=(Returns(result),), **changes)
+
+
+def test_no_other_sample_can_take_the_place_of_one_without_an_id(small: Florence2, images: list[Image.Image]) -> None:
+    def end_first(scores: Tensor) -> Tensor:
+        scores[0] = -math.inf
+        return scores
+
+    options = small.options(sample=True, num_return_sequences=2, max_new_tokens=6, extra_rules=(Returns(end_first),))
+    with pytest.raises(OptionError, match="leave no possible id"):
+        small.run("<OD>", images[0], options=options)
 
 
 def test_a_beam_that_a_rule_ends_is_replaced(small: Florence2, images: list[Image.Image]) -> None:

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from florence2 import Florence2, Generation, GenerationOptions
 from florence2.errors import OptionError
+from florence2.generation.budget import generation_bytes
 from florence2.generation.sampling import drawable
 from florence2.generation.search import search
 from florence2.generation.state import SpecialIds
+from florence2.tracing.budget import AnswerSizes, answer_bytes
+from florence2.tracing.names import names_of
 from parity.recipe import make_picture
 
 P = [0.1, 0.4, 0.05, 0.25, 0.2]
@@ -180,6 +183,17 @@ def test_a_traced_run_is_the_same(small: Florence2, images: list[Image.Image]) -
         assert t.run.rows(k) == (k,) * len(ids)
         logprobs = t.along_answer("scores", k).gather(1, ids[:, None])[:, 0]
         assert logprobs.tolist() == pytest.approx(list(each.token_logprobs), abs=1e-5)
+
+
+def test_samples_take_the_memory_of_as_many_beams(small: Florence2) -> None:
+    config, length = small.model.config, 100
+    beams = small.options(num_beams=4)
+    samples = small.options(sample=True, num_return_sequences=4)
+    sizes = [generation_bytes(config, options, length, torch.float32) for options in (beams, samples)]
+    assert sizes[0] == sizes[1]
+    scores = [name for name in names_of(config) if name.name == "scores"]
+    traced = [answer_bytes(scores, config, AnswerSizes(1, 9, 3, options)) for options in (beams, samples)]
+    assert traced[0] == traced[1] > 0
 
 
 @pytest.mark.parametrize(
