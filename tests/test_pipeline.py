@@ -557,5 +557,5 @@ def test_a_tokenizer_that_lacks_a_token_is_refused(small_folder: Path, native_fo
 
 
 def test_a_path_has_no_revision(small_folder: Path) -> None:
-    with pytest.raises(HubError, match="local path, which has no revisions"):
+    with pytest.raises(HubError, match="and has no revisions"):
         florence2.load(small_folder, revision="main")

@@ -1,10 +1,12 @@
 """From the paths on a command line to the images to read: files, folders, stdin."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from florence2.errors import ImageError
 from florence2.inputs.image import image_suffixes
@@ -58,13 +60,20 @@ def find_images(arguments: Sequence[str]) -> list[Source]:
 
 def _find_in_folder(folder: Path) -> list[Source]:
     suffixes = image_suffixes()
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    names = (Path(root, name) for root, _, names in os.walk(folder, onerror=_refuse) for name in names)
+    files = sorted(file for file in names if file.suffix.lower() in suffixes and file.is_file())
     if not files:
         raise ImageError(f"The folder {folder} holds no image: no file ends in {_list_common(suffixes)}.")
     return [Source(str(file), file, str(file.relative_to(folder).with_suffix(""))) for file in files]
 
 
+def _refuse(error: OSError) -> NoReturn:
+    raise ImageError(f"The folder {error.filename} cannot be read: {error.strerror}.")
+
+
 def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise ImageError("The image is to be read from stdin, but stdin is closed.")
     data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
         raise ImageError(f"The image on stdin has more than {MAX_STDIN_BYTES >> 20} MiB.")

@@ -164,7 +164,7 @@ def _find_embedded(revision: str | None) -> Path:
 def _without_revision(path: Path, text: str, revision: str | None) -> Path:
     """Return `path`; refuse a revision, which only a repository has."""
     if revision is not None:
-        raise HubError(f"{text} is a local path, which has no revisions; leave out {revision!r}.")
+        raise HubError(f"{text} is on this machine, not on the Hub, and has no revisions; leave out {revision!r}.")
     return path
 
 

@@ -302,7 +302,11 @@ def read_questions(
     task takes.
     """
     text: TaskText = texts[0] if texts and len(texts) == 1 else texts
-    questions = [question for task in tasks for question in _questions_of(task, text, boxes or (), known)]
+    asked = (question for task in tasks for question in _questions_of(task, text, boxes or (), known))
+    questions: list[TaskQuestion] = []
+    for question in asked:
+        if question not in questions:  # asked twice, it has one answer
+            questions.append(question)
     inputs = [question.text for question in questions]
     if text and text not in inputs:
         raise _superfluous(tasks, "--text", "--box" if boxes else None)

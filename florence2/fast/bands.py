@@ -112,7 +112,7 @@ def _scores(attention: ChannelAttention, x: Tensor, positions: int) -> Tensor:
     return cast(Tensor, ((query * positions**-0.5).transpose(-2, -1) @ key).sum(dim=1))
 
 
-def _fold(attention: ChannelAttention, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _fold(attention: ChannelAttention, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     """Join value, attention and output projection to one linear map: (C, C) and (C,).
 
     Once the attention weights (G, C / G, C / G) are known, every position goes through the same three products.
@@ -120,9 +120,10 @@ def _fold(attention: ChannelAttention, weights: Tensor) -> tuple[Tensor, Tensor]
     C, groups = attention.proj.weight.shape[0], attention.groups
     by_group = attention.proj.weight.view(C, groups, C // groups).transpose(0, 1) @ weights
     mixing = by_group.transpose(0, 1).reshape(C, C)
-    bias: Tensor = attention.proj.bias
+    bias: Tensor | None = attention.proj.bias
     if attention.qkv.bias is not None:
-        bias = torch.addmv(bias, mixing, attention.qkv.bias[2 * C :])
+        mixed = mixing @ attention.qkv.bias[2 * C :]
+        bias = mixed if bias is None else bias + mixed
     return linear(mixing, attention.qkv.weight[2 * C :].t()), bias
 
 

@@ -31,7 +31,7 @@ from florence2.model.bart import (
     Positions,
 )
 from florence2.model.cache import DecoderCache, KeysValues
-from florence2.model.florence2 import Florence2Model
+from florence2.model.florence2 import Florence2Model, Head
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Take work that only touches fixed buffers; return a call that does it again."""
@@ -183,7 +183,7 @@ _idle: "weakref.WeakKeyDictionary[Florence2Model, list[tuple[Any, GraphedGenerat
 
 _KINDS = remember(frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList)))
 _EMBEDDING = remember(frozenset((nn.Embedding,)))
-_MODELS = remember(frozenset((Florence2Model, LanguageModel)))
+_MODELS = remember(frozenset((Florence2Model, LanguageModel, Head)))
 
 
 def generate_graphed(
@@ -205,7 +205,8 @@ def generate_graphed(
         return None  # a rule of one's own may look at values; draws would be those of the call that was recorded
     record = record or record_cuda_graph
     # a graph reads tensors where they were when it was recorded, and all else as it was then
-    places = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+    tensors = (*model.parameters(), *model.buffers())
+    places = tuple((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
     key = (
         (memory.shape, memory.dtype, memory.device, options, memory_mask is None, record),
         (places, structure(model.language_model)),
@@ -229,7 +230,11 @@ def why_not_recorded(model: Florence2Model) -> str | None:
         return f"the model has a replaced method, {replaced[0]}"
     change = find_change(text.decoder, _KINDS, "language_model.decoder")
     change = change or find_change(text.shared, _EMBEDDING, "language_model.shared")
-    return change or find_replaced_method(_MODELS)
+    change = change or find_replaced_method(_MODELS | {type(model)})
+    if change is None and model.lm_head is not None and type(model.lm_head) is not Head:
+        return f"lm_head is of the class {type(model.lm_head).__name__}, which the faster way does not know"
+    loose = (name for name, part in text.named_modules() if any(isinstance(v, Tensor) for v in vars(part).values()))
+    return change or next((f"language_model.{name} holds a tensor that is not a parameter" for name in loose), None)
 
 
 def _take(model: Florence2Model, shape: Any) -> GraphedGenerator | None:

@@ -1,6 +1,6 @@
 """Swap the faster counterparts into a model, and out again."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
 from florence2.fast.graphs import generate_graphed
 from florence2.fast.linear import Linear, linear
 from florence2.fast.packed import Packed, in_force, pack
+from florence2.fast.unchanged import is_unchanged, remember
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
-from florence2.model.bart import Attention, DecoderLayer
+from florence2.model.bart import Attention
 from florence2.model.cache import DecoderCache
 from florence2.model.davit import ChannelBlock, SpatialBlock
 from florence2.model.florence2 import Florence2Model
@@ -24,6 +25,16 @@ class PackedCache(DecoderCache):
     """A cache that also holds the packed weights which the steps of its generation may use."""
 
     packed: Packed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the packed weights out of a copy, which goes on without them."""
+        return _plain_cache, ({name: value for name, value in vars(self).items() if name != "packed"},)
+
+
+def _plain_cache(values: dict[str, Any]) -> DecoderCache:
+    cache = DecoderCache.__new__(DecoderCache)
+    vars(cache).update(values)
+    return cache
 
 
 class FastFlorence2Model(Florence2Model):
@@ -50,15 +61,15 @@ class FastFlorence2Model(Florence2Model):
 
     def step_weights(self) -> list[list[Tensor]]:
         """Return the weights that a step of the decoder reads, those with a common input together."""
-        decoder, done, groups = self.language_model.decoder, set[nn.Module](), []
+        decoder, done, groups = self.language_model.decoder, set[Any](), []
         for layer in decoder.layers:
-            if isinstance(layer, DecoderLayer) and type(layer.self_attn) is type(layer.encoder_attn) is Attention:
-                own, memory = layer.self_attn, layer.encoder_attn
-                done |= {memory.k_proj, memory.v_proj}  # used once, for the whole memory
+            own, memory = getattr(layer, "self_attn", None), getattr(layer, "encoder_attn", None)
+            if isinstance(memory, Attention):  # used once, for the whole memory
+                done |= {getattr(memory, "k_proj", None), getattr(memory, "v_proj", None)}
+            if isinstance(own, Attention) and is_unchanged(own, _ATTENTION):  # so that all three see the same input
                 joint = [own.q_proj, own.k_proj, own.v_proj]
-                if all(map(_is_bare, joint)):
-                    done |= set(joint)
-                    groups.append([part.weight for part in joint])
+                done |= set(joint)
+                groups.append([part.weight for part in joint])
         groups += [[part.weight] for part in decoder.modules() if type(part) is Linear and part not in done]
         return [*groups, [self.output_weight]]
 
@@ -83,10 +94,7 @@ class FastFlorence2Model(Florence2Model):
         return generate_graphed(self, memory, options, ids, memory_mask)
 
 
-def _is_bare(part: nn.Module) -> bool:
-    return type(part) is Linear and not part._forward_hooks and not part._forward_pre_hooks
-
-
+_ATTENTION = remember(frozenset((Attention, Linear)))
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     SpatialBlock: BandedSpatialBlock,

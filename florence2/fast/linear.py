@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence2.fast.packed import packed_product
+from florence2.fast.packed import is_plain, packed_product
+from florence2.fast.unchanged import find_mode
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -23,6 +24,7 @@ _ROUNDS = 3
 _MARGIN = 1.3  # the convolution must be this much faster, so that noise does not decide between equals
 _HAS_ONEDNN = torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 _LINEAR_FORWARD = nn.Linear.forward
+_IS_TORCHS = _LINEAR_FORWARD.__code__.co_filename == nn.Linear.__init__.__code__.co_filename  # when this was imported
 
 _chosen: dict[tuple[int, ...], Product] = {}
 """The fastest routine by (threads, rows, in, out); rows are rounded up to a power of two."""
@@ -40,12 +42,12 @@ class Linear(nn.Linear):
 
 def is_replaced() -> bool:
     """Return whether somebody replaced `nn.Linear.forward`, and so every linear map."""
-    return nn.Linear.forward is not _LINEAR_FORWARD
+    return not _IS_TORCHS or nn.Linear.forward is not _LINEAR_FORWARD
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return what `F.linear` gives, up to rounding: x (..., in), weight (out, in), bias (out) -> (..., out)."""
-    if not _may_choose(x):
+    if why_plain(x.device, x.dtype) is not None or not _are_plain(x, weight, bias):
         return F.linear(x, weight, bias)
     packed = packed_product(x, weight, bias)
     if packed is not None:
@@ -68,23 +70,25 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _may_choose(x: Tensor) -> bool:
-    return why_plain(x.device, x.dtype) is None
+def _are_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether oneDNN reads these tensors as torch does: no subclasses, no odd layouts, nothing empty."""
+    if bias is not None and not (bias.shape == weight.shape[:1] and is_plain(bias) and bias.is_contiguous()):
+        return False
+    return is_plain(x) and is_plain(weight) and weight.dim() == 2
 
 
 def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return in words why `F.linear` is called; None where the fastest routine is chosen."""
-    if torch.compiler.is_compiling():
-        return "torch.compile is at work"
+    mode = find_mode()
+    if mode is not None:
+        return mode
     if not _HAS_ONEDNN:
         return "torch has no oneDNN for this processor"
     if device.type != "cpu":
         return f"the model is on {device.type}"
     if dtype != torch.float32:
         return f"the weights are {str(dtype).removeprefix('torch.')}, not float32"
-    if torch.is_grad_enabled():
-        return "gradients are on"
-    return "autocast is on" if torch.is_autocast_enabled("cpu") else None
+    return None
 
 
 def chosen_so_far() -> dict[str, int]:

@@ -8,6 +8,8 @@ are packed.
 
 Packed copies are used inside the steps of one generation alone, and only after its start has compared each weight with
 its copy's fingerprint: modules are called as always, so hooks, patches, traces and replaced parts need no exception.
+Between two steps of one generation, changes that torch counts are seen at once; those written through `weight.data` or
+NumPy are seen from the next generation on.
 """
 
 import contextlib
@@ -39,7 +41,8 @@ class PackedWeights:
         joined = torch.cat([w.detach() for w in weights]) if len(weights) > 1 else weights[0].detach()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(joined.contiguous(), _PACKED_FOR)
         self.weights = [weakref.ref(weight) for weight in weights]
-        self.versions = [_version(weight) for weight in weights]
+        self.places = [_place(weight) for weight in weights]
+        self.versions = [weight._version for weight in weights]
         self.fingerprints = [Fingerprint.of(weight) for weight in weights]
         self.sizes = [len(weight) for weight in weights]
 
@@ -50,7 +53,8 @@ class PackedWeights:
 
     def holds(self, index: int, weight: Tensor) -> bool:
         """Return whether this is a copy of this very tensor, unchanged as far as torch counts changes."""
-        return self.weights[index]() is weight and _version(weight) == self.versions[index]
+        same = self.weights[index]() is weight and weight._version == self.versions[index]
+        return same and _place(weight) == self.places[index]
 
     def refresh(self, weights: Sequence[Tensor]) -> bool:
         """Return whether this is a copy of these very tensors and their values, however they were written to."""
@@ -60,7 +64,8 @@ class PackedWeights:
             return False
         if self.fingerprints != [Fingerprint.of(weight) for weight in weights]:
             return False
-        self.versions = [_version(weight) for weight in weights]  # written with the same values
+        self.places = [_place(weight) for weight in weights]
+        self.versions = [weight._version for weight in weights]  # written with the same values
         return True
 
 
@@ -90,9 +95,13 @@ class Packed:
         return part if bias is None else part + bias
 
 
-def _version(weight: Tensor) -> int:
-    """Return how often torch saw the tensor written to; it does not count for tensors made in inference mode."""
-    return 0 if weight.is_inference() else weight._version
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is torch's own class, strided, and holds something."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and tensor.numel() > 0
+
+
+def _place(weight: Tensor) -> tuple[object, ...]:
+    return weight.data_ptr(), weight.shape, weight.stride()
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +134,7 @@ class Fingerprint:
 
 @cache
 def _random_numbers(count: int) -> Tensor:
-    return torch.randn(count, generator=torch.Generator().manual_seed(0))
+    return torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
 
 
 _in_force: ContextVar[Packed | None] = ContextVar("florence2_packed_weights", default=None)
@@ -188,8 +197,10 @@ def why_unusable(group: Sequence[Tensor]) -> str | None:
             return f"on {weight.device.type}"
         if weight.dtype != torch.float32:
             return f"{str(weight.dtype).removeprefix('torch.')}, not float32"
-        if weight.dim() != 2:
-            return "not a matrix"
+        if weight.dim() != 2 or not is_plain(weight):
+            return "not a plain matrix"
+        if weight.is_inference():
+            return "made in inference mode, where torch does not count changes"
     return None
 
 
@@ -234,7 +245,7 @@ def _measure_gain(groups: Sequence[Sequence[Tensor]], rows: int) -> float:
     whole = [[weight.detach() for weight in group] for group in groups[: math.ceil(_SAMPLE_BYTES / (4 * out * inner))]]
     some = [part] if len(part[0]) < len(groups[0][0]) else whole
     copies = [torch.ops.mkldnn._reorder_linear_weight(torch.cat(group), _PACKED_FOR) for group in some]
-    x = torch.ones(rows, inner)
+    x = torch.ones(rows, inner, dtype=torch.float32, device="cpu")
     plain_times, packed_times = [], []
     for _ in range(_ROUNDS):
         started = time.perf_counter()
@@ -264,7 +275,8 @@ def _is_right(threads: int) -> bool:  # noqa: ARG001
     leaves a part of the product undone and says nothing.
     """
     with torch.inference_mode():
-        x, weight = torch.linspace(-1, 1, 2048).view(8, 256), torch.linspace(-1, 1, 512 * 256).view(512, 256)
+        values = torch.linspace(-1, 1, 512 * 256, dtype=torch.float32, device="cpu")
+        x, weight = values[:2048].view(8, 256), values.view(512, 256)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
         product = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "none")
         return torch.allclose(product, F.linear(x, weight), atol=1e-3)

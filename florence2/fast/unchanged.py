@@ -27,12 +27,9 @@ def find_change(module: nn.Module, kinds: Kinds, path: str = "") -> str | None:
     training, while gradients, autocast or a compiler is on, and where a class or an object has another method than when
     its module was imported, there is a reason.
     """
-    if torch.compiler.is_compiling():
-        return "torch.compile is at work"
-    if torch.is_grad_enabled():
-        return "gradients are on"
-    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
-        return "autocast is on"
+    mode = find_mode()
+    if mode is not None:
+        return mode
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "a forward hook is registered on all modules"
     method = find_replaced_method(kinds)
@@ -43,6 +40,21 @@ def find_change(module: nn.Module, kinds: Kinds, path: str = "") -> str | None:
         if reason is not None:
             return f"{_path_of(part, module, path)} {reason}"
     return None
+
+
+def find_mode() -> str | None:
+    """Return in words the mode of torch, if any, in which only the plain operations do what is expected."""
+    if torch.compiler.is_compiling():
+        return "torch.compile is at work"
+    if torch.is_grad_enabled():
+        return "gradients are on"
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return "autocast is on"
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        return "a torch function or dispatch mode is on"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func is at work"
+    return "torch.jit traces" if torch._C._is_tracing() else None
 
 
 def _find_change_of(part: nn.Module, kinds: Kinds) -> str | None:
@@ -65,12 +77,21 @@ def _path_of(part: nn.Module, module: nn.Module, path: str) -> str:
 
 def find_replaced_method(kinds: Kinds) -> str | None:
     """Return a method of the classes, or of those they inherit from, that was replaced since import, if any."""
+    if _calls() != _CALLS:
+        return "nn.Module.__call__"
     for kind, known in _snapshot(kinds):
         methods = _methods(kind)
         if methods != known:
             changed = (name for name in methods.keys() | known.keys() if methods.get(name) != known.get(name))
             return f"{kind.__name__}.{min(changed)}"
     return None
+
+
+def _calls() -> tuple[object, ...]:
+    return nn.Module.__call__, nn.Module._call_impl, nn.Module._wrapped_call_impl
+
+
+_CALLS = _calls()
 
 
 def remember(kinds: Kinds) -> Kinds:

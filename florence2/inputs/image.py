@@ -84,7 +84,7 @@ def open_image(source: ImageInput) -> Image.Image:
     if isinstance(source, Image.Image):
         return _to_rgb(source, "The image")
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read_file(io.BytesIO(source), "The data")
+        return _read_file(io.BytesIO(bytes(source)), "The data")
     if isinstance(source, str | os.PathLike):
         return _read_file(_regular_file(Path(source)), os.fspath(source))
     if hasattr(source, "__array__"):
@@ -221,7 +221,7 @@ def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
 
 def _from_array(values: np.ndarray) -> Image.Image:
     given = values.shape
-    if values.dtype == np.uint16:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         values = (values >> 8).astype(np.uint8)
     if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] not in (1, 3, 4):
         values = values.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)

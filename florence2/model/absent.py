@@ -7,6 +7,10 @@ from torch import nn
 from florence2.errors import Florence2Error
 
 
+class AbsentError(Florence2Error, AttributeError):
+    """A part that was not loaded was used. It is an AttributeError too, so that `hasattr` gives False."""
+
+
 class Absent(nn.Module):
     """A part that was not loaded. It has no parameters, and every use of it raises a Florence2Error."""
 
@@ -16,7 +20,7 @@ class Absent(nn.Module):
 
     def error(self) -> Florence2Error:
         """Return the error that names the part and what to do."""
-        return Florence2Error(
+        return AbsentError(
             f'The {self._name} is missing: the model was loaded with parts="{self.parts}"; load it with parts="all".'
         )
 
@@ -24,6 +28,9 @@ class Absent(nn.Module):
         raise self.error()
 
     def __getitem__(self, _: Any) -> NoReturn:
+        raise self.error()
+
+    def __len__(self) -> int:
         raise self.error()
 
     def __getattr__(self, name: str) -> Any:

@@ -124,7 +124,7 @@ class Attention(nn.Module):
             query, keys, values, mask, causal=causal, dropout=rate, attention=self.attention, trace=trace
         )  # (B, heads, T, d)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
-        return out.view_as(x)
+        return out.reshape(x.shape)
 
     def keys_values(self, x: Tensor, trace: Trace = NO_TRACE) -> tuple[Tensor, Tensor]:
         """Project (B, S, D) to keys and values, (B, heads, S, d) each."""

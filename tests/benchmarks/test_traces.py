@@ -17,4 +17,4 @@ def test_the_cost_of_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     held = {row[0]: float(row[4].split()[0]) for row in rows[2:]}
     weights = 2 * 4 * 6 * 3 * (577 + 13) * 4 / 1e6  # layers, heads, steps, beams, positions, bytes
     assert held["no trace"] == 0.0 and held["cross-attention weights"] == pytest.approx(weights, abs=0.06)
-    assert "Without a trace, the 28 values and 7 scopes of a step cost" in table
+    assert "Without a trace, the 30 values and 7 scopes of a step cost" in table

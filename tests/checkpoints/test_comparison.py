@@ -407,7 +407,13 @@ def test_the_stored_type(f: Florence2, tmp_path: Path, dtype: Any) -> None:
 
 def test_image_settings_and_tokenizer_come_from_the_object(f: Florence2, tmp_path: Path) -> None:
     settings = dataclasses.replace(
-        f.processor.image_config, height=96, width=64, mean=(0.1, 0.2, 0.3), resample=2, rescale_factor=0.5
+        f.processor.image_config,
+        height=96,
+        width=64,
+        mean=(0.1, 0.2, 0.3),
+        resample=2,
+        rescale_factor=0.5,
+        image_seq_length=97,
     )
     changed = Florence2(f.model, Processor(f.processor.tokenizer, settings))
     changed.save(tmp_path / "c")

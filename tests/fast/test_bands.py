@@ -127,3 +127,18 @@ def test_gradients_flow(config: VisionConfig) -> None:
     tower, x = install(DaViT(config)).eval(), torch.randn(1, 3, 64, 64, requires_grad=True)
     tower(x).sum().backward()
     assert x.grad is not None and x.grad.any()
+
+
+@torch.no_grad()
+def test_a_call_replaced_for_all_modules_is_called(config: VisionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    tower, x = install(DaViT(config)).eval(), torch.randn(1, 3, 64, 64)
+    original, call = tower(x), nn.Module.__call__
+
+    def louder(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        out = call(self, *arguments, **keywords)
+        return out * 1.5 if isinstance(self, ChannelAttention) else out
+
+    monkeypatch.setattr(nn.Module, "__call__", louder)
+    fast = tower(x)
+    assert torch.allclose(fast, uninstall(tower)(x), atol=1e-4) and not torch.allclose(fast, original, atol=1e-3)

@@ -268,6 +268,7 @@ def test_every_path_gives_the_changed_models_answer(f: Florence2, image: Image.I
 
 
 CLASSES: dict[str, tuple[type, str]] = {
+    "logits of the model": (Florence2Model, "logits"),
     "forward of decoder layers": (DecoderLayer, "forward"),
     "forward of attention": (Attention, "forward"),
     "keys_values of attention": (Attention, "keys_values"),

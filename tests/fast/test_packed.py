@@ -1,7 +1,9 @@
 """Packed weights: the same products, and never those of a weight that has changed."""
 
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from florence2.fast import packed
 from florence2.fast.install import install, uninstall
@@ -170,7 +173,7 @@ def test_weights_of_one_input_are_multiplied_together() -> None:
     assert both.product(x, weights[0], None) is not None and both.product(x, weights[1], None) is None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_copies_are_kept_until_their_weight_changes() -> None:
     owner, groups = nn.Linear(1, 1), [[torch.randn(80, 48)], [torch.randn(48, 48), torch.randn(48, 48)]]
     first = pack(owner, groups, 4)
@@ -257,3 +260,106 @@ def test_threads_share_one(model: Florence2Model, memory: Tensor) -> None:
     for thread in threads:
         thread.join()
     assert [found[i] for i in range(3)] == alone
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: setattr(w, "data", w.data * 1.5),
+        lambda w: setattr(w, "data", w.data.t().contiguous().t()),
+        lambda w: w.mul_(1.5),
+    ],
+)
+@torch.no_grad()
+def test_other_values_between_two_steps_are_seen(
+    model: Florence2Model, memory: Tensor, change: Callable[[Tensor], object]
+) -> None:
+    plain = make_model(model.config, shapes()[1].seed, shapes()[1].end_bonus)
+    ids, logits = torch.tensor([5, 6]), []
+    for one in (model, plain):
+        cache = one.start_cache(memory, 1, 4)
+        one.step(ids, cache)
+        change(one.language_model.decoder.layers[0].fc1.weight)  # type: ignore[arg-type]
+        logits.append(one.step(ids, cache))
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
+class Loud(Tensor):
+    """A weight with products of its own, as quantisation libraries have."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        plain = [a.as_subclass(Tensor) if isinstance(a, Loud) else a for a in args]
+        return F.linear(plain[0], plain[1] * 1.5, *plain[2:]) if func is F.linear else func(*plain, **(kwargs or {}))
+
+
+def _odd(part: nn.Linear, name: str) -> None:
+    out = part.out_features
+    if name == "expanded bias":
+        part.bias = nn.Parameter(torch.ones(1).expand(out))
+    elif name == "strided bias":
+        part.bias = nn.Parameter(torch.linspace(-1, 1, 2 * out)[::2])
+    elif name == "bias of one":
+        part.bias = nn.Parameter(torch.ones(1))
+    elif name == "subclass":
+        weight = part.weight.detach().as_subclass(Loud)
+        del part.weight
+        part.weight = weight
+    elif name == "view of another":
+        part.weight = nn.Parameter(part.weight.detach().clone().t().contiguous().t())
+
+
+@pytest.mark.parametrize("name", ["expanded bias", "strided bias", "bias of one", "subclass", "view of another"])
+@torch.no_grad()
+def test_tensors_that_onednn_would_read_otherwise(model: Florence2Model, memory: Tensor, name: str) -> None:
+    _odd(model.language_model.decoder.layers[0].fc1, name)  # type: ignore[arg-type]
+    fast = generate(model, memory, OPTIONS)
+    plain = generate(uninstall(model), memory, OPTIONS)
+    torch.testing.assert_close(fast.token_logprobs, plain.token_logprobs, atol=2e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_layer_without_neurons(model: Florence2Model, memory: Tensor) -> None:
+    layer = model.language_model.decoder.layers[0]
+    layer.fc1.weight = nn.Parameter(layer.fc1.weight[:0])  # type: ignore[union-attr, index]
+    layer.fc1.bias = nn.Parameter(layer.fc1.bias[:0])  # type: ignore[union-attr, index]
+    layer.fc2.weight = nn.Parameter(layer.fc2.weight[:, :0])  # type: ignore[union-attr, index]
+    fast = generate(model, memory, OPTIONS)
+    plain = generate(uninstall(model), memory, OPTIONS)
+    torch.testing.assert_close(fast.token_logprobs, plain.token_logprobs, atol=2e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_an_input_that_is_changed_between_two_projections(model: Florence2Model, memory: Tensor) -> None:
+    attention = model.language_model.decoder.layers[0].self_attn
+    keys_values = attention.keys_values  # type: ignore[union-attr]
+
+    def louder(x: Tensor, *rest: object) -> object:
+        return keys_values(x.mul_(1.5), *rest)  # type: ignore[operator]
+
+    attention.keys_values = louder  # type: ignore[union-attr, assignment]
+    fast = generate(model, memory, OPTIONS)
+    plain = generate(uninstall(model), memory, OPTIONS)
+    torch.testing.assert_close(fast.token_logprobs, plain.token_logprobs, atol=2e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_cache_can_be_copied(model: Florence2Model, memory: Tensor) -> None:
+    cache = model.start_cache(memory, 1, 4)
+    model.step(torch.tensor([5, 6]), cache)
+    other = pickle.loads(pickle.dumps(copy.deepcopy(cache)))
+    expected = model.step(torch.tensor([7, 8]), cache)
+    torch.testing.assert_close(model.step(torch.tensor([7, 8]), other), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_torchs_modes_get_the_plain_products(model: Florence2Model, memory: Tensor) -> None:
+    class Louder(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            return out * 1.2 if func is F.linear else out
+
+    with Louder():
+        fast = generate(model, memory, OPTIONS)
+        plain = generate(uninstall(model), memory, OPTIONS)
+    torch.testing.assert_close(fast.token_logprobs, plain.token_logprobs, atol=2e-4, rtol=1e-3)

@@ -171,8 +171,14 @@ def test_progress_goes_to_stderr(plain_folder: Path, capsys: Capture, monkeypatc
     [
         (["nowhere"], "'nowhere'"),
         (["{folder}", "no/such/thing"], "'no/such/thing'"),
-        (["{folder}", "--revision", "main"], "is a local path, which has no revisions; leave out 'main'"),
-        (["{folder}", "{folder}", "--revision-b", "v2"], "is a local path, which has no revisions; leave out 'v2'"),
+        (
+            ["{folder}", "--revision", "main"],
+            "and has no revisions; leave out 'main'",
+        ),
+        (
+            ["{folder}", "{folder}", "--revision-b", "v2"],
+            "and has no revisions; leave out 'v2'",
+        ),
         (["{folder}", "--revision-b", "v2"], "only one is given; use --revision"),
         (["{folder}", "--top", "-1"], "--top is -1; it must be at least 0."),
         (["{folder}/tokenizer.json"], "tokenizer.json is truncated or"),
