@@ -27,7 +27,7 @@ class PackedCache(DecoderCache):
     packed: Packed
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave the packed weights out of a copy, which goes on without them."""
+        """Leave the packed weights out of a copy, whose steps use the plain ones."""
         return _plain_cache, ({name: value for name, value in vars(self).items() if name != "packed"},)
 
 

@@ -43,7 +43,7 @@ def find_change(module: nn.Module, kinds: Kinds, path: str = "") -> str | None:
 
 
 def find_mode() -> str | None:
-    """Return in words the mode of torch, if any, in which only the plain operations do what is expected."""
+    """Return in words the mode of torch, if any, in which only the plain operations are right."""
     if torch.compiler.is_compiling():
         return "torch.compile is at work"
     if torch.is_grad_enabled():

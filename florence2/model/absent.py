@@ -30,9 +30,6 @@ class Absent(nn.Module):
     def __getitem__(self, _: Any) -> NoReturn:
         raise self.error()
 
-    def __len__(self) -> int:
-        raise self.error()
-
     def __getattr__(self, name: str) -> Any:
         # copy, pickle and torch ask for optional hooks, all of them with an underscore
         if name.startswith("_"):
