@@ -50,10 +50,10 @@ def search(
     running = _Running(start_search(batch, options, ids, device))
     for n in range(1, options.max_new_tokens + 1):
         running.state = running.state.advance(step(running.state.newest.flatten()), n, trace)
-        left = int((~running.state.done).sum())
+        left = int((~running.state.done).sum())  # the one question to the device in each step
         if left == 0 or n == options.max_new_tokens:
             break
-        reorder(running.state.parents)
+        reorder(running.state.parents)  # the cache follows the beams that continue
         if keep is not None and left <= _COMPACT_BELOW * len(running.rows):
             keep(running.drop_done())
     return running.restore().finish()
@@ -108,7 +108,7 @@ class _BeamSearch(SearchState):
         zeros = torch.zeros(B, K, dtype=torch.long, device=device)
         sequences = torch.full((B, K, 1 + limit), ids.pad, device=device)
         sequences[:, :, 0] = ids.start
-        logprobs = torch.zeros(B, K, limit, device=device)
+        logprobs = torch.zeros(B, K, limit, device=device)  # kept for each id, because answers are scored by token
         sums = torch.full((B, K), _NOT_STARTED, device=device)
         sums[:, 0] = 0.0
         powers = [1.0, *(float(length) ** options.length_penalty for length in range(1, 1 + limit))]
@@ -122,7 +122,7 @@ class _BeamSearch(SearchState):
             sequences=sequences,
             logprobs=logprobs,
             sums=sums,
-            hypotheses=sequences,
+            hypotheses=sequences,  # nothing writes into either in place: `_append` gets a copy from `_pick`
             hypothesis_logprobs=logprobs,
             scores=torch.full_like(sums, NEVER, dtype=torch.float64),
             lengths=zeros,
@@ -133,11 +133,12 @@ class _BeamSearch(SearchState):
     def advance(self, logits: Tensor, n: int, trace: Trace = NO_TRACE) -> "_BeamSearch":
         """Compare 2·K candidates: of those that end the first K may finish, and K of the rest continue."""
         B, K = self.newest.shape
+        # with beams the rules see log-probabilities, in greedy search raw logits, as in the reference
         scores = self._apply_rules(logits.log_softmax(dim=-1), self.sequences.flatten(0, 1), n, trace)
         scores = trace("scores", scores).view(B, K, -1)
         # as many as may be needed: at most K of them end, one a beam, so at least K continue
         sums, flat = topk((scores + self.sums[:, :, None]).flatten(1), 2 * K)  # (B, 2·K), best first
-        parents, tokens = flat // scores.shape[2], flat % scores.shape[2]
+        parents, tokens = flat // scores.shape[2], flat % scores.shape[2]  # (B, 2·K): beam and id of each candidate
         generated = self.generated + 1
         candidates = replace(
             self,
@@ -149,6 +150,7 @@ class _BeamSearch(SearchState):
             sums=sums,
         )
         ends = tokens == self.ids.end
+        # as in the reference, an end that ranks below the first K candidates is dropped
         ends_well = ends & (torch.arange(2 * K, device=ends.device) < K) & ~self.done[:, None]
         finished = candidates._with_finished(ends_well, ended=True)
         survivors = ends.long().argsort(dim=1, stable=True)[:, :K]  # the first K that do not end
@@ -180,6 +182,7 @@ class _BeamSearch(SearchState):
 
     def _with_finished(self, which: Tensor, ended: bool) -> "_BeamSearch":
         """Let the running sequences that `which` (B, M) marks take the place of worse hypotheses."""
+        # in double precision and by a table of powers, so that every device ranks as the reference's Python does
         new = (self.sums.double() / self.powers.gather(1, self.generated[:, None])).where(which, NEVER)
         scores = torch.cat([self.scores, new], dim=1)
         # stable, so that of equal ones the earlier stays
@@ -197,7 +200,7 @@ class _BeamSearch(SearchState):
     def _is_done(self, best_running: Tensor) -> Tensor:
         """Return the inputs (B,) that need no further step, given the sum (B,) of their best candidate."""
         worst = self.scores[:, -1]
-        full = worst > NEVER
+        full = worst > NEVER  # K hypotheses are finished
         options = self.options
         if options.early_stopping is True:
             return full

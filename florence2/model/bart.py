@@ -42,7 +42,9 @@ class Encoder(nn.Module):
 
     def forward(self, embeddings: Tensor, mask: Tensor | None = None, trace: Trace = NO_TRACE) -> Tensor:
         """Encode; `mask` (B, S) bool is True at real positions, None when all are."""
-        x = embeddings + self.embed_positions(0, embeddings.shape[1])
+        # image tokens and prompt are one sequence to the encoder, so positions run through both
+        x = embeddings + self.embed_positions(0, embeddings.shape[1])  # (B, S, D)
+        # BART normalises the sum of both embeddings; the original Transformer does not
         x = F.dropout(trace("embedding", self.layernorm_embedding(x)), self.dropout, self.training)
         source = Itself(None if mask is None else mask[:, None, None, :])  # (B, 1, 1, S)
         for i, layer in enumerate(self.layers):
@@ -66,7 +68,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Decode whole sequences: (B, T, D), `memory` (B, S, D), `memory_mask` (B, S) bool -> (B, T, D)."""
         x = self.embed(embeddings, self.embed_positions(0, embeddings.shape[1]), trace)
-        past = Itself(causal=True)
+        past = Itself(causal=True)  # no token may look at those after it
         source = Whole(memory, None if memory_mask is None else memory_mask[:, None, None, :])
         for i, layer in enumerate(self.layers):
             x = trace(f"layers.{i}", layer(x, past, source, trace.at(f"layers.{i}")))
@@ -75,7 +77,7 @@ class Decoder(nn.Module):
     def step(self, embeddings: Tensor, cache: DecoderCache, trace: Trace = NO_TRACE) -> Tensor:
         """Decode one token of each of K beams, (B·K, 1, D) -> (B·K, 1, D); the cache grows by one position."""
         x = self.embed(embeddings, cache.embed_position(self.embed_positions), trace)
-        cache.advance()
+        cache.advance()  # before the layers, which all write their keys and values at the new position
         for i, layer in enumerate(self.layers):
             x = trace(f"layers.{i}", layer(x, cache.past(i), cache.memory(i), trace.at(f"layers.{i}")))
         return x
@@ -109,6 +111,7 @@ class Attention(nn.Module):
     def __init__(self, config: TextConfig, heads: int, attention: AttentionKind):
         super().__init__()
         self.heads, self.attention, self.dropout = heads, attention, config.attention_dropout
+        # in the order of the reference's parameters, which optimisers and checkpoints follow
         self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.q_proj = nn.Linear(config.d_model, config.d_model)
@@ -119,7 +122,7 @@ class Attention(nn.Module):
         queries = source.as_queries(x)  # (B, T, D): in a step, the K beams of an image stand for its T positions
         query = trace("queries", self._split(self.q_proj(queries)))  # (B, heads, T, d)
         keys, values, mask, causal = source.keys_values(self, queries, trace)
-        rate = self.dropout if self.training else 0.0
+        rate = self.dropout if self.training else 0.0  # of the attention weights; the layer drops the output as well
         mixed = attend(
             query, keys, values, mask, causal=causal, dropout=rate, attention=self.attention, trace=trace
         )  # (B, heads, T, d)
@@ -133,6 +136,7 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, heads·d) -> (B, heads, T, d)"""
+        # the width of a head follows from the weights, so that heads may be pruned
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
@@ -151,10 +155,12 @@ class _Layer(nn.Module):
     def add_self_attention(self, x: Tensor, source: KeySource, trace: Trace) -> Tensor:
         """x = LN(x + self-attention(x))"""
         added = trace("self_attention", self.self_attn(x, source, trace.at("self_attention")))
+        # post-norm: the residual stream itself is normalised, unlike in the vision tower
         return trace("after_self_attention", self.self_attn_layer_norm(x + self.drop(added)))
 
     def add_mlp(self, x: Tensor, trace: Trace) -> Tensor:
         """x = LN(x + MLP(x))"""
+        # before and after the activation have names, so that a patch can replace the activation itself
         hidden = trace("mlp.hidden", self.activation(trace("mlp.before", self.fc1(x))))
         added = trace("mlp", self.fc2(F.dropout(hidden, self.activation_dropout, self.training)))
         out: Tensor = self.final_layer_norm(x + self.drop(added))
@@ -199,6 +205,7 @@ class DecoderLayer(_Layer):
 
     def forward(self, x: Tensor, past: KeySource, memory: KeySource, trace: Trace = NO_TRACE) -> Tensor:
         x = self.add_self_attention(x, past, trace)
+        # the only place where the answer sees the image and the prompt
         added = trace("cross_attention", self.encoder_attn(x, memory, trace.at("cross_attention")))
         x = trace("after_cross_attention", self.encoder_attn_layer_norm(x + self.drop(added)))
         return self.add_mlp(x, trace)

@@ -94,6 +94,7 @@ class DecoderCache:
         self.projected: list[KeysValues] = []  # of the memory, by layer
         self.own: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)  # keys and values of the answer
         for i, layer in enumerate(decoder.layers):
+            # the memory stays the same through the answer, so its keys and values do
             attention = cast("DecoderLayer", layer).encoder_attn
             keys, values = attention.keys_values(memory, trace.at(f"layers.{i}.cross_attention"))
             self.projected.append(KeysValues(keys, values, mask))
@@ -148,6 +149,7 @@ class DecoderCache:
         if self.length == self.max_length:
             raise PromptError(f"This cache has room for {self.max_length} positions, and all are used.")
         start = self.length * self.beams
+        # beam k wrote slot k of this position, which no other beam has in its past
         own = torch.eye(self.beams, dtype=torch.bool, device=self.ancestry.device)
         self.ancestry[:, :, start : start + self.beams] = own
         self.length += 1

@@ -97,6 +97,7 @@ class _Block(nn.Module):
         name = self.attention_name
         # no position embedding: the convolutions tell a position where it is, and need no LayerNorm
         x = trace("conv1", x + self.conv1(x))
+        # pre-norm: the residual stream is never normalised, and grows with depth
         mixed = trace(name, getattr(self, name)(self.norm1(x), trace.at(name)))
         x = trace("after_attention", x + self._drop_path(mixed))
         x = trace("conv2", x + self.conv2(x))
@@ -173,6 +174,7 @@ class WindowAttention(nn.Module):
         # reference.
         x = F.pad(x, (0, 0, 0, -W % self.window, 0, -H % self.window))
         windows = split_windows(x, self.window)  # (B·windows, window², C)
+        # no relative position bias, unlike in Swin: the depthwise convolutions take its place
         qkv = self.qkv(windows).view(-1, self.window**2, 3, self.heads, C // self.heads)
         query, key, value = _record_three(trace, qkv.permute(2, 0, 3, 1, 4))  # (B·windows, heads, window², C / heads)
         out = attend(query, key, value, attention=self.attention, trace=trace)
