@@ -1,12 +1,13 @@
 """`python -m benchmarks compare` on one checkout twice, and the arithmetic of its table."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.compare import Round, format_comparison
+from benchmarks.compare import Round, format_comparison, name_checkout
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = "--rounds 1 --repeats 1 --batch 2 --tokens 10 --threads 1".split()
@@ -48,6 +49,25 @@ def test_ratios_are_taken_within_a_round() -> None:
     load, memory = format_comparison(rounds).splitlines()[2:]
     assert [cell.strip() for cell in load.split("|")[1:-1]] == ["load", "2 s (2–4)", "1.5 s (1–2)", "0.50"]
     assert [cell.strip() for cell in memory.split("|")[2:-1]] == ["1 MiB", "1 MiB", "1.00"]
+
+
+def test_a_checkout_is_named_by_its_commit(tmp_path: Path) -> None:
+    assert name_checkout(tmp_path) == f"the folder {tmp_path.name}"
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    git("init")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "--short", "HEAD")
+    assert name_checkout(tmp_path) == f"commit {commit}"
+    (tmp_path / "file").write_text("two")
+    assert name_checkout(tmp_path) == f"commit {commit} with changes"
 
 
 def test_what_is_not_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
