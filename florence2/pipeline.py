@@ -27,7 +27,7 @@ from florence2.model.trace import TraceBlock
 from florence2.processor import Processor
 from florence2.request import AnyImage as AnyImage
 from florence2.request import EncodedImage as EncodedImage
-from florence2.request import EncodeOnce
+from florence2.request import EncodeOnce, check_requests
 from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
@@ -155,7 +155,7 @@ class Florence2(Runner):
         if type(batch_size) is not int or batch_size < 1:
             raise OptionError(f"batch_size is {shown(batch_size)}; it must be a whole number of at least 1.")
         options = self._choose_options(options, settings)
-        checked = [check_request(request, self.processor.tasks) for request in requests]
+        checked = check_requests(requests, self.processor.tasks)
         images = EncodeOnce([request.image for request in checked], self._encode_sources)
         answers: list[Answer] = []
         for start in range(0, len(checked), batch_size):

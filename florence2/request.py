@@ -77,6 +77,13 @@ def check_request(request: Request, tasks: Mapping[str, Task] = TASKS) -> Checke
     return CheckedRequest(task or Task(prompt, "{input}", takes="text"), image, text)
 
 
+def check_requests(requests: Iterable[Request], tasks: Mapping[str, Task] = TASKS) -> list[CheckedRequest]:
+    """Check every request as `check_request` does. Raises PromptError as it does, and for a lone value."""
+    if not isinstance(requests, Iterable) or isinstance(requests, str | bytes):
+        raise PromptError(f"requests is {shown(requests)}; give a list of (task, image) or (task, image, input).")
+    return [check_request(request, tasks) for request in requests]
+
+
 def _region_task(prompt: str, box: list[Any], tasks: Mapping[str, Task]) -> Task:
     """Return the task of a request with a box, which must take one."""
     task = find_task(prompt, tasks) if isinstance(prompt, str) else None

@@ -508,6 +508,9 @@ def test_requests_beyond_one_batch(
     for bad in (("<OD>",), "<OD>", ("<OD>", picture, None, 1)):
         with pytest.raises(PromptError, match=r"must be \(task, image\)"):
             small.run_batch([bad])  # type: ignore[list-item]
+    for none in (5, None, "<OD>"):
+        with pytest.raises(PromptError, match=r"give a list of \(task, image\)"):
+            small.run_batch(none)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="takes no box"):
         small.run("<CAPTION_TO_PHRASE_GROUNDING>", picture, (1, 2, 3, 4))
     with pytest.raises(PromptError, match="class is empty"):

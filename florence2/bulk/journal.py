@@ -20,9 +20,12 @@ class Folder:
     def __init__(self, path: Path, draw: bool, settings: Mapping[str, Any]):
         """Open or make the folder.
 
-        Raises OptionError when it holds answers made with other `settings`: one file must not mix them.
+        Raises OptionError when `path` is a file, and when the folder holds answers made with other `settings`: one
+        file must not mix them.
         """
         self.path, self.draw = path, draw
+        if path.exists() and not path.is_dir():
+            raise OptionError(f"{path} is a file; answers need a folder.")
         self.path.mkdir(parents=True, exist_ok=True)
         results = self.path / "results.jsonl"
         _hold_settings(self.path / "settings.json", settings, results)

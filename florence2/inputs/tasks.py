@@ -232,7 +232,9 @@ def check_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task]
         PromptError: The prompt is empty or begins with an unknown task token ("<VQA>how many?"), the input of a region
             task is not one region, or `split_prompt` refuses it.
     """
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str):
+        raise PromptError(f"The task is {shown(prompt)}, not a string; the task comes before the image.")
+    if not prompt.strip():
         raise PromptError(f"A task must be a token, an alias or a prompt, not {prompt!r}.")
     task, task_input = split_prompt(prompt, text, tasks)
     if task is None and (unknown := _TOKEN.match(prompt)):

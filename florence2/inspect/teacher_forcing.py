@@ -98,7 +98,7 @@ def teacher_force(
         PromptError: The request is not valid, as in `f.run`, or the text is longer than the model's positions.
         ImageError: The image cannot be read.
     """
-    check_request(request)
+    check_request(request, f.processor.tasks)
     image = request[1]
     if isinstance(image, EncodedImage):
         return _make_case(f, request, None, image, answer, options or f.options())
@@ -113,7 +113,7 @@ def teacher_force_all(
     cases: list[ForcedAnswer] = []
     by_image: dict[object, ForcedAnswer] = {}
     for request in requests:
-        check_request(request)
+        check_request(request, f.processor.tasks)
         image = request[1]
         key = str(image) if isinstance(image, str | os.PathLike) else id(image)
         before = by_image.get(key)

@@ -66,6 +66,13 @@ def test_a_folder_without_answers_takes_new_settings(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "settings.json").read_text()) == {"model": "base"}
 
 
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OptionError, match="out is a file; answers need a folder"):
+        Folder(tmp_path / "out", draw=False, settings={})
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def row_with_a_box(small: florence2.Florence2, path: Path, task: str = "<OD>") -> Row:
     text = "a café<loc_100><loc_200><loc_700><loc_800>"
     answer = small.processor.answer(task, text, image_size=open_image(path).size)

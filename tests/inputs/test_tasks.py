@@ -142,9 +142,17 @@ def test_a_region_is_four_locations_in_order(region: str) -> None:
     check_prompt("<REGION_TO_CATEGORY>", "<loc_1><loc_1><loc_2><loc_999>")
 
 
-@pytest.mark.parametrize("prompt", ["", "  ", None, 5])
-def test_empty_prompts_are_refused(prompt: Any) -> None:
-    with pytest.raises(PromptError, match="must be a token, an alias or a prompt"):
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "must be a token, an alias or a prompt"),
+        ("  ", "must be a token, an alias or a prompt"),
+        (None, "The task is None, not a string; the task comes before the image."),
+        (5, "The task is 5, not a string"),
+    ],
+)
+def test_empty_prompts_are_refused(prompt: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
         check_prompt(prompt)
 
 

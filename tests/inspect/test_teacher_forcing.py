@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from florence2 import EncodedImage, Florence2, GenerationOptions
+from florence2 import EncodedImage, Florence2, GenerationOptions, Task, add_tasks
 from florence2.errors import OptionError, PromptError
 from florence2.inspect.teacher_forcing import (
     ForcedAnswer,
@@ -19,6 +19,7 @@ from florence2.inspect.teacher_forcing import (
     teacher_force_all,
 )
 from florence2.model.trace import start_trace
+from florence2.request import Request
 from florence2.tracing.names import names_of
 from florence2.tracing.patches import scale, zero
 from tests.conftest import count_encodings
@@ -52,6 +53,16 @@ def test_the_answer_is_that_of_a_run(mini: Florence2, images: list[Image.Image],
     found, expected = teacher_force(mini, request, options=few), mini.run(*request, options=few)
     assert found.answer.token_ids == expected.token_ids and found.answer.text == expected.text
     assert len(found.logprobs) == len(found.kinds) == len(found.counted) == len(expected.token_ids) - 1
+
+
+def test_tasks_of_the_model_itself_are_known(
+    mini: Florence2, images: list[Image.Image], few: GenerationOptions
+) -> None:
+    own = add_tasks(mini, Task("<COUNT>", "How many things?"))
+    requests: list[Request] = [("<COUNT>", images[0]), ("count", images[0])]
+    assert [case.answer.task for case in teacher_force_all(own, requests, few)] == ["<COUNT>", "<COUNT>"]
+    with pytest.raises(PromptError, match="<COUNT>"):
+        teacher_force(mini, requests[0], options=few)
 
 
 def test_log_probabilities_are_those_of_the_search(mini: Florence2, images: list[Image.Image]) -> None:
