@@ -1,9 +1,8 @@
 """The search over any step function, and beam search: it knows tensors and no model.
 
 Beam search is that of transformers' `generate`, from which the published answers come: 2·K candidates a step, finished
-hypotheses scored by (sum of log-probabilities) / length^length_penalty, and its three ways to stop.
-Greedy search and sampling are in
-`sampling`. Dimensions: B inputs, K beams, M candidates, T ids, V vocabulary.
+hypotheses scored by (sum of log-probabilities) / length^length_penalty, and its three ways to stop. Greedy search and
+sampling are in `sampling`. Dimensions: B inputs, K beams, M candidates, T ids, V vocabulary.
 """
 
 from collections.abc import Callable
