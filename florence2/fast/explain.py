@@ -125,7 +125,7 @@ def _explain_steps(model: Florence2Model, rows: int) -> str:
     reasons = [reason for group in groups for _ in group if (reason := packed.why_unusable(group)) is not None]
     usable = [group for group in groups if packed.why_unusable(group) is None]
     gaining = packed.find_gaining(usable, rows)
-    reasons += ["plain products were faster here"] * (_count(usable) - _count(gaining))
+    reasons += ["packing gains too little here"] * (_count(usable) - _count(gaining))
     if not gaining:
         return f"plain: {_join(reasons)}"
     text = f"{_count(gaining)} of {_count(groups)} weights packed for {rows} row{'s' if rows > 1 else ''}"

@@ -260,12 +260,10 @@ def test_weights_of_steps(f: Florence2, monkeypatch: pytest.MonkeyPatch) -> None
     vocabulary = len(f.model.output_weight)
     monkeypatch.setattr(packed, "_gains", {})
     monkeypatch.setattr(packed, "_measure_gain", lambda groups, rows: 2.0 if len(groups[0][0]) == vocabulary else 0.9)
-    assert (
-        lines(f)["decoder's steps"] == "1 of 17 weights packed for 3 rows; plain: plain products were faster here (16)"
-    )
+    assert lines(f)["decoder's steps"] == "1 of 17 weights packed for 3 rows; plain: packing gains too little here (16)"
     monkeypatch.setattr(packed, "_gains", {})
     monkeypatch.setattr(packed, "_measure_gain", lambda weights, rows: 0.9)
-    assert lines(f)["decoder's steps"] == "plain: plain products were faster here (17)"
+    assert lines(f)["decoder's steps"] == "plain: packing gains too little here (17)"
     monkeypatch.setattr(packed, "is_available", lambda: False)
     missing = "plain: oneDNN's packed products are missing or wrong on this machine"
     assert lines(f)["decoder's steps"] == missing
