@@ -124,11 +124,9 @@ def _explain_steps(model: Florence2Model, rows: int) -> str:
     groups = model.step_weights()
     reasons = [reason for group in groups for _ in group if (reason := packed.why_unusable(group)) is not None]
     usable = [group for group in groups if packed.why_unusable(group) is None]
-    gaining = packed.find_gaining(usable, rows)
-    reasons += ["packing gains too little here"] * (_count(usable) - _count(gaining))
-    if not gaining:
-        return f"plain: {_join(reasons)}"
-    text = f"{_count(gaining)} of {_count(groups)} weights packed for {rows} row{'s' if rows > 1 else ''}"
+    if not packed.gains(usable, rows):
+        return f"plain: {_join([*reasons, *['packing gains too little here'] * _count(usable)])}"
+    text = f"{_count(usable)} of {_count(groups)} weights packed for {rows} row{'s' if rows > 1 else ''}"
     return f"{text}; plain: {_join(reasons)}" if reasons else text
 
 

@@ -2,9 +2,8 @@
 
 A step multiplies one row for each beam with every weight of the decoder, so it takes as long as reading them: 356 MB
 for base in float32. Which product reads faster depends on the processor and the number of rows: with three beams an AMD
-EPYC (Zen 5) reads blocked weights three times as fast as plain ones, an Intel Xeon (Sapphire Rapids) plain ones up to a
-quarter faster, and blocked ones from eight rows on. So both are timed once for each shape, and only weights that gain
-are packed.
+EPYC (Zen 5) reads blocked weights three times as fast as plain ones, an Intel Xeon (Sapphire Rapids) both equally fast;
+from eight rows on, it reads blocked ones up to twice as fast. So both are timed once for each number of rows.
 
 Packed copies are used inside the steps of one generation alone, and only after its start has compared each weight with
 its copy's fingerprint: modules are called as always, so hooks, patches, traces and replaced parts need no exception.
@@ -16,7 +15,7 @@ import contextlib
 import math
 import time
 import weakref
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,8 +28,8 @@ from torch import Tensor, nn
 
 _PACKED_FOR = 8  # rows that oneDNN arranges the weights for; other numbers are almost as fast
 _MAX_ROWS = 64  # with more rows a step computes more than it reads, and `fast.linear` chooses the product
-_SAMPLE_BYTES = 24 << 20  # of each shape: enough to leave the caches of one core
-_MARGIN = 1.2  # the least gain that is worth the memory of a second copy
+_SAMPLE_BYTES = 24 << 20  # of one weight at most
+_MARGIN = 1.1  # the least gain that is worth the memory of a second copy
 _ROUNDS = 3
 
 
@@ -159,12 +158,12 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | N
 _lock = Lock()
 _kept: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], PackedWeights]]" = weakref.WeakKeyDictionary()
 """The packed copies of each model by the ids of their weights, for as long as it lives and they are current."""
-_gains: dict[tuple[int, ...], bool] = {}
-"""Whether packing gains, by (threads, rows, out, in)."""
+_gains: dict[tuple[object, ...], bool] = {}
+"""Whether packing gains, by (threads, rows, how many groups have each shape)."""
 
 
 def pack(owner: nn.Module, groups: Iterable[Sequence[Tensor]], rows: int) -> Packed | None:
-    """Return current packed copies of the `groups` for which packing makes products of `rows` rows faster, if any.
+    """Return current packed copies of the `groups` if packing makes products of `rows` rows faster.
 
     A group holds weights that are multiplied with the same input. Copies are kept as long as `owner` lives, and made
     again for weights that have changed. Nothing is packed where oneDNN is missing or wrong, or the weights are not
@@ -174,10 +173,10 @@ def pack(owner: nn.Module, groups: Iterable[Sequence[Tensor]], rows: int) -> Pac
         return None
     usable = [tuple(group) for group in groups if why_unusable(group) is None]
     with _lock, torch.no_grad():
-        known, wanted = _kept.get(owner, {}), find_gaining(usable, rows)
-        if not wanted:
+        if not gains(usable, rows):
             return None
-        packed = {_ids(group): _current(known.get(_ids(group)), group) for group in wanted}
+        known = _kept.get(owner, {})
+        packed = {_ids(group): _current(known.get(_ids(group)), group) for group in usable}
         alive = {ids: copy for ids, copy in known.items() if all(weight() is not None for weight in copy.weights)}
         _kept[owner] = alive | packed  # copies for other numbers of rows stay
         return Packed(list(packed.values()))
@@ -204,10 +203,13 @@ def why_unusable(group: Sequence[Tensor]) -> str | None:
     return None
 
 
-def find_gaining(groups: Sequence[Sequence[Tensor]], rows: int) -> list[Sequence[Tensor]]:
-    """Return the groups that gain when they are packed for `rows` rows; measured once a process."""
-    gains = _gains_by_shape(groups, rows)
-    return [group for group in groups if gains[_joined_shape(group)]]
+def gains(groups: Sequence[Sequence[Tensor]], rows: int) -> bool:
+    """Return whether a step of `rows` rows is faster with all `groups` packed; measured once a process."""
+    counts = Counter(map(_joined_shape, groups))
+    key = (torch.get_num_threads(), 1 << (rows - 1).bit_length(), frozenset(counts.items()))
+    if key not in _gains:
+        _gains[key] = bool(groups) and _measure_gain(groups, rows) > _MARGIN
+    return _gains[key]
 
 
 def _ids(group: Sequence[Tensor]) -> tuple[int, ...]:
@@ -222,42 +224,39 @@ def _current(known: PackedWeights | None, group: Sequence[Tensor]) -> PackedWeig
     return known if known is not None and known.refresh(group) else PackedWeights(group)
 
 
-def _gains_by_shape(groups: Sequence[Sequence[Tensor]], rows: int) -> dict[tuple[int, int], bool]:
-    """Return for every shape of `groups` whether packing gains; measured once a process."""
-    by_shape: dict[tuple[int, int], list[Sequence[Tensor]]] = defaultdict(list)
-    for group in groups:
-        by_shape[_joined_shape(group)].append(group)
-    bucket = 1 << (rows - 1).bit_length()
-    gains = {}
-    for shape, some in by_shape.items():
-        key = (torch.get_num_threads(), bucket, *shape)
-        if key not in _gains:
-            _gains[key] = _measure_gain(some, rows) > _MARGIN
-        gains[shape] = _gains[key]
-    return gains
-
-
 def _measure_gain(groups: Sequence[Sequence[Tensor]], rows: int) -> float:
-    """Return the speed of packed products relative to plain ones, on some of `groups`, which all have one shape."""
-    out, inner = _joined_shape(groups[0])
-    # only the first rows of a large weight such as the embedding
-    part = [groups[0][0].detach()[: math.ceil(_SAMPLE_BYTES / (4 * inner))]]
-    whole = [[weight.detach() for weight in group] for group in groups[: math.ceil(_SAMPLE_BYTES / (4 * out * inner))]]
-    some = [part] if len(part[0]) < len(groups[0][0]) else whole
-    copies = [torch.ops.mkldnn._reorder_linear_weight(torch.cat(group), _PACKED_FOR) for group in some]
-    x = torch.ones(rows, inner, dtype=torch.float32, device="cpu")
-    plain_times, packed_times = [], []
+    """Return the speed of all packed products relative to the plain ones.
+
+    One group of each shape is measured, one shape after another as in a step, so that each is read from memory and not
+    from a cache that its last turn filled.
+    """
+    counts = Counter(map(_joined_shape, groups))
+    samples = [_sample(group) for group in {_joined_shape(group): group for group in groups}.values()]
+    shares = [
+        count * out / sum(map(len, sample)) for ((out, _), count), sample in zip(counts.items(), samples, strict=True)
+    ]
+    copies = [torch.ops.mkldnn._reorder_linear_weight(torch.cat(sample), _PACKED_FOR) for sample in samples]
+    inputs = [torch.ones(rows, sample[0].shape[1], dtype=torch.float32, device="cpu") for sample in samples]
+    plain, packed = [[math.inf] * len(samples) for _ in range(2)]
     for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        for group in some:
-            for weight in group:
+        for i, (x, sample) in enumerate(zip(inputs, samples, strict=True)):
+            started = time.perf_counter()
+            for weight in sample:
                 F.linear(x, weight)
-        between = time.perf_counter()
-        for copy in copies:
+            plain[i] = min(plain[i], time.perf_counter() - started)
+        for i, (x, copy) in enumerate(zip(inputs, copies, strict=True)):
+            started = time.perf_counter()
             torch.ops.mkldnn._linear_pointwise(x, copy, None, "none", [], "none")
-        plain_times.append(between - started)
-        packed_times.append(time.perf_counter() - between)
-    return min(plain_times) / min(packed_times)
+            packed[i] = min(packed[i], time.perf_counter() - started)
+    plain_time, packed_time = (
+        sum(share * t for share, t in zip(shares, times, strict=True)) for times in (plain, packed)
+    )
+    return plain_time / packed_time
+
+
+def _sample(group: Sequence[Tensor]) -> list[Tensor]:
+    """Return the weights of a group, only the first rows of one as large as the embedding."""
+    return [weight.detach()[: math.ceil(_SAMPLE_BYTES / (4 * weight.shape[1]))] for weight in group]
 
 
 def is_available() -> bool:

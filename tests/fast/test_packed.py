@@ -185,25 +185,28 @@ def test_copies_are_kept_until_their_weight_changes() -> None:
     assert third is not None and third.copies[0] is first.copies[0] and third.copies[1] is not first.copies[1]
 
 
+@pytest.mark.parametrize("gain", [2.0, 1.0])
 @pytest.mark.parametrize("rows", [1, 4, 100])
 @torch.no_grad()
-def test_only_what_gains_is_packed(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each shape is measured once for each number of rows, up to powers of two."""
+def test_weights_are_packed_where_it_gains(rows: int, gain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured once for each number of rows, up to powers of two, and set of shapes."""
     measured = []
 
-    def gain(groups: list[list[Tensor]], rows: int) -> float:
-        measured.append((rows, *groups[0][0].shape))
-        return 2.0 if groups[0][0].shape[0] == 80 else 1.0
+    def measure(groups: list[list[Tensor]], rows: int) -> float:
+        measured.append((rows, len(groups)))
+        return gain
 
-    monkeypatch.setattr(packed, "_measure_gain", gain)
+    monkeypatch.setattr(packed, "_measure_gain", measure)
     owner, groups = nn.Linear(1, 1), [[torch.randn(80, 48)], [torch.randn(48, 80)], [torch.randn(80, 48)]]
     for _ in range(2):
         found = pack(owner, groups, rows)
-        if rows > 64:
+        if rows > 64 or gain == 1.0:
             assert found is None
-            continue
-        assert found is not None and [copy.weights[0]() for copy in found.copies] == [groups[0][0], groups[2][0]]
-    assert measured == ([(rows, 80, 48), (rows, 48, 80)] if rows <= 64 else [])
+        else:
+            assert found is not None and [[copy.weights[0]()] for copy in found.copies] == groups
+    assert measured == ([(rows, 3)] if rows <= 64 else [])
+    pack(owner, groups[1:], rows)
+    assert measured == ([(rows, 3), (rows, 2)] if rows <= 64 else [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -215,7 +218,9 @@ def test_other_types_are_not_packed(dtype: torch.dtype) -> None:
 def test_the_clock_is_read_on_real_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with torch.no_grad():
-        assert 0.01 < packed._measure_gain([[torch.randn(80, 48)], [torch.randn(80, 48)]], 4) < 100
+        assert (
+            0.01 < packed._measure_gain([[torch.randn(80, 48)], [torch.randn(48, 80)], [torch.randn(80, 48)]], 4) < 100
+        )
 
 
 def test_fewer_threads_than_promised_get_the_plain_step() -> None:
