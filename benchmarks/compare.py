@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, name_checkout
 from benchmarks.subject import default_image, make_synthetic_checkpoint, write_jpegs
 from florence2.errors import Florence2Error
 from parity.report import format_rows
@@ -112,22 +112,6 @@ def _run_worker(checkout: Path, spec: dict[str, Any]) -> dict[str, Any]:
         raise Florence2Error(f"The checkout {checkout} failed:\n{done.stderr[-3000:]}")
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
-
-
-def name_checkout(checkout: Path) -> str:
-    """Name the commit of a checkout, and whether it holds more than that; the folder where git does not know it."""
-    head = _git(checkout, "rev-parse", "--short", "HEAD")
-    if head is None:
-        return f"the folder {checkout.name}"
-    return f"commit {head}" + (" with changes" if _git(checkout, "status", "--porcelain", "-uno") else "")
-
-
-def _git(checkout: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True)
-    except FileNotFoundError:  # no git on this machine
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def format_comparison(rounds: list[Round]) -> str:

@@ -2,6 +2,7 @@
 
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def count_step_bytes(config: Florence2Config, memory_length: int, dtype: torch.d
 
 
 def describe_machine(threads: int | None = None) -> str:
-    """Describe the processor, torch and Python in one line."""
+    """Describe the processor, torch, Python and this checkout in one line, for the head of a results file."""
     model = platform.machine()
     cpus = Path("/proc/cpuinfo")
     if cpus.exists():
@@ -73,8 +74,25 @@ def describe_machine(threads: int | None = None) -> str:
         model += f", {torch.cuda.get_device_name()}"
     return (
         f"{model} ({torch.backends.cpu.get_cpu_capability()}), {threads or torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, Python {platform.python_version()}"
+        f"torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{name_checkout(Path(__file__).parent.parent)}"
     )
+
+
+def name_checkout(checkout: Path) -> str:
+    """Name the commit of a checkout, and whether it holds more than that; the folder where git does not know it."""
+    head = _git(checkout, "rev-parse", "--short", "HEAD")
+    if head is None:
+        return f"the folder {checkout.name}"
+    return f"commit {head}" + (" with changes" if _git(checkout, "status", "--porcelain", "-uno") else "")
+
+
+def _git(checkout: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _vision_products(config: Florence2Config, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.compare import Round, format_comparison, name_checkout
+from benchmarks.compare import Round, format_comparison
+from benchmarks.machine import name_checkout
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = "--rounds 1 --repeats 1 --batch 2 --tokens 10 --threads 1".split()
