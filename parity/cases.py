@@ -124,7 +124,7 @@ def _three_stages(vision: VisionConfig, stages: int = 3) -> VisionConfig:
 
 def base_shape() -> SyntheticModel:
     """Return the full base shape, which `--full` adds."""
-    return SyntheticModel("base, 768 x 768", preset("base"), (768, 768), seed=25, end_bonus=17.5)
+    return SyntheticModel("base, 768 x 768", preset("base"), (768, 768), seed=25, end_bonus=9.0)
 
 
 SETTINGS: list[dict[str, Any]] = [

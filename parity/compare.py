@@ -4,6 +4,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from parity.gradients import compare_gradients, make_batch
 from parity.recipe import make_checkpoint, make_picture
 from parity.references import Native, Reference, Remote
 from parity.report import Comparison, largest_difference
+from parity.ties import TokenCount
 
 MakeReference = Callable[[Path, Florence2Model, torch.dtype], Reference]
 """A function of checkpoint folder, our model of it and dtype that loads the reference."""
@@ -204,28 +206,28 @@ def _compare_search(
     settings: Sequence[dict[str, Any]],
 ) -> Iterator[Comparison]:
     defaults = GenerationOptions.from_settings(ours.config.generation)
-    equal = total = scored = tokens = 0
+    count, scored, tokens = TokenCount(), 0, 0
     worst, notes = 0.0, []
     for pixel_values in pixels:
         with torch.no_grad():
             features = ours.encode_image(pixel_values)
         for ids in prompts:
+            encode = partial(ours.encode, features, torch.tensor([ids]))
             with torch.no_grad():
-                memory = ours.encode(features, torch.tensor([ids]))
+                memory = encode()
             for changes in settings:
                 options = defaults.changed(**changes)
                 generation = generate(ours, memory, options)
                 sequences, logprobs, scores = reference.generate(pixel_values, ids, options)
-                same = generation.sequences.tolist() == sequences
                 tokens += int(generation.lengths.sum())
-                equal, total = equal + same, total + 1
-                if same:
+                if count.add(ours, encode, generation.sequences.tolist(), sequences):
                     scored += 1
                     worst = max(worst, _score_difference(generation, logprobs, scores))
                 else:
                     notes.append(f"{changes}: {_first_difference(generation.sequences.tolist(), sequences)}")
     stage = f"tokens, {len(settings)} settings"
-    yield Comparison(group, subject, stage, equal, total, note="; ".join([f"({tokens:,} tokens)", *notes]))
+    note = "; ".join([f"({tokens:,} tokens)", *notes])
+    yield Comparison(group, subject, stage, count.equal, count.total, note=note, ties=count.ties)
     yield Comparison(group, subject, "log-probabilities and scores", scored, scored, worst)
 
 

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.model.florence2 import Florence2Model
 from parity.recipe import GOLDEN, make_checkpoint, make_picture
 from parity.report import Comparison, largest_difference
+from parity.ties import TokenCount
 
 _GROUP = "records"
 _SUBJECT = "records of the remote code"
@@ -118,7 +120,7 @@ def compare_model(
         tokenizer, image_config = FlorenceTokenizer(Path(folder) / "tokenizer.json"), read_image_config(Path(folder))
     worst = dict.fromkeys(("features", "encoder", "logits", "loss", "scores"), 0.0)
     counts = dict.fromkeys(worst, 0)
-    equal = total = choices = 0
+    count, choices = TokenCount(), 0
 
     def note(stage: str, ours: Any, theirs: Any) -> None:
         worst[stage], counts[stage] = max(worst[stage], largest_difference(ours, theirs)), counts[stage] + 1
@@ -130,7 +132,8 @@ def compare_model(
         with torch.no_grad():
             pixel_values, prompt = torch.from_numpy(image_to_array(image, image_config)), torch.tensor([ids])
             features = model.encode_image(pixel_values)
-            memory = model.encode(features, prompt)
+            encode = partial(model.encode, features, prompt)
+            memory = encode()
             logits = model.decode(torch.tensor([run["decoder_input_ids"]]), memory)
             note("loss", float(model.loss(pixel_values, prompt, torch.tensor([run["labels"]]))), run["loss"])
         for stage, tensor in (("features", features), ("encoder", memory), ("logits", logits)):
@@ -140,14 +143,13 @@ def compare_model(
         for recorded in run["generations"]:
             options = GenerationOptions.from_settings(model.config.generation).changed(**recorded["options"])
             generation = generate(model, memory, options)
-            same = generation.sequences.tolist() == recorded["sequences"]
-            equal, total = equal + same, total + 1
+            same = count.add(model, encode, generation.sequences.tolist(), recorded["sequences"])
             if same and "sequences_scores" in recorded:
                 note("scores", generation.token_logprobs, recorded["transition_scores"])
     for stage in ("features", "encoder", "logits", "loss"):
         yield Comparison(_GROUP, _SUBJECT, stage, counts[stage], counts[stage], worst[stage])
     yield Comparison(_GROUP, _SUBJECT, "likeliest next tokens", choices, len(golden["runs"][:runs]))
-    yield Comparison(_GROUP, _SUBJECT, "tokens, all settings", equal, total)
+    yield Comparison(_GROUP, _SUBJECT, "tokens, all settings", count.equal, count.total, ties=count.ties)
     yield Comparison(_GROUP, _SUBJECT, "token log-probabilities", counts["scores"], counts["scores"], worst["scores"])
     if runs is None:
         yield _compare_batch(golden, model, image_config)
@@ -164,6 +166,7 @@ def _compare_batch(golden: dict[str, Any], model: Florence2Model, image_config: 
             torch.cat([torch.from_numpy(image_to_array(image, image_config)) for image in images])
         )
         memory = model.encode(features, torch.tensor([ids] * len(images)))
-    sequences = generate(model, memory, options).sequences.tolist()
-    equal = sum(a == b for a, b in zip(sequences, batch["sequences"], strict=True))
-    return Comparison(_GROUP, _SUBJECT, "tokens of a batch", equal, len(images))
+    sequences, count = generate(model, memory, options).sequences.tolist(), TokenCount()
+    for i, (mine, other) in enumerate(zip(sequences, batch["sequences"], strict=True)):
+        count.add(model, partial(memory.narrow, 0, i, 1), [mine], [other])
+    return Comparison(_GROUP, _SUBJECT, "tokens of a batch", count.equal, count.total, ties=count.ties)

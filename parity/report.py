@@ -17,7 +17,8 @@ TOLERANCES = Path(__file__).parent / "tolerances.json"
 class Comparison:
     """One stage compared on one subject: how many items were equal, and the largest difference of their numbers.
 
-    `group` is the first part of the tolerance's key; `difference` is None where only equality counts.
+    `group` is the first part of the tolerance's key; `difference` is None where only equality counts; `ties` counts the
+    items that differ by a choice between scores that are equal up to rounding (see `parity.ties`).
     """
 
     group: str
@@ -27,6 +28,7 @@ class Comparison:
     total: int
     difference: float | None = None
     note: str = ""
+    ties: int = 0
 
     @property
     def key(self) -> str:
@@ -34,9 +36,9 @@ class Comparison:
         return f"{self.group}: {self.stage}"
 
     def passes(self, tolerances: dict[str, float]) -> bool:
-        """Return whether anything was compared, and everything was equal or within its tolerance."""
+        """Return whether anything was compared, and everything was equal, tied or within its tolerance."""
         close = self.difference is None or self.difference <= tolerances.get(self.key, 0.0)
-        return close and self.equal == self.total > 0
+        return close and self.equal + self.ties == self.total > 0
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:
@@ -71,7 +73,7 @@ def format_table(rows: Iterable[Comparison], tolerances: dict[str, float]) -> st
         numbers = ["", ""]
         if row.difference is not None:
             numbers = [f"{row.difference:.1e}", f"{tolerances.get(row.key, 0.0):.1e}"]
-        equal = f"{row.equal} of {row.total}"
+        equal = f"{row.equal} of {row.total}" + (f", {row.ties} tied" if row.ties else "")
         verdict = "ok" if row.passes(tolerances) else "**DIFFERS**"
         body.append([row.subject, row.stage, equal, *numbers, " ".join(filter(None, (verdict, row.note)))])
     return format_rows(head, body)

@@ -7,11 +7,12 @@ import argparse
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from florence2.checkpoints.checkpoint import load_model
 from florence2.checkpoints.hub import EMBEDDED_MODEL, resolve
@@ -21,6 +22,7 @@ from parity.compare import MakeReference
 from parity.recipe import GOLDEN
 from parity.references import Reference, Remote
 from parity.report import Comparison
+from parity.ties import TokenCount
 from recipes.nano.exam import Exam
 
 RECORDS = GOLDEN / "nano.npz"
@@ -33,7 +35,7 @@ def compare_specimen(group: str, make_reference: MakeReference, count: int = SCE
     folder = resolve(EMBEDDED_MODEL)
     reference = make_reference(folder, load_model(folder), torch.float32)
     theirs = [ids for index in range(count) for ids in _reference_answers(reference, f, index)]
-    yield _row(group, reference.name, f"tokens, {count} images x all tasks", answer_one_by_one(f, count), theirs)
+    yield _row(f, group, reference.name, f"tokens, {count} images x all tasks", answer_one_by_one(f, count), theirs)
 
 
 def compare_specimen_records(count: int = SCENES) -> Iterator[Comparison]:
@@ -48,9 +50,9 @@ def compare_specimen_records(count: int = SCENES) -> Iterator[Comparison]:
     finally:
         torch.set_num_threads(threads)
     alone, cases = by_threads[1], f"{count} images x all tasks"
-    yield _row("records", "records", f"tokens, {cases}", alone, read_records(count))
-    yield _row("records", "itself", f"1 thread and 2, {cases}", *by_threads)
-    yield _row("records", "itself", f"batches of 1 and of 8, {cases}", alone, answer_in_batches(f, count))
+    yield _row(f, "records", "records", f"tokens, {cases}", alone, read_records(count))
+    yield _row(f, "records", "itself", f"1 thread and 2, {cases}", *by_threads)
+    yield _row(f, "records", "itself", f"batches of 1 and of 8, {cases}", alone, answer_in_batches(f, count))
 
 
 def answer_one_by_one(f: Florence2, count: int) -> list[list[int]]:
@@ -121,9 +123,19 @@ def _exam() -> Exam:
     return Exam(SCENES_SEED, SCENES)
 
 
-def _row(group: str, other: str, stage: str, ours: Iterable[list[int]], theirs: Iterable[list[int]]) -> Comparison:
-    pairs = list(zip(ours, theirs, strict=True))
-    return Comparison(group, f"nano, shipped / {other}", stage, sum(mine == other for mine, other in pairs), len(pairs))
+def _row(
+    f: Florence2, group: str, other: str, stage: str, ours: Iterable[list[int]], theirs: Iterable[list[int]]
+) -> Comparison:
+    """Compare the answers on the first scenes, in the order of `answer_one_by_one`."""
+    count, scenes = TokenCount(), ((prefix, sample) for sample in _samples(SCENES) for prefix, _ in sample.pairs)
+    for mine, their in zip(ours, theirs, strict=True):
+        prefix, sample = next(scenes)
+        count.add(f.model, partial(_encode, f, prefix, sample), [mine], [their])
+    return Comparison(group, f"nano, shipped / {other}", stage, count.equal, count.total, ties=count.ties)
+
+
+def _encode(f: Florence2, prefix: str, sample: Sample) -> Tensor:
+    return f.model.encode(f.encode_image(sample.image).features, torch.tensor([f.processor.prompt(prefix)]))
 
 
 if __name__ == "__main__":
