@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"florence2 {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        extra = f" (florence2[{command.extra}])" if command.extra else ""
+        extra = f" (needs the extra {command.extra})" if command.extra else ""
         commands.add_parser(name, help=command.help + extra, add_help=False)
     return parser
 
@@ -111,5 +111,6 @@ def require_extra(extra: str | None, user: str) -> Iterator[None]:
         if extra is None or (error.name or "").startswith("florence2"):
             raise
         raise OptionError(
-            f'{user} needs the package {error.name}, which is not installed: pip install "florence2[{extra}]".'
+            f"{user} needs the package {error.name}, which is not installed; in a checkout of this project: "
+            f'pip install ".[{extra}]"'
         ) from None

@@ -152,4 +152,6 @@ def _import_peft() -> Any:
     try:
         return importlib.import_module("peft")
     except ModuleNotFoundError as error:
-        raise ConfigError(f'LoRA needs {error.name}, which is not installed: pip install "florence2[lora]".') from None
+        raise ConfigError(
+            f'LoRA needs {error.name}, which is not installed; in a checkout of this project: pip install ".[lora]"'
+        ) from None

@@ -87,7 +87,8 @@ def test_a_missing_package_is_one_sentence() -> None:
     with pytest.raises(OptionError) as error, require_extra("inspect", "The plot"):
         raise ModuleNotFoundError(name="matplotlib")
     assert str(error.value) == (
-        'The plot needs the package matplotlib, which is not installed: pip install "florence2[inspect]".'
+        "The plot needs the package matplotlib, which is not installed; in a checkout of this project: "
+        'pip install ".[inspect]"'
     )
 
 
