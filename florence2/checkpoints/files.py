@@ -10,12 +10,12 @@ import os
 import secrets
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import CheckpointError, ConfigError, PromptError, shown
+from florence2.errors import CheckpointError, ConfigError, OutputError, PromptError, shown
 from florence2.inputs.tasks import Task, TaskTable, default_input
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -101,18 +101,48 @@ def _read_index(path: Path) -> tuple[Path, ...]:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a file name in the same folder; rename it to `path` when the block succeeds, remove it otherwise.
 
-    The new file gets the permissions of the process' umask, whatever the block did to it.
+    The new file gets the permissions of the process' umask, whatever the block did to it. Raises OutputError, which is
+    an OSError too, when it cannot be written.
     """
     draft = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}"
-    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the process' umask applies
-    mode = draft.stat().st_mode
     try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the process' umask applies
+        mode = draft.stat().st_mode
         yield draft
         if draft.stat().st_mode != mode:  # safetensors replaces it with a file that only the owner may read
             draft.chmod(stat.S_IMODE(mode))
         draft.replace(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise cannot_write(path, error.strerror or str(error)) from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
+
+
+def cannot_write(path: Path, reason: str) -> OutputError:
+    """Return the error of a file that cannot be written."""
+    return OutputError(
+        f"{path} cannot be written: {reason}. Make room on the disk, or choose a folder where you may write.", reason
+    )
+
+
+@contextmanager
+def new_files(folder: Path) -> Iterator[None]:
+    """Create `folder` for the files that the block writes; remove them again if the block fails."""
+    existed = folder.is_dir()
+    before = set(folder.iterdir()) if existed else set()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        if folder.is_dir():
+            for path in set(folder.iterdir()) - before:
+                path.unlink(missing_ok=True)
+            if not existed:
+                folder.rmdir()
+        raise
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from florence2.checkpoints.files import find_weight_files, written_whole
+from florence2.checkpoints.files import cannot_write, find_weight_files, written_whole
 from florence2.errors import CheckpointError
 
 _DTYPES = {
@@ -105,10 +105,13 @@ def find_weights(path: Path, allow_pickle: bool = False) -> WeightFiles:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` as one file, whole or not at all."""
+    """Write `tensors` as one file, whole or not at all. Raises OutputError when it cannot be written."""
     with written_whole(path) as draft:
-        # transformers reads no file without "format" in its metadata
-        save_file(_apart(tensors), draft, metadata={"format": "pt"})
+        try:
+            # transformers reads no file without "format" in its metadata
+            save_file(_apart(tensors), draft, metadata={"format": "pt"})
+        except SafetensorError as error:  # of a full disk too: it is not an OSError
+            raise cannot_write(path, str(error)) from None
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
