@@ -39,12 +39,10 @@ class OutputError(Florence2Error, OSError):
         self.strerror = reason
 
 
-def listed(problems: Sequence[str], first: int = 8) -> str:
-    """Return problems as indented lines for a message: the first of them, and how many more there are."""
-    lines = [f"  {problem}" for problem in problems[:first]]
-    if len(problems) > first:
-        lines.append(f"  and {len(problems) - first} more")
-    return "\n".join(lines)
+def listing(items: Sequence[str], separator: str = ", ", first: int = 8) -> str:
+    """Return the first items of a list for a message, and how many more there are."""
+    rest = [f"and {len(items) - first:,} more"] if len(items) > first else []
+    return separator.join([*items[:first], *rest])
 
 
 def shown(value: object) -> str:
