@@ -1,5 +1,7 @@
 """The package's exceptions. Each message names the problem, the value, the limit and the remedy."""
 
+from collections.abc import Sequence
+
 
 class Florence2Error(ValueError):
     """Base class of all errors that wrong input causes. A bug in this package raises AssertionError instead."""
@@ -29,7 +31,24 @@ class OptionError(Florence2Error):
     """A generation setting is unknown, out of range, or contradicts another."""
 
 
+class OutputError(Florence2Error, OSError):
+    """A file cannot be written, such as on a full disk. It is an OSError too, whose `strerror` is the reason alone."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.strerror = reason
+
+
+def listing(items: Sequence[str], separator: str = ", ", first: int = 8) -> str:
+    """Return the first items of a list for a message, and how many more there are."""
+    rest = [f"and {len(items) - first:,} more"] if len(items) > first else []
+    return separator.join([*items[:first], *rest])
+
+
 def shown(value: object) -> str:
     """Return the repr of a value for a message, cut to 60 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  an int of more than 4,300 digits has no repr, and a user's class may have a broken one
+        text = f"a value of the type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,6 +11,7 @@ from florence2.answers.answer import Answer
 from florence2.answers.cascade import Cascade
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
+from florence2.checkpoints.checks.belonging import check_image_settings
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.devices import Parts, check_loading
@@ -31,7 +32,7 @@ from florence2.request import EncodeOnce, check_requests
 from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
-from florence2.runner import Runner, check_image_settings
+from florence2.runner import Runner
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace

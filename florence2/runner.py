@@ -11,6 +11,7 @@ from PIL import Image
 
 from florence2.answers.answer import Answer, image_reference
 from florence2.checkpoints.checkpoint import save_folder
+from florence2.checkpoints.checks.belonging import check_image_size, check_vocabulary
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.devices import DTYPES
 from florence2.errors import CheckpointError, OptionError, PromptError, shown
@@ -18,10 +19,10 @@ from florence2.generation.budget import generation_bytes, how_many_fit
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
-from florence2.inputs.image import ImageConfig, ImageInput, image_to_array, open_image
+from florence2.inputs.image import ImageInput, image_to_array, open_image
 from florence2.inputs.tasks import Task
 from florence2.model.absent import require_complete
-from florence2.model.config import Florence2Config, Layout
+from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import Trace, start_trace
 from florence2.processor import Processor
@@ -42,8 +43,8 @@ class Runner:
 
     def _check_config(self) -> GenerationOptions:
         """Return the checkpoint's own generation settings. Raises CheckpointError as `__init__`."""
-        _check_vocabulary(self.model.config, self.processor.tokenizer.vocab_size)
-        _check_image_size(self.model.config, self.processor.image_config)
+        check_vocabulary(self.model.config, self.processor.tokenizer)
+        check_image_size(self.model.config, self.processor.image_config)
         try:
             return GenerationOptions.from_settings(self.model.config.generation)
         except OptionError as error:
@@ -212,52 +213,3 @@ class Runner:
             )
             answers.append(replace(answer, image=image_reference(image.source)))
         return replace(answers[0], alternatives=tuple(answers[1:]))
-
-
-def _check_vocabulary(config: Florence2Config, tokens: int) -> None:
-    """Raise CheckpointError unless the embedding has one row for each token.
-
-    More rows are allowed for the reasons of the two layouts only: the native one has a row for its `<image>`
-    placeholder, and either may be padded to a multiple of 64. Anything else means that the ids are shifted.
-    """
-    rows, image = config.text.vocab_size, config.image_token_id
-    padded = tokens < rows == _round_up(tokens, 64)
-    fits = tokens == rows or padded if image is None else image <= tokens <= rows
-    if not fits:
-        raise CheckpointError(
-            f"The tokenizer has {tokens} tokens, but the model {rows} embeddings"
-            + (f", the first {image} of them for tokens" if image is not None else "")
-            + "; they belong to different checkpoints."
-        )
-
-
-def _check_image_size(config: Florence2Config, images: ImageConfig) -> None:
-    """Raise CheckpointError unless images of the stated size have positions in the grid and, as tokens, in the text."""
-    grid, most = config.vision.grid_size(images.height, images.width), config.vision.max_position_embeddings
-    size = f"Images of {images.width} x {images.height} pixels, the size in preprocessor_config.json, "
-    if not all(1 <= side <= most for side in grid):
-        raise CheckpointError(
-            f"{size}give a grid of {grid[0]} x {grid[1]} positions, but the model knows 1 x 1 to {most} x {most}; "
-            "choose another size, or a larger table with florence2.resize_positions."
-        )
-    tokens, positions = config.vision.image_tokens(images.height, images.width), config.text.max_position_embeddings
-    if tokens >= positions:
-        raise CheckpointError(
-            f"{size}become {tokens} tokens, which leave no room for a prompt in the {positions} positions of the text "
-            "encoder; choose a smaller size."
-        )
-
-
-def check_image_settings(config: Florence2Config, images: ImageConfig) -> None:
-    """Raise CheckpointError where no image can pass, or `preprocessor_config.json` states another number of tokens."""
-    _check_image_size(config, images)
-    tokens, stated = config.vision.image_tokens(images.height, images.width), images.image_seq_length
-    if stated is not None and stated != tokens:
-        raise CheckpointError(
-            f"preprocessor_config.json states an image_seq_length of {stated}, but images of {images.width} x "
-            f"{images.height} pixels become {tokens} tokens of this model; correct the size or the image_seq_length."
-        )
-
-
-def _round_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

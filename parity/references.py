@@ -335,7 +335,7 @@ class Remote:
 
 def _convert(folder: Path, scratch: Path) -> Path:
     """Convert the checkpoint to the native layout, without its final_logits_bias."""
-    from florence2.checkpoints.checkpoint import copy_companions, load_model, save_checkpoint
+    from florence2.checkpoints.checkpoint import copy_companions, load_model, save_checkpoint, save_tokenizer
     from florence2.checkpoints.describe import stored_dtype
     from florence2.checkpoints.tensors import find_weights
     from florence2.inputs.tokenizer import FlorenceTokenizer
@@ -345,7 +345,7 @@ def _convert(folder: Path, scratch: Path) -> Path:
     save_checkpoint(model, scratch / "native", "native")
     copy_companions(folder, scratch / "native")
     tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
-    tokenizer.save_native(scratch / "native", model.config.text.max_position_embeddings)
+    save_tokenizer(tokenizer, scratch / "native", "native", model.config)
     return scratch / "native"
 
 

@@ -14,7 +14,7 @@ import torch
 
 import florence2
 from florence2 import Florence2, Task
-from florence2.checkpoints.checkpoint import save_checkpoint
+from florence2.checkpoints.checkpoint import save_checkpoint, save_tokenizer
 from florence2.checkpoints.files import write_tasks
 from florence2.checkpoints.hub import resolve
 from florence2.cli.main import main
@@ -49,9 +49,7 @@ def deep(nano: Florence2) -> Florence2:
 def save(f: Florence2, folder: Path, layout: Layout) -> None:
     """Write every file of a checkpoint."""
     save_checkpoint(f.model, folder, layout)
-    tokenizer = f.processor.tokenizer
-    write = tokenizer.save_native if layout == "native" else tokenizer.save_microsoft
-    write(folder, f.model.config.text.max_position_embeddings)
+    save_tokenizer(f.processor.tokenizer, folder, layout, f.model.config)
     write_tasks(folder, f.processor.tasks)
     shutil.copyfile(resolve("nano") / "preprocessor_config.json", folder / "preprocessor_config.json")
 

@@ -26,7 +26,7 @@ from florence2.checkpoints.checks.empty import (
 from florence2.checkpoints.checks.reading import NEEDS_PREPARE, compare_tensors, read_weights
 from florence2.checkpoints.config_files import config_to_files, image_config_to_json, read_config
 from florence2.checkpoints.describe import stored_dtype, weights_layout
-from florence2.checkpoints.files import COMPANIONS, SAFETENSORS, write_json, write_tasks
+from florence2.checkpoints.files import COMPANIONS, SAFETENSORS, new_files, write_json, write_tasks, written_whole
 from florence2.checkpoints.files import checkpoint_folder as checkpoint_folder
 from florence2.checkpoints.layouts import OPTIONAL as OPTIONAL
 from florence2.checkpoints.layouts import SHARED, TRANSPOSED, canonical_name, stored_name
@@ -260,10 +260,11 @@ def convert_checkpoint(
     )
     if adapter is not None:
         merge_adapter(model, adapter)
-    save_checkpoint(model, folder, layout, prepare=prepare)
-    copy_companions(checkpoint_folder(source), folder)
-    if layout != model.config.layout and (folder / "tokenizer.json").is_file():
-        _save_tokenizer(FlorenceTokenizer(folder / "tokenizer.json"), folder, layout, model.config)
+    with new_files(folder):
+        save_checkpoint(model, folder, layout, prepare=prepare)
+        copy_companions(checkpoint_folder(source), folder)
+        if layout != model.config.layout and (folder / "tokenizer.json").is_file():
+            save_tokenizer(FlorenceTokenizer(folder / "tokenizer.json"), folder, layout, model.config)
 
 
 def save_folder(
@@ -281,22 +282,26 @@ def save_folder(
     The arguments and errors are those of `save_checkpoint`; `folder` must not hold a checkpoint.
     """
     refuse_existing(folder)
-    save_checkpoint(model, folder, layout, dtype, prepare)
-    _save_tokenizer(tokenizer, folder, layout, model.config)
-    write_json(folder / "preprocessor_config.json", image_config_to_json(image_config, model.config.vision))
-    write_tasks(folder, tasks or ())
+    with new_files(folder):
+        save_checkpoint(model, folder, layout, dtype, prepare)
+        save_tokenizer(tokenizer, folder, layout, model.config)
+        write_json(folder / "preprocessor_config.json", image_config_to_json(image_config, model.config.vision))
+        write_tasks(folder, tasks or ())
 
 
-def _save_tokenizer(tokenizer: FlorenceTokenizer, folder: Path, layout: Layout, config: Florence2Config) -> None:
-    save = tokenizer.save_native if layout == "native" else tokenizer.save_microsoft
-    save(folder, config.text.max_position_embeddings)
+def save_tokenizer(tokenizer: FlorenceTokenizer, folder: Path, layout: Layout, config: Florence2Config) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json` for a model of `config` in a layout."""
+    for name, text in tokenizer.to_files(layout, config.text.max_position_embeddings).items():
+        with written_whole(folder / name) as draft:
+            draft.write_text(text, encoding="utf-8")
 
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy the tokenizer, the image settings and the licence, as far as they exist."""
     for name in COMPANIONS:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            with written_whole(folder / name) as draft:
+                shutil.copyfile(source / name, draft)
 
 
 def refuse_existing(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from florence2.checkpoints.files import Fields, read_json
-from florence2.errors import ConfigError, shown
+from florence2.errors import ConfigError, listing, shown
 from florence2.inputs.image import MAX_SIDE, ImageConfig
 from florence2.model.config import (
     FEATURE_SOURCES,
@@ -113,7 +113,7 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
     if not problems:
         problems += find_problems(vision, text)
     if problems:
-        raise ConfigError("; ".join(problems) + ".")
+        raise ConfigError(listing(problems, "; ") + ".")
     return Florence2Config(vision, text, stated, layout, image_token_id, prepared_by)
 
 
@@ -300,14 +300,15 @@ def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
         problems.append(f"rescale_factor is {config.rescale_factor}; it must be above 0 and at most 1")
     if not all(1 <= side <= MAX_SIDE for side in (config.height, config.width)):
         problems.append(f"size is {config.height} x {config.width}; each side must be 1 to {MAX_SIDE} pixels")
-    if len(config.mean) != 3 or len(config.std) != 3 or 0 in config.std:
+    if len(config.mean) != 3 or len(config.std) != 3 or not all(std > 0 for std in config.std):
         problems.append(
-            f"image_mean is {config.mean} and image_std {config.std}; they must be three numbers each, and no std 0"
+            f"image_mean is {shown(config.mean)} and image_std {shown(config.std)}; they must be three numbers each, "
+            "and every std above 0"
         )
     if config.resample not in list(Image.Resampling):
         problems.append(f"resample is {config.resample}; it must be one of Pillow's filter numbers, 0 to 5")
     if problems:
-        raise ConfigError("; ".join(problems) + ".")
+        raise ConfigError(listing(problems, "; ") + ".")
     return config
 
 

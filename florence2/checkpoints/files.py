@@ -5,20 +5,20 @@ imports torch.
 """
 
 import json
-import math
 import os
 import secrets
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import CheckpointError, ConfigError, PromptError, shown
+from florence2.errors import CheckpointError, ConfigError, Florence2Error, OutputError, PromptError, listing, shown
 from florence2.inputs.tasks import Task, TaskTable, default_input
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASKS_FILE = "tasks.json"
 COMPANIONS = (
@@ -32,7 +32,11 @@ COMPANIONS = (
 )
 """What belongs next to the configuration and the weights."""
 
-MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BYTES = 16 << 20
+"""The largest settings file that is read; Python needs up to 25 times as much memory for it."""
+MAX_NUMBER = 1 << 53
+"""The largest number that a setting may have: up to here a float holds every whole number."""
+_POINTER = b"version https://git-lfs"
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -46,36 +50,41 @@ def find_weight_files(path: Path, allow_pickle: bool = False) -> tuple[tuple[Pat
     `path` is a folder, one weight file, or the index of a sharded set.
 
     In a folder, `model.safetensors` takes precedence over an index, and an index over a single other `.safetensors`.
-    A `.bin` is taken when `path` names it, or with `allow_pickle` in a folder without safetensors.
+    A `.bin` is taken only with `allow_pickle`, and in a folder only where it has no safetensors.
 
     Raises:
         CheckpointError: `path` holds no weights, several sets of them, or only a pickle that is not allowed.
     """
     if path.is_file():
-        if path.name.endswith(".index.json"):
-            return _read_index(path), not path.name.startswith(SAFETENSORS)
-        return (path,), path.suffix in (".bin", ".pt", ".pth")
+        return _read_weight_file(path, allow_pickle)
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist; give a folder, a weight file, or an index of shards.")
     for name in (SAFETENSORS, f"{SAFETENSORS}.index.json"):
         if (path / name).is_file():
-            return find_weight_files(path / name)
+            return _read_weight_file(path / name, allow_pickle)
     single = sorted(path.glob("*.safetensors"))
     if len(single) == 1:
         return (single[0],), False
     if single:
         raise CheckpointError(
-            f"{path} holds several weight files and no index: {', '.join(file.name for file in single)}; name one."
+            f"{path} holds several weight files and no index: {listing([file.name for file in single])}; name one."
         )
     for name in (PICKLE, f"{PICKLE}.index.json"):
-        if (path / name).is_file() and not allow_pickle:
-            raise CheckpointError(
-                f"{path} holds its weights only as a pickle, {name}. Convert it to safetensors with "
-                f"`florence2 convert {path / name} OUT`, or allow it with allow_pickle=True."
-            )
         if (path / name).is_file():
-            return find_weight_files(path / name)
+            return _read_weight_file(path / name, allow_pickle)
     raise CheckpointError(f"{path} holds no weights: no {SAFETENSORS}, no index of shards, no {PICKLE}.")
+
+
+def _read_weight_file(path: Path, allow_pickle: bool) -> tuple[tuple[Path, ...], bool]:
+    """Return the weight files that a file means, and whether they are pickles; refuse those without `allow_pickle`."""
+    index = path.name.endswith(".index.json")
+    pickled = not path.name.startswith(SAFETENSORS) if index else path.suffix in PICKLE_SUFFIXES
+    if pickled and not allow_pickle:
+        raise CheckpointError(
+            f"{path.parent} holds its weights only as a pickle, {path.name}. Allow it with --allow-pickle "
+            f"(allow_pickle=True), or convert it once: `florence2 convert {path} OUT --allow-pickle`."
+        )
+    return (_read_index(path) if index else (path,)), pickled
 
 
 def _read_index(path: Path) -> tuple[Path, ...]:
@@ -89,11 +98,11 @@ def _read_index(path: Path) -> tuple[Path, ...]:
     shards = sorted(set(weight_map.values()))
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
-        raise CheckpointError(f"{path} points outside its folder: {', '.join(outside)}.")
+        raise CheckpointError(f"{path} points outside its folder: {listing(outside)}.")
     # a name of more than 255 characters cannot exist, and asking for it raises an OSError
     missing = [shard for shard in shards if len(shard) > 255 or not (path.parent / shard).is_file()]
     if missing:
-        raise CheckpointError(f"{path} lists shards that do not exist: {', '.join(missing)}.")
+        raise CheckpointError(f"{path} lists shards that do not exist: {listing(missing)}.")
     return tuple(path.parent / shard for shard in shards)
 
 
@@ -101,18 +110,48 @@ def _read_index(path: Path) -> tuple[Path, ...]:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a file name in the same folder; rename it to `path` when the block succeeds, remove it otherwise.
 
-    The new file gets the permissions of the process' umask, whatever the block did to it.
+    The new file gets the permissions of the process' umask, whatever the block did to it. Raises OutputError, which is
+    an OSError too, when it cannot be written.
     """
     draft = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}"
-    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the process' umask applies
-    mode = draft.stat().st_mode
     try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the process' umask applies
+        mode = draft.stat().st_mode
         yield draft
         if draft.stat().st_mode != mode:  # safetensors replaces it with a file that only the owner may read
             draft.chmod(stat.S_IMODE(mode))
         draft.replace(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise cannot_write(path, error.strerror or str(error)) from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
+
+
+def cannot_write(path: Path, reason: str) -> OutputError:
+    """Return the error of a file that cannot be written."""
+    return OutputError(
+        f"{path} cannot be written: {reason}. Make room on the disk, or choose a folder where you may write.", reason
+    )
+
+
+@contextmanager
+def new_files(folder: Path) -> Iterator[None]:
+    """Create `folder` for the files that the block writes; remove them again if the block fails."""
+    existed = folder.is_dir()
+    before = set(folder.iterdir()) if existed else set()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        if folder.is_dir():
+            for path in set(folder.iterdir()) - before:
+                path.unlink(missing_ok=True)
+            if not existed:
+                folder.rmdir()
+        raise
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -121,14 +160,28 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raise CheckpointError where a clone without Git LFS has left a pointer in the place of a large file."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError:
+        return  # whoever reads the file says what is wrong with it
+    if start == _POINTER:
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder.")
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object of at most 64 MiB from `path`. Raises ConfigError for a missing file or anything else."""
+    """Read one JSON object of at most 16 MiB from `path`. Raises ConfigError for a missing file or anything else."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, the limit for a configuration file.")
+        refuse_pointer(path)
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a checkpoint folder needs it next to the weights.") from None
+    except Florence2Error:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(values, dict):
@@ -139,7 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
     """List the keys whose values differ, "batch was 4 and is 2; ..."; an empty text when none do."""
     changed = [key for key in {**before, **now} if key not in ignored and before.get(key) != now.get(key)]
-    return "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
+    return "; ".join(f"{key} was {shown(before.get(key))} and is {shown(now.get(key))}" for key in changed)
 
 
 class Fields:
@@ -161,14 +214,15 @@ class Fields:
         if type(value) is not kind:
             self.problems.append(f"{self.name}.{key} must be {kind.__name__}, not {shown(value)}")
             return _placeholder(kind)
-        if isinstance(value, int | float) and not 0 <= value < math.inf:
-            self.problems.append(f"{self.name}.{key} must be a finite number of at least 0, but is {value}")
+        if isinstance(value, int | float) and not 0 <= value <= MAX_NUMBER:
+            self.problems.append(f"{self.name}.{key} must be a number from 0 to 2**53, but is {shown(value)}")
+            return _placeholder(kind)
         return value
 
     def take_tuple(self, key: str, kind: type) -> tuple[Any, ...]:
-        """Return the value of `key`, a list whose items must all be of type `kind`."""
+        """Return the value of `key`, a list whose items must all be of type `kind`, and finite if they are numbers."""
         values = [_as(kind, value) for value in self.take(key, list)]
-        if any(type(value) is not kind for value in values):
+        if any(type(value) is not kind or not _is_finite(value) for value in values):
             self.problems.append(f"{self.name}.{key} must be a list of {kind.__name__}, not {shown(values)}")
             return ()
         return tuple(values)
@@ -187,8 +241,13 @@ class Fields:
 
 
 def _as(kind: type, value: Any) -> Any:
-    """Turn a whole number into the float that is wanted; return other values unchanged."""
-    return float(value) if kind is float and type(value) is int else value
+    """Turn a whole number into the float that is wanted; return other values, and those too large, unchanged."""
+    return float(value) if kind is float and type(value) is int and abs(value) <= MAX_NUMBER else value
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a value is anything but a float that is NaN, infinite or too large to compute with."""
+    return not isinstance(value, float) or abs(value) <= MAX_NUMBER
 
 
 def _placeholder(kind: type) -> Any:
@@ -217,7 +276,7 @@ def read_tasks(folder: Path) -> tuple[Task, ...]:
             return TaskTable(tasks).own
         except PromptError as error:
             problems.append(str(error).removesuffix("."))
-    raise ConfigError(f"{path}: {'; '.join(problems)}.")
+    raise ConfigError(f"{path}: {listing(problems, '; ')}.")
 
 
 def _read_task(fields: Fields) -> Task:

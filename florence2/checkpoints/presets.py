@@ -1,15 +1,19 @@
 """The shapes of the published checkpoints, and untrained checkpoints of these shapes, for tests and benchmarks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from florence2.checkpoints.checkpoint import copy_companions, refuse_existing, save_checkpoint
+from florence2.checkpoints.checkpoint import copy_companions, refuse_existing, save_checkpoint, save_tokenizer
+from florence2.checkpoints.checks.belonging import check_image_size
 from florence2.checkpoints.config_files import parse_image_config
-from florence2.checkpoints.files import read_json, write_json
+from florence2.checkpoints.files import new_files, read_json, write_json
 from florence2.errors import CheckpointError, ConfigError
+from florence2.inputs.tokenizer import FlorenceTokenizer
+from florence2.inputs.tokenizer_file import BEGIN, END, PADDING
 from florence2.model.config import FEATURE_SOURCES, Florence2Config, TextConfig, VisionConfig
 from florence2.model.florence2 import Florence2Model
 
@@ -87,7 +91,8 @@ def init_checkpoint(
 ) -> None:
     """Write an untrained checkpoint in Microsoft's layout.
 
-    Weights are normal with a standard deviation of 0.02; norms are identities.
+    Weights are normal with a standard deviation of 0.02; norms are identities. The vocabulary and the ids of special
+    tokens are the tokenizer's.
 
     Args:
         folder: Where to write; it must not hold a checkpoint.
@@ -97,21 +102,42 @@ def init_checkpoint(
         dtype: The type of the stored weights.
 
     Raises:
-        CheckpointError: `folder` already holds a checkpoint, or `tokenizer` holds no tokenizer.json.
+        CheckpointError: `folder` already holds a checkpoint, or `tokenizer` holds no tokenizer.json, a damaged one, or
+            image settings that do not fit the model; nothing is written.
     """
     refuse_existing(folder)
     if not (tokenizer / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{tokenizer} holds no tokenizer.json; give a folder or Hub name of a Florence-2 checkpoint."
         )
-    model = Florence2Model(config)
-    _draw_weights(model, seed)
-    save_checkpoint(model, folder, "microsoft", dtype)
-    copy_companions(tokenizer, folder)
-    path = folder / "preprocessor_config.json"
+    words = FlorenceTokenizer(tokenizer / "tokenizer.json").without_image_token()
+    config = _with_vocabulary(config, words)
+    path = tokenizer / "preprocessor_config.json"
     settings = read_json(path) if path.is_file() else PUBLISHED_PREPROCESSOR
     images = parse_image_config(settings)
-    write_json(path, {**settings, "image_seq_length": config.vision.image_tokens(images.height, images.width)})
+    check_image_size(config, images)
+    model = Florence2Model(config)
+    _draw_weights(model, seed)
+    tokens = config.vision.image_tokens(images.height, images.width)
+    with new_files(folder):
+        save_checkpoint(model, folder, "microsoft", dtype)
+        copy_companions(tokenizer, folder)
+        save_tokenizer(words, folder, "microsoft", config)
+        write_json(folder / "preprocessor_config.json", {**settings, "image_seq_length": tokens})
+
+
+def _with_vocabulary(config: Florence2Config, tokenizer: FlorenceTokenizer) -> Florence2Config:
+    """Return the configuration with the tokenizer's number of tokens and ids of special ones."""
+    begin, padding, end = (tokenizer.token_id(token) or 0 for token in (BEGIN, PADDING, END))
+    ids: dict[str, Any] = {
+        "bos_token_id": begin,
+        "pad_token_id": padding,
+        "eos_token_id": end,
+        "decoder_start_token_id": end,
+    }
+    generation = {**config.generation, "forced_bos_token_id": begin, "forced_eos_token_id": end}
+    text = replace(config.text, vocab_size=tokenizer.vocab_size, **ids)
+    return replace(config, text=text, generation=generation)
 
 
 def _draw_weights(model: nn.Module, seed: int) -> None:

@@ -1,7 +1,7 @@
 """Tensors in weight files: their headers, and their values one after another.
 
-Reads safetensors, sharded sets with an index, and pickles (`.bin`). Pickles are opened only when the caller allows it,
-and then with `weights_only=True`, so that no code in them runs. Nothing here knows Florence-2.
+Reads safetensors, sharded sets with an index, and pickles (`.bin`). Pickles are opened only when the caller allows it:
+looked through first, then read with `weights_only=True`, so that no code in them runs. Nothing here knows Florence-2.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from florence2.checkpoints.files import find_weight_files, written_whole
+from florence2.checkpoints.checks.pickles import UnsafePickle, check_pickle
+from florence2.checkpoints.files import cannot_write, find_weight_files, refuse_pointer, written_whole
 from florence2.errors import CheckpointError
 
 _DTYPES = {
@@ -100,15 +101,18 @@ class WeightFiles:
 
 
 def find_weights(path: Path, allow_pickle: bool = False) -> WeightFiles:
-    """Find the weight files that `path` means, as `find_weight_files` does."""
+    """Find the weight files that `path` means, as `find_weight_files` does. Only `allow_pickle` accepts a `.bin`."""
     return WeightFiles(*find_weight_files(path, allow_pickle))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` as one file, whole or not at all."""
+    """Write `tensors` as one file, whole or not at all. Raises OutputError when it cannot be written."""
     with written_whole(path) as draft:
-        # transformers reads no file without "format" in its metadata
-        save_file(_apart(tensors), draft, metadata={"format": "pt"})
+        try:
+            # transformers reads no file without "format" in its metadata
+            save_file(_apart(tensors), draft, metadata={"format": "pt"})
+        except SafetensorError as error:  # of a full disk too: it is not an OSError
+            raise cannot_write(path, str(error)) from None
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,6 +150,7 @@ def _read_safetensors(path: Path, wanted: Container[str] | None) -> Iterator[tup
 
 
 def _open_safetensors(path: Path) -> safe_open:
+    refuse_pointer(path)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except FileNotFoundError:
@@ -169,12 +174,15 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
+    refuse_pointer(path)
     try:
+        check_pickle(path)
         loaded = _unpickle(path)
     except Exception as error:  # noqa: BLE001  a malformed or malicious pickle can make the reader raise anything
+        reason = str(error) if isinstance(error, UnsafePickle) else type(error).__name__
         raise CheckpointError(
-            f"{path} cannot be read as a pickle of tensors alone ({type(error).__name__}): it is damaged, or holds "
-            "other objects, which are never loaded here."
+            f"{path} cannot be read as a pickle of tensors alone ({reason}): it is damaged, or holds other objects, "
+            "which are never loaded here."
         ) from None
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path} must be a flat dict of tensors, as torch.save writes a state_dict.")

@@ -37,10 +37,15 @@ def how_many_fit(each: int, device: torch.device) -> int:
         return 1 << 30
     if each > _USABLE * free:
         raise OptionError(
-            f"One answer may take {each / 1e9:.1f} GB in addition to the weights, but {device} has only "
+            f"One answer may take {_gigabytes(each)} GB in addition to the weights, but {device} has only "
             f"{free / 1e9:.1f} GB free; lower max_new_tokens or num_beams, or free some memory."
         )
     return int(_USABLE * free // each)
+
+
+def _gigabytes(size: int) -> str:
+    """Return bytes as gigabytes; settings without a limit can ask for more than a float holds."""
+    return f"{size / 1e9:.1f}" if size < 10**18 else "more than 1,000,000,000"
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from florence2.checkpoints.files import written_whole
 from florence2.errors import OptionError
 from florence2.inspect.page.render import decode_map
 
@@ -130,8 +131,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     from matplotlib import rc_context
 
-    with rc_context({"svg.hashsalt": "florence2"}):
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    kind = path.suffix.removeprefix(".") or "png"
+    with rc_context({"svg.hashsalt": "florence2"}), written_whole(path) as draft:
+        figure.savefig(draft, dpi=200, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 def location_tokens(explanation: Any) -> list[int]:

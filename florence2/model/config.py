@@ -5,12 +5,11 @@ writes their `config.json`. Only what the reference itself takes for granted has
 """
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from florence2.errors import ConfigError, shown
+from florence2.errors import ConfigError, listing, shown
 
 Layout = Literal["microsoft", "native"]
 FEATURE_SOURCES = ("spatial_avg_pool", "temporal_avg_pool", "last_frame")
@@ -31,8 +30,12 @@ GENERATION_SETTINGS = (
 """The settings of `GenerationOptions` that a checkpoint may state."""
 MAX_LAYERS = 512  # per stack; published models have 12. Keeps a hostile file from building millions of modules.
 MAX_SIZE = 1 << 20  # of any one dimension; the largest published is the vocabulary of 51,328
+MAX_STAGES = 8  # published models have 4
+MAX_WINDOW = 64  # published models have 12; the work of an image grows with the square of the window's side
+MAX_FEATURE_SOURCES = 8  # each adds its own image tokens; published models have 2
+MAX_NUMBER = 1 << 53  # of any setting, so that it can become a float
 # Lower limits for padding, which costs memory at once, and for the one table that is computed rather than read.
-_MOST = {"window_size": 256, "patch_size": 256, "patch_stride": 256, "patch_padding": 256}
+_MOST = {"window_size": MAX_WINDOW, "patch_size": 256, "patch_stride": 256, "patch_padding": 256}
 _MOST |= {"dim_embed": 1 << 14, "max_temporal_embeddings": 1 << 12}
 _LEAST = {"patch_padding": 0}
 
@@ -133,9 +136,9 @@ def _check_vision(vision: VisionConfig) -> list[str]:
     """Return the problems of single values or, where there are none, of how the values fit together."""
     stages = len(vision.dim_embed)
     problems = [
-        f"vision_config.{key} has {len(getattr(vision, key))} entries for {stages} stages"
+        f"vision_config.{key} has {len(getattr(vision, key))} entries for {stages} stages, 1 to {MAX_STAGES} in number"
         for key in (*STAGE_TUPLES, "patch_prenorm")
-        if len(getattr(vision, key)) != stages or not stages
+        if len(getattr(vision, key)) != stages or not 1 <= stages <= MAX_STAGES
     ]
     for key in STAGE_TUPLES:
         problems += _out_of_range("vision_config", key, *getattr(vision, key))
@@ -156,10 +159,10 @@ def _check_vision(vision: VisionConfig) -> list[str]:
     if not 0 <= vision.drop_path_rate < 1:
         problems.append(f"vision_config.drop_path_rate is {vision.drop_path_rate}; it must be 0 or more and below 1")
     unknown = [source for source in vision.image_feature_source if source not in FEATURE_SOURCES]
-    if unknown or not vision.image_feature_source:
+    if unknown or not 1 <= len(vision.image_feature_source) <= MAX_FEATURE_SOURCES:
         problems.append(
-            f"vision_config.image_feature_source is {list(vision.image_feature_source)}; "
-            f"it must name some of {', '.join(FEATURE_SOURCES)}"
+            f"vision_config.image_feature_source is {shown(list(vision.image_feature_source))}; it must name 1 to "
+            f"{MAX_FEATURE_SOURCES} of {', '.join(FEATURE_SOURCES)}"
         )
     return problems
 
@@ -221,7 +224,7 @@ def change_config(config: Florence2Config, changes: Mapping[str, Any]) -> Floren
     if not problems:
         problems += find_problems(changed.vision, changed.text)
     if problems:
-        raise ConfigError("The configuration cannot be changed this way: " + "; ".join(problems) + ".")
+        raise ConfigError("The configuration cannot be changed this way: " + listing(problems, "; ") + ".")
     return changed
 
 
@@ -260,11 +263,11 @@ def _fit(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
     value = _as(kind, value)
     if type(value) is not kind:
         problems.append(f"{name} must be {kind.__name__}, not {shown(value)}")
-    elif kind in (int, float) and not 0 <= value < math.inf:
-        problems.append(f"{name} must be a finite number of at least 0, but is {value}")
+    elif kind in (int, float) and not 0 <= value <= MAX_NUMBER:
+        problems.append(f"{name} must be a number from 0 to 2**53, but is {shown(value)}")
     return value
 
 
 def _as(kind: type, value: Any) -> Any:
-    """Turn a whole number into the float that is wanted; return other values unchanged."""
-    return float(value) if kind is float and type(value) is int else value
+    """Turn a whole number into the float that is wanted; return other values, and those too large, unchanged."""
+    return float(value) if kind is float and type(value) is int and abs(value) <= MAX_NUMBER else value

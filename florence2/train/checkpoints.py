@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from florence2.checkpoints.checks.pickles import check_pickle
 from florence2.checkpoints.files import written_whole
-from florence2.errors import CheckpointError, ConfigError
+from florence2.errors import CheckpointError, ConfigError, shown
 
 STATE = "state.pt"
 
@@ -29,14 +30,41 @@ def capture_state(module: nn.Module, optimizer: Any, step: int) -> TrainState:
 
 
 def restore_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    """Put a state back. Raise ConfigError when it belongs to other parameters than those that train now."""
+    """Put a state back.
+
+    Raises ConfigError when it belongs to other parameters than those that train now, or to another optimizer.
+    """
     parameters: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if parameters.keys() != state.parameters.keys():
         raise ConfigError("The saved state trains other parameters than this run would. Use another folder.")
+    for name, parameter in parameters.items():
+        saved = state.parameters[name]
+        if not isinstance(saved, Tensor) or saved.shape != parameter.shape or not torch.isfinite(saved).all():
+            raise ConfigError(f"The saved state holds no values of {name} that fit this run. Use another folder.")
+    if not _fits(optimizer, state.optimizer):
+        raise ConfigError("The saved state belongs to another optimizer than this run's. Use another folder.")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state.parameters[name])
     optimizer.load_state_dict(state.optimizer)
+
+
+def _fits(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
+    """Return whether a saved optimizer has the same groups and, for each parameter, values of its shape."""
+    own = optimizer.state_dict()["param_groups"]
+    try:
+        # the learning rate is set at each step
+        same = [{**group, "lr": 0} for group in saved["param_groups"]] == [{**group, "lr": 0} for group in own]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        moments = [(parameters[place], values) for place, values in saved["state"].items()]
+        return same and all(
+            values.keys() == {"step", "exp_avg", "exp_avg_sq"}
+            and values["step"].numel() == 1
+            and all(values[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq"))
+            for parameter, values in moments
+        )
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return False
 
 
 def save_state(folder: Path, state: TrainState) -> None:
@@ -61,8 +89,17 @@ def load_state(folder: Path) -> TrainState | None:
     if not path.is_file():
         return None
     try:
-        return TrainState(**torch.load(path, map_location="cpu", weights_only=True))
+        check_pickle(path)
+        state = TrainState(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # noqa: BLE001  torch raises almost anything for a damaged file
-        raise CheckpointError(
-            f"{path} is not the state of a training run ({error}). Remove it to start from the beginning."
-        ) from None
+        raise _damaged(path, str(error)) from None
+    parts = (state.parameters, state.optimizer)
+    if type(state.step) is not int or state.step < 0 or not all(isinstance(part, dict) for part in parts):
+        raise _damaged(path, f"its step is {shown(state.step)}")
+    return state
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not the state of a training run ({reason}). Remove it to start from the beginning."
+    )

@@ -3,11 +3,13 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from florence2.checkpoints.files import written_whole
+from florence2.checkpoints.files import MAX_NUMBER, cannot_write, written_whole
+from florence2.errors import ConfigError
 from florence2.train.schedule import rate_at
 from florence2.train.settings import TrainSettings
 
@@ -50,25 +52,56 @@ class RunLog:
         """Return whether the log has a row of `step` other than that of its loss."""
         if not self.active:
             return False
-        rows = map(json.loads, (self.folder / LOG).read_text(encoding="utf-8").splitlines())
-        return any(row["step"] == step and "loss" not in row for row in rows)
+        return any(row["step"] == step and "loss" not in row for row in read_log(self.folder / LOG))
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
         if self.file is not None:
-            self.file.write(json.dumps(row) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(json.dumps(row) + "\n")
+                self.file.flush()
+            except OSError as error:
+                raise cannot_write(self.folder / LOG, error.strerror or str(error)) from None
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a row that did not fit on the disk has been reported already."""
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):
+                self.file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a log, without a last one that was cut short.
+
+    Raises ConfigError for a file that is damaged otherwise.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not _is_row(row):
+            raise ConfigError(
+                f"Line {number} of {path} is damaged: it must be a JSON object with a step and, if it has a loss, a "
+                "learning rate. Remove the line, or the file, and give the same command again: the weights do not "
+                "depend on it."
+            )
+        rows.append(row)
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Return whether a value can be a row of the log."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] <= MAX_NUMBER:
+        return False
+    plotted = [row["loss"], row.get("learning_rate")] if "loss" in row else []
+    return all(type(value) in (int, float) and abs(value) <= MAX_NUMBER for value in plotted)
 
 
 def _drop_after(path: Path, step: int) -> None:
     """Remove the rows of later steps than the saved state: they will be written again."""
     if path.is_file():
-        rows = path.read_text(encoding="utf-8").split("\n")[:-1]  # a kill may leave half a row, without its line end
-        kept = [row for row in rows if json.loads(row)["step"] <= step]
+        kept = [row for row in read_log(path) if row["step"] <= step]
         with written_whole(path) as draft:
-            draft.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+            draft.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")

@@ -154,6 +154,11 @@ class _Run:
         self._announce()
 
     def _resume(self, state: TrainState) -> None:
+        if state.step > self.settings.steps:
+            raise ConfigError(
+                f"{self.folder} holds a state after step {state.step}, but this run ends at step "
+                f"{self.settings.steps}. Use another folder."
+            )
         restore_state(self.objective, self.optimizer, state)
         self.first = state.step
 

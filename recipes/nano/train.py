@@ -304,7 +304,8 @@ def write_processor(folder: Path) -> Processor:
     make_tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
     size = {"height": SIDE, "width": SIDE}
     write_json(folder / "preprocessor_config.json", {**PUBLISHED_PREPROCESSOR, "size": size, "image_seq_length": 145})
-    FlorenceTokenizer(folder / "tokenizer.json").save_microsoft(folder, 1024)
+    for name, text in FlorenceTokenizer(folder / "tokenizer.json").to_files("microsoft", 1024).items():
+        (folder / name).write_text(text, encoding="utf-8")
     return Processor.from_folder(folder)
 
 

@@ -62,7 +62,7 @@ def test_a_file_that_is_not_a_list_of_tasks_gets_a_sentence(values: Any, words: 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tasks.json").open("wb") as file:
         file.truncate(MAX_JSON_BYTES + 1)
-    with pytest.raises(ConfigError, match="larger than 64 MiB"):
+    with pytest.raises(ConfigError, match="larger than 16 MiB"):
         read_tasks(tmp_path)
 
 

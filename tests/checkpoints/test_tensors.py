@@ -80,7 +80,7 @@ def test_some_by_name_in_the_order_asked_for(tmp_path: Path) -> None:
     write_shards(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin")
     for path in (tmp_path, tmp_path / "pytorch_model.bin"):
-        found = [tensor.clone() for tensor in find_weights(path).read_named(["b.weight", "a"])]
+        found = [tensor.clone() for tensor in find_weights(path, True).read_named(["b.weight", "a"])]
         assert torch.equal(found[0], TENSORS["b.weight"]) and torch.equal(found[1], TENSORS["a"]) and len(found) == 2
 
 
@@ -110,10 +110,17 @@ def test_a_name_in_two_shards_is_refused(tmp_path: Path) -> None:
 
 
 def test_pickles_only_when_asked(tmp_path: Path) -> None:
-    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="only as a pickle.*florence2 convert"):
-        find_weights(tmp_path)
-    for files in (find_weights(tmp_path, allow_pickle=True), find_weights(tmp_path / "pytorch_model.bin")):
+    """By the name of the folder, of the file and of an index alike."""
+    file, index = tmp_path / "pytorch_model.bin", tmp_path / "index" / "pytorch_model.bin.index.json"
+    torch.save(TENSORS, file)
+    index.parent.mkdir()
+    torch.save(TENSORS, index.parent / "a.bin")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, "a.bin")}))
+    torch.save(TENSORS, tmp_path / "other.pt")
+    for path in (tmp_path, file, index, index.parent, tmp_path / "other.pt"):
+        with pytest.raises(CheckpointError, match="only as a pickle.*--allow-pickle.*florence2 convert"):
+            find_weights(path)
+        files = find_weights(path, allow_pickle=True)
         assert files.pickled
         assert_same(read(files))
 
@@ -143,7 +150,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
         path = tmp_path / name
         write({"a": Trap()}, path)
         with pytest.raises(CheckpointError, match="cannot be read as a pickle of tensors"):
-            find_weights(path).read_headers()
+            find_weights(path, allow_pickle=True).read_headers()
     assert not trap.exists()
 
 
@@ -151,7 +158,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
 def test_pickles_of_something_else_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="flat dict of tensors"):
-        find_weights(tmp_path / "x.bin").read_headers()
+        find_weights(tmp_path / "x.bin", allow_pickle=True).read_headers()
 
 
 def test_truncated_and_foreign_files(tmp_path: Path) -> None:

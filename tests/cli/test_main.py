@@ -149,7 +149,7 @@ def test_convert_a_pickle(small_folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert run("run", "<OD>", "x.png", "--model", folder) == 2
     assert "only as a pickle" in capsys.readouterr().err
     assert run("convert", folder, tmp_path / "a") == 2
-    assert run("convert", folder / "pytorch_model.bin", tmp_path / "a") == 0
+    assert run("convert", folder / "pytorch_model.bin", tmp_path / "a", "--allow-pickle") == 0
     assert run("convert", folder, tmp_path / "b", "--allow-pickle") == 0
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 

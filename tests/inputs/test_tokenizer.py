@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from florence2.errors import CheckpointError, PromptError
-from florence2.inputs.tokenizer import ADDED_TOKENS, MAX_FILE_BYTES, FlorenceTokenizer
+from florence2.inputs.tokenizer import ADDED_TOKENS, FlorenceTokenizer
+from florence2.inputs.tokenizer_file import MAX_FILE_BYTES
 from parity.recipe import GOLDEN
 from parity.records import read_record
 
@@ -16,6 +17,11 @@ from parity.records import read_record
 @pytest.fixture(scope="module")
 def tokenizer() -> FlorenceTokenizer:
     return FlorenceTokenizer(GOLDEN / "tokenizer.json")
+
+
+def save(tokenizer: FlorenceTokenizer, layout: str, folder: Path) -> None:
+    for name, text in tokenizer.to_files(layout, 1024).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def test_recorded_strings_both_ways(tokenizer: FlorenceTokenizer) -> None:
@@ -47,10 +53,10 @@ def test_pieces_are_the_texts_of_single_tokens(tokenizer: FlorenceTokenizer) -> 
 
 
 def test_a_tokenizer_that_has_the_tokens_already_keeps_its_ids(tmp_path: Path, tokenizer: FlorenceTokenizer) -> None:
-    tokenizer.save_native(tmp_path, 1024)
+    save(tokenizer, "native", tmp_path)
     again = FlorenceTokenizer(tmp_path / "tokenizer.json")
     assert again.token_id("<loc_0>") == 50269 and again.token_id("<image>") == 51289 and again.vocab_size == 51290
-    again.save_microsoft(tmp_path, 1024)
+    save(again, "microsoft", tmp_path)
     back = FlorenceTokenizer(tmp_path / "tokenizer.json")
     assert back.token_id("<image>") is None and back.vocab_size == 51289
     assert back.encode("<OD> a <mask> b") == tokenizer.encode("<OD> a <mask> b")
@@ -111,12 +117,12 @@ def test_new_tokens_follow_all_others(tokenizer: FlorenceTokenizer, tmp_path: Pa
     assert new.encode("a <near>b<loc_3>") == [*new.encode("a ")[:-1], 51289, *new.encode("b<loc_3>")[1:]]
     assert new.decode(new.encode("a <near>b")) == "<s>a <near>b</s>" and new.decode([51289], skip_special=True) == ""
     assert tokenizer.encode("a<near>") == before and tokenizer.vocab_size == 51289 and tokenizer.own_tokens == ()
-    new.save_native(tmp_path, 1024)
+    save(new, "native", tmp_path)
     native = FlorenceTokenizer(tmp_path / "tokenizer.json")
     assert native.own_tokens == ("<near>", "<far>") and native.token_id("<image>") == 51291
     longer = native.with_tokens(["<between>"])
     assert longer.token_id("<between>") == 51291 and longer.token_id("<image>") is None
-    longer.save_microsoft(tmp_path, 1024)
+    save(longer, "microsoft", tmp_path)
     assert FlorenceTokenizer(tmp_path / "tokenizer.json").own_tokens == ("<near>", "<far>", "<between>")
 
 
@@ -124,7 +130,7 @@ def test_an_image_token_between_others_keeps_its_id(tmp_path: Path) -> None:
     """As transformers numbers tokens that are added to the native layout."""
     first = FlorenceTokenizer(GOLDEN / "tokenizer.json").token_id(ADDED_TOKENS[-1])
     tokenizer = write(tmp_path / "tokenizer.json", [(first + 1, "<image>"), (first + 2, "<near>")], keep=60000)
-    tokenizer.save_microsoft(tmp_path, 1024)
+    save(tokenizer, "microsoft", tmp_path)
     again = FlorenceTokenizer(tmp_path / "tokenizer.json")
     for one in (tokenizer, again, again.with_tokens(["<far>"])):
         assert [one.token_id(name) for name in ("<image>", "<near>")] == [51289, 51290]
@@ -139,10 +145,10 @@ def test_own_tokens_of_a_file_without_the_published_ones(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("added", "words"),
     [
-        ([(50265, "<near>")], "gives '<near>' the id 50265, but its place is 51289"),
+        ([(50265, "<near>")], "gives '<near>' the id 50265, but its place is 51289: a model's own tokens come after"),
         ([(51290, "<near>")], "gives '<near>' the id 51290, but its place is 51289"),
-        ([(51289, "<near>"), (51290, "<near>")], "gives '<near>' the id 51290, but its place is 51289"),
-        ([(50265, "<loc_1>"), (50266, "<loc_0>")], "gives <loc_1> the id 50265, not 50267"),
+        ([(51289, "<near>"), (51290, "<near>")], "adds the token '<near>' twice"),
+        ([(50265, "<loc_1>"), (50266, "<loc_0>")], "lacks the token '<od>' and 1021 more"),
     ],
 )
 def test_ids_that_a_model_was_not_trained_with_are_refused(
@@ -153,5 +159,6 @@ def test_ids_that_a_model_was_not_trained_with_are_refused(
 
 
 def test_two_tokens_of_one_id_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="gives one id to several of the published tokens"):
-        write(tmp_path / "tokenizer.json", [], vocab={"<od>": 5, "</od>": 5})
+    ids = {token: 50265 + place for place, token in enumerate(ADDED_TOKENS)} | {"</od>": 50265}
+    with pytest.raises(CheckpointError, match="gives '</od>' the id 50265, but its place is 50266"):
+        write(tmp_path / "tokenizer.json", [(id, token) for token, id in ids.items()])
