@@ -49,13 +49,20 @@ def test_another_input_is_other_work(album: Path, answer: Answering, tmp_path: P
     assert len(answer(sources, [TaskQuestion("<OPEN_VOCABULARY_DETECTION>", "dog")], done=done)) == 1
 
 
-def test_one_folder_has_one_kind_of_answers(tmp_path: Path) -> None:
-    row = Row(Source("a.png", Path("a.png"), "a"), TaskQuestion("<OD>"), error="bad")
+def test_one_folder_has_one_kind_of_answers(small: florence2.Florence2, picture_file: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        with Folder(tmp_path, draw=False, settings={"model": "base", "beams": None}) as folder:
-            folder(row)
+        with Folder(tmp_path / "out", draw=False, settings={"model": "base", "beams": None}) as folder:
+            folder(row_with_a_box(small, picture_file))
     with pytest.raises(OptionError, match=r"beams was None and is 5\); choose another folder"):
-        Folder(tmp_path, draw=False, settings={"model": "base", "beams": 5})
+        Folder(tmp_path / "out", draw=False, settings={"model": "base", "beams": 5})
+
+
+def test_failures_do_not_lock_a_folder(tmp_path: Path) -> None:
+    """Where nothing was answered, no answers can be mixed."""
+    for beams in (None, 5):
+        with Folder(tmp_path, draw=False, settings={"beams": beams}) as folder:
+            folder(Row(Source("a.png", Path("a.png"), "a"), TaskQuestion("<OD>"), error="bad"))
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_folder_without_answers_takes_new_settings(tmp_path: Path) -> None:
