@@ -41,8 +41,7 @@ class Folder:
         """
         self.path, self.draw = path, draw
         self.notes: list[str] = []
-        if path.exists() and not path.is_dir():
-            raise OptionError(f"{path} is a file; answers need a folder.")
+        check_folder(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(path)
@@ -131,6 +130,12 @@ class Folder:
         names = (_drawing_name(stem.name, alias, count) for count in itertools.count(1))
         paths = (self.path / stem.parent / name for name in names)
         return next(path for path in paths if not path.exists())
+
+
+def check_folder(path: Path) -> None:
+    """Raise OptionError for a path that cannot be an output folder, because a file has its name."""
+    if path.exists() and not path.is_dir():
+        raise OptionError(f"{path} is a file; answers need a folder.")
 
 
 def has_regions(result: Result) -> bool:

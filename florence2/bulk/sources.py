@@ -13,10 +13,11 @@ from florence2.errors import ImageError
 from florence2.inputs.image import image_suffixes, open_image
 
 MAX_STDIN_BYTES = 256 << 20
-_NAMED = 3  # files named in a message; the rest is counted
+_GROUPS = 6  # kinds of files that a message names
+_HEIC = {".heic", ".heif", ".hif"}
 
 FileVersion: TypeAlias = tuple[int, int, int]
-"""The inode, the size and the time of the last change of a file: what is written later has another."""
+"""The inode, size and time of the last change of a file, which differ after it was written again."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def _find_in_folder(folder: Path, passed_over: Callable[[Path], None], output: P
         elif not path.name.startswith("."):
             others.append(path)
     if not taken:
-        held = f"; it holds {list_passed_over(others)}" if others else ""
-        raise ImageError(f"The folder {folder} holds no image: no file ends in {_list_common(suffixes)}{held}.")
+        held = f" {describe_passed_over(others)}" if others else ""
+        raise ImageError(f"The folder {folder} holds no image: no file ends in {_list_common(suffixes)}.{held}")
     for path in others:
         passed_over(path)
     return [Source(str(file), file, str(file.relative_to(folder).with_suffix(""))) for file in taken]
@@ -111,10 +112,22 @@ def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def list_passed_over(paths: Sequence[Path]) -> str:
-    """Name the first files that were passed over, and count the rest: "5 other files (a.heic, b.txt, c.md, ...)"."""
-    names = ", ".join([*(path.name for path in paths[:_NAMED]), *(["..."] if len(paths) > _NAMED else [])])
-    return f"{len(paths)} other file{'' if len(paths) == 1 else 's'} ({names})"
+def describe_passed_over(paths: Sequence[Path]) -> str:
+    """Name the kinds of the files in folders that are not taken, with one name of each: "3 .txt (a.txt, ...)"."""
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(path.suffix.lower(), []).append(path)
+    parts = [
+        f"{len(files)} {ending or 'without an ending'} ({files[0].name}{', ...' if len(files) > 1 else ''})"
+        for ending, files in sorted(groups.items(), key=lambda group: len(group[1]))
+    ]
+    more = ", ..." if len(parts) > _GROUPS else ""
+    hint = " Convert HEIC images to JPEG first." if groups.keys() & _HEIC else ""
+    files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+    return (
+        f"{files} passed over, because their names do not end like those of the images that are read here: "
+        f"{', '.join(parts[:_GROUPS])}{more}.{hint}"
+    )
 
 
 def find_unreadable(sources: Iterable[Source]) -> Mapping[Source, str]:
