@@ -11,6 +11,7 @@ from florence2.checkpoints.files import describe_changes, read_json, written_who
 from florence2.errors import ConfigError, OptionError
 
 DAMAGED_NAME = "damaged-lines.txt"
+_MOST_LETTERS = 600  # of a message about settings
 
 
 @dataclass(frozen=True)
@@ -105,4 +106,5 @@ def check_settings(file: Path, settings: Mapping[str, Any]) -> None:
             "Delete the file if they are those of this command, or choose another folder."
         ) from None
     if changes:
+        changes = changes if len(changes) <= _MOST_LETTERS else f"{changes[:_MOST_LETTERS]}..."
         raise OptionError(f"{file.parent} holds answers made with other settings ({changes}); choose another folder.")

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,7 @@ class Folder:
 
 def check_folder(path: Path) -> None:
     """Raise OptionError for a path that cannot be an output folder, because a file has its name."""
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not path.is_dir():  # noqa: PTH110  Path.exists raises for a name that is too long
         raise OptionError(f"{path} is a file; answers need a folder.")
 
 

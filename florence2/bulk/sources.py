@@ -76,7 +76,7 @@ def find_images(
             raise ImageError('The name of an image is empty (""); give a file, a folder, or - for stdin.')
         if argument == "-":
             sources.append(Source("-", _read_stdin(), "stdin"))
-        elif path.is_dir():
+        elif os.path.isdir(argument):  # noqa: PTH112  Path.is_dir raises for a name that is too long
             sources += _find_in_folder(path, passed_over, output)
         else:
             sources.append(Source(argument, path, path.stem))
@@ -109,7 +109,10 @@ def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
+    try:
+        return one.samefile(other)
+    except OSError:  # the output folder is not there yet
+        return False
 
 
 def describe_passed_over(paths: Sequence[Path]) -> str:
@@ -121,7 +124,7 @@ def describe_passed_over(paths: Sequence[Path]) -> str:
         f"{len(files)} {ending or 'without an ending'} ({files[0].name}{', ...' if len(files) > 1 else ''})"
         for ending, files in sorted(groups.items(), key=lambda group: len(group[1]))
     ]
-    more = ", ..." if len(parts) > _GROUPS else ""
+    more = f" and {len(parts) - _GROUPS} other kinds" if len(parts) > _GROUPS else ""
     hint = " Convert HEIC images to JPEG first." if groups.keys() & _HEIC else ""
     files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
     return (

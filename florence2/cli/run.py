@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -130,7 +131,7 @@ def answer_all(
     if passed_over:
         say(f"florence2: {describe_passed_over(passed_over)}")
     folder = _open_folder(options, sources, questions) if options.out is not None else None
-    headings = len(sources) * len(questions) > 1 or any(Path(image).is_dir() for image in images)
+    headings = len(sources) * len(questions) > 1 or any(os.path.isdir(image) for image in images)  # noqa: PTH112
     console = Console(options.json, headings, needed=folder is None)
     summary, progress = Summary(options.max_new_tokens, passed_over), Progress()
     with folder or nullcontext():
