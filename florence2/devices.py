@@ -45,7 +45,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen).tolist()  # fails on a device without memory, such as "meta"
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
+        # of a backend that is not part of this torch, torch says so in a page of text
+        missing = isinstance(error, NotImplementedError)
+        reason = "this build of torch cannot compute on it" if missing else str(error).split("\n")[0].rstrip(".")
         raise OptionError(
             f"The device {str(device)!r} cannot be used here: {reason}. Choose auto, cpu, cuda, cuda:N or mps."
         ) from None

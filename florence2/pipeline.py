@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from florence2.answers.answer import Answer
+from florence2.answers.answer import Answer, Box
 from florence2.answers.cascade import Cascade
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
@@ -18,7 +18,6 @@ from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, shown
 from florence2.fast.install import install
 from florence2.generation.options import GenerationOptions
-from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
 from florence2.inputs.image import ImageInput
 from florence2.inputs.processor import TaskText
 from florence2.model.absent import find_absent
@@ -28,7 +27,7 @@ from florence2.model.trace import TraceBlock
 from florence2.processor import Processor
 from florence2.request import AnyImage as AnyImage
 from florence2.request import EncodedImage as EncodedImage
-from florence2.request import EncodeOnce, check_requests
+from florence2.request import EncodeOnce, check_requests, outline_requests
 from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
@@ -260,18 +259,39 @@ class Florence2(Runner):
     ) -> Cascade:
         """Caption the image, find the caption's phrases in it, and outline each; the image is encoded once.
 
+        A caption that cannot be grounded, because it is too long, and a box with swapped corners, which cannot be
+        outlined, leave a gap; `Cascade.missing` says why.
+
         `options` and `settings` are generation settings, as in `run`. Raises as `run`.
         """
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         caption = self.caption(encoded, detail, options=options, **settings)
+        nothing = self.processor.answer("<CAPTION_TO_PHRASE_GROUNDING>", "", image_size=encoded.size)
         phrases = caption.text.strip()
         if not phrases:
-            nothing = self.processor.answer("<CAPTION_TO_PHRASE_GROUNDING>", "", image_size=encoded.size)
             return Cascade.join(caption, nothing, ())
-        grounding = self.ground(encoded, phrases, options=options, **settings)
-        regions = [bins_to_tokens(pixels_to_bins(box.xyxy, encoded.size)) for box in grounding.boxes]
-        requests: list[Request] = [("<REGION_TO_SEGMENTATION>", encoded, region) for region in regions]
-        return Cascade.join(caption, grounding, self.run_batch(requests, options=options, **settings))
+        try:
+            grounding = self.ground(encoded, phrases, options=options, **settings)
+        except Florence2Error as error:
+            return Cascade.join(
+                caption, nothing, (), [f"The caption could not be grounded, so it stands alone: {error}"]
+            )
+        outlines, missing = self._outline(encoded, grounding.boxes, options, settings)
+        return Cascade.join(caption, grounding, outlines, missing)
+
+    def _outline(
+        self, image: EncodedImage, boxes: Sequence[Box], options: GenerationOptions | None, settings: Mapping[str, Any]
+    ) -> tuple[list[Answer], list[str]]:
+        """Outline each box; return an answer for each, and a sentence for each gap."""
+        requests, missing = outline_requests(image, boxes)
+        outlines = [self.processor.answer("<REGION_TO_SEGMENTATION>", "", image_size=image.size) for _ in boxes]
+        try:
+            answers = self.run_batch(list(requests.values()), options=options, **settings)
+        except Florence2Error as error:
+            return outlines, [*missing, f"The boxes could not be outlined: {error}"]
+        for i, answer in zip(requests, answers, strict=True):
+            outlines[i] = answer
+        return outlines, missing
 
     def _choose_options(self, options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:
         """Return the settings of one call, which only a complete model can follow."""

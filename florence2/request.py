@@ -8,7 +8,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from florence2.answers.answer import Box
 from florence2.errors import PromptError, shown
+from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
 from florence2.inputs.image import ImageInput
 from florence2.inputs.processor import TaskText, input_to_text
 from florence2.inputs.tasks import TASKS, Task, build_sentence, check_prompt, find_task
@@ -82,6 +84,22 @@ def check_requests(requests: Iterable[Request], tasks: Mapping[str, Task] = TASK
     if not isinstance(requests, Iterable) or isinstance(requests, str | bytes):
         raise PromptError(f"requests is {shown(requests)}; give a list of (task, image) or (task, image, input).")
     return [check_request(request, tasks) for request in requests]
+
+
+def outline_requests(image: EncodedImage, boxes: Sequence[Box]) -> tuple[dict[int, Request], list[str]]:
+    """Return a request to outline each box, by the box's number, and a sentence for each box that cannot be a region.
+
+    The model writes corners in any order, but a region is left, top, right, bottom.
+    """
+    requests: dict[int, Request] = {}
+    problems = []
+    for i, box in enumerate(boxes):
+        x1, y1, x2, y2 = bins = pixels_to_bins(box.xyxy, image.size)
+        if x1 <= x2 and y1 <= y2:
+            requests[i] = ("<REGION_TO_SEGMENTATION>", image, bins_to_tokens(bins))
+        else:
+            problems.append(f"The box of {shown(box.label)} has swapped corners, so it was not outlined.")
+    return requests, problems
 
 
 def _region_task(prompt: str, box: list[Any], tasks: Mapping[str, Task]) -> Task:

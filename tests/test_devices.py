@@ -16,6 +16,10 @@ def test_devices_and_types() -> None:
     for wrong in ("tpu9", "cuda:99", "gpu"):
         with pytest.raises(OptionError, match="cannot be used here"):
             choose_device(wrong)
+    with pytest.raises(
+        OptionError, match=r"^The device 'xla' cannot be used here: this build of torch cannot compute on"
+    ):
+        choose_device("xla")
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert choose_dtype("auto", torch.device("cuda")) == torch.float16
     assert choose_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16

@@ -21,6 +21,9 @@ from florence2.inputs.coordinates import bins_to_pixels
 from florence2.inputs.image import ImageInput, open_image
 from florence2.inputs.tasks import AnswerKind
 
+CUT_OFF = "cut off at the token limit"
+"""How an answer is marked, wherever it is shown, whose `finish_reason` is "length"."""
+
 ImageReference: TypeAlias = "Path | weakref.ref[Any] | None"
 """Where an answer finds its image again, without keeping it alive."""
 
@@ -112,18 +115,28 @@ class Answer:
     alternatives: tuple["Answer", ...] = ()
     image: ImageReference = field(default=None, compare=False)
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the token limit ended the answer, so that its end is missing."""
+        return self.finish_reason == "length"
+
     def __str__(self) -> str:
-        """Return the text, or one line for each box, quad and outline."""
+        """Return the text, or one line for each box, quad and outline; and a last line if the answer was cut off."""
         if self.kind == "text":
-            return self.text.strip()
-        return "\n".join(_line(*row) for row in self._rows()) or "(nothing found)"
+            lines = [self.text.strip()]
+        else:
+            lines = [_line(*row) for row in self._rows()] or ([] if self.is_cut_off else ["(nothing found)"])
+        if self.is_cut_off:
+            lines.append(f"({CUT_OFF})")
+        return "\n".join(line for line in lines if line)
 
     def __repr__(self) -> str:
         """Return one short line, without coordinates, ids and log-probabilities."""
         counts = [_count(name, len(getattr(self, name))) for name in _FIELDS[self.kind]]
         content = ", ".join(counts) or shown(self.text.strip())
         width, height = self.image_size
-        return f"Answer({shown(self.task)}, {self.kind}: {content}, image {width} x {height})"
+        cut = f", {CUT_OFF}" if self.is_cut_off else ""
+        return f"Answer({shown(self.task)}, {self.kind}: {content}{cut}, image {width} x {height})"
 
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
         """Return the answer as plain JSON values.
@@ -163,7 +176,7 @@ class Answer:
         return {self.task: answer}
 
     def draw(self, image: ImageInput) -> Image.Image:
-        """Draw boxes, quads and filled polygons with their labels.
+        """Draw boxes, quads and filled polygons with their labels; an answer that was cut off says so in a corner.
 
         Args:
             image: The image that the answer describes, in any form that `open_image` reads.
@@ -180,7 +193,7 @@ class Answer:
             for i, ring in enumerate(polygon.rings):  # one title per object, and none where a box has it
                 titled = i == 0 and not self.boxes
                 shapes.append(Shape(_pairs(ring), polygon.label, filled=True, titled=titled))
-        return draw_shapes(open_image(image), shapes)
+        return draw_shapes(open_image(image), shapes, note=CUT_OFF if self.is_cut_off else None)
 
     def _repr_png_(self) -> bytes | None:
         """Return the drawing for a notebook, or None where `_repr_html_` shows the answer."""
@@ -192,7 +205,7 @@ class Answer:
         if self._open_image() is not None:
             return None
         rows = self._rows()
-        return rows_to_html(rows) if rows else text_to_html(str(self))
+        return rows_to_html(rows, CUT_OFF if self.is_cut_off else None) if rows else text_to_html(str(self))
 
     def _open_image(self) -> Image.Image | None:
         """Return the image to draw on, or None when it is unknown, vanished or changed, or nothing can be drawn."""

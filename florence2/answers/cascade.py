@@ -19,26 +19,31 @@ class Cascade:
         grounding: The answer to `<CAPTION_TO_PHRASE_GROUNDING>` with that caption.
         segments: One answer to `<REGION_TO_SEGMENTATION>` for each box of `grounding`, in its order. Their polygons
             are labelled with the box's phrase.
+        missing: A sentence for each part that could not be computed; that part is an answer without text.
     """
 
     caption: Answer
     grounding: Answer
     segments: tuple[Answer, ...]
+    missing: tuple[str, ...] = ()
 
     @classmethod
-    def join(cls, caption: Answer, grounding: Answer, outlines: Sequence[Answer]) -> "Cascade":
+    def join(
+        cls, caption: Answer, grounding: Answer, outlines: Sequence[Answer], missing: Sequence[str] = ()
+    ) -> "Cascade":
         """Join the answers, and label each outline with the phrase of its box.
 
         Args:
             caption: The answer to a caption task.
             grounding: The answer with the caption's phrases.
             outlines: One answer for each box of `grounding`, in its order.
+            missing: A sentence for each part that could not be computed.
 
         Returns:
             The cascade.
         """
         pairs = zip(outlines, grounding.boxes, strict=True)
-        return cls(caption, grounding, tuple(_labelled(outline, box.label) for outline, box in pairs))
+        return cls(caption, grounding, tuple(_labelled(outline, box.label) for outline, box in pairs), tuple(missing))
 
     @property
     def boxes(self) -> tuple[Box, ...]:
@@ -55,6 +60,11 @@ class Cascade:
         """The outlines of all phrases."""
         return tuple(polygon for segment in self.segments for polygon in segment.polygons)
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the token limit ended any of the answers."""
+        return any(answer.is_cut_off for answer in (self.caption, self.grounding, *self.segments))
+
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
         """Return plain JSON values.
 
@@ -62,13 +72,15 @@ class Cascade:
             tokens: Include ids, log-probabilities and token texts.
 
         Returns:
-            A dict with "caption" and "grounding", an answer each, and "segments", a list of answers.
+            A dict with "caption" and "grounding", an answer each, and "segments", a list of answers; and "missing",
+            if anything is.
         """
-        return {
+        values: dict[str, Any] = {
             "caption": self.caption.to_dict(tokens),
             "grounding": self.grounding.to_dict(tokens),
             "segments": [segment.to_dict(tokens) for segment in self.segments],
         }
+        return values | ({"missing": list(self.missing)} if self.missing else {})
 
     def draw(self, image: ImageInput) -> Image.Image:
         """Draw all boxes and filled outlines with their phrases.
@@ -82,11 +94,14 @@ class Cascade:
         Raises:
             ImageError: The image cannot be read.
         """
-        return replace(self.grounding, polygons=self.polygons).draw(image)
+        reason = "length" if self.is_cut_off else self.grounding.finish_reason
+        return replace(self.grounding, polygons=self.polygons, finish_reason=reason).draw(image)
 
     def __str__(self) -> str:
-        segments = "\n".join(str(segment) for segment in self.segments)
-        return "\n".join(part for part in (str(self.caption), str(self.grounding), segments) if part)
+        """Return the caption, the boxes and the outlines, then a line for each missing part."""
+        parts = (self.caption, self.grounding, *self.segments)
+        shown = [str(part) for part in parts if part.raw_text or not self.missing]  # a missing part has no text
+        return "\n".join(line for line in (*shown, *self.missing) if line)
 
 
 def _labelled(answer: Answer, label: str) -> Answer:

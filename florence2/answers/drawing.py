@@ -17,6 +17,7 @@ _GOLDEN = 0.618033988749895  # steps of the golden ratio around the colour wheel
 _FILL_ALPHA = 96  # of 255
 _SATURATION, _VALUE = 0.85, 0.95
 _LINES_PER_SIDE, _LETTERS_PER_SIDE = 250, 40  # line widths and letter heights in the image's shorter side
+_NOTE_COLOUR = (255, 255, 255)
 _BRIGHT = 140  # of 255: on brighter colours black letters are easier to read than white ones
 # Searched in the system's font folders. Fonts with more scripts come first.
 _FONTS = (
@@ -46,8 +47,8 @@ class Shape:
     titled: bool = True
 
 
-def draw_shapes(image: Image.Image, shapes: Sequence[Shape]) -> Image.Image:
-    """Return an RGB copy of `image` with all outlines, and all labels on top of them.
+def draw_shapes(image: Image.Image, shapes: Sequence[Shape], note: str | None = None) -> Image.Image:
+    """Return an RGB copy of `image` with all outlines, all labels on top of them, and a note in the lower left corner.
 
     Line width and letter size are proportional to the image. A label is above its shape's top left corner, lower where
     another label is in the way, and always inside the image. A letter that no installed font has is written without
@@ -65,6 +66,10 @@ def draw_shapes(image: Image.Image, shapes: Sequence[Shape]) -> Image.Image:
         if shape.label and shape.titled:
             text, font = _choose_font(" ".join(shape.label.split()), fonts)
             taken.append(_draw_label(canvas, shape.points, text, colours[shape.label], font, taken))
+    if note is not None:
+        text, font = _choose_font(note, fonts)
+        below = [(0.0, 2.0 * canvas.height)]  # a plate stays inside the image, so this one is at its lower edge
+        _draw_label(canvas, below, text, _NOTE_COLOUR, font, ())
     return canvas
 
 

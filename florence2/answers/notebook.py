@@ -25,10 +25,11 @@ def text_to_html(text: str) -> str:
     return f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
 
 
-def rows_to_html(rows: Iterable[Row]) -> str:
-    """Return a table of labels, scores and coordinates."""
+def rows_to_html(rows: Iterable[Row], note: str | None = None) -> str:
+    """Return a table of labels, scores and coordinates, with the note as its caption."""
+    caption = "" if note is None else f"<caption>{html.escape(note)}</caption>"
     head = "<tr><th>label</th><th>score</th><th>coordinates in pixels</th></tr>"
-    return f"<table>{head}{''.join(_row_to_html(*row) for row in rows)}</table>"
+    return f"<table>{caption}{head}{''.join(_row_to_html(*row) for row in rows)}</table>"
 
 
 def _row_to_html(label: str, score: float | None, coordinates: Sequence[float]) -> str:

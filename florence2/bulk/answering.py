@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from florence2.bulk.rows import Question, Result, Row, RowKey
-from florence2.bulk.sources import Source
+from florence2.bulk.sources import FileVersion, Source
 from florence2.errors import Florence2Error
 from florence2.pipeline import EncodedImage, Florence2, PreparedImage
 
@@ -14,6 +15,14 @@ Ask: TypeAlias = Callable[[Sequence[tuple[EncodedImage, Q]]], Sequence[Result]]
 """A function that answers (image, question) pairs together. It raises a Florence2Error when it refuses one of them."""
 Images: TypeAlias = Mapping[Source, EncodedImage | str]
 """Each source's image, or the message why it could not be read."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An image that was read, or the message why it could not be, and the version of its file."""
+
+    image: PreparedImage | str
+    version: FileVersion | None
 
 
 def answer_images(
@@ -47,22 +56,22 @@ def answer_images(
     finished = 0
     report(finished, len(waiting))
     for batch, prepared in zip(batches, _read_ahead(model, batches), strict=True):
-        images = _encode(model, prepared)
+        images = _encode(model, {source: read.image for source, read in prepared.items()})
         results = _answer_batch(ask, [(images[source], question) for source in batch for question in left[source]])
         for source in batch:
             for question in left[source]:
-                yield _to_row(source, question, next(results))
+                yield _to_row(source, question, next(results), prepared[source].version)
             finished += 1
             report(finished, len(waiting))
 
 
-def _to_row(source: Source, question: Question, result: Result | str) -> Row:
+def _to_row(source: Source, question: Question, result: Result | str, version: FileVersion | None) -> Row:
     if isinstance(result, str):
         return Row(source, question, error=result)
-    return Row(source, question, result)
+    return Row(source, question, result, version=version)
 
 
-def _read_ahead(model: Florence2, batches: Sequence[Sequence[Source]]) -> Iterator[dict[Source, PreparedImage | str]]:
+def _read_ahead(model: Florence2, batches: Sequence[Sequence[Source]]) -> Iterator[dict[Source, _Read]]:
     """Yield the prepared images of each batch; a thread reads the next batch meanwhile."""
     if not batches:
         return
@@ -75,14 +84,15 @@ def _read_ahead(model: Florence2, batches: Sequence[Sequence[Source]]) -> Iterat
         yield pending.result()
 
 
-def _prepare(model: Florence2, sources: Sequence[Source]) -> dict[Source, PreparedImage | str]:
+def _prepare(model: Florence2, sources: Sequence[Source]) -> dict[Source, _Read]:
     """Read every image, or say why it cannot be read."""
 
-    def prepare(source: Source) -> PreparedImage | str:
+    def prepare(source: Source) -> _Read:
+        version = source.version()  # before the file is read, so that no later change goes unseen
         try:
-            return model.prepare_image(source.data)
+            return _Read(model.prepare_image(source.data), version)
         except Florence2Error as error:
-            return str(error)
+            return _Read(str(error), version)
 
     return {source: prepare(source) for source in sources}
 

@@ -1,58 +1,142 @@
-"""An output folder: each row is written at once, and a later run sees which rows are finished."""
+"""An output folder: one run at a time writes it, each row at once, and a later run sees which are finished."""
 
+import contextlib
+import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from florence2.bulk.rows import Result, Row, RowKey, row_key
-from florence2.checkpoints.files import read_json, write_json, written_whole
-from florence2.errors import OptionError
+from florence2.bulk.earlier import check_settings, read_earlier, tidy_up
+from florence2.bulk.lock import FolderLock
+from florence2.bulk.rows import Result, Row, RowKey
+from florence2.checkpoints.files import MAX_NAME_BYTES, clip_name, write_json, written_whole
+from florence2.errors import ImageError, OptionError
+from florence2.inputs.image import open_image
 
 
 class Folder:
     """An output folder: `results.jsonl`, `settings.json`, and drawn images when `draw` is set.
 
-    `done` holds the keys of the rows that an earlier run finished; its failures are tried again.
+    Attributes:
+        done: The keys of the rows that an earlier run finished; its failures are tried again.
+        notes: Sentences for the user about the state of the folder.
     """
 
-    def __init__(self, path: Path, draw: bool, settings: Mapping[str, Any]):
-        """Open or make the folder.
+    def __init__(self, path: Path, draw: bool, settings: Mapping[str, Any], retried: Collection[RowKey] | None = None):
+        """Open or make the folder, and lock it until it is closed.
 
-        Raises OptionError when `path` is a file, and when the folder holds answers made with other `settings`: one
-        file must not mix them.
+        Args:
+            path: The folder.
+            draw: Draw each answer that has regions.
+            settings: What all answers depend on. A folder without answers takes any.
+            retried: The keys of the rows that this run may write; earlier failures among them are removed. None
+                removes all failures.
+
+        Raises:
+            OptionError: `path` is a file or cannot be written, another run writes to it, or it holds answers made with
+                other `settings`: one file must not mix them.
         """
         self.path, self.draw = path, draw
-        if path.exists() and not path.is_dir():
-            raise OptionError(f"{path} is a file; answers need a folder.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        results = self.path / "results.jsonl"
-        _hold_settings(self.path / "settings.json", settings, results)
-        self.done = _keep_finished(results) if results.exists() else frozenset()
-        self.file = results.open("a", encoding="utf-8", errors="backslashreplace")
+        self.notes: list[str] = []
+        check_folder(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(path)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        try:
+            self._open(settings, retried)
+        except OSError as error:
+            self._lock.release()
+            raise _unwritable(path, error) from None
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, settings: Mapping[str, Any], retried: Collection[RowKey] | None) -> None:
+        """Tidy up after an earlier run, and open the file of rows."""
+        if not self._lock.works:
+            self.notes.append(f"The file system of {self.path} has no locks; start no second run with this folder.")
+        self.results, file = self.path / "results.jsonl", self.path / "settings.json"
+        earlier = read_earlier(self.results, retried)
+        self.done = earlier.done
+        if self.done:  # without answers nothing can be mixed
+            check_settings(file, settings)
+        moved = tidy_up(self.results, earlier)
+        self.notes += [moved] if moved else []
+        if not (self.done and file.exists()):
+            write_json(file, dict(settings))
+        self._file = self.results.open("ab", buffering=0)
 
     def __enter__(self) -> "Folder":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self._file.close()
+        self._lock.release()
 
-    def __call__(self, row: Row) -> None:
-        """Write one row, and its drawing if it has regions to draw."""
-        values = row.to_dict()
+    def __call__(self, row: Row) -> Row:
+        """Write one row, and its drawing if it has regions to draw.
+
+        Returns:
+            The row; with `drawing_error` where the drawing could not be made.
+
+        Raises:
+            OptionError: The row cannot be written; no part of it stays in the file.
+        """
         if self.draw and row.answer is not None and has_regions(row.answer):
-            values["drawing"] = self._draw(row, row.answer)
-        self.file.write(json.dumps(values, ensure_ascii=False) + "\n")
-        self.file.flush()
+            row = self._draw(row, row.answer)
+        line = json.dumps(row.to_dict(), ensure_ascii=False) + "\n"
+        self._append(line.encode("utf-8", "backslashreplace"))
+        return row
 
-    def _draw(self, row: Row, answer: Result) -> str:
-        """Draw the answer on its image; return the new file's path inside the folder."""
-        target = _unused(self.path / f"{row.source.stem}.{row.question.alias}.png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(target) as draft:
-            answer.draw(row.source.data).save(draft, format="PNG")
-        return str(target.relative_to(self.path))
+    def _append(self, line: bytes) -> None:
+        """Write a line wholly or not at all."""
+        end = self.results.stat().st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            if isinstance(error, OSError):
+                raise OptionError(
+                    f"{self.results} cannot be written: {error.strerror}. The rows in it are complete; the same "
+                    "command resumes after them."
+                ) from None
+            raise
+
+    def _draw(self, row: Row, answer: Result) -> Row:
+        """Draw the answer on its image; return the row with the new file's path inside the folder, or the error."""
+        try:
+            image = open_image(row.source.data)
+            if row.version is not None and row.source.version() != row.version:
+                raise ImageError(f"{row.source.name} has changed since it was read, so its answer was not drawn.")
+            target = self._unused(Path(row.source.stem), row.question.alias)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(target) as draft:
+                answer.draw(image).save(draft, format="PNG")
+        except OSError as error:
+            return replace(row, drawing_error=f"The drawing cannot be written: {error.strerror or error}.")
+        except (ValueError, MemoryError) as error:  # a Florence2Error is a ValueError
+            return replace(row, drawing_error=str(error) or type(error).__name__)
+        return replace(row, drawing=str(target.relative_to(self.path)))
+
+    def _unused(self, stem: Path, alias: str) -> Path:
+        """Return a path for a drawing where no file exists yet."""
+        names = (_drawing_name(stem.name, alias, count) for count in itertools.count(1))
+        paths = (self.path / stem.parent / name for name in names)
+        return next(path for path in paths if not path.exists())
+
+
+def check_folder(path: Path) -> None:
+    """Raise OptionError for a path that cannot be an output folder, because a file has its name."""
+    if os.path.exists(path) and not path.is_dir():  # noqa: PTH110  Path.exists raises for a name that is too long
+        raise OptionError(f"{path} is a file; answers need a folder.")
 
 
 def has_regions(result: Result) -> bool:
@@ -60,43 +144,15 @@ def has_regions(result: Result) -> bool:
     return bool(result.boxes or result.quads or result.polygons)
 
 
-def _keep_finished(results: Path) -> frozenset[RowKey]:
-    """Rewrite an earlier `results.jsonl` without failures and half-written lines; return the keys of the rest."""
-    keys = set()
-    with (
-        results.open(encoding="utf-8", errors="replace") as old,
-        written_whole(results) as draft,
-        draft.open("w", encoding="utf-8") as new,
-    ):
-        for line in old:
-            row = _parse_row(line)
-            if row is not None and "error" not in row:
-                keys.add(row_key(row))
-                new.write(line if line.endswith("\n") else line + "\n")
-    return frozenset(keys)
+def _drawing_name(stem: str, alias: str, count: int) -> str:
+    """Return a name that the file system takes; of a long one only the beginning stays, with a hash of the whole."""
+    ending = f".{clip_name(alias, 80)}{'' if count == 1 else f'-{count}'}.png"
+    if clip_name(stem + ending) == stem + ending:
+        return stem + ending
+    digest = hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    ending = f"-{digest}{ending}"
+    return clip_name(stem, MAX_NAME_BYTES - len(ending.encode())) + ending
 
 
-def _parse_row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _hold_settings(file: Path, settings: Mapping[str, Any], results: Path) -> None:
-    """Write the settings of a new folder; refuse settings that differ from those of earlier answers."""
-    if not (file.exists() and results.exists() and results.stat().st_size):  # without rows nothing can be mixed
-        write_json(file, dict(settings))
-        return
-    before = read_json(file)
-    changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
-    if changed:
-        listed = "; ".join(f"{key} was {before.get(key)!r} and is {settings.get(key)!r}" for key in changed)
-        raise OptionError(f"{file.parent} holds answers made with other settings ({listed}); choose another folder.")
-
-
-def _unused(path: Path) -> Path:
-    """Return `path`, numbered when a file of that name exists."""
-    numbered = (path.with_name(f"{path.stem}-{count}{path.suffix}") for count in itertools.count(2))
-    return path if not path.exists() else next(name for name in numbered if not name.exists())
+def _unwritable(path: Path, error: OSError) -> OptionError:
+    return OptionError(f"{path} cannot be written: {error.strerror or error}. Choose another folder.")

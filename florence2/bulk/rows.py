@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from florence2.answers.answer import Answer
 from florence2.answers.cascade import Cascade
-from florence2.bulk.sources import Source
+from florence2.bulk.sources import FileVersion, Source
 from florence2.inputs.processor import TaskText
 from florence2.inputs.tasks import Task, find_task
 
@@ -64,12 +64,19 @@ class TaskQuestion:
 
 @dataclass(frozen=True)
 class Row:
-    """The result of one question about one image: an answer, or an error message."""
+    """The result of one question about one image: an answer, or an error message.
+
+    `version` is that of the image's file when it was read. `drawing` is the path of the drawn answer inside its folder,
+    `drawing_error` why it could not be drawn.
+    """
 
     source: Source
     question: Question
     answer: Result | None = None
     error: str | None = None
+    version: FileVersion | None = None
+    drawing: str | None = None
+    drawing_error: str | None = None
 
     @property
     def key(self) -> RowKey:
@@ -78,7 +85,9 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: the image, its place, the question, then the answer's fields or the error."""
-        return self._head() | (self.answer.to_dict() if self.answer else {"error": self.error})
+        drawn = {"drawing": self.drawing, "drawing_error": self.drawing_error}
+        values = self._head() | (self.answer.to_dict() if self.answer else {"error": self.error})
+        return values | {key: value for key, value in drawn.items() if value is not None}
 
     def _head(self) -> dict[str, Any]:
         return {"image": self.source.name, "place": self.source.place, **self.question.to_dict()}

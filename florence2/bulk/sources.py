@@ -3,15 +3,21 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from florence2.errors import ImageError
-from florence2.inputs.image import image_suffixes
+from florence2.inputs.image import image_suffixes, open_image
 
 MAX_STDIN_BYTES = 256 << 20
+_GROUPS = 6  # kinds of files that a message names
+_HEIC = {".heic", ".heif", ".hif"}
+
+FileVersion: TypeAlias = tuple[int, int, int]
+"""The inode, size and time of the last change of a file, which differ after it was written again."""
 
 
 @dataclass(frozen=True)
@@ -32,39 +38,118 @@ class Source:
             return f"sha256:{hashlib.sha256(self.data).hexdigest()}"
         return str(self.data.absolute())
 
+    def version(self) -> FileVersion | None:
+        """Return the present version of the image's file; None for bytes, and for a file that is not there."""
+        if isinstance(self.data, bytes):
+            return None
+        try:
+            status = self.data.stat()
+        except (OSError, ValueError):
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
-def find_images(arguments: Sequence[str]) -> list[Source]:
+
+def find_images(
+    arguments: Sequence[str],
+    *,
+    passed_over: Callable[[Path], None] = lambda _: None,
+    output: Path | None = None,
+) -> list[Source]:
     """Return the images that command line arguments name.
 
     Args:
         arguments: Files, folders, or "-" for an image on stdin. A folder stands for all files in and below it that
             have an image's ending, in alphabetical order.
+        passed_over: Called with each file or link in a folder that is not taken, unless its name begins with a dot.
+        output: The output folder of the run. Files in it are not taken, except where an argument names them.
 
     Returns:
         One source for each image, with distinct stems. A file that does not exist is included; reading it fails later.
 
     Raises:
-        ImageError: A folder holds no image, or stdin holds more than `MAX_STDIN_BYTES`.
+        ImageError: An argument is empty, a folder holds no image, or stdin holds more than `MAX_STDIN_BYTES`.
     """
     sources: list[Source] = []
     for argument in arguments:
         path = Path(argument)
+        if not argument:
+            raise ImageError('The name of an image is empty (""); give a file, a folder, or - for stdin.')
         if argument == "-":
             sources.append(Source("-", _read_stdin(), "stdin"))
-        elif path.is_dir():
-            sources += _find_in_folder(path)
+        elif os.path.isdir(argument):  # noqa: PTH112  Path.is_dir raises for a name that is too long
+            sources += _find_in_folder(path, passed_over, output)
         else:
             sources.append(Source(argument, path, path.stem))
     return _with_distinct_stems(sources)
 
 
-def _find_in_folder(folder: Path) -> list[Source]:
+def _find_in_folder(folder: Path, passed_over: Callable[[Path], None], output: Path | None) -> list[Source]:
     suffixes = image_suffixes()
-    names = (Path(root, name) for root, _, names in os.walk(folder, onerror=_refuse) for name in names)
-    files = sorted(file for file in names if file.suffix.lower() in suffixes and file.is_file())
-    if not files:
-        raise ImageError(f"The folder {folder} holds no image: no file ends in {_list_common(suffixes)}.")
-    return [Source(str(file), file, str(file.relative_to(folder).with_suffix(""))) for file in files]
+    taken, others = [], []
+    for path in sorted(_walk(folder, output)):
+        if path.suffix.lower() in suffixes and path.is_file():
+            taken.append(path)
+        elif not path.name.startswith("."):
+            others.append(path)
+    if not taken:
+        held = f" {describe_passed_over(others)}" if others else ""
+        raise ImageError(f"The folder {folder} holds no image: no file ends in {_list_common(suffixes)}.{held}")
+    for path in others:
+        passed_over(path)
+    return [Source(str(file), file, str(file.relative_to(folder).with_suffix(""))) for file in taken]
+
+
+def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
+    """Yield the files in and below a folder, and the links to folders, which are not followed."""
+    for root, folders, names in os.walk(folder, onerror=_refuse):
+        yield from (Path(root, name) for name in names)
+        yield from (path for path in (Path(root, name) for name in folders) if path.is_symlink())
+        if output is not None:  # drawings of an earlier run are not input
+            folders[:] = [name for name in folders if not _is_same(Path(root, name), output)]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # the output folder is not there yet
+        return False
+
+
+def describe_passed_over(paths: Sequence[Path]) -> str:
+    """Name the kinds of the files in folders that are not taken, with one name of each: "3 .txt (a.txt, ...)"."""
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(path.suffix.lower(), []).append(path)
+    parts = [
+        f"{len(files)} {ending or 'without an ending'} ({files[0].name}{', ...' if len(files) > 1 else ''})"
+        for ending, files in sorted(groups.items(), key=lambda group: len(group[1]))
+    ]
+    more = f" and {len(parts) - _GROUPS} other kinds" if len(parts) > _GROUPS else ""
+    hint = " Convert HEIC images to JPEG first." if groups.keys() & _HEIC else ""
+    files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+    return (
+        f"{files} passed over, because their names do not end like those of the images that are read here: "
+        f"{', '.join(parts[:_GROUPS])}{more}.{hint}"
+    )
+
+
+def find_unreadable(sources: Iterable[Source]) -> Mapping[Source, str]:
+    """Return why each source cannot be read if none can; an empty mapping as soon as one can."""
+    errors: dict[Source, str] = {}
+    for source in sources:
+        error = _read_error(source)
+        if error is None:
+            return {}
+        errors[source] = error
+    return errors
+
+
+def _read_error(source: Source) -> str | None:
+    try:
+        open_image(source.data)
+    except ImageError as error:
+        return str(error)
+    return None
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -88,12 +173,13 @@ def _list_common(suffixes: Iterable[str]) -> str:
 def _with_distinct_stems(sources: Iterable[Source]) -> list[Source]:
     """Add numbers to stems that occur more than once, so that no two images give files of the same name."""
     taken: set[str] = set()
+    counts: Counter[str] = Counter()  # where the search for a free number continues
     distinct = []
     for source in sources:
-        stem, count = source.stem, 1
+        stem = source.stem
         while stem in taken:
-            count += 1
-            stem = f"{source.stem}-{count}"
+            counts[source.stem] += 1
+            stem = f"{source.stem}-{counts[source.stem] + 1}"
         taken.add(stem)
         distinct.append(replace(source, stem=stem))
     return distinct

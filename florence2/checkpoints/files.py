@@ -37,6 +37,8 @@ MAX_JSON_BYTES = 16 << 20
 MAX_NUMBER = 1 << 53
 """The largest number that a setting may have: up to here a float holds every whole number."""
 _POINTER = b"version https://git-lfs"
+MAX_NAME_BYTES = 255
+"""The longest file name that common file systems take, in bytes of UTF-8."""
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -106,6 +108,12 @@ def _read_index(path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / shard for shard in shards)
 
 
+def clip_name(name: str, most: int = MAX_NAME_BYTES) -> str:
+    """Return the part of a file name that fits into `most` bytes, without half a letter at its end."""
+    encoded = name.encode("utf-8", "surrogatepass")
+    return name if len(encoded) <= most else encoded[:most].decode("utf-8", "ignore")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a file name in the same folder; rename it to `path` when the block succeeds, remove it otherwise.
@@ -113,7 +121,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     The new file gets the permissions of the process' umask, whatever the block did to it. Raises OutputError, which is
     an OSError too, when it cannot be written.
     """
-    draft = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}"
+    draft = path.parent / f".{clip_name(path.name, 100)}.{secrets.token_hex(6)}"
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the process' umask applies
         mode = draft.stat().st_mode

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from florence2.bulk.rows import Result
+from florence2.cli.options import name_argument
 from florence2.cli.run import add_answering, answer_all
 from florence2.generation.options import GenerationOptions
 
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 cascade",
         description="Caption each image, find the caption's phrases in it, and outline what each phrase's box holds.",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or - for stdin")
+    parser.add_argument("images", nargs="+", type=name_argument, metavar="IMAGE", help="files, folders, or - for stdin")
     parser.add_argument(
         "--detail",
         choices=("short", "detailed", "more_detailed"),

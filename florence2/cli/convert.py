@@ -2,10 +2,19 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from florence2.checkpoints.hub import resolve_adapter
-from florence2.cli.options import DTYPES, MODELS, add_adapter, add_changes, add_pickle, model_changes, resolve_model
+from florence2.cli.options import (
+    DTYPES,
+    MODELS,
+    add_adapter,
+    add_changes,
+    add_pickle,
+    model_changes,
+    name_argument,
+    path_argument,
+    resolve_model,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -15,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Rewrite a checkpoint as safetensors: in another layout, in another type, or with an adapter "
         "merged into it.",
     )
-    parser.add_argument("source", metavar="SOURCE", help=MODELS)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="output folder")
+    parser.add_argument("source", type=name_argument, metavar="SOURCE", help=MODELS)
+    parser.add_argument("folder", type=path_argument, metavar="FOLDER", help="output folder")
     parser.add_argument(
         "--layout",
         choices=("microsoft", "native"),

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from florence2.checkpoints.hub import NAMES, download
-from florence2.cli.options import add_pickle, add_revision, say
+from florence2.cli.options import add_pickle, add_revision, name_argument, say
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -13,7 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 download",
         description="Fetch a checkpoint from the Hugging Face Hub into its cache, and print the folder.",
     )
-    parser.add_argument("model", metavar="MODEL", help=f"{', '.join(NAMES)}, or OWNER/NAME")
+    parser.add_argument("model", type=name_argument, metavar="MODEL", help=f"{', '.join(NAMES)}, or OWNER/NAME")
     add_revision(parser)
     add_pickle(parser)
     return parser

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from florence2.cli.options import MODELS, add_pickle, resolve_model
+from florence2.cli.options import MODELS, add_pickle, name_argument, resolve_model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 info",
         description="Describe a checkpoint: its layout, types, sizes, parameters, settings and hashes.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=MODELS)
+    parser.add_argument("checkpoint", type=name_argument, metavar="CHECKPOINT", help=MODELS)
     parser.add_argument("--json", action="store_true", help="JSON instead of text on stdout")
     add_pickle(parser)
     return parser

@@ -2,9 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from florence2.cli.options import DTYPES, MODELS, resolve_model
+from florence2.cli.options import DTYPES, MODELS, name_argument, path_argument, resolve_model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -12,11 +11,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="florence2 init", description="Write an untrained checkpoint, for tests and benchmarks."
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="output folder")
+    parser.add_argument("folder", type=path_argument, metavar="FOLDER", help="output folder")
     parser.add_argument(
         "--preset", choices=("tiny", "base", "large"), default="base", help="size of the model (default: base)"
     )
-    parser.add_argument("--tokenizer", required=True, help=f"checkpoint to copy the tokenizer from: {MODELS}")
+    parser.add_argument(
+        "--tokenizer", type=name_argument, required=True, help=f"checkpoint to copy the tokenizer from: {MODELS}"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="type of the weights (default: float16)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     return parser

@@ -1,12 +1,12 @@
 """The command line: commands, dispatch, exit codes, and errors as sentences.
 
-Results go to stdout or files, everything else to stderr. Exit codes: 0; 1 when some images failed; 2 for a request
-that cannot be answered at all; 130 after Ctrl-C, or SIGTERM in a training run.
+Results go to stdout or files, everything else to stderr. Exit codes: 0; 1 when something that was requested is missing
+from the results, such as the answer about an image that cannot be read; 2 for a request that cannot be answered at all;
+130 after Ctrl-C or SIGTERM. `florence2.__main__` calls `main` with signals and streams in order.
 """
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from florence2 import __version__
 from florence2.errors import Florence2Error, OptionError
 
-EXIT_SOME_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
+EXIT_INCOMPLETE, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = run_command(words)
-        print(end="", flush=True)
-        return code
-    except BrokenPipeError:  # the reader of our output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            return run_command(words)
+        finally:
+            print(end="", flush=True)  # also after --help, which ends in a SystemExit
+    except BrokenPipeError:  # the reader of our output has seen enough
         return 0
     except (Florence2Error, OSError) as error:
-        print(f"florence2: {error}", file=sys.stderr)
+        print(f"florence2: {_sentence(error)}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("\nflorence2: stopped.", file=sys.stderr)
         return EXIT_STOPPED
+
+
+def _sentence(error: Exception) -> str:
+    """Return the message of an error; an OSError names its file and the reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename} cannot be used: {error.strerror}."
+    return str(error)
 
 
 def run_command(words: Sequence[str]) -> int:

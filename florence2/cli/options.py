@@ -36,7 +36,9 @@ _LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_p
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add which model, and where it computes."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODELS} (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--model", type=name_argument, default=DEFAULT_MODEL, help=f"{MODELS} (default: {DEFAULT_MODEL})"
+    )
     add_revision(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     add_changes(parser)
@@ -86,7 +88,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:
     """Add a LoRA adapter."""
-    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into the model: folder or OWNER/NAME")
+    parser.add_argument(
+        "--adapter",
+        type=name_argument,
+        metavar="DIR",
+        help="a LoRA adapter to merge into the model: folder or OWNER/NAME",
+    )
 
 
 def add_pickle(parser: argparse.ArgumentParser) -> None:
@@ -126,9 +133,21 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add where a page or a JSON document goes."""
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write a page, one self-contained HTML file")
+    parser.add_argument("--out", type=path_argument, metavar="FILE", help="write a page, one self-contained HTML file")
     parser.add_argument("--json", action="store_true", help="JSON instead of a page in --out, or on stdout")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+
+
+def path_argument(text: str) -> Path:
+    """Return a path. Raises ArgumentTypeError for an empty one, which would mean the current folder."""
+    return Path(name_argument(text))
+
+
+def name_argument(text: str) -> str:
+    """Return the name of a path or of a model. Raises ArgumentTypeError for an empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError('the name is empty (""); is a variable of the shell not set?')
+    return text
 
 
 def parse_box(text: str) -> tuple[float, ...]:

@@ -2,17 +2,20 @@
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from florence2.bulk.journal import Folder
-from florence2.bulk.rows import Question, Result, Row, TaskQuestion
-from florence2.bulk.sources import find_images
+from florence2.bulk.journal import Folder, check_folder
+from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
+from florence2.bulk.sources import Source, describe_passed_over, find_images, find_unreadable
+from florence2.bulk.summary import Summary
 from florence2.checkpoints.hub import NAMES
-from florence2.cli.main import EXIT_SOME_FAILED, EXIT_STOPPED
+from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED
 from florence2.cli.options import (
     SAMPLING,
     add_generation,
@@ -20,12 +23,15 @@ from florence2.cli.options import (
     add_model,
     add_weights,
     check_at_least,
+    check_model,
     check_order,
     generation_changes,
     load_model,
     model_tasks,
     names_task,
+    path_argument,
     read_questions,
+    say,
 )
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError, PromptError
@@ -99,7 +105,10 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images computed at once (default: 1)")
     parser.add_argument("--json", action="store_true", help="JSON Lines instead of text on stdout")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="also write DIR/results.jsonl; an unfinished run there is resumed"
+        "--out",
+        type=path_argument,
+        metavar="DIR",
+        help="also write DIR/results.jsonl; an unfinished run there is resumed",
     )
     parser.add_argument("--draw", action="store_true", help="also draw each answer on a copy of its image, in --out")
 
@@ -110,40 +119,81 @@ def answer_all(
     questions: Sequence[Q],
     ask: Callable[["Florence2", GenerationOptions, Sequence[tuple["EncodedImage", Q]]], Sequence[Result]],
 ) -> int:
-    """Ask every question about every image, and write each row to stdout and to `--out`; return the exit code.
+    """Ask every question about every image, and write each row to `--out` and to stdout; return the exit code.
 
     `ask` answers (image, question) pairs together.
     """
+    _check(options)
+    generation_changes(options)
+    passed_over: list[Path] = []
+    sources = find_images(images, passed_over=passed_over.append, output=options.out)
+    check_model(options)  # before the folder is made, so that a misspelt name leaves nothing
+    if passed_over:
+        say(f"florence2: {describe_passed_over(passed_over)}")
+    folder = _open_folder(options, sources, questions) if options.out is not None else None
+    headings = len(sources) * len(questions) > 1 or any(os.path.isdir(image) for image in images)  # noqa: PTH112
+    console = Console(options.json, headings, needed=folder is None)
+    summary, progress = Summary(options.max_new_tokens, passed_over), Progress()
+    with folder or nullcontext():
+        left = [Row(source, question) for source in sources for question in questions]
+        left = [row for row in left if folder is None or row.key not in folder.done]
+        rows = _refuse_unreadable(left)
+        if left and not rows:
+            rows = _answer(options, sources, questions, ask, folder.done if folder else frozenset(), progress)
+        return _write_rows(rows, folder, console, summary, progress)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse wrong options before any file is read."""
     if options.draw and options.out is None:
         raise OptionError("--draw needs --out DIR, the folder for the drawn images.")
+    if options.out is not None:
+        check_folder(options.out)
     check_at_least(options, 1, "batch")
-    changes, sources = generation_changes(options), find_images(images)
-    folder = _open_folder(options) if options.out is not None else None
-    console = Console(options.json, headings=len(sources) * len(questions) > 1)
-    with folder or nullcontext():
-        model = load_model(options)
-        from florence2.bulk.answering import answer_images  # which needs torch
-
-        search, progress = model.options(**changes), Progress()
-        rows = answer_images(
-            model,
-            sources,
-            questions,
-            lambda pairs: ask(model, search, pairs),
-            batch_size=options.batch,
-            done=folder.done if folder else frozenset(),
-            progress=progress,
-        )
-        kept = f"; finished answers are kept in {options.out}" if folder else ""
-        return _write_rows(rows, [console, folder] if folder else [console], progress, kept)
 
 
-def _open_folder(options: argparse.Namespace) -> Folder:
+def _open_folder(options: argparse.Namespace, sources: Sequence[Source], questions: Sequence[Question]) -> Folder:
     """Open `--out`; say how many answers it holds."""
-    folder = Folder(options.out, options.draw, _settings(options))
+    keys = {Row(source, question).key for source in sources for question in questions}
+    folder = Folder(options.out, options.draw, _settings(options), retried=keys)
+    for note in folder.notes:
+        say(f"florence2: {note}")
     if folder.done:
-        print(f"florence2: {options.out}/results.jsonl already holds {len(folder.done)} answers.", file=sys.stderr)
+        say(
+            f"florence2: {folder.results} already holds {len(folder.done)} answers; they are not computed or printed "
+            "again."
+        )
     return folder
+
+
+def _refuse_unreadable(left: Iterable[Row]) -> Iterable[Row]:
+    """Return all rows with their errors if no image of theirs can be read, which needs no model; else nothing."""
+    errors = find_unreadable(dict.fromkeys(row.source for row in left))
+    return [replace(row, error=errors[row.source]) for row in left] if errors else []
+
+
+def _answer(
+    options: argparse.Namespace,
+    sources: Sequence[Source],
+    questions: Sequence[Q],
+    ask: Callable[["Florence2", GenerationOptions, Sequence[tuple["EncodedImage", Q]]], Sequence[Result]],
+    done: Collection[RowKey],
+    progress: Progress,
+) -> Iterable[Row]:
+    """Load the model and return the rows, which are computed as they are taken."""
+    model = load_model(options)
+    from florence2.bulk.answering import answer_images  # which needs torch
+
+    search = model.options(**generation_changes(options))
+    return answer_images(
+        model,
+        sources,
+        questions,
+        lambda pairs: ask(model, search, pairs),
+        batch_size=options.batch,
+        done=done,
+        progress=progress,
+    )
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -160,36 +210,66 @@ def _absolute(name: str) -> str:
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
-def _write_rows(rows: Iterable[Row], writers: Sequence[Callable[[Row], None]], progress: Progress, kept: str) -> int:
-    """Hand each row to every writer as it comes; return the exit code."""
-    failed = 0
+def _write_rows(
+    rows: Iterable[Row], folder: Folder | None, console: "Console", summary: Summary, progress: Progress
+) -> int:
+    """Write each row as it comes, to the folder first; then say how the run went. Return the exit code."""
+    stopped = False
     try:
         with progress:
             for row in rows:
-                for write in writers:
-                    write(row)
-                failed += row.error is not None
+                kept = row if folder is None else folder(row)
+                console(kept)
+                summary.add(kept)
     except KeyboardInterrupt:
-        print(f"\nflorence2: stopped after {progress.done} of {progress.total} images{kept}.", file=sys.stderr)
+        stopped = True
+        where = f"; finished answers are kept in {folder.path}" if folder else ""
+        say(f"\nflorence2: stopped after {progress.done} of {progress.total} images{where}.")
+    for sentence in (*summary.sentences(), *console.problems):
+        say(f"florence2: {sentence}")
+    if stopped:
         return EXIT_STOPPED
-    return EXIT_SOME_FAILED if failed else 0
+    return 0 if summary.complete and not console.problems else EXIT_INCOMPLETE
 
 
 class Console:
-    """Rows on stdout, as text for people or as JSON Lines for programs; failures as text on stderr."""
+    """Rows on stdout, as text for people or as JSON Lines for programs; failures as text on stderr.
 
-    def __init__(self, as_json: bool, headings: bool):
-        self.as_json, self.headings = as_json, headings
+    Where it is not `needed`, because the rows are in a folder too, a stdout that cannot be written ends nothing.
+    `problems` then says so, unless the reader of a pipe has merely seen enough.
+    """
+
+    def __init__(self, as_json: bool, headings: bool, needed: bool = True):
+        self.as_json, self.headings, self.needed = as_json, headings, needed
+        self.problems: list[str] = []
+        self._closed = False
 
     def __call__(self, row: Row) -> None:
         """Print one row."""
+        if row.drawing_error is not None:
+            say(f"florence2: {_named(row.source.name, row.drawing_error)}")
+        if row.error is not None and not self.as_json:
+            say(f"florence2: {_named(row.source.name, row.error)}")
+        elif not self._closed:
+            try:
+                self._print(row)
+            except (OSError, OptionError) as error:
+                if self.needed:
+                    raise
+                self._closed = True
+                if not isinstance(error, BrokenPipeError):
+                    self.problems.append(f"{str(error).rstrip('.')}; the rows in --out are complete.")
+
+    def _print(self, row: Row) -> None:
         if self.as_json:
             unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
             print(json.dumps(row.to_dict(), ensure_ascii=not unicode), flush=True)
-        elif row.error is not None:
-            name = "" if row.source.name in row.error else f"{row.source.name}: "
-            print(f"florence2: {name}{row.error}", file=sys.stderr)
         else:
             if self.headings:
                 print(f"== {row.source.name}  {row.question.name}")
             print(row.answer, flush=True)
+
+
+def _named(name: str, message: str) -> str:
+    """Return a message that names the image."""
+    return message if name in message else f"{name}: {message}"

@@ -20,6 +20,7 @@ from florence2.cli.options import (
     generation_changes,
     load_model,
     model_tasks,
+    path_argument,
     read_questions,
 )
 from florence2.cli.progress import Progress
@@ -37,10 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
         'Example: florence2 inspect "<CAPTION>" photo.jpg --out report.html',
     )
     parser.add_argument("task", metavar="TASK", help="a task's token or alias, or a free prompt")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
+    parser.add_argument("image", type=path_argument, metavar="IMAGE", help="an image file")
     add_input(parser)
     add_report(parser)
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="also plot every token, as PNG and SVG")
+    parser.add_argument("--plots", type=path_argument, metavar="DIR", help="also plot every token, as PNG and SVG")
     parser.add_argument(
         "--saliency",
         action=argparse.BooleanOptionalAction,

@@ -3,9 +3,8 @@
 import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-from florence2.cli.options import add_model, check_at_least, check_model
+from florence2.cli.options import add_model, check_at_least, check_model, path_argument
 from florence2.errors import OptionError
 from florence2.train.settings import TrainSettings
 
@@ -33,18 +32,25 @@ def build_parser() -> argparse.ArgumentParser:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add which data to use; shared with `evaluate`."""
     parser.add_argument(
-        "data", type=Path, metavar="DATA", help="JSON Lines of image, prefix, suffix; or a COCO .json file"
+        "data", type=path_argument, metavar="DATA", help="JSON Lines of image, prefix, suffix; or a COCO .json file"
     )
     parser.add_argument(
         "--task", action="append", default=[], help="task to make of a COCO file; repeatable (default: its usual one)"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images (default: that of DATA)")
+    parser.add_argument(
+        "--images", type=path_argument, metavar="DIR", help="folder of the images (default: that of DATA)"
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder; an unfinished run there is resumed")
     parser.add_argument(
-        "--validation", type=Path, metavar="DATA", help="data to evaluate the model on whenever the run is saved"
+        "--out", type=path_argument, metavar="DIR", help="output folder; an unfinished run there is resumed"
+    )
+    parser.add_argument(
+        "--validation",
+        type=path_argument,
+        metavar="DATA",
+        help="data to evaluate the model on whenever the run is saved",
     )
     parser.add_argument("--check", action="store_true", help="only report which parts of DATA would be lost or cut")
 

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from florence2.answers.answer import Answer, parse_answer
 from florence2.inputs.tasks import TASKS, AnswerKind
@@ -193,6 +194,40 @@ def test_drawing_leaves_the_image_alone() -> None:
     assert drawn.size == SIZE and image.tobytes() == before and drawn.tobytes() != before
     assert drawn.getpixel((300, 150)) != image.getpixel((300, 150))  # the right edge of the box
     assert drawn.getpixel((600, 400)) == image.getpixel((600, 400))
+
+
+def drawn_pixels(answer: Answer, places: list[tuple[int, int]]) -> list[bool]:
+    """Whether each place of a white image is coloured by the drawing."""
+    drawn = answer.draw(Image.new("RGB", SIZE, "white"))
+    return [drawn.getpixel(place) != (255, 255, 255) for place in places]
+
+
+def test_a_box_is_drawn_as_its_four_edges() -> None:
+    answer = parse("proposals", BOX)  # 100 to 300 by 100 to 200 pixels, without a label
+    edges = [(200, 100), (300, 150), (200, 200), (100, 150)]
+    assert drawn_pixels(answer, edges) == [True] * 4
+    assert drawn_pixels(answer, [(200, 150), (150, 125), (250, 175), (50, 150), (350, 150)]) == [False] * 5
+
+
+def test_a_quad_is_drawn_as_its_four_edges() -> None:
+    # (200, 50), (600, 100), (550, 300), (150, 250) in pixels; corners of a quad need not be square
+    corners = [(200, 50), (600, 100), (550, 300), (150, 250)]
+    bins = "".join(f"<loc_{x}><loc_{2 * y}>" for x, y in corners)
+    answer = parse("quads", f"a{bins}")
+    pairs = zip(corners, corners[1:] + corners[:1], strict=True)
+    middles = [((x1 + x2) // 2, (y1 + y2) // 2) for (x1, y1), (x2, y2) in pairs]
+    assert len(answer.quads) == 1 and drawn_pixels(answer, middles) == [True] * 4
+    assert drawn_pixels(answer, [(375, 175), (700, 200), (150, 60)]) == [False] * 3
+
+
+def test_a_polygon_is_filled_and_each_of_its_rings_is_drawn() -> None:
+    def square(x: int, y: int) -> str:
+        return "".join(f"<loc_{a}><loc_{2 * b}>" for a, b in ((x, y), (x + 100, y), (x + 100, y + 100), (x, y + 100)))
+
+    answer = parse("polygons", f"{square(100, 100)}<sep>{square(600, 300)}")
+    assert [len(polygon.rings) for polygon in answer.polygons] == [2]
+    assert drawn_pixels(answer, [(150, 150), (650, 350), (100, 150), (700, 350)]) == [True] * 4
+    assert drawn_pixels(answer, [(400, 250), (150, 350), (650, 150)]) == [False] * 3
 
 
 def test_the_fifteen_tasks_have_the_recorded_kinds() -> None:

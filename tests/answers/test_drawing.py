@@ -1,7 +1,7 @@
 """Shapes on an image."""
 
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageChops, ImageFont
 
 from florence2.answers.drawing import Shape, _choose_font, draw_shapes
 
@@ -47,22 +47,51 @@ def test_labels_stay_inside_and_do_not_cover_each_other(white: Image.Image) -> N
     assert len({y for _, y in two}) > 1.8 * len({y for _, y in one})  # one below the other
 
 
-def test_more_labels_than_fit_end_somewhere(white: Image.Image) -> None:
-    draw_shapes(white, [Shape(SQUARE, f"label {i}") for i in range(40)])
-
-
-def test_coordinates_outside_and_degenerate_shapes(white: Image.Image) -> None:
-    shapes = [
-        Shape([(-50.0, -50.0), (500.0, 500.0), (0.0, 300.0)], "far", filled=True),
-        Shape([(5.0, 5.0)], "a point"),
-        Shape([], "nothing"),
-        Shape([(60.0, 70.0), (20.0, 30.0)], "line\nbreak", filled=True),
+def test_more_labels_than_fit_overlap_inside_the_image(white: Image.Image) -> None:
+    """The column below the shape fills up to the lower edge; later labels are written over earlier ones there."""
+    few, many = ([Shape(SQUARE, f"label {i}") for i in range(count)] for count in (3, 40))
+    plain = draw_shapes(white, [Shape(SQUARE, shape.label, titled=False) for shape in many])
+    rows = [
+        {y for y in range(120) if any(drawn.getpixel((x, y)) != plain.getpixel((x, y)) for x in range(200))}
+        for drawn in (draw_shapes(white, few), draw_shapes(white, many))
     ]
-    assert draw_shapes(white, shapes).size == white.size
+    assert max(rows[0]) < 90 and max(rows[1]) > 100 and rows[0] <= rows[1]
+
+
+def test_outlines_beyond_the_image_are_cut_at_its_edge(white: Image.Image) -> None:
+    drawn = draw_shapes(white, [Shape([(-50.0, -50.0), (500.0, 500.0), (0.0, 300.0)], filled=True)])
+    assert is_coloured(drawn, 20, 20) and is_coloured(drawn, 60, 60)  # the edge from corner to corner
+    assert is_coloured(drawn, 10, 100) and not is_coloured(drawn, 150, 20)  # the inside below it, and above it nothing
+
+
+@pytest.mark.parametrize("points", [[], [(5.0, 5.0)]])
+def test_a_shape_of_less_than_two_points_is_not_drawn(points: list[tuple[float, float]], white: Image.Image) -> None:
+    assert draw_shapes(white, [Shape(points, "a label", filled=True)]).tobytes() == white.tobytes()
+
+
+def test_a_shape_of_two_points_is_a_line(white: Image.Image) -> None:
+    drawn = draw_shapes(white, [Shape([(60.0, 70.0), (20.0, 30.0)], filled=True)])
+    assert is_coloured(drawn, 40, 50) and not is_coloured(drawn, 30, 60) and not is_coloured(drawn, 50, 40)
+
+
+def test_a_label_of_two_lines_is_written_as_one(white: Image.Image) -> None:
+    one, two = (draw_shapes(white, [Shape(SQUARE, label)]) for label in ("line break", "line\n break"))
+    assert one.tobytes() == two.tobytes()
 
 
 def test_tiny_and_grey_images() -> None:
-    assert draw_shapes(Image.new("L", (1, 1)), [Shape(SQUARE, "x")]).mode == "RGB"
+    """A label that is larger than the image covers it."""
+    tiny = draw_shapes(Image.new("L", (1, 1)), [Shape(SQUARE, "x")])
+    assert (tiny.mode, tiny.size) == ("RGB", (1, 1)) and tiny.getpixel((0, 0)) != (0, 0, 0)
+    grey = draw_shapes(Image.new("L", (200, 120), 255), [Shape(SQUARE)])
+    assert is_coloured(grey, 20, 50) and not is_coloured(grey, 40, 50)
+
+
+def test_a_note_stays_in_the_lower_left_corner(white: Image.Image) -> None:
+    drawn = draw_shapes(white, [Shape(SQUARE)], note="cut off")
+    without = draw_shapes(white, [Shape(SQUARE)])
+    left, top, right, bottom = ImageChops.difference(drawn, without).getbbox()
+    assert left < 10 and right < 100 and top > 90 and bottom <= 120
 
 
 def test_letters_that_no_font_has() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,29 @@ def test_pairs_of_a_batch_are_answered_together(album: Path, answer: Answering) 
     sources = find_images([str(album / name) for name in ("a.png", "b.jpg", "d.png")])
     rows = answer(sources, [TaskQuestion("<OD>")], ask=refuse_all)
     assert sizes == [2, 1, 1, 1] and [row.error for row in rows] == ["no"] * 3
+
+
+def test_all_questions_of_a_batch_are_one_generation(
+    small: florence2.Florence2, album: Path, answer: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = small._generate
+
+    def generate(images: Sequence[florence2.EncodedImage], *rest: Any) -> Any:
+        sizes.append(len(images))
+        return original(images, *rest)
+
+    monkeypatch.setattr(small, "_generate", generate)
+    sources = find_images([str(album / name) for name in ("a.png", "b.jpg", "d.png")])
+    rows = answer(sources, [TaskQuestion("<OD>"), TaskQuestion("<CAPTION>")])
+    assert sizes == [4, 2] and all(row.answer for row in rows)
+
+
+def test_a_row_knows_the_version_of_its_file(album: Path, answer: Answering) -> None:
+    (row,) = answer(find_images([str(album / "a.png")]), [TaskQuestion("<OD>")])
+    assert row.version == row.source.version() is not None
+    make_picture(9, 40, 30).save(album / "a.png")
+    assert row.version != row.source.version()
 
 
 def test_rows_as_json(album: Path, answer: Answering) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.bulk.sources import find_images
+from florence2.bulk.sources import describe_passed_over, find_images, find_unreadable
 from florence2.errors import ImageError
 
 
@@ -38,3 +38,66 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch, picture_file: Path) -> None:
     Stdin.buffer.seek(0)
     with pytest.raises(ImageError, match="stdin has more than"):
         find_images(["-"])
+
+
+def test_endings_may_be_in_capitals(tmp_path: Path, picture_file: Path) -> None:
+    for name in ("A.JPG", "B.Png"):
+        (tmp_path / "album").mkdir(exist_ok=True)
+        (tmp_path / "album" / name).write_bytes(picture_file.read_bytes())
+    assert [source.stem for source in find_images([str(tmp_path / "album")])] == ["A", "B"]
+
+
+def test_files_that_are_not_taken_are_reported(album: Path) -> None:
+    """Hidden files are not: no user put them there."""
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "deeper/scan.xyz", "without", ".DS_Store"):
+        (album / name).write_text("x")
+    (album / "linked").symlink_to(album / "deeper")
+    (album / "broken.png").symlink_to(album / "nowhere.png")
+    passed: list[Path] = []
+    sources = find_images([str(album)], passed_over=passed.append)
+    assert len(sources) == 5
+    names = ["IMG_1.HEIC", "IMG_2.heic", "broken.png", "deeper/scan.xyz", "linked", "notes.txt", "without"]
+    assert [path.relative_to(album).as_posix() for path in passed] == names
+    text = describe_passed_over(passed)
+    assert text.startswith("7 files are passed over, because") and "2 .heic (IMG_1.HEIC, ...)" in text
+    assert "2 without an ending (linked, ...)" in text and text.endswith("Convert HEIC images to JPEG first.")
+
+
+def test_a_folder_of_nothing_else_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_text("x")
+    with pytest.raises(
+        ImageError, match=r"holds no image: .* 1 file is passed over, .* 1 \.heic \(a\.heic\)\. Convert"
+    ):
+        find_images([str(tmp_path)])
+
+
+def test_many_kinds_of_files_are_cut_short(tmp_path: Path) -> None:
+    text = describe_passed_over([Path(f"file.{i}") for i in range(100)])
+    assert text.startswith("100 files") and len(text) < 300 and text.endswith(" and 94 other kinds.")
+
+
+def test_the_output_folder_is_not_input(album: Path, picture_file: Path) -> None:
+    out = album / "answers"
+    out.mkdir()
+    (out / "a.od.png").write_bytes(picture_file.read_bytes())
+    assert len(find_images([str(album)])) == 6
+    assert len(find_images([str(album)], output=out)) == 5
+    assert len(find_images([str(out)], output=out)) == 1  # named by the user
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(ImageError, match="The name of an image is empty"):
+        find_images([""])
+
+
+def test_unreadable_images_are_found_unless_one_can_be_read(album: Path) -> None:
+    bad, absent, good = find_images([str(album / "c.png"), "absent.png", str(album / "a.png")])
+    errors = find_unreadable([bad, absent])
+    assert list(errors) == [bad, absent] and "absent.png does not exist" in errors[absent]
+    assert find_unreadable([bad, good, absent]) == {} == find_unreadable([])
+
+
+def test_many_equal_stems(tmp_path: Path) -> None:
+    """Numbering them takes linear time."""
+    stems = [source.stem for source in find_images([f"{i}/a.png" for i in range(20_000)])]
+    assert stems[:3] == ["a", "a-2", "a-3"] and len(set(stems)) == 20_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from florence2.cli.options import MODELS, add_pickle, add_report, check_at_least, resolve_model
+from florence2.cli.options import MODELS, add_pickle, add_report, check_at_least, name_argument, resolve_model
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError
 from florence2.inspect.out_file import check_out, write_out
@@ -26,8 +26,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 audit",
         description="Measure every tensor of a checkpoint, or show where and by how much two checkpoints differ.",
     )
-    parser.add_argument("checkpoint", metavar="A", help=MODELS)
-    parser.add_argument("other", nargs="?", metavar="B", help="a second checkpoint, to compare with the first")
+    parser.add_argument("checkpoint", type=name_argument, metavar="A", help=MODELS)
+    parser.add_argument(
+        "other", nargs="?", type=name_argument, metavar="B", help="a second checkpoint, to compare with the first"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of A on the Hub (default: its main branch)")
     parser.add_argument("--revision-b", metavar="REVISION", help="branch, tag or commit of B on the Hub")
     parser.add_argument(

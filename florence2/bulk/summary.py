@@ -1,0 +1,66 @@
+"""The end of a run in words: how many answers failed, were cut off or lack a part, and which files were passed over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from florence2.answers.cascade import Cascade
+from florence2.bulk.rows import Row
+
+
+@dataclass
+class Summary:
+    """The counts of a run.
+
+    `limit` is the limit of new tokens that the user gave; None is the model's own. `passed_over` holds the files of
+    folders that were not taken.
+    """
+
+    limit: int | None = None
+    passed_over: Sequence[Path] = ()
+    rows: int = 0
+    failed: int = 0
+    cut_off: int = 0
+    incomplete: int = 0
+    drawing_errors: list[str] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Count one row."""
+        self.rows += 1
+        self.failed += row.error is not None
+        self.cut_off += row.answer is not None and row.answer.is_cut_off
+        self.incomplete += isinstance(row.answer, Cascade) and bool(row.answer.missing)
+        self.drawing_errors += [row.drawing_error] if row.drawing_error else []
+
+    @property
+    def complete(self) -> bool:
+        """Whether the results hold everything that was requested."""
+        return not (self.failed or self.incomplete or self.drawing_errors)
+
+    def sentences(self) -> list[str]:
+        """Return a sentence for each thing that a user must know; none where all went well."""
+        sentences = []
+        if self.failed and self.rows > 1:  # of a single one the message has just been shown
+            sentences.append(f"{self._of_all(self.failed)} failed.")
+        if self.cut_off:
+            limit = "the model's own token limit" if self.limit is None else f"--max-new-tokens {self.limit}"
+            remedy = "--max-new-tokens N sets another" if self.limit is None else "a larger number gives their rest"
+            sentences.append(f"{self._of_all(self.cut_off)} {_were(self.cut_off)} cut off at {limit}; {remedy}.")
+        if self.incomplete:
+            sentences.append(f"{self._of_all(self.incomplete)} {_were(self.incomplete)} left incomplete.")
+        if self.drawing_errors:
+            count = len(self.drawing_errors)
+            sentences.append(
+                f"{self._of_all(count)} {_were(count)} not drawn. The first reason: {self.drawing_errors[0]}"
+            )
+        if self.passed_over:
+            count = len(self.passed_over)
+            sentences.append(f"{count} file{'' if count == 1 else 's'} in folders {_were(count)} passed over.")
+        return sentences
+
+    def _of_all(self, count: int) -> str:
+        return f"{count} of {self.rows} answer{'' if self.rows == 1 else 's'}"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"

@@ -1,0 +1,96 @@
+"""An earlier run's files: nothing in them is lost, and no damage ends in a traceback."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from florence2.bulk.earlier import DAMAGED_NAME
+from florence2.bulk.journal import Folder
+from florence2.bulk.rows import row_key
+from florence2.errors import OptionError
+
+DAMAGES = {
+    "deep": b"[" * 100_000,
+    "deep row": b'{"place": "/a", "task": "<OD>", "x": ' + b"[" * 100_000,
+    "digits": b'{"place": "/a", "task": "<OD>", "x": ' + b"7" * 5_000 + b"}",
+    "no UTF-8": b'{"place": "/a\xff", "task": "<OD>"}',
+    "NUL": b"\0" * 300,
+    "half": b'{"place": "/a", "ta',
+    "list": b'["/a", "<OD>"]',
+    "number": b"7",
+    "nothing": b"",
+    "no row": b'{"place": 3}',
+}
+
+
+def row(place: str, **more: Any) -> dict[str, Any]:
+    return {"image": place, "place": place, "task": "<OD>", **more}
+
+
+def line(place: str, **more: Any) -> bytes:
+    return json.dumps(row(place, **more)).encode() + b"\n"
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_line_is_set_aside(damage: bytes, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_bytes(line("/a") + damage + b"\n" + line("/b"))
+    with Folder(tmp_path, draw=False, settings={}) as folder:
+        assert folder.done == {row_key(row("/a")), row_key(row("/b"))}
+        (note,) = folder.notes
+    assert "has 1 damaged lines, the first of them line 2" in note and DAMAGED_NAME in note
+    assert results.read_bytes() == line("/a") + line("/b")
+    assert (tmp_path / DAMAGED_NAME).read_bytes() == damage + b"\n"
+    with Folder(tmp_path, draw=False, settings={}) as folder:
+        assert folder.notes == []
+
+
+def test_a_row_that_was_not_written_to_its_end_is_written_again(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_bytes(line("/a") + line("/b")[:-5])
+    with Folder(tmp_path, draw=False, settings={}) as folder:
+        assert folder.done == {row_key(row("/a"))} and folder.notes == []
+    assert results.read_bytes() == line("/a") and not (tmp_path / DAMAGED_NAME).exists()
+
+
+def test_a_last_row_without_its_line_end_stays(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_bytes(line("/a")[:-1])
+    with Folder(tmp_path, draw=False, settings={}) as folder:
+        assert len(folder.done) == 1
+    assert (tmp_path / "results.jsonl").read_bytes() == line("/a")
+
+
+def test_failures_of_other_images_stay(tmp_path: Path) -> None:
+    """Only those that this run asks again are removed."""
+    results = tmp_path / "results.jsonl"
+    results.write_bytes(line("/a", error="bad") + line("/b", error="bad"))
+    with Folder(tmp_path, draw=False, settings={}, retried={row_key(row("/b"))}):
+        pass
+    assert results.read_bytes() == line("/a", error="bad")
+
+
+def test_a_file_without_anything_to_drop_is_not_written(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_bytes(line("/a"))
+    before = results.stat()
+    with Folder(tmp_path, draw=False, settings={}):
+        pass
+    assert (results.stat().st_ino, results.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+NESTED = {f"nested {n}": b'{"model": ' + b"[" * n + b"]" * n + b"}" for n in (200, 900, 990)}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES.values(), *NESTED.values()], ids=[*DAMAGES, *NESTED])
+def test_damaged_settings_are_a_sentence_with_the_remedy(damage: bytes, tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_bytes(line("/a"))
+    (tmp_path / "settings.json").write_bytes(damage)
+    with pytest.raises(OptionError, match=r"holds answers made with other settings|Delete the file if") as error:
+        Folder(tmp_path, draw=False, settings={"model": "base"})
+    assert len(str(error.value)) < 1000
+    (tmp_path / "settings.json").unlink()
+    with Folder(tmp_path, draw=False, settings={"model": "base"}) as folder:
+        assert len(folder.done) == 1
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"model": "base"}
