@@ -1,9 +1,9 @@
 """Find the regions in a generated text: their labels, location bins, and positions in the text.
 
 The model writes an answer as text with location tokens, such as
-`</s><s>car<loc_52><loc_332><loc_932><loc_774></s>`. The grammar is the reference's, whose patterns take quadratic time on
-some texts: they try every letter as the start of a label. Here runs of tags are found first, then their labels, in linear
-time.
+`</s><s>car<loc_52><loc_332><loc_932><loc_774></s>`. The grammar is the reference's. Its patterns try every letter as
+the start of a label, which takes quadratic time on some texts; here runs of tags are found first, then their labels, in
+linear time.
 """
 
 import re

@@ -39,10 +39,10 @@ def test_text_between_phrases_moves_the_lookup_forward() -> None:
 def test_lengths_of_phrases_are_summed_not_their_positions() -> None:
     """By hand: in "a<loc_1><loc_2>b" and four locations, the phrase "loc_2>b..." begins at 9 and has 35 letters.
 
-    The lookup takes it to begin at 0, so its locations, at 7..35 of it, are looked for at 7..35 of the text: those touch
-    the first two locations (1..8, 8..15), "b" (15..16) and three of its own. The second phrase, "c..." of 29 letters, is
-    taken to begin at 35: 36..64 touches the third and fourth location of the first (30..37, 37..44), "c" (44..45) and
-    three of its own.
+    The lookup takes it to begin at 0, so its locations, at 7..35 of it, are looked for at 7..35 of the text. Those
+    touch the first two locations (1..8, 8..15), "b" (15..16) and three of its own. The second phrase, "c..." of 29
+    letters, is taken to begin at 35: 36..64 touches the third and fourth location of the first (30..37, 37..44), "c"
+    (44..45) and three of its own.
     """
     texts = ["</s>", "a", "<loc_1>", "<loc_2>", "b", *["<loc_3>"] * 4, "c", *["<loc_4>"] * 4]
     logprobs = [-0.01 * 2**i for i in range(len(texts) - 1)]
