@@ -14,7 +14,8 @@ import numpy as np
 from florence2.errors import PromptError
 
 NUM_BINS = 1000
-LOCATION = re.compile(r"<loc_(\d+)>")
+LOCATION = re.compile(r"<loc_(\d{1,4})>")
+"""A location token in a text. The model has none of more than three digits, and no longer number is read as one."""
 
 
 def pixels_to_bins(coordinates: Any, image_size: tuple[int, int]) -> list[Any]:
