@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.errors import CheckpointError, ConfigError, PromptError, shown
-from florence2.inputs.tasks import Task, TaskTable, default_input
+from florence2.inputs.tasks import Task, TaskTable, default_input, token_task
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -33,6 +33,7 @@ COMPANIONS = (
 """What belongs next to the configuration and the weights."""
 
 MAX_JSON_BYTES = 64 << 20
+MAX_TASKS_BYTES, MAX_TASKS = 1 << 20, 1000
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -121,11 +122,11 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object of at most 64 MiB from `path`. Raises ConfigError for a missing file or anything else."""
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read one JSON object of at most `limit` bytes from `path`. Raises ConfigError for anything else."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, the limit for a configuration file.")
+        if path.stat().st_size > limit:
+            raise ConfigError(f"{path} is larger than {limit >> 20} MiB, the limit for such a file.")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a checkpoint folder needs it next to the weights.") from None
@@ -196,21 +197,35 @@ def _placeholder(kind: type) -> Any:
     return kind() if kind is not int else 1
 
 
-def read_tasks(folder: Path) -> tuple[Task, ...]:
-    """Read the checkpoint's own tasks from `tasks.json` of `folder`; none without that file.
+def read_tasks(folder: Path, adapter: Path | None = None) -> tuple[Task, ...]:
+    """Read a checkpoint's own tasks from `tasks.json` of `folder`, and of an adapter's folder; none without that file.
 
     The file is data and holds no code:
 
-        {"tasks": [{"token": "<COUNT>", "sentence": "How many {input}?", "answer": "text", "takes": "text"}]}
+        {"tasks": [{"token": "<COUNT>", "sentence": "How many {input}?", "answer": "text", "takes": "text"},
+                   {"token": "<VQA>"}]}
 
-    `answer` and `takes` may be missing, as in `register_task`. Raises ConfigError listing every problem.
+    Without a sentence the model reads the token itself, as in `token_task`. `answer` and `takes` may be missing, as in
+    `register_task`. Raises ConfigError listing every problem.
     """
-    path = folder / TASKS_FILE
+    own = _read_tasks_file(folder / TASKS_FILE)
+    if adapter is None:
+        return own
+    try:
+        return TaskTable((*own, *_read_tasks_file(adapter / TASKS_FILE))).own
+    except PromptError as error:
+        raise ConfigError(f"{adapter / TASKS_FILE} does not fit the model: {error}") from None
+
+
+def _read_tasks_file(path: Path) -> tuple[Task, ...]:
     if not path.is_file():
         return ()
     problems: list[str] = []
-    top = Fields("the file", read_json(path), problems)
-    tasks = [_read_task(Fields(f"tasks[{i}]", item, problems)) for i, item in enumerate(top.take("tasks", list))]
+    top = Fields("the file", read_json(path, MAX_TASKS_BYTES), problems)
+    items = top.take("tasks", list)
+    if len(items) > MAX_TASKS:
+        problems.append(f"it has {len(items):,} tasks; at most {MAX_TASKS:,} are read")
+    tasks = [_read_task(Fields(f"tasks[{i}]", item, problems)) for i, item in enumerate(items[:MAX_TASKS])]
     top.finish()
     if not problems:
         try:
@@ -221,9 +236,13 @@ def read_tasks(folder: Path) -> tuple[Task, ...]:
 
 
 def _read_task(fields: Fields) -> Task:
-    sentence = fields.take("sentence", str)
-    answer, takes = fields.take("answer", str, "text"), fields.take("takes", str, default_input(sentence))
-    task = Task(fields.take("token", str), sentence, answer, takes)
+    token, answer = fields.take("token", str), fields.take("answer", str, "text")
+    if fields.values.get("sentence") is None:
+        fields.values.pop("sentence", None)
+        task = token_task(token, answer, fields.take("takes", str, "anything"))
+    else:
+        sentence = fields.take("sentence", str)
+        task = Task(token, sentence, answer, fields.take("takes", str, default_input(sentence)))
     fields.finish()
     return task
 
