@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence2.checkpoints.hub import resolve_adapter
-from florence2.cli.options import DTYPES, MODELS, add_adapter, add_changes, add_pickle, model_changes, resolve_model
+from florence2.cli.options import (
+    DTYPES,
+    MODELS,
+    add_adapter,
+    add_changes,
+    add_pickle,
+    add_task_kind,
+    model_changes,
+    resolve_model,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", choices=DTYPES, help="type of the weights (default: as stored)")
     add_adapter(parser)
+    add_task_kind(parser)
     add_changes(parser)
     add_pickle(parser)
     return parser
@@ -40,6 +50,15 @@ def main(arguments: Sequence[str]) -> int:
 
     dtype = TORCH_DTYPES[options.dtype] if options.dtype else None
     changes = model_changes(options)
-    convert_checkpoint(source, options.folder, options.layout, dtype, options.allow_pickle, adapter, **changes)
+    convert_checkpoint(
+        source,
+        options.folder,
+        options.layout,
+        dtype,
+        options.allow_pickle,
+        adapter,
+        **changes,
+        tasks=options.task_kind,
+    )
     print(options.folder)
     return 0
