@@ -53,9 +53,10 @@ def extend_vocabulary(f: Florence2, tokens: Sequence[str], *, seed: int = 0) -> 
     rows = tokenizer.vocab_size
     known = rows - len(tokens)
     model, generator = _copy(f.model), torch.Generator().manual_seed(seed)
-    embedding = model.language_model.shared
-    embedding.weight = _longer(embedding.weight, known, rows, generator)
-    embedding.num_embeddings = rows
+    for embedding in (model.language_model.shared, model.language_model.decoder.embed_tokens):
+        if embedding is not None:
+            embedding.weight = _longer(embedding.weight, known, rows, generator)
+            embedding.num_embeddings = rows
     if model.lm_head is not None:
         model.lm_head.weight = _longer(model.lm_head.weight, known, rows, generator)
     bias = model.final_logits_bias

@@ -341,7 +341,8 @@ def load(
         parts: The parts to read and hold: "all", "encoder" (no decoder: for `model.encode`), or "vision" (vision tower
             and projection: for `encode_image`).
         allow_pickle: Accept weights that exist only as a `.bin`.
-        adapter: A folder or Hub id of a LoRA adapter, which is merged into the weights (see `merge_adapter`).
+        adapter: A folder or Hub id of a LoRA adapter, which is merged into the weights (see `merge_adapter`). Its
+            `tasks.json` adds to the model's tasks.
         changes: New values of the checkpoint's settings, such as `{"vision.window_size": 8,
             "text.activation_function": "silu", "generation.num_beams": 1}` (see `change_config`). They are checked
             like those of the file, and `save` writes them.
@@ -363,7 +364,7 @@ def load(
     adapter_folder = None if adapter is None else resolve_adapter(adapter, local_files_only)
     problems: list[Florence2Error] = []
     try:
-        processor = Processor.from_folder(checkpoint_folder(path))
+        processor = Processor.from_folder(checkpoint_folder(path), adapter_folder)
     except Florence2Error as error:
         problems.append(error)
     try:

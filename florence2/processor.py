@@ -19,20 +19,21 @@ class Processor(InputProcessor):
     """Tokenizer, image settings and tasks of one checkpoint, with tensors for a model. Immutable; threads share it."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Processor":
+    def from_folder(cls, folder: Path, adapter: Path | None = None) -> "Processor":
         """Read a processor from a checkpoint.
 
         Args:
             folder: Holds `tokenizer.json`, `preprocessor_config.json` or `processor_config.json`, and `tasks.json` if
                 the checkpoint has tasks of its own.
+            adapter: The folder of an adapter, which may hold a `tasks.json` too.
 
         Raises:
             CheckpointError: The tokenizer is missing or damaged.
             ConfigError: The image settings are missing, or they or the tasks describe something this project does not
-                implement.
+                implement, or the adapter's tasks contradict the checkpoint's.
         """
         tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
-        return cls(tokenizer, read_image_config(folder), TaskTable(read_tasks(folder)))
+        return cls(tokenizer, read_image_config(folder), TaskTable(read_tasks(folder, adapter)))
 
     def image(self, source: ImageInput) -> torch.Tensor:
         """Return the pixel values of an image.

@@ -108,7 +108,7 @@ def _region_task(prompt: str, box: list[Any], tasks: Mapping[str, Task]) -> Task
     if task is None:
         check_prompt(prompt, tasks=tasks)
         raise PromptError(f"A prompt without a task token takes no box, but got {tuple(box)}; leave it out.")
-    if task.takes != "region":
+    if task.takes not in ("region", "anything"):
         raise PromptError(f"Task {task.token} takes no box, but got {tuple(box)}; leave it out.")
     if prompt not in (task.token, task.alias):
         raise PromptError(

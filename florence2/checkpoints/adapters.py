@@ -1,14 +1,16 @@
 """LoRA adapters: two files, read and merged into a model without peft.
 
-LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) learns a low-rank change of a weight, W + scale · B A. Once
-merged, it costs nothing at inference. An adapter may name modules as Microsoft's code does, as transformers' native
-model does, or canonically, with or without peft's prefix; the rules of `layouts` cover them all.
+LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) learns a low-rank change of a weight, W + scale · B A. DoRA
+(Liu et al., ICML 2024, https://arxiv.org/abs/2402.09353) then scales each row to a learnt length. Once merged, neither
+costs anything at inference. An adapter may also hold whole tensors, which take the place of the model's
+(`modules_to_save`, biases). It may name modules as Microsoft's code does, as transformers' native model does, or
+canonically, with or without peft's prefix; the rules of `layouts` cover them all.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,37 +19,51 @@ from torch import Tensor, nn
 
 from florence2.checkpoints.files import ADAPTER_CONFIG, Fields, read_json
 from florence2.checkpoints.files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
-from florence2.checkpoints.layouts import SHARED, TIED_TO_SHARED, from_canonical, to_canonical
+from florence2.checkpoints.layouts import (
+    DECODER_EMBEDDING,
+    ENCODER_EMBEDDING,
+    HEAD,
+    SHARED,
+    TIED_TO_SHARED,
+    from_canonical,
+    to_canonical,
+)
 from florence2.checkpoints.tensors import TensorInfo, WeightFiles
 from florence2.errors import CheckpointError, ConfigError, shown
 from florence2.model.absent import require_complete
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model, Head
 
-_HEAD = "lm_head"
 _COPY = ".base_layer.weight"
+_WRAPPED = ".base_layer"
+_USES = frozenset((SHARED, *TIED_TO_SHARED))
 _Value = TypeVar("_Value")
 _PEFT_PREFIX = "base_model.model."
-_MATRIX = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
+_MAGNITUDE = "lora_magnitude_vector"
+_MATRIX = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?:(?<=vector)\.weight)?"
+)
 
 # Fields of peft that say how an adapter was trained or found its modules; they do not change what it computes.
 _INERT = frozenset(
     """
-    auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
+    auto_mapping base_model_name_or_path corda_config eva_config
     exclude_modules inference_mode layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config
-    megatron_config megatron_core peft_version qalora_group_size revision runtime_config target_modules task_type
+    megatron_config megatron_core modules_to_save peft_version qalora_group_size revision runtime_config target_modules
+    task_type
     """.split()
 )
 _OFF = (False, None)
 _NONE: tuple[Any, ...] = (None, [], {})
 _FIXED: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
+    "bias": ("none", "all", "lora_only"),  # biases are in the file, under their names
     "fan_in_fan_out": _OFF,
     # all other initialisations change the base weights too, so their A and B fit no published checkpoint
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
-    **dict.fromkeys(("lora_bias", "use_bdlora", "use_dora", "use_qalora"), _OFF),
+    **dict.fromkeys(("lora_bias", "use_bdlora", "use_qalora"), _OFF),
     **dict.fromkeys(("arrow_config", "kasa_config", "monteclora_config", "velora_config"), _NONE),
-    **dict.fromkeys(("alora_invocation_tokens", "layer_replication", "modules_to_save"), _NONE),
+    **dict.fromkeys(("alora_invocation_tokens", "layer_replication"), _NONE),
     **dict.fromkeys(("target_parameters", "trainable_token_indices"), _NONE),
 }
 
@@ -64,6 +80,9 @@ class AdapterConfig:
     rslora: bool
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
+    dora: bool = False
+    keeps_ties: bool = False
+    """Whether peft kept the uses of the token embedding equal (`ensure_weight_tying`)."""
 
     def rank_of(self, module: str) -> int:
         """Return the rows of A for the module of that name."""
@@ -77,44 +96,87 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class _Change:
-    """The change of one weight: the names of its two matrices in the file, and the factor of their product."""
+    """The change of one weight: the names of its matrices in the file, and the factor of their product.
+
+    `magnitude` has the lengths of the rows, for DoRA.
+    """
 
     a: str
     b: str
     scale: float
+    magnitude: str | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All changes of a model: of weights by module path, and tensors that take the place of others, by their names."""
+
+    changes: dict[str, _Change] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
 
 
 def merge_adapter(model: Florence2Model, folder: Path) -> None:
-    """Add a LoRA adapter to the weights of a model in place, computed in float32 and stored in the model's type.
+    """Add a LoRA or DoRA adapter to a model in place, computed in float32 and stored in the model's type.
 
-    An adapter of the output projection (`lm_head`, which the common recipes for Florence-2 include) gives that
-    projection a weight of its own; the token embedding of prompts and answers does not change.
+    An adapter that changes one use of the token embedding alone unties it: that of the output projection (`lm_head`,
+    which the common recipes for Florence-2 include), of prompts (`shared`) or of answers (`decoder.embed_tokens`).
+    The encoder's `embed_tokens` is read by neither reference, and by none here.
 
     Args:
         model: A complete model of the checkpoint that the adapter was trained on.
         folder: Holds `adapter_config.json` and `adapter_model.safetensors`, as peft saves them.
 
     Raises:
-        ConfigError: The adapter is not LoRA or rsLoRA on linear maps, convolutions and position tables.
+        ConfigError: The adapter is not LoRA, rsLoRA or DoRA.
         CheckpointError: Something does not fit the model; everything is listed, and nothing is merged.
         Florence2Error: The model was loaded without some of its parts.
     """
     require_complete(model)
     config = read_adapter_config(folder)
     files = WeightFiles((_weights_file(folder),), pickled=False)
-    modules = dict(model.named_modules())
-    modules.setdefault(_HEAD, Head(model.output_weight.detach()))
-    changes = _plan(modules, files.read_headers(), config, files.paths[0])
+    modules = _with_all_uses(model)
+    plan = _plan(modules, files.read_headers(), config, files.paths[0])
     stored = {name: tensor.clone() for name, tensor in files.read()}
     with torch.no_grad():
-        problems = _find_foreign(modules, stored) + _find_infinite(modules, changes, stored)
+        problems = _find_foreign(modules, stored) + _find_infinite(modules, plan, stored)
         if problems:
             raise _misfits(files.paths[0], problems)
-        for path, weight, new in _merged(modules, changes, stored):
-            if path == _HEAD and model.lm_head is None:
-                model.lm_head = Head(new)
+        uses: dict[str, Tensor] = {}
+        for name, old, new in _merged(modules, plan, stored):
+            if name in _USES:
+                uses[name] = new
             else:
-                weight.copy_(new)
+                old.copy_(new)
+        _set_uses(model, uses)
+
+
+def _with_all_uses(model: Florence2Model) -> dict[str, nn.Module]:
+    """Return the modules of a model, with one that stands for each use of the token embedding that is tied."""
+    modules = dict(model.named_modules())
+    shared = model.language_model.shared
+    for name in (ENCODER_EMBEDDING, DECODER_EMBEDDING):
+        stand_in = nn.Embedding(shared.num_embeddings, shared.embedding_dim, _weight=shared.weight.detach())
+        modules.setdefault(name.removesuffix(".weight"), stand_in)
+    modules.setdefault(HEAD.removesuffix(".weight"), Head(model.output_weight.detach()))
+    return modules
+
+
+def _set_uses(model: Florence2Model, new: Mapping[str, Tensor]) -> None:
+    """Give the uses of the token embedding their `new` values; only those that differ from it become untied."""
+    shared = model.language_model.shared.weight
+    prompts = new.get(SHARED, shared)
+    own = model.language_model.decoder.embed_tokens
+    answers = new.get(DECODER_EMBEDDING, shared if own is None else own.weight)
+    output = new.get(HEAD, model.output_weight)
+    if own is not None:
+        own.weight.copy_(answers)
+    elif not torch.equal(answers, prompts):
+        model.untie_answers(answers.detach().clone())
+    if model.lm_head is not None:
+        model.lm_head.weight.copy_(output)
+    elif not torch.equal(output, prompts):
+        model.untie_head(output.detach().clone())
+    shared.copy_(prompts)
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -132,6 +194,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         rslora=fields.take("use_rslora", bool, False),
         ranks=_take_patterns(fields, "rank_pattern", int),
         alphas=_take_patterns(fields, "alpha_pattern", float),
+        dora=_take_flag(fields, "use_dora"),
+        keeps_ties=_take_flag(fields, "ensure_weight_tying"),
     )
     if min(config.rank, *config.ranks.values(), 1) < 1:
         problems.append("every rank must be at least 1")
@@ -147,6 +211,14 @@ def name_module(path: str, layout: Layout) -> str | None:
     """Return the name that the layout's reference has for a canonical path; None where it has no such module."""
     name = from_canonical(f"{path}.weight", layout)
     return name.removesuffix(".weight") if name is not None and name.endswith(".weight") else None
+
+
+def _take_flag(fields: Fields, key: str) -> bool:
+    """Take a switch that may be missing or null."""
+    if fields.values.get(key, 0) is None:
+        del fields.values[key]
+    flag: bool = fields.take(key, bool, False)
+    return flag
 
 
 def _take_patterns(fields: Fields, key: str, kind: type) -> dict[str, Any]:
@@ -189,39 +261,66 @@ def _weights_file(folder: Path) -> Path:
 
 def _plan(
     modules: Mapping[str, nn.Module], headers: Mapping[str, TensorInfo], config: AdapterConfig, file: Path
-) -> dict[str, _Change]:
-    """Find the two matrices of each weight, by module path. Raises CheckpointError listing all that does not fit."""
+) -> _Plan:
+    """Find what changes each tensor. Raises CheckpointError listing all that does not fit."""
     problems: list[str] = []
-    stored: dict[str, dict[str, str]] = {}  # module path -> part -> name in the file
+    plan, matrices = _Plan(), dict[str, dict[str, str]]()  # module path -> part -> name in the file
     scales: dict[str, float] = {}
     for name, info in headers.items():
         if name.endswith(_COPY):
             continue  # a weight of the base model; see `_find_foreign`
         match = _MATRIX.fullmatch(name)
-        path = _module_path(match["module"], modules) if match else None
-        if match is None or path is None:
-            problems.append(_stray(name, match["module"] if match else None))
-        elif match["part"] in stored.setdefault(path, {}):
-            problems.append(f"{name} and {stored[path][match['part']]} belong to the same module")
+        if match is None:
+            problems += _plan_whole(name, info.shape, modules, plan)
+            continue
+        path = _module_path(match["module"], modules)
+        if path is None:
+            problems.append(f"{name} belongs to a module that this model does not have")
+        elif match["part"] in matrices.setdefault(path, {}):
+            problems.append(f"{name} and {matrices[path][match['part']]} belong to the same module")
         else:
             module = match["module"].removeprefix(_PEFT_PREFIX)
-            stored[path][match["part"]], scales[path] = name, config.scale_of(module)
-            problems += _misfit(name, info.shape, match["part"], modules[path], config.rank_of(module))
-    changes = {}
-    for path, parts in stored.items():
-        if len(parts) == 2:
-            a, b = sorted(parts)
-            changes[path] = _Change(parts[a], parts[b], scales[path])
+            matrices[path][match["part"]], scales[path] = name, config.scale_of(module)
+            shapes = _shapes(modules[path], config.rank_of(module), config.dora)
+            problems += _misfit(name, info.shape, match["part"], modules[path], shapes)
+    for path, parts in matrices.items():
+        if len(parts) == 2 + config.dora:
+            a, b, *magnitude = (parts[part] for part in sorted(parts, key=_PARTS.index))
+            plan.changes[path] = _Change(a, b, scales[path], *magnitude)
         else:
-            problems.append(f"{path} has only one of its two matrices, {next(iter(parts.values()))}")
-    if problems or not changes:
+            problems.append(f"{path} has only {', '.join(parts.values())}; LoRA has two matrices, DoRA a vector too")
+        if f"{path}.weight" in plan.whole:
+            problems.append(f"{path} has both matrices and {plan.whole[f'{path}.weight']}")
+    used = _USES & {*plan.whole, *(f"{path}.weight" for path in plan.changes)}
+    if config.keeps_ties and used:
+        problems.append(f"ensure_weight_tying is true for {', '.join(sorted(used))}, which is not implemented")
+    if problems or not (plan.changes or plan.whole):
         raise _misfits(file, problems or ["it holds no matrices"])
-    return changes
+    return plan
+
+
+_PARTS = ("lora_A.weight", "lora_embedding_A", "lora_B.weight", "lora_embedding_B", _MAGNITUDE)
+
+
+def _plan_whole(name: str, shape: tuple[int, ...], modules: Mapping[str, nn.Module], plan: _Plan) -> list[str]:
+    """Plan a tensor that takes the place of one of the model's; return the problems."""
+    path, _, leaf = name.replace(f"{_WRAPPED}.", ".").rpartition(".")
+    owner = _module_path(path, modules) if path else None
+    if path.removeprefix(_PEFT_PREFIX) == "language_model" and leaf == "final_logits_bias":
+        owner = ""  # Microsoft's code keeps it there
+    old = getattr(modules[owner], leaf, None) if owner is not None else None
+    if not isinstance(old, Tensor):
+        return [f"{name} is neither a LoRA matrix nor a tensor of this model"]
+    target = f"{owner}.{leaf}" if owner else leaf
+    if target in plan.whole:
+        return [f"{name} and {plan.whole[target]} are the same tensor"]
+    plan.whole[target] = name
+    return [] if shape == tuple(old.shape) else [f"{name} is {list(shape)}, should be {list(old.shape)}"]
 
 
 def _module_path(module: str, modules: Mapping[str, nn.Module]) -> str | None:
     """Return the path of the module that a file names; None when the model has no such module."""
-    paths = {path for path in _possible_paths(module) if path in modules and f"{path}.weight" != SHARED}
+    paths = {path for path in _possible_paths(module) if path in modules}
     assert len(paths) <= 1, f"{module} could be any of {paths}"
     return next(iter(paths), None)
 
@@ -234,25 +333,19 @@ def _possible_paths(module: str) -> Iterator[str]:
             yield canonical.removesuffix(".weight")
 
 
-def _stray(name: str, module: str | None) -> str:
-    """Explain why a tensor of the file has no place in the model."""
-    if module is not None and any(f"{path}.weight" in {SHARED, *TIED_TO_SHARED} for path in _possible_paths(module)):
-        return f"{name} changes one use of the token embedding, which prompt, answer and output share"
-    if module is not None:
-        return f"{name} belongs to a module that this model does not have"
-    return f"{name} is not a LoRA matrix"
-
-
-def _misfit(name: str, shape: tuple[int, ...], part: str, module: nn.Module, rank: int) -> list[str]:
+def _misfit(
+    name: str, shape: tuple[int, ...], part: str, module: nn.Module, expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
     """List the problems of one matrix."""
-    expected = _shapes(module, rank)
+    if part == _MAGNITUDE and expected and part not in expected:
+        return [f"{name} belongs to DoRA, but use_dora is false"]
     if part not in expected:
         return [f"{name} belongs to a {type(module).__name__}, into which it cannot be merged"]
     wanted = expected[part]
     return [] if shape == wanted else [f"{name} is {list(shape)}, should be {list(wanted)}"]
 
 
-def _shapes(module: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+def _shapes(module: nn.Module, rank: int, dora: bool) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the matrices that can be merged into a module; empty for modules without any.
 
     A depthwise convolution has none, because with LoRA every channel would see all channels; nor has a text position
@@ -260,25 +353,42 @@ def _shapes(module: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
     """
     if isinstance(module, nn.Linear | Head) or (isinstance(module, nn.Conv2d) and module.groups == 1):
         rows, *columns = module.weight.shape
-        return {"lora_A.weight": (rank, *columns), "lora_B.weight": (rows, rank, *(1 for _ in columns[1:]))}
+        ones = (1,) * len(columns[1:])
+        length = {_MAGNITUDE: (1, rows, *ones) if ones else (rows,)} if dora else {}
+        return {"lora_A.weight": (rank, *columns), "lora_B.weight": (rows, rank, *ones), **length}
     if type(module) is nn.Embedding:
         rows, width = module.weight.shape
-        return {"lora_embedding_A": (rank, rows), "lora_embedding_B": (width, rank)}
+        length = {_MAGNITUDE: (width,)} if dora else {}
+        return {"lora_embedding_A": (rank, rows), "lora_embedding_B": (width, rank), **length}
     return {}
 
 
 def _merged(
-    modules: Mapping[str, nn.Module], changes: Mapping[str, _Change], matrices: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module], plan: _Plan, stored: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield module path, weight and merged weight one by one, so that a second model is never held."""
-    for path, change in changes.items():
+    """Yield the name, the old and the new value of each tensor one by one, so that a second model is never held."""
+    for path, change in plan.changes.items():
         module = modules[path]
         weight = module.weight
         assert isinstance(weight, Tensor)
         exact = torch.promote_types(weight.dtype, torch.float32)
-        a, b = (matrices[name].to(weight.device, exact).flatten(1) for name in (change.a, change.b))
+        a, b = (stored[name].to(weight.device, exact).flatten(1) for name in (change.a, change.b))
         product = (b @ a).T if isinstance(module, nn.Embedding) else (b @ a).view(weight.shape)
-        yield path, weight, (weight.to(exact) + change.scale * product).to(weight.dtype)
+        new = weight.to(exact) + change.scale * product
+        if change.magnitude is not None:
+            new = _with_lengths(new, stored[change.magnitude].to(new).flatten(), isinstance(module, nn.Embedding))
+        yield f"{path}.weight", weight, new.to(weight.dtype)
+    for target, name in plan.whole.items():
+        path, _, leaf = target.rpartition(".")
+        old = getattr(modules[path], leaf)
+        yield target, old, stored[name].to(old)
+
+
+def _with_lengths(weight: Tensor, lengths: Tensor, columns: bool) -> Tensor:
+    """Scale the rows of a weight, or its columns (D of a table (V, D)), to the given lengths."""
+    rows = weight.T if columns else weight.flatten(1)
+    scaled = (lengths / torch.linalg.vector_norm(rows, dim=1))[:, None] * rows
+    return scaled.T if columns else scaled.view(weight.shape)
 
 
 def _find_foreign(modules: Mapping[str, nn.Module], stored: Mapping[str, Tensor]) -> list[str]:
@@ -301,12 +411,10 @@ def _is_near(stored: Tensor, weight: Tensor | nn.Module) -> bool:
     return same_shape and torch.allclose(stored.float(), weight.float().cpu(), rtol=2**-7, atol=1e-6)
 
 
-def _find_infinite(
-    modules: Mapping[str, nn.Module], changes: Mapping[str, _Change], stored: Mapping[str, Tensor]
-) -> list[str]:
+def _find_infinite(modules: Mapping[str, nn.Module], plan: _Plan, stored: Mapping[str, Tensor]) -> list[str]:
     return [
-        f"once merged, {path}.weight is not finite (as {new.dtype})"
-        for path, _, new in _merged(modules, changes, stored)
+        f"once merged, {name} is not finite (as {new.dtype})"
+        for name, _, new in _merged(modules, plan, stored)
         if not torch.isfinite(new).all()
     ]
 

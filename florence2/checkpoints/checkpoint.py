@@ -5,7 +5,7 @@ both directions strict.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,31 @@ from florence2.checkpoints.checks.empty import (
 from florence2.checkpoints.checks.reading import NEEDS_PREPARE, compare_tensors, read_weights
 from florence2.checkpoints.config_files import config_to_files, image_config_to_json, read_config
 from florence2.checkpoints.describe import stored_dtype, weights_layout
-from florence2.checkpoints.files import COMPANIONS, SAFETENSORS, new_files, write_json, write_tasks, written_whole
+from florence2.checkpoints.files import (
+    COMPANIONS,
+    SAFETENSORS,
+    new_files,
+    read_tasks,
+    write_json,
+    write_tasks,
+    written_whole,
+)
 from florence2.checkpoints.files import checkpoint_folder as checkpoint_folder
+from florence2.checkpoints.layouts import (
+    DECODER_EMBEDDING,
+    HEAD,
+    SHARED,
+    TIED_TO_SHARED,
+    TRANSPOSED,
+    canonical_name,
+    stored_name,
+)
 from florence2.checkpoints.layouts import OPTIONAL as OPTIONAL
-from florence2.checkpoints.layouts import SHARED, TRANSPOSED, canonical_name, stored_name
 from florence2.checkpoints.tensors import WeightFiles, find_weights, is_finite, is_storable, write_safetensors
 from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
 from florence2.inputs.image import ImageConfig
-from florence2.inputs.tasks import TaskTable
+from florence2.inputs.tasks import Task, TaskTable
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.model.absent import Absent, require_complete
 from florence2.model.attention import AttentionKind
@@ -95,14 +111,27 @@ def load_model(
     weights = read_weights(files, headers, expected, wanted, place, dtype, prepare is not None, needed)
     for name in OPTIONAL & (wanted.keys() - weights.keys()):
         weights[name] = torch.zeros(wanted[name].shape, dtype=dtype, device=place)
+    _untie(model, weights)
     fill(model, weights, place, dtype)
     return model.eval()
 
 
+def _untie(model: Florence2Model, weights: Mapping[str, Tensor]) -> None:
+    """Make room for the uses of the token embedding that the file holds with values of their own.
+
+    The configuration need not say so: a `merge_and_unload` of peft leaves it as it was.
+    """
+    held = model.state_dict()
+    for name, untie in ((HEAD, model.untie_head), (DECODER_EMBEDDING, model.untie_answers)):
+        if name in weights and name not in held:
+            untie()
+
+
+_OUTPUT = {"lm_head": "output projection", "final_logits_bias": "output bias"}
 _LEFT_OUT: dict[Parts, dict[str, str]] = {
     "all": {},
-    "encoder": {"language_model.decoder": "text decoder", "final_logits_bias": "output bias"},
-    "vision": {"language_model": "language model", "final_logits_bias": "output bias"},
+    "encoder": {"language_model.decoder": "text decoder", **_OUTPUT},
+    "vision": {"language_model": "language model", **_OUTPUT},
 }
 
 
@@ -110,7 +139,8 @@ def _leave_out(model: Florence2Model, parts: Parts) -> None:
     """Replace modules outside of `parts` by an `Absent`, which holds no tensors."""
     for path, name in _LEFT_OUT[parts].items():
         parent, _, attribute = path.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, Absent(name, parts))
+        if getattr(model.get_submodule(parent), attribute) is not None:  # as the head of a tied model is
+            setattr(model.get_submodule(parent), attribute, Absent(name, parts))
 
 
 def find_misfits(files: WeightFiles, config: Florence2Config) -> list[str]:
@@ -148,12 +178,12 @@ def save_checkpoint(
         Florence2Error: The model was loaded without some of its parts.
     """
     require_complete(model)
-    if model.lm_head is not None:
-        raise CheckpointError(
-            "An adapter has changed the output projection, which both layouts share with the token embedding, so this "
-            "model cannot be saved; load the original checkpoint with the adapter instead."
-        )
     require_described(model, prepare)
+    if layout == "microsoft" and model.config.text.untied_answers:
+        raise CheckpointError(
+            "The answers of this model have a token embedding of their own, and Microsoft's layout has one for prompts "
+            'and answers together; save it with the layout "native".'
+        )
     dtype = dtype or _only_dtype(model)
     config = _with_vocabulary_of(layout, replace(model.config, prepared_by=prepare and function_name(prepare)))
     weights = _stored_weights(model, config.text.vocab_size, layout, dtype)
@@ -181,9 +211,21 @@ def _stored_weights(model: Florence2Model, rows: int, layout: Layout, dtype: tor
             weights[name] = tensor.T if canonical in TRANSPOSED[layout] else tensor
         elif tensor.any():
             raise CheckpointError(f"{canonical} is not zero everywhere, and the {layout} layout has no place for it.")
-    if layout == "microsoft":  # the transformers releases that can still run its code do not tie the two
-        weights["language_model.lm_head.weight"] = weights["language_model.model.shared.weight"].clone()
+    shared, *copies = (str(stored_name(name, layout)) for name in (SHARED, *_copied_names(model.config, layout)))
+    for copy in copies:
+        weights.setdefault(copy, weights[shared].clone())
     return weights
+
+
+def _copied_names(config: Florence2Config, layout: Layout) -> Iterable[str]:
+    """Return the uses of the token embedding under which the reference of a layout needs a copy of it.
+
+    The transformers releases that can still run Microsoft's code do not tie its output projection. Of the native
+    model, some releases take `tie_word_embeddings` for the output alone, some for the embeddings, too.
+    """
+    if layout == "microsoft":
+        return (HEAD,)
+    return sorted(TIED_TO_SHARED) if config.text.untied_head or config.text.untied_answers else ()
 
 
 def _only_dtype(model: Florence2Model) -> torch.dtype:
@@ -217,12 +259,12 @@ def _padded(image_token_id: int) -> int:
 
 
 def _fit_rows(canonical: str, tensor: Tensor, rows: int) -> Tensor:
-    """Return the token embedding or its bias with `rows` entries, and any other tensor unchanged."""
-    if canonical == SHARED and len(tensor) < rows:
+    """Return a token embedding, an output projection or its bias with `rows` entries, others unchanged."""
+    if canonical in (SHARED, HEAD, DECODER_EMBEDDING) and len(tensor) < rows:
         # With the mean of all rows, an extra logit is the mean of all logits, far below a trained model's likely ones.
         extra = tensor.mean(dim=0, dtype=torch.float32).to(tensor.dtype).expand(rows - len(tensor), -1)
         return torch.cat([tensor, extra])
-    if canonical == SHARED:
+    if canonical in (SHARED, HEAD, DECODER_EMBEDDING):
         return tensor[:rows]
     return tensor[:, :rows] if canonical == "final_logits_bias" else tensor
 
@@ -236,8 +278,9 @@ def convert_checkpoint(
     adapter: Path | None = None,
     changes: Mapping[str, Any] | None = None,
     prepare: Prepare | None = None,
+    tasks: Iterable[Task] = (),
 ) -> None:
-    """Read a checkpoint of any kind and write it as safetensors, with its tokenizer and image settings.
+    """Read a checkpoint of any kind and write it as safetensors, with its tokenizer, image settings and tasks.
 
     Args:
         source: A folder, a weight file next to its `config.json`, or an index of shards.
@@ -245,15 +288,18 @@ def convert_checkpoint(
         layout: "microsoft" or "native".
         dtype: The type of the stored weights; None keeps the source's.
         allow_pickle: Accept weights that exist only as a `.bin`.
-        adapter: A folder with a LoRA adapter to merge.
+        adapter: A folder with a LoRA adapter to merge; its tasks are added to the checkpoint's.
         changes: New values of settings of the configuration; see `change_config`.
         prepare: The function that the source is loaded with; see `Prepare`.
+        tasks: Further tasks of the model.
 
     Raises:
         CheckpointError, ConfigError: As `load_model`, `merge_adapter` and `save_checkpoint`, and for a `folder` that
             holds a checkpoint already.
+        PromptError: The tasks contradict each other.
     """
     refuse_existing(folder)
+    table = TaskTable(read_tasks(checkpoint_folder(source), adapter)).declared(tasks)
     files = find_weights(source, allow_pickle)
     model = load_model(
         source, dtype=dtype or stored_dtype(files), allow_pickle=allow_pickle, changes=changes, prepare=prepare
@@ -263,6 +309,7 @@ def convert_checkpoint(
     with new_files(folder):
         save_checkpoint(model, folder, layout, prepare=prepare)
         copy_companions(checkpoint_folder(source), folder)
+        write_tasks(folder, table)
         if layout != model.config.layout and (folder / "tokenizer.json").is_file():
             save_tokenizer(FlorenceTokenizer(folder / "tokenizer.json"), folder, layout, model.config)
 

@@ -11,7 +11,7 @@ was trained.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "remove_invalid_values": (False, None),
     "suppress_tokens": (None,),
     "tie_encoder_decoder": (False,),
-    "tie_word_embeddings": (True,),
 }
 
 
@@ -100,7 +99,10 @@ def parse_config(values: Mapping[str, Any], generation: Mapping[str, Any] | None
     layout: Layout = "native" if "embed_dim" in vision_fields.values else "microsoft"
     _check_model_types(layout, top, vision_fields, text_fields, problems)
     vision = _read_vision(layout, vision_fields)
-    text = _read_text(text_fields)
+    tied = {fields.name: fields.take("tie_word_embeddings", bool, True) for fields in (top, text_fields)}
+    # in the native layout the text's speaks of its embeddings; whether these differ is for their values to say
+    untied_head = not (tied["config"] if layout == "native" else all(tied.values()))
+    text = replace(_read_text(text_fields), untied_head=untied_head)
     stated = _take_generation(text_fields)
     if layout == "native":
         own_file = Fields("generation_config", generation or {}, problems)
@@ -128,6 +130,7 @@ def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple
     ConfigError for a setting that the layout has no place for.
     """
     vision, text = _plain(config.vision), _plain(config.text)
+    untied_head, untied_answers = text.pop("untied_head"), text.pop("untied_answers")
     ids = {key: text[key] for key in ("bos_token_id", "pad_token_id", "eos_token_id")}
     top: dict[str, Any] = {"architectures": ["Florence2ForConditionalGeneration"], "model_type": "florence2", **ids}
     top |= {"is_encoder_decoder": True}
@@ -135,15 +138,17 @@ def config_to_json(config: Florence2Config, layout: Layout, dtype: str) -> tuple
         top["prepared_by"] = config.prepared_by
     text |= {"is_encoder_decoder": True}
     if layout == "microsoft":
+        if untied_head:
+            top["tie_word_embeddings"] = text["tie_word_embeddings"] = False
         vision = _microsoft_vision(vision)
         top |= {"projection_dim": vision["projection_dim"], "vocab_size": text["vocab_size"], "torch_dtype": dtype}
         text |= {"num_hidden_layers": text["encoder_layers"], **config.generation}
         return {**top, "text_config": text, "vision_config": vision}, {}
     generation = {**config.generation, **ids, "decoder_start_token_id": text["decoder_start_token_id"]}
-    text |= {"model_type": "bart", "tie_word_embeddings": True}
+    text |= {"model_type": "bart", "tie_word_embeddings": not (untied_head or untied_answers)}
     if config.image_token_id is not None:
         top["image_token_id"] = config.image_token_id
-    top |= {"tie_word_embeddings": True, "dtype": dtype}
+    top |= {"tie_word_embeddings": not untied_head, "dtype": dtype}
     return {**top, "text_config": text, "vision_config": _native_vision(vision)}, generation
 
 
@@ -154,6 +159,7 @@ def config_to_files(config: Florence2Config, layout: Layout, dtype: str) -> tupl
     """
     values, generation = config_to_json(config, layout, dtype)
     again = parse_config(json.loads(json.dumps(values)), json.loads(json.dumps(generation)))
+    again = replace(again, text=replace(again.text, untied_answers=config.text.untied_answers))  # the weights say so
     for part in ("vision", "text", "generation", "image_token_id", "prepared_by"):
         if getattr(again, part) != getattr(config, part):
             raise ConfigError(

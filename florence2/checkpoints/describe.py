@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,17 @@ from torch import Tensor
 
 from florence2.checkpoints.config_files import read_config
 from florence2.checkpoints.files import checkpoint_folder
-from florence2.checkpoints.layouts import SHARED, TRANSPOSED, detect_layout, to_canonical, untied
-from florence2.checkpoints.tensors import WeightFiles, find_weights
+from florence2.checkpoints.layouts import (
+    ENCODER_EMBEDDING,
+    HEAD,
+    MAY_DIFFER,
+    SHARED,
+    TRANSPOSED,
+    detect_layout,
+    held_name,
+    to_canonical,
+)
+from florence2.checkpoints.tensors import WeightFiles, equals, find_weights
 from florence2.errors import CheckpointError
 from florence2.model.config import Layout
 
@@ -35,7 +44,8 @@ def describe_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Any
     files = find_weights(path, allow_pickle)
     headers = files.read_headers(whole_numbers=True)
     config = read_config(checkpoint_folder(path))
-    counted = {names[0]: canonical for canonical, names in stored_names(files).items()}  # tied ones count once
+    own = own_tensors(files)
+    counted = {names[0]: canonical for canonical, names in stored_names(files, own).items()}  # tied ones count once
     parameters: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     for name, info in headers.items():
@@ -54,23 +64,42 @@ def describe_checkpoint(path: Path, allow_pickle: bool = False) -> dict[str, Any
         "d_model": config.text.d_model,
         "layers": [config.text.encoder_layers, config.text.decoder_layers],
         "vocab_size": config.text.vocab_size,
+        "untied": sorted(own | ({HEAD} if config.text.untied_head else set())),
         "max_position_embeddings": config.text.max_position_embeddings,
         "generation": dict(config.generation),
         "files": [{"name": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files.paths],
     }
 
 
-def stored_names(files: WeightFiles) -> dict[str, tuple[str, ...]]:
+def own_tensors(files: WeightFiles) -> set[str]:
+    """Return the canonical names of uses of the token embedding that have other values than it, and may have them."""
+    headers = files.read_headers(whole_numbers=True)
+    layout = weights_layout(files, headers)
+    names = {canonical: name for name in headers if (canonical := to_canonical(name, layout)) is not None}
+    base = names.get(SHARED) or names.get(ENCODER_EMBEDDING)
+    may_differ = set(MAY_DIFFER[layout])
+    if layout == "native" and SHARED in names:
+        may_differ.add(ENCODER_EMBEDDING)  # nothing reads it there
+    others = sorted(may_differ & names.keys())
+    if base is None or not others:
+        return set()
+    tensors = files.read_named([base, *(names[name] for name in others)])
+    shared = next(tensors).clone()
+    return {name for name, tensor in zip(others, tensors, strict=True) if not equals(tensor, shared)}
+
+
+def stored_names(files: WeightFiles, own: Container[str] = ()) -> dict[str, tuple[str, ...]]:
     """Return the canonical name of each tensor with the names under which `files` hold it.
 
-    A tied tensor may have several, its own first. A name that no rule knows is listed as "unknown: NAME". Raises
-    CheckpointError when the layout is neither of Florence-2's.
+    A tied tensor may have several, its own first; `own` has the uses of the token embedding that are not tied to it.
+    A name that no rule knows is listed as "unknown: NAME". Raises CheckpointError when the layout is neither of
+    Florence-2's.
     """
     headers = files.read_headers(whole_numbers=True)
     layout = weights_layout(files, headers)
     stored: dict[str, tuple[str, ...]] = {}
     for name in sorted(headers, key=lambda name: (to_canonical(name, layout) != SHARED, name)):
-        canonical = untied(to_canonical(name, layout)) or f"unknown: {name}"
+        canonical = held_name(to_canonical(name, layout), own) or f"unknown: {name}"
         stored[canonical] = (*stored.get(canonical, ()), name)
     return stored
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.errors import CheckpointError, ConfigError, Florence2Error, OutputError, PromptError, listing, shown
-from florence2.inputs.tasks import Task, TaskTable, default_input
+from florence2.inputs.tasks import Task, TaskTable, default_input, token_task
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -39,6 +39,7 @@ MAX_NUMBER = 1 << 53
 _POINTER = b"version https://git-lfs"
 MAX_NAME_BYTES = 255
 """The longest file name that common file systems take, in bytes of UTF-8."""
+MAX_TASKS_BYTES, MAX_TASKS = 1 << 20, 1000
 
 
 def checkpoint_folder(path: Path) -> Path:
@@ -179,11 +180,11 @@ def refuse_pointer(path: Path) -> None:
         raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder.")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object of at most 16 MiB from `path`. Raises ConfigError for a missing file or anything else."""
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read one JSON object of at most `limit` bytes from `path`. Raises ConfigError for anything else."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, the limit for a configuration file.")
+        if path.stat().st_size > limit:
+            raise ConfigError(f"{path} is larger than {limit >> 20} MiB, the limit for such a file.")
         refuse_pointer(path)
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -263,21 +264,35 @@ def _placeholder(kind: type) -> Any:
     return kind() if kind is not int else 1
 
 
-def read_tasks(folder: Path) -> tuple[Task, ...]:
-    """Read the checkpoint's own tasks from `tasks.json` of `folder`; none without that file.
+def read_tasks(folder: Path, adapter: Path | None = None) -> tuple[Task, ...]:
+    """Read a checkpoint's own tasks from `tasks.json` of `folder`, and of an adapter's folder; none without that file.
 
     The file is data and holds no code:
 
-        {"tasks": [{"token": "<COUNT>", "sentence": "How many {input}?", "answer": "text", "takes": "text"}]}
+        {"tasks": [{"token": "<COUNT>", "sentence": "How many {input}?", "answer": "text", "takes": "text"},
+                   {"token": "<VQA>"}]}
 
-    `answer` and `takes` may be missing, as in `register_task`. Raises ConfigError listing every problem.
+    Without a sentence the model reads the token itself, as in `token_task`. `answer` and `takes` may be missing, as in
+    `register_task`. Raises ConfigError listing every problem.
     """
-    path = folder / TASKS_FILE
+    own = _read_tasks_file(folder / TASKS_FILE)
+    if adapter is None:
+        return own
+    try:
+        return TaskTable((*own, *_read_tasks_file(adapter / TASKS_FILE))).own
+    except PromptError as error:
+        raise ConfigError(f"{adapter / TASKS_FILE} does not fit the model: {error}") from None
+
+
+def _read_tasks_file(path: Path) -> tuple[Task, ...]:
     if not path.is_file():
         return ()
     problems: list[str] = []
-    top = Fields("the file", read_json(path), problems)
-    tasks = [_read_task(Fields(f"tasks[{i}]", item, problems)) for i, item in enumerate(top.take("tasks", list))]
+    top = Fields("the file", read_json(path, MAX_TASKS_BYTES), problems)
+    items = top.take("tasks", list)
+    if len(items) > MAX_TASKS:
+        problems.append(f"it has {len(items):,} tasks; at most {MAX_TASKS:,} are read")
+    tasks = [_read_task(Fields(f"tasks[{i}]", item, problems)) for i, item in enumerate(items[:MAX_TASKS])]
     top.finish()
     if not problems:
         try:
@@ -288,9 +303,13 @@ def read_tasks(folder: Path) -> tuple[Task, ...]:
 
 
 def _read_task(fields: Fields) -> Task:
-    sentence = fields.take("sentence", str)
-    answer, takes = fields.take("answer", str, "text"), fields.take("takes", str, default_input(sentence))
-    task = Task(fields.take("token", str), sentence, answer, takes)
+    token, answer = fields.take("token", str), fields.take("answer", str, "text")
+    if fields.values.get("sentence") is None:
+        fields.values.pop("sentence", None)
+        task = token_task(token, answer, fields.take("takes", str, "anything"))
+    else:
+        sentence = fields.take("sentence", str)
+        task = Task(token, sentence, answer, fields.take("takes", str, default_input(sentence)))
     fields.finish()
     return task
 

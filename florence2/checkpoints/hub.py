@@ -10,7 +10,14 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from florence2.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS, SAFETENSORS, find_weight_files
+from florence2.checkpoints.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    COMPANIONS,
+    SAFETENSORS,
+    TASKS_FILE,
+    find_weight_files,
+)
 from florence2.errors import CheckpointError, HubError
 
 NAMES = {
@@ -68,6 +75,19 @@ def find_checkpoint(
     return _find_in_cache(text, revision, allow_pickle)
 
 
+def find_adapter(name: str | os.PathLike[str]) -> Path | None:
+    """Return the folder of an adapter on this machine, or None where it must be fetched."""
+    text = os.fspath(name)
+    if text and _exists(text):
+        return Path(text)
+    if not _HUB_ID.fullmatch(text):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(text, ADAPTER_CONFIG)
+    return Path(config).parent if isinstance(config, str) else None
+
+
 def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False) -> Path:
     """Return the folder of a LoRA adapter; fetch it from the Hub when it is not on this machine.
 
@@ -86,8 +106,8 @@ def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False
     import huggingface_hub
     from huggingface_hub import constants
 
-    files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
-    cached = all(_is_cached(text, file, None) for file in files)
+    files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, TASKS_FILE]
+    cached = all(_is_cached(text, file, None) for file in files[:2])
     if not cached and (local_files_only or constants.HF_HUB_OFFLINE):
         raise HubError(f"The adapter {text} is not in the local cache, and this run is offline; give a local folder.")
     try:

@@ -8,14 +8,21 @@ added to the model, is stored as "extra." and the canonical name, in both layout
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from florence2.model.config import Layout
 
 SHARED = "language_model.shared.weight"
+HEAD = "lm_head.weight"
 ENCODER_EMBEDDING = "language_model.encoder.embed_tokens.weight"
-TIED_TO_SHARED = frozenset(("lm_head.weight", ENCODER_EMBEDDING, "language_model.decoder.embed_tokens.weight"))
+DECODER_EMBEDDING = "language_model.decoder.embed_tokens.weight"
+TIED_TO_SHARED = frozenset((HEAD, ENCODER_EMBEDDING, DECODER_EMBEDDING))
 """Canonical names of the other uses of the token embedding; a file may hold it under these too, or only."""
+MAY_DIFFER: dict[Layout, frozenset[str]] = {
+    "microsoft": frozenset((HEAD,)),
+    "native": frozenset((HEAD, DECODER_EMBEDDING)),
+}
+"""Those that may have values of their own, by layout: Microsoft's code has one embedding for prompts and answers."""
 
 TRANSPOSED = {"microsoft": frozenset(("multi_modal_projector.image_projection.weight",)), "native": frozenset[str]()}
 """Canonical names of tensors that the layout stores transposed."""
@@ -101,12 +108,12 @@ def canonical_name(stored: str, layout: Layout) -> str | None:
 def cannot_be_stored(canonical: str, layout: Layout) -> bool:
     """Return whether a canonical name would come back as another one, or as a use of the token embedding."""
     stored = stored_name(canonical, layout)
-    return stored is not None and untied(canonical_name(stored, layout)) != canonical
+    return stored is not None and held_name(canonical_name(stored, layout)) != canonical
 
 
-def untied(canonical: str | None) -> str | None:
-    """Return the name under which a model holds a tensor: all uses of the token embedding are one tensor."""
-    return SHARED if canonical in TIED_TO_SHARED else canonical
+def held_name(canonical: str | None, own: Container[str] = ()) -> str | None:
+    """Return the name under which a model holds a tensor: uses of the token embedding not in `own` are one tensor."""
+    return SHARED if canonical in TIED_TO_SHARED and canonical not in own else canonical
 
 
 def _rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:

@@ -10,6 +10,7 @@ from florence2.cli.options import (
     add_adapter,
     add_changes,
     add_pickle,
+    add_task_kind,
     model_changes,
     name_argument,
     path_argument,
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", choices=DTYPES, help="type of the weights (default: as stored)")
     add_adapter(parser)
+    add_task_kind(parser)
     add_changes(parser)
     add_pickle(parser)
     return parser
@@ -49,6 +51,15 @@ def main(arguments: Sequence[str]) -> int:
 
     dtype = TORCH_DTYPES[options.dtype] if options.dtype else None
     changes = model_changes(options)
-    convert_checkpoint(source, options.folder, options.layout, dtype, options.allow_pickle, adapter, **changes)
+    convert_checkpoint(
+        source,
+        options.folder,
+        options.layout,
+        dtype,
+        options.allow_pickle,
+        adapter,
+        **changes,
+        tasks=options.task_kind,
+    )
     print(options.folder)
     return 0

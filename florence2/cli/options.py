@@ -11,15 +11,23 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from florence2.bulk.rows import TaskQuestion
 from florence2.checkpoints.files import checkpoint_folder, read_tasks
-from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, find_checkpoint, resolve, resolve_adapter
+from florence2.checkpoints.hub import (
+    DEFAULT_MODEL,
+    EMBEDDED_MODEL,
+    NAMES,
+    find_adapter,
+    find_checkpoint,
+    resolve,
+    resolve_adapter,
+)
 from florence2.errors import HubError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.processor import TaskText, input_to_text
-from florence2.inputs.tasks import TASKS, Task, TaskTable, check_prompt, find_task
+from florence2.inputs.tasks import TASKS, AnswerKind, Task, TaskTable, check_prompt, find_task, parse_task_kind
 
 if TYPE_CHECKING:
     from florence2.pipeline import Florence2
@@ -41,12 +49,34 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     add_revision(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    add_task_kind(parser)
     add_changes(parser)
 
 
 def add_revision(parser: argparse.ArgumentParser) -> None:
     """Add which version of a model on the Hub."""
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: its main branch)")
+
+
+def add_task_kind(parser: argparse.ArgumentParser) -> None:
+    """Add the tasks that a fine-tuned model has and its files do not declare."""
+    parser.add_argument(
+        "--task-kind",
+        action="append",
+        default=[],
+        type=_task_kind,
+        metavar="NAME=KIND",
+        help=f"a task that the model was fine-tuned on, such as VQA=text, when its tasks.json lacks it; KIND says how "
+        f"answers are read: {', '.join(get_args(AnswerKind))}; the model reads the prompt as it is written, "
+        '"<VQA>What colour is it?"; repeatable',
+    )
+
+
+def _task_kind(text: str) -> Task:
+    try:
+        return parse_task_kind(text)
+    except PromptError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_changes(parser: argparse.ArgumentParser) -> None:
@@ -258,10 +288,12 @@ def load_model(options: argparse.Namespace) -> "Florence2":
     Raises a Florence2Error with the problem and the remedy.
     """
     check_model(options)
+    from florence2.modify import add_tasks
     from florence2.pipeline import load
 
     given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in _LOAD_OPTIONS}
-    return load(options.model, **given, **model_changes(options))
+    model = load(options.model, **given, **model_changes(options))
+    return add_tasks(model, model.processor.tasks.declared(options.task_kind).own)
 
 
 # ---- tasks and their inputs ----------------------------------------------------------------------------------------
@@ -272,19 +304,33 @@ _ALIAS = re.compile(r"[a-z][\w-]*", re.ASCII | re.IGNORECASE)
 
 
 def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
-    """Return the tasks of the model that the options name, without loading it.
+    """Return the tasks of the model that the options name, those of `--task-kind` included, without loading it.
 
-    A model that is not on this machine is fetched if the task `word` may be one of its own. An unknown name has no
-    tasks of its own; it is reported when the model is loaded. Raises ConfigError for a damaged `tasks.json`.
+    A model or adapter that is not on this machine is fetched if the task `word` may be one of its own. An unknown name
+    has no tasks of its own; it is reported when the model is loaded. Raises ConfigError for a damaged `tasks.json`.
     """
+    declared = TaskTable().declared(options.task_kind)
     try:
         path = find_checkpoint(options.model, options.revision, getattr(options, "allow_pickle", False))
     except HubError:
-        return TaskTable()
-    may_be_own = find_task(word) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
-    if path is None and options.model not in NAMES and may_be_own:
+        return declared
+    adapter = getattr(options, "adapter", None)
+    may_be_own = find_task(word, declared) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
+    if may_be_own and (adapter is not None or (path is None and options.model not in NAMES)):
         path = check_model(options)
-    return TaskTable(() if path is None else read_tasks(checkpoint_folder(path)))
+    if path is None:
+        return declared
+    return stored_tasks(options, path)
+
+
+def stored_tasks(options: argparse.Namespace, path: Path) -> TaskTable:
+    """Return the tasks of the checkpoint at `path`, of `--adapter` as far as it is here, and of `--task-kind`.
+
+    Raises ConfigError or PromptError where they contradict each other.
+    """
+    adapter = getattr(options, "adapter", None)
+    folder = None if adapter is None else find_adapter(adapter)
+    return TaskTable(read_tasks(checkpoint_folder(path), folder)).declared(options.task_kind)
 
 
 def names_task(word: str, tasks: Mapping[str, Task] = TASKS) -> bool:
@@ -340,10 +386,13 @@ def _questions_of(
     task = find_task(prompt, tasks)
     if task is None and _ALIAS.fullmatch(prompt):
         raise _unknown_alias(prompt, tasks)
-    if task is None or task.takes == "nothing" or not names_task(prompt, tasks):  # or the input is in the same string
+    if task is None or task.takes == "nothing":
         check_prompt(prompt, tasks=tasks)
         return [TaskQuestion(prompt, None, task)]
-    if task.takes == "region" and boxes:
+    if not names_task(prompt, tasks):  # the input is in the same string
+        _, task_input = check_prompt(prompt, tasks=tasks)
+        return [TaskQuestion(task.token, task_input, task)]
+    if boxes and (task.takes == "region" or (task.takes == "anything" and not text)):
         return [TaskQuestion(prompt, box, task) for box in boxes]
     check_prompt(prompt, input_to_text(text), tasks)
     return [TaskQuestion(prompt, text, task)]

@@ -50,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="florence2 run",
         usage="florence2 run [options] TASK... IMAGE...",
-        description=f"Answer one or more tasks on images. Tasks: {names}, and those in tasks.json of the model; or a "
-        "free prompt of more than one word. "
+        description=f"Answer one or more tasks on images. Tasks: {names}, and those in tasks.json of the model or of "
+        "--task-kind; or a free prompt of more than one word. "
         "With several boxes, each box is a question of its own. "
         'Example: florence2 run "<OD>" photo.jpg',
     )
@@ -202,7 +202,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     model = options.model if options.model in NAMES else _absolute(options.model)
     adapter = _absolute(options.adapter) if options.adapter else None
     changes = dict(options.change) or None
-    return {"model": model, "adapter": adapter, "changes": changes} | {name: getattr(options, name) for name in names}
+    kinds = {task.token: task.answer for task in options.task_kind} or None
+    given = {"model": model, "adapter": adapter, "changes": changes, "task_kind": kinds}
+    return given | {name: getattr(options, name) for name in names}
 
 
 def _absolute(name: str) -> str:

@@ -181,7 +181,9 @@ _lock = threading.Lock()
 _idle: "weakref.WeakKeyDictionary[Florence2Model, list[tuple[Any, GraphedGenerator]]]" = weakref.WeakKeyDictionary()
 
 
-_KINDS = remember(frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList)))
+_KINDS = remember(
+    frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList, nn.Embedding))
+)
 _EMBEDDING = remember(frozenset((nn.Embedding,)))
 _MODELS = remember(frozenset((Florence2Model, LanguageModel, Head)))
 

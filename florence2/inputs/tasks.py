@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from florence2.errors import PromptError, shown
 from florence2.inputs.coordinates import NUM_BINS
 
-TaskInput = Literal["nothing", "text", "region"]
+TaskInput = Literal["nothing", "text", "region", "anything"]
 AnswerKind = Literal["text", "boxes", "proposals", "phrases", "quads", "polygons", "boxes_or_polygons"]
 
 
@@ -22,12 +22,13 @@ class Task:
     """One task.
 
     Attributes:
-        token: The name in capitals and angle brackets, such as "<OD>".
-        sentence: The prompt for the model, with "{input}" at the place of the user's input.
+        token: The name in angle brackets, such as "<OD>".
+        sentence: The prompt for the model, with "{input}" at the place of the user's input. One that begins with the
+            token itself, such as "<VQA>{input}", passes the user's prompt on unchanged (see `token_task`).
         answer: How the generated text is read: as "text", "boxes" with labels, "proposals" (boxes without labels),
             "phrases" (boxes, without phrases such as "it" or "the image"), "quads", "polygons" or
             "boxes_or_polygons".
-        takes: The input: "nothing", "text" or "region" (four location tokens).
+        takes: The input: "nothing", "text", "region" (four location tokens), or "anything" (any of these).
     """
 
     token: str
@@ -40,11 +41,29 @@ class Task:
         """The token without brackets in lower case, for command lines: `ocr_with_region`."""
         return self.token.strip("<>").lower()
 
+    @property
+    def keeps_token(self) -> bool:
+        """Whether the model reads the token itself: the prompt is passed on unchanged, without a sentence."""
+        return self.sentence.startswith(self.token)
+
+    def is_named_by(self, prompt: str) -> bool:
+        """Return whether a prompt is the alias or holds the token, which must come first where the model reads it."""
+        return prompt == self.alias or (prompt.startswith(self.token) if self.keeps_token else self.token in prompt)
+
+    def input_of(self, prompt: str) -> str:
+        """Return the part of a prompt that is the input."""
+        if prompt == self.alias:
+            return ""
+        return prompt.removeprefix(self.token) if self.keeps_token else prompt.replace(self.token, "")
+
     def problems(self) -> list[str]:
         """Return a sentence, without its full stop, for each value that cannot be used."""
         found = []
-        if not _TOKEN.fullmatch(self.token):
-            found.append(f"a task token must be capitals in angle brackets, such as '<COUNT>', not {self.token!r}")
+        if len(self.token) > _LONGEST_TOKEN or not _NAME.fullmatch(self.token):
+            found.append(
+                f"a task token must be a word of at most {_LONGEST_TOKEN} characters in angle brackets, such as "
+                f"'<COUNT>', not {shown(self.token)}"
+            )
         for name, kinds in (("answer", get_args(AnswerKind)), ("takes", get_args(TaskInput))):
             if getattr(self, name) not in kinds:
                 found.append(f"{name} must be one of {', '.join(kinds)}, not {getattr(self, name)!r}")
@@ -86,6 +105,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(_TASKS)
 """The tasks of every model by token: the fifteen published ones, then those added by `register_task`."""
 
 _TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
+# the tokens of locations and of sentences have a meaning of their own in every prompt
+_NAME = re.compile(r"<(?!(?:loc_\d+|s|pad|unk|mask)>)[A-Z][\w-]*>", re.ASCII | re.IGNORECASE)
+_LONGEST_TOKEN = 64
 _REGION = re.compile(r"\s*<loc_(\d+)><loc_(\d+)><loc_(\d+)><loc_(\d+)>\s*")
 
 
@@ -124,17 +146,36 @@ class TaskTable(Mapping[str, Task]):
     def __len__(self) -> int:
         return len(_TASKS.keys() | self._own.keys())
 
+    def declared(self, tasks: Iterable[Task]) -> "TaskTable":
+        """Return a table with further tasks; one whose token is known already must have the same kind of answer.
+
+        Raises PromptError where the kinds differ, and as `__init__`.
+        """
+        further: list[Task] = []
+        for task in tasks:
+            known = self.get(task.token)
+            if known is not None and known.answer != task.answer:
+                raise PromptError(
+                    f"Task {task.token} of this model answers with {known.answer}, but is declared with "
+                    f"{task.answer}; leave out the declaration."
+                )
+            further += [task] if known is None else []
+        return TaskTable((*self.own, *further)) if further else self
+
     def __repr__(self) -> str:
         return f"TaskTable({', '.join(self)})"
 
 
 def _clashes(own: Iterable[Task]) -> list[str]:
-    """Return a sentence for each task whose token means something else already."""
+    """Return a sentence for each task whose token or alias means something else already."""
     known, problems = dict(_PUBLISHED), []
+    aliases = {task.alias: task.token for task in known.values()}
     for task in own:
         if known.setdefault(task.token, task) != task:
             sentence = known[task.token].sentence
             problems.append(f"Task {task.token} already exists with the sentence {sentence!r}; choose another token")
+        elif aliases.setdefault(task.alias, task.token) != task.token:
+            problems.append(f"Task {task.token} has the same alias, {task.alias}, as {aliases[task.alias]}; rename it")
     return problems
 
 
@@ -144,7 +185,7 @@ def register_task(token: str, sentence: str, answer: AnswerKind = "text", takes:
     A task that belongs to one model, and is saved with it, is added by `florence2.add_tasks`.
 
     Args:
-        token: A name in capitals and angle brackets, such as "<COUNT>".
+        token: A name in angle brackets, such as "<COUNT>".
         sentence: The prompt for the model, with "{input}" at the place of the user's input.
         answer: How the generated text is read; see `Task`.
         takes: The input. The default is "text" when the sentence contains "{input}", otherwise "nothing".
@@ -167,6 +208,31 @@ def register_task(token: str, sentence: str, answer: AnswerKind = "text", takes:
     return task
 
 
+def token_task(token: str, answer: AnswerKind = "text", takes: TaskInput = "anything") -> Task:
+    """Return a task without a sentence: the model reads the token and whatever follows it.
+
+    Fine-tunes bring such tasks, "<VQA>What colour is it?" or "<GENERATE_TAGS>"; the reference passes these prompts on
+    unchanged, too.
+
+    Args:
+        token: A name in angle brackets, such as "<VQA>".
+        answer: How the generated text is read; see `Task`.
+        takes: What may follow the token; see `Task`.
+    """
+    return Task(token, token if takes == "nothing" else f"{token}{{input}}", answer, takes)
+
+
+def parse_task_kind(text: str) -> Task:
+    """Read NAME=KIND, such as VQA=text, as a task without a sentence. Raises PromptError for anything else."""
+    name, equals, kind = text.partition("=")
+    if not equals:
+        raise PromptError(f"{shown(text)} is not NAME=KIND; give a task and its kind of answer, such as VQA=text.")
+    task = token_task(name if name.startswith("<") else f"<{name}>", cast(AnswerKind, kind))
+    if problems := task.problems():
+        raise PromptError(f"{shown(text)}: {'; '.join(problems)}.")
+    return task
+
+
 def default_input(sentence: str) -> TaskInput:
     """Return the input of a task that states none: "text" when the sentence has a place for it."""
     return "text" if "{input}" in sentence else "nothing"
@@ -175,7 +241,7 @@ def default_input(sentence: str) -> TaskInput:
 def find_task(prompt: str, tasks: Mapping[str, Task] = TASKS) -> Task | None:
     """Return the task of `tasks` whose token is in `prompt` or whose alias equals it, or None."""
     for task in tasks.values():
-        if task.token in prompt or task.alias == prompt:
+        if task.is_named_by(prompt):
             return task
     return None
 
@@ -203,13 +269,13 @@ def split_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task]
                 f"A prompt without a task token takes no separate input, but got {text!r}; put it into the prompt."
             )
         return None, prompt
-    rest = "" if task.alias == prompt else prompt.replace(task.token, "")
+    rest = task.input_of(prompt)
     if text is not None and rest:
         raise PromptError(f"Task {task.token} got its input twice: {rest!r} in the prompt and {text!r} as text.")
     task_input = text if text is not None else rest
     if task.takes == "nothing" and task_input:
         raise PromptError(f"Task {task.token} takes no input, but got {task_input!r}; leave it out.")
-    if task.takes != "nothing" and not task_input.strip():
+    if task.takes in ("text", "region") and not task_input.strip():
         needed = "a region: a box in pixels, or four location tokens" if task.takes == "region" else "a text"
         raise PromptError(f"Task {task.token} needs {needed}.")
     return task, task_input
@@ -259,6 +325,6 @@ def unknown_task(token: str, tasks: Mapping[str, Task] = TASKS) -> PromptError:
     """Return the error for an unknown task token."""
     return PromptError(
         f"Unknown task {token}. Known tasks: {', '.join(tasks)}. "
-        "Add the tasks of a fine-tuned model with florence2.add_tasks. The published models do not answer free "
-        "questions."
+        f"If a fine-tuned model has it, declare it with --task-kind {token.strip('<>')}=text (text or another kind of "
+        "answer), in Python with florence2.add_tasks. The published models do not answer free questions."
     )

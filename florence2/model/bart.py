@@ -20,7 +20,10 @@ POSITION_OFFSET = 2  # rows 0 and 1 of the position tables are unused, a leftove
 
 
 class LanguageModel(nn.Module):
-    """The two stacks around one shared token embedding, which is also the output projection."""
+    """The two stacks around one shared token embedding, which is also the output projection.
+
+    Some fine-tunes give the tokens of answers an embedding of their own, `decoder.embed_tokens`.
+    """
 
     def __init__(self, config: TextConfig, attention: AttentionKind = "sdpa"):
         super().__init__()
@@ -28,6 +31,12 @@ class LanguageModel(nn.Module):
         self.shared = nn.Embedding(config.vocab_size, config.d_model, padding_idx=config.pad_token_id)
         self.encoder = Encoder(config, attention)
         self.decoder = Decoder(config, attention)
+
+    def embed_answer(self, ids: Tensor) -> Tensor:
+        """Look up the tokens of answers: ids (B, T) -> (B, T, D)."""
+        own = self.decoder.embed_tokens
+        embeddings: Tensor = self.shared(ids) if own is None else own(ids)
+        return embeddings
 
 
 class Encoder(nn.Module):
@@ -59,6 +68,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         self.scale = config.d_model**0.5 if config.scale_embedding else 1.0  # the reference scales nothing but answers
+        self.embed_tokens = (
+            nn.Embedding(config.vocab_size, config.d_model, padding_idx=config.pad_token_id)
+            if config.untied_answers
+            else None
+        )
         self.embed_positions = Positions(config)
         self.layernorm_embedding = nn.LayerNorm(config.d_model)
         self.layers = nn.ModuleList(DecoderLayer(config, attention) for _ in range(config.decoder_layers))

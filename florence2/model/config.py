@@ -98,6 +98,10 @@ class TextConfig:
     eos_token_id: int = 2
     decoder_start_token_id: int = 2
     activation_function: str = "gelu"
+    untied_head: bool = False
+    """Whether the output projection has a weight of its own, not the token embedding's."""
+    untied_answers: bool = False
+    """Whether the tokens of answers have an embedding of their own, not that of prompts."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Florence-2 (Xiao et al., CVPR 2024, https://arxiv.org/abs/2311.06242). Modules h
 computes belongs to that call, so one model serves many threads.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -25,8 +26,9 @@ class Florence2Model(nn.Module):
     """The network, without anything that knows images, text or files.
 
     Module paths are those of transformers' native layout without its leading "model.". One token embedding,
-    `language_model.shared.weight`, serves prompt, answer and output projection, unless a LoRA adapter gave the output
-    projection a weight of its own, `lm_head.weight`.
+    `language_model.shared.weight`, serves prompt, answer and output projection. A fine-tune may have given the output
+    projection a weight of its own, `lm_head.weight`, and the tokens of answers an embedding of their own,
+    `language_model.decoder.embed_tokens.weight`.
     """
 
     final_logits_bias: Tensor
@@ -44,6 +46,9 @@ class Florence2Model(nn.Module):
         self.multi_modal_projector = Projection(config.vision)
         self.language_model = LanguageModel(config.text, attention)
         self.lm_head: Head | None = None
+        if config.text.untied_head:
+            self.lm_head = Head(torch.empty(config.text.vocab_size, config.text.d_model))
+            nn.init.normal_(self.lm_head.weight)
         self.register_buffer("final_logits_bias", torch.zeros(1, config.text.vocab_size))
 
     @property
@@ -60,6 +65,19 @@ class Florence2Model(nn.Module):
     def output_weight(self) -> Tensor:
         """The output projection (V, D)."""
         return self.language_model.shared.weight if self.lm_head is None else self.lm_head.weight
+
+    def untie_head(self, weight: Tensor | None = None) -> None:
+        """Give the output projection a weight (V, D) of its own; None is a copy of the one that it has."""
+        self.lm_head = Head(self.output_weight.detach().clone() if weight is None else weight)
+        self.config = replace(self.config, text=replace(self.config.text, untied_head=True))
+
+    def untie_answers(self, weight: Tensor | None = None) -> None:
+        """Give the tokens of answers an embedding (V, D) of their own; None is a copy of the shared one."""
+        shared = self.language_model.shared
+        weight = shared.weight.detach().clone() if weight is None else weight
+        own = nn.Embedding(len(weight), weight.shape[1], padding_idx=shared.padding_idx, _weight=weight)
+        self.language_model.decoder.embed_tokens = own
+        self.config = replace(self.config, text=replace(self.config.text, untied_answers=True))
 
     def forward(
         self,
@@ -130,7 +148,7 @@ class Florence2Model(nn.Module):
         Nothing is cached: this is the executable specification of `start_cache` and `step`. Raises PromptError when
         T is more than the checkpoint's positions.
         """
-        embeddings = self.language_model.shared(decoder_input_ids)  # (B, T, D)
+        embeddings = self.language_model.embed_answer(decoder_input_ids)  # (B, T, D)
         mask = None if memory_mask is None else memory_mask.bool()
         return self.logits(self.language_model.decoder(embeddings, memory, mask, trace.at("decoder")), trace)
 
@@ -148,7 +166,7 @@ class Florence2Model(nn.Module):
 
     def step(self, ids: Tensor, cache: DecoderCache, trace: Trace = NO_TRACE) -> Tensor:
         """Decode the newest id of every beam (B·K,) -> float32 logits (B·K, V) of the next; the cache grows by one."""
-        embeddings = self.language_model.shared(ids[:, None])  # (B·K, 1, D)
+        embeddings = self.language_model.embed_answer(ids[:, None])  # (B·K, 1, D)
         hidden = self.language_model.decoder.step(embeddings, cache, trace.at("decoder"))
         return self.logits(hidden[:, 0], trace)
 

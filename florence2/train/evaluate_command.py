@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.cli.options import (
     add_generation,
     add_model,
@@ -15,9 +14,9 @@ from florence2.cli.options import (
     check_model,
     generation_changes,
     load_model,
+    stored_tasks,
 )
 from florence2.cli.progress import Progress
-from florence2.inputs.tasks import TaskTable
 from florence2.train.command import add_data, check_data
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     check_at_least(options, 1, "batch", "limit")
     check_data(options, "data", "images")
     changes = generation_changes(options)
-    known = TaskTable(read_tasks(checkpoint_folder(check_model(options))))
+    known = stored_tasks(options, check_model(options))
     from florence2.train.evaluate import answer_samples
     from florence2.train.metrics import measure_by_task
     from florence2.train.sources import read_samples

@@ -12,10 +12,10 @@ PARTS: dict[str, tuple[str, ...]] = {
     "projection": ("multi_modal_projector",),
     "encoder": ("language_model.encoder",),
     "decoder": ("language_model.decoder",),
-    "embeddings": ("language_model.shared",),
-    "language": ("language_model",),
+    "embeddings": ("language_model.shared", "lm_head"),
+    "language": ("language_model", "lm_head"),
 }
-"""The names that `--freeze` accepts, and their modules."""
+"""The names that `--freeze` accepts, and their modules; only an untied model has an `lm_head`."""
 
 
 def freeze(model: Florence2Model, parts: Sequence[str]) -> None:
@@ -32,7 +32,8 @@ def freeze(model: Florence2Model, parts: Sequence[str]) -> None:
         )
     for name in parts:
         for path in PARTS.get(name, (name,)):
-            modules[path].requires_grad_(False)
+            if path in modules:
+                modules[path].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"With {', '.join(parts)} frozen, nothing is left to train. Leave one out.")
     set_training(model)
@@ -49,8 +50,8 @@ def set_training(model: nn.Module) -> None:
 
 def count_trainable(model: Florence2Model) -> dict[str, tuple[int, int]]:
     """Count (trainable, all) parameters by part; the parts add up to the whole model."""
-    counts = {}
+    counts, modules = {}, dict(model.named_modules())
     for name in ("vision", "projection", "encoder", "decoder", "embeddings"):
-        parameters = [p for path in PARTS[name] for p in model.get_submodule(path).parameters()]
+        parameters = [p for path in PARTS[name] if path in modules for p in modules[path].parameters()]
         counts[name] = (sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
     return counts

@@ -14,7 +14,8 @@ lost. Other fields are ignored; a field that is null counts as missing.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from florence2.inputs.tasks import TASKS, AnswerKind, Task, find_task
 from florence2.train.entries import DataError, Entry, Problems, read_answer, read_pixels, read_text
 from florence2.train.images import ImageFolder
 from florence2.train.targets import Size, boxes_target, polygons_target, quads_target
+
+_LEADING_TOKEN = re.compile(r"<[A-Z][\w-]{0,61}>", re.ASCII)
 
 
 def read_rows(path: Path, folder: ImageFolder, problems: Problems, known: Mapping[str, Task] = TASKS) -> list[Entry]:
@@ -39,6 +42,19 @@ def read_rows(path: Path, folder: ImageFolder, problems: Problems, known: Mappin
                 with problems.at(place):
                     entries.append(_read_row(_parse(line), place, folder, known))
     return entries
+
+
+def leading_tokens(path: Path) -> Iterator[str]:
+    """Yield the task token that begins the prompt of a line, for each line with one; `read_rows` reports bad lines."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                prefix = _parse(line).get("prefix") if b"<" in line else None
+            except DataError:
+                continue
+            token = _LEADING_TOKEN.match(prefix) if isinstance(prefix, str) else None
+            if token is not None:
+                yield token.group()
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from florence2.checkpoints.checkpoint import (
 )
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.describe import stored_dtype
+from florence2.checkpoints.files import write_tasks
 from florence2.checkpoints.tensors import find_weights
 from florence2.cli.options import model_changes
 from florence2.cli.progress import Progress
 from florence2.devices import choose_device
-from florence2.inputs.tasks import Task
+from florence2.inputs.tasks import Task, token_task
 from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 from florence2.processor import Processor
@@ -36,14 +37,14 @@ from florence2.train.evaluate import evaluate
 from florence2.train.freeze import count_trainable, freeze
 from florence2.train.lora import LoraSettings, add_lora, save_adapter
 from florence2.train.settings import TrainSettings
-from florence2.train.sources import read_samples
+from florence2.train.sources import find_new_tasks, read_samples
 
 CHECKPOINT, ADAPTER, CURVE = "checkpoint", "adapter", "curve.png"
 
 
 def run(options: argparse.Namespace, path: Path) -> int:
     """Check the data and train the checkpoint at `path`; return the exit code (see `command.main`)."""
-    processor = Processor.from_folder(checkpoint_folder(path))
+    processor = _with_tasks(options, Processor.from_folder(checkpoint_folder(path)))
     samples = read_samples(options.data, options.images, tasks=options.task, known=processor.tasks)
     held_out = _held_out(options, processor.tasks)
     settings = training_settings(options, len(samples))
@@ -67,8 +68,20 @@ def run(options: argparse.Namespace, path: Path) -> int:
     from florence2.train.trainer import is_first_process
 
     if is_first_process():
-        print(_write_result(f.model, options, path, changes["prepare"]))
+        print(_write_result(f, options, path, changes["prepare"]))
     return 0
+
+
+def _with_tasks(options: argparse.Namespace, processor: Processor) -> Processor:
+    """Add the tasks of `--task-kind`, and those that the data brings, which are answered with text."""
+    table = processor.tasks.declared(options.task_kind)
+    new = find_new_tasks([path for path in (options.data, options.validation) if path is not None], table)
+    if new:
+        _say(
+            f"New tasks in the data, which the model reads as they are written and answers with text: {', '.join(new)}."
+            " For other answers give --task-kind NAME=KIND."
+        )
+    return processor.changed(tasks=table.declared(map(token_task, new)))
 
 
 def _held_out(options: argparse.Namespace, known: Mapping[str, Task]) -> list[Sample]:
@@ -146,6 +159,7 @@ def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list
     questions = json.dumps([(sample.name, sample.pairs) for sample in samples])
     digest = hashlib.sha256(questions.encode()).hexdigest()[:16]
     notes |= {"changes": dict(options.change) or None}
+    notes |= {"task_kind": {task.token: task.answer for task in options.task_kind} or None}
     return {**notes, "task": options.task, "questions": digest, "lora": asdict(lora) if lora else None}
 
 
@@ -161,14 +175,17 @@ def _plot(folder: Path) -> None:
     plot_log(folder / "log.jsonl", folder / CURVE)
 
 
-def _write_result(model: Florence2Model, options: argparse.Namespace, path: Path, prepare: Prepare | None) -> Path:
-    """Write the curve, and the adapter or a checkpoint in the layout and type of the one at `path`."""
+def _write_result(f: Florence2, options: argparse.Namespace, path: Path, prepare: Prepare | None) -> Path:
+    """Write the curve, the adapter or a checkpoint in the layout and type of the one at `path`, and its own tasks."""
     _plot(options.out)
+    model = f.model
     if options.lora is not None:
         target: Path = options.out / ADAPTER
         save_adapter(model, target, None if options.lora_names == "canonical" else options.lora_names)
+        write_tasks(target, f.processor.tasks)
         return target
     target = options.out / CHECKPOINT
     save_checkpoint(model, target, model.config.layout, stored_dtype(find_weights(path)), prepare)
     copy_companions(checkpoint_folder(path), target)
+    write_tasks(target, f.processor.tasks)
     return target

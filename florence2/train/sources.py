@@ -1,5 +1,6 @@
 """Read samples from a file of training data: JSON Lines, COCO detections or COCO captions."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,9 +9,10 @@ from florence2.train.coco import read_coco
 from florence2.train.data import Sample
 from florence2.train.entries import DataError, Entry, Problems
 from florence2.train.images import ImageFolder
-from florence2.train.rows import read_rows
+from florence2.train.rows import leading_tokens, read_rows
 
 MAX_BYTES = 1 << 30
+_RESEMBLES = 0.85  # of difflib, which gives <ODD> and <OD> 0.89, <MIXED_CAPTION> and <DETAILED_CAPTION> 0.77
 
 
 def read_samples(
@@ -49,6 +51,24 @@ def read_samples(
     if not entries:
         raise DataError(f"{path} has no questions; there is nothing to train on.")
     return _group(entries, questions_per_image)
+
+
+def find_new_tasks(paths: Sequence[Path], known: Mapping[str, Task]) -> list[str]:
+    """Return the tokens that begin prompts of JSON Lines and that no task of `known` has, in the order of the lines.
+
+    A fine-tune brings its tasks in its data. A token that resembles a known one is left out: it is probably misspelt,
+    and `read_samples` refuses it. Raises DataError as `read_samples` for a file that cannot be used.
+    """
+    tokens: dict[str, None] = {}
+    for file in map(_find_file, paths):
+        if file.suffix.lower() == ".jsonl":
+            tokens |= dict.fromkeys(leading_tokens(file))
+    names = [token.lower() for token in known]
+    return [
+        token
+        for token in tokens
+        if token not in known and not difflib.get_close_matches(token.lower(), names, 1, _RESEMBLES)
+    ]
 
 
 def _find_file(path: Path) -> Path:

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from florence2.checkpoints.files import MAX_JSON_BYTES, read_tasks, write_tasks
+from florence2.checkpoints.files import MAX_TASKS, MAX_TASKS_BYTES, read_tasks, write_tasks
 from florence2.errors import ConfigError, PromptError
-from florence2.inputs.tasks import Task, TaskTable
+from florence2.inputs.tasks import Task, TaskTable, token_task
 
 TASKS = (
     Task("<DEPTH>", "How far away is each thing?"),
     Task("<COUNT>", "How many {input} are there?", takes="text"),
     Task("<CROP>", "What is in {input}?", "boxes", "region"),
+    token_task("<VQA>"),
 )
 
 
@@ -31,6 +32,20 @@ def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
     rows = [{"token": task.token, "sentence": task.sentence} for task in TASKS[:2]]
     (tmp_path / "tasks.json").write_text(json.dumps({"tasks": rows}))
     assert read_tasks(tmp_path) == TASKS[:2]
+    rows = [{"token": "<VQA>"}, {"token": "<TAGS>", "sentence": None, "answer": "boxes", "takes": "nothing"}]
+    (tmp_path / "tasks.json").write_text(json.dumps({"tasks": rows}))
+    assert read_tasks(tmp_path) == (token_task("<VQA>"), token_task("<TAGS>", "boxes", "nothing"))
+
+
+def test_tasks_of_an_adapter_join_those_of_the_checkpoint(tmp_path: Path) -> None:
+    for name, tasks in (("model", TASKS[:2]), ("adapter", TASKS[1:])):
+        (tmp_path / name).mkdir()
+        write_tasks(tmp_path / name, tasks)
+    assert read_tasks(tmp_path / "model", tmp_path / "adapter") == TASKS
+    assert read_tasks(tmp_path / "model", tmp_path) == TASKS[:2]
+    write_tasks(tmp_path / "adapter", [Task("<DEPTH>", "How deep?")])
+    with pytest.raises(ConfigError, match=r"adapter/tasks\.json does not fit the model: Task <DEPTH> already exists"):
+        read_tasks(tmp_path / "model", tmp_path / "adapter")
 
 
 GOOD = {"token": "<DEPTH>", "sentence": "How far?"}
@@ -49,7 +64,8 @@ GOOD = {"token": "<DEPTH>", "sentence": "How far?"}
         ({"tasks": [{**GOOD, "answer": "masks"}]}, "answer must be one of text, boxes"),
         ({"tasks": [{**GOOD, "takes": "text"}]}, "must contain '{input}'"),
         ({"tasks": [{**GOOD, "parser": "my_module:parse"}]}, r"tasks\[0\].parser is an unknown field"),
-        ({"tasks": [{**GOOD, "token": 5}, {"token": "<A>"}]}, r"tasks\[0\].token must be str.*tasks\[1\] lacks 'sent"),
+        ({"tasks": [{**GOOD, "token": 5}, {"sentence": "How?"}]}, r"tasks\[0\].token must be str.*tasks\[1\] lacks 'tok"),
+        ({"tasks": [{"token": "<VQA>", "takes": "much"}]}, "takes must be one of nothing, text, region, anything"),
     ],
 )
 def test_a_file_that_is_not_a_list_of_tasks_gets_a_sentence(values: Any, words: str, tmp_path: Path) -> None:
@@ -61,8 +77,12 @@ def test_a_file_that_is_not_a_list_of_tasks_gets_a_sentence(values: Any, words: 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tasks.json").open("wb") as file:
-        file.truncate(MAX_JSON_BYTES + 1)
-    with pytest.raises(ConfigError, match="larger than 16 MiB"):
+        file.truncate(MAX_TASKS_BYTES + 1)
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        read_tasks(tmp_path)
+    rows = [{"token": f"<T{i}>"} for i in range(MAX_TASKS + 1)]
+    (tmp_path / "tasks.json").write_text(json.dumps({"tasks": rows}))
+    with pytest.raises(ConfigError, match="it has 1,001 tasks; at most 1,000 are read"):
         read_tasks(tmp_path)
 
 

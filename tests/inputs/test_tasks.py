@@ -14,8 +14,10 @@ from florence2.inputs.tasks import (
     build_sentence,
     check_prompt,
     find_task,
+    parse_task_kind,
     register_task,
     split_prompt,
+    token_task,
 )
 from parity.records import read_record
 
@@ -110,7 +112,7 @@ def test_a_fine_tune_adds_its_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("count", "How many?"), "capitals in angle brackets"),
+        (("count", "How many?"), "a word of at most 64 characters in angle brackets"),
         (("<OD>", "Something else."), "already exists"),
         (("<COUNT>", "How many?", "masks"), "answer must be one of"),
         (("<COUNT>", "How many?", "text", "text"), "must contain"),
@@ -187,5 +189,73 @@ def test_the_models_own_task_counts() -> None:
 def test_all_problems_of_a_table_are_listed() -> None:
     with pytest.raises(PromptError) as raised:
         TaskTable([Task("<OD>", "x"), Task("depth", " "), Task("<A>", "{input}", answer="masks")])  # type: ignore[arg-type]
-    for words in ("capitals in angle", "sentence is empty", "answer must be one", "must not contain", "<OD> already"):
+    for words in ("in angle brackets, such as", "sentence is empty", "answer must be one", "must not contain", "<OD> already"):
         assert words in str(raised.value)
+
+
+# ---- tasks that a fine-tune brings -----------------------------------------------------------------------------------
+
+VQA = token_task("<VQA>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("<VQA>What colour?", None),
+        ("<VQA>", "What colour?"),
+        ("vqa", "What colour?"),
+        ("<VQA> What colour?", None),
+        ("<VQA>", None),
+        ("<VQA>a <VQA> b {input}", None),
+        ("<VQA><loc_1><loc_2><loc_3><loc_4>", None),
+    ],
+)
+def test_a_prompt_of_a_fine_tune_is_passed_on_unchanged(prompt: str, text: str | None) -> None:
+    """As the reference does with every token that it does not know."""
+    task, task_input = check_prompt(prompt, text, TaskTable([VQA]))
+    assert task is VQA
+    sent = prompt if text is None else f"<VQA>{text}"
+    assert build_sentence(task, task_input) == sent
+
+
+def test_a_token_in_the_middle_of_a_prompt_names_no_task_of_a_fine_tune() -> None:
+    assert split_prompt("What is <VQA>?", tasks=TaskTable([VQA])) == (None, "What is <VQA>?")
+
+
+def test_tokens_of_fine_tunes_are_words_in_any_case() -> None:
+    for token in ("<DocVQA>", "<vqa>", "<DOC-VQA2>", "<cap>"):
+        assert TaskTable([token_task(token)])[token].token == token
+    for token in ("<s>", "<loc_5>", "VQA", "<V QA>", "<>", "<V><W>", f"<{'A' * 63}>", "<5>", "</poly>"):
+        with pytest.raises(PromptError, match="a task token must be a word"):
+            TaskTable([token_task(token)])
+    with pytest.raises(PromptError, match="Task <od> has the same alias, od, as <OD>"):
+        TaskTable([token_task("<od>")])
+
+
+def test_a_task_that_takes_nothing_or_a_region() -> None:
+    table = TaskTable([token_task("<GENERATE_TAGS>", takes="nothing"), token_task("<COUNT_IN>", takes="region")])
+    assert build_sentence(*check_prompt("generate_tags", tasks=table)) == "<GENERATE_TAGS>"
+    for prompt, words in (("<GENERATE_TAGS>please", "takes no input"), ("<COUNT_IN>", "needs a region")):
+        with pytest.raises(PromptError, match=words):
+            check_prompt(prompt, tasks=table)
+
+
+def test_a_kind_in_one_word() -> None:
+    assert parse_task_kind("VQA=text") == parse_task_kind("<VQA>=text") == VQA
+    assert parse_task_kind("FIND=boxes") == token_task("<FIND>", "boxes")
+    for text, words in (
+        ("VQA", "is not NAME=KIND"),
+        ("VQA=words", "answer must be one of text, boxes"),
+        ("=text", "must be a word"),
+    ):
+        with pytest.raises(PromptError, match=words):
+            parse_task_kind(text)
+
+
+def test_declared_tasks_join_those_of_the_model() -> None:
+    table = TaskTable([DEPTH])
+    assert table.declared([VQA]).own == (DEPTH, VQA) and table.own == (DEPTH,)
+    assert table.declared([token_task("<DEPTH>"), token_task("<OD>", "boxes")]) is table
+    for task, kind in ((token_task("<DEPTH>", "boxes"), "text"), (token_task("<OD>"), "boxes")):
+        with pytest.raises(PromptError, match=f"{task.token} of this model answers with {kind}, but is declared with"):
+            table.declared([task])

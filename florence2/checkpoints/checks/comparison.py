@@ -16,7 +16,7 @@ from florence2.fast.install import plain_class
 from florence2.fast.unchanged import changed_methods, remember
 from florence2.model import bart, davit, projection
 from florence2.model.config import find_problems
-from florence2.model.florence2 import Florence2Model
+from florence2.model.florence2 import Florence2Model, Head
 
 _REMEDY = (
     "Settings of the configuration come back with load(..., changes={...}); everything else with a function that "
@@ -47,7 +47,7 @@ _DEPTH = 6  # how far values inside values are compared; a closure may hold itse
 def _module_classes() -> frozenset[type[nn.Module]]:
     defined = (value for room in (bart, davit, projection) for value in vars(room).values())
     own = {value for value in defined if isinstance(value, type) and issubclass(value, nn.Module)}
-    return frozenset({*own, Florence2Model, nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Embedding})
+    return frozenset({*own, Florence2Model, Head, nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Embedding})
 
 
 _CLASSES = remember(_module_classes())

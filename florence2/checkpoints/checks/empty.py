@@ -37,11 +37,16 @@ def empty_model(
         return model
     if not callable(prepare):
         raise OptionError(f"prepare is {shown(prepare)}; it must be a function that changes the empty model.")
+    described = set(model.state_dict())
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         prepare(model)
     names = model.state_dict()
-    taken = [name for name in names if cannot_be_stored(name, "microsoft") or cannot_be_stored(name, "native")]
+    taken = [
+        name
+        for name in names
+        if name not in described and (cannot_be_stored(name, "microsoft") or cannot_be_stored(name, "native"))
+    ]
     if taken:
         raise CheckpointError(
             f"prepare adds {', '.join(taken)}; a checkpoint keeps this name for the token embedding or another tensor, "

@@ -1,6 +1,7 @@
 """Stored tensors against the model that they fill: every one that is unexpected, misshapen or missing is listed."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -8,12 +9,13 @@ from torch import Tensor
 from florence2.checkpoints.describe import weights_layout
 from florence2.checkpoints.layouts import (
     ENCODER_EMBEDDING,
+    MAY_DIFFER,
     OPTIONAL,
     SHARED,
     TRANSPOSED,
     canonical_name,
+    held_name,
     stored_name,
-    untied,
 )
 from florence2.checkpoints.tensors import TensorInfo, WeightFiles, equals, is_finite
 from florence2.errors import CheckpointError
@@ -39,6 +41,8 @@ def read_weights(
 ) -> dict[str, Tensor]:
     """Read the `wanted` tensors by canonical name. Raises CheckpointError listing all problems, `known_problems` first.
 
+    A use of the token embedding that has other values than it (see `MAY_DIFFER`) is returned in addition.
+
     `headers` are those of `files`. `expected` describes every tensor of the model, which a function of the user's may
     have `prepared`; the values of those that are not wanted are not read. Floating-point values become `dtype`.
     """
@@ -47,15 +51,23 @@ def read_weights(
     problems = [*known_problems, *compare_tensors(headers, targets, expected, wanted, layout)]
     hint = _hint(problems, prepared)
     weights: dict[str, Tensor] = {}
-    for name, stored in files.read(_names_to_read(targets, wanted, complete=len(wanted) == len(expected))):
-        canonical = untied(targets[name])
+    names = _names_to_read(targets, expected, wanted, layout)
+    copies = names & _copies(targets, expected)
+    # the token embedding first, so that those of its copies that may differ can be compared with it
+    later = {name for name in copies if targets[name] in MAY_DIFFER[layout]}
+    for name, stored in chain(files.read(names - later), files.read(later)):
+        canonical = held_name(targets[name], expected)
         assert canonical is not None
         if _misfit(name, headers[name], targets[name], expected[canonical], layout):
             continue  # reported already; a tensor of an unforeseen size is not worth converting
         if canonical in weights:
-            if not equals(weights[canonical], stored):
+            if equals(weights[canonical], stored):
+                continue
+            if name not in later or later == copies:
                 problems.append(f"the token embedding is stored under several names, but {name} has other values")
-            continue
+                continue
+            canonical = targets[name]
+            assert canonical is not None
         tensor = stored.T if canonical in TRANSPOSED[layout] else stored
         kind = dtype if stored.is_floating_point() else expected[canonical].dtype
         # a copy, because `stored` is valid only until the next tensor is read
@@ -69,18 +81,28 @@ def read_weights(
     return weights
 
 
-def _names_to_read(targets: Mapping[str, str | None], wanted: Collection[str], complete: bool) -> set[str]:
+def _names_to_read(
+    targets: Mapping[str, str | None], expected: Mapping[str, TensorInfo], wanted: Collection[str], layout: Layout
+) -> set[str]:
     """Choose the stored names whose values are read.
 
-    For a complete model every copy of the token embedding is read, to check that they are equal. For a part of a model
+    For a complete model every copy of the token embedding is read, to check that they are equal; but never the
+    encoder's of the native layout next to the shared one, which alone embeds the prompts there. For a part of a model
     only the copies that the part uses are read, or any one where the file holds none of these.
     """
-    names = {name for name, canonical in targets.items() if untied(canonical) in wanted}
-    if complete:
+    names = {name for name, canonical in targets.items() if held_name(canonical, expected) in wanted}
+    copies = sorted(names & _copies(targets, expected))
+    if layout == "native" and any(targets[name] == SHARED for name in copies):
+        names = {name for name in names if targets[name] != ENCODER_EMBEDDING}
+    if len(wanted) == len(expected):
         return names
-    copies = sorted(name for name in names if untied(targets[name]) == SHARED)
-    own = [name for name in copies if targets[name] in (SHARED, ENCODER_EMBEDDING)]
+    own = [name for name in copies if name in names and targets[name] in (SHARED, ENCODER_EMBEDDING)]
     return names.difference(copies).union(own or copies[:1])
+
+
+def _copies(targets: Mapping[str, str | None], expected: Mapping[str, TensorInfo]) -> set[str]:
+    """Return the stored names of the token embedding."""
+    return {name for name, canonical in targets.items() if held_name(canonical, expected) == SHARED}
 
 
 def compare_tensors(
@@ -93,12 +115,12 @@ def compare_tensors(
     """List unexpected, misshapen and missing tensors, a sentence each; `targets` has the canonical names."""
     problems = []
     for name, canonical in targets.items():
-        needed = expected.get(untied(canonical) or "")
+        needed = expected.get(held_name(canonical, expected) or "")
         if needed is None:
             problems.append(f"unexpected: {name} {list(stored[name].shape)}")
         elif wrong := _misfit(name, stored[name], canonical, needed, layout):
             problems.append(wrong)
-    present = {untied(canonical) for canonical in targets.values()}
+    present = {held_name(canonical, expected) for canonical in targets.values()}
     for canonical, needed in expected.items():
         if canonical in wanted and canonical not in present and canonical not in OPTIONAL:
             problems.append(f"missing: {stored_name(canonical, layout)} {list(needed.shape)}")

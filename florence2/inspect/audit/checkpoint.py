@@ -16,7 +16,7 @@ from torch import Tensor
 
 from florence2.checkpoints.checkpoint import OPTIONAL, checkpoint_folder, find_misfits
 from florence2.checkpoints.config_files import read_config
-from florence2.checkpoints.describe import read_stored, stored_names, weights_layout
+from florence2.checkpoints.describe import own_tensors, read_stored, stored_names, weights_layout
 from florence2.checkpoints.tensors import WeightFiles, find_weights
 from florence2.errors import ConfigError
 from florence2.inspect.audit.measures import (
@@ -157,7 +157,7 @@ def audit(
         CheckpointError: No weights exist, a file is damaged, or the names are not those of Florence-2.
     """
     files = find_weights(path, allow_pickle)
-    names = sorted_names(stored_names(files))
+    names = sorted_names(stored_names(files, own_tensors(files)))
     tensors: list[TensorAudit] = []
     findings: list[AuditFinding] = []
     stored = [name for group in names.values() for name in group]

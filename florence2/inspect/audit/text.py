@@ -56,13 +56,12 @@ def _head(audit: Audit) -> list[str]:
 
 
 def describe_ties(audit: Audit) -> str:
-    """Describe which tensors are stored under several names, and whether these are equal.
-
-    The output map is the embedding in any case.
-    """
+    """Describe which tensors are stored under several names, and whether these are equal."""
     broken = any(finding.kind == "tie" for finding in audit.findings)
     if not audit.tied:
-        return "none; every tensor has one name, and the output map is the token embedding"
+        own = any(tensor.name == "lm_head.weight" for tensor in audit.tensors)
+        output = "the output map has a weight of its own" if own else "the output map is the token embedding"
+        return f"none; every tensor has one name, and {output}"
     state = "not all equal, see the problems" if broken else "equal bit for bit"
     return "; ".join(f"{name} is stored as {', '.join(names)}, {state}" for name, names in audit.tied.items())
 
