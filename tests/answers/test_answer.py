@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from florence2.answers.answer import Answer, parse_answer
 from florence2.inputs.tasks import TASKS, AnswerKind
@@ -193,6 +194,26 @@ def test_drawing_leaves_the_image_alone() -> None:
     assert drawn.size == SIZE and image.tobytes() == before and drawn.tobytes() != before
     assert drawn.getpixel((300, 150)) != image.getpixel((300, 150))  # the right edge of the box
     assert drawn.getpixel((600, 400)) == image.getpixel((600, 400))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("boxes", "car<loc_100><loc_200><loc_300><loc_400>"),
+        ("quads", "STOP<loc_100><loc_200><loc_300><loc_200><loc_300><loc_400><loc_100><loc_400>"),
+        ("polygons", "<loc_100><loc_200><loc_300><loc_200><loc_300><loc_400><loc_100><loc_400>"),
+    ],
+)
+def test_all_four_edges_are_drawn_and_no_diagonal(kind: AnswerKind, text: str) -> None:
+    """The rectangle from (100.5, 100.25) to (300.5, 200.25), on white; only polygons are filled."""
+    drawn = parse(kind, text).draw(Image.new("RGB", SIZE, "white"))
+
+    def is_coloured(x: int, y: int) -> bool:
+        return drawn.getpixel((x, y)) != (255, 255, 255)
+
+    assert all(is_coloured(x, y) for x, y in ((200, 100), (200, 200), (100, 150), (300, 150)))
+    assert is_coloured(200, 150) == is_coloured(150, 125) == is_coloured(250, 175) == (kind == "polygons")
+    assert not any(is_coloured(x, y) for x, y in ((50, 150), (350, 150), (200, 250), (50, 50)))
 
 
 def test_the_fifteen_tasks_have_the_recorded_kinds() -> None:

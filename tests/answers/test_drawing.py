@@ -1,7 +1,7 @@
 """Shapes on an image."""
 
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageChops, ImageFont
 
 from florence2.answers.drawing import Shape, _choose_font, draw_shapes
 
@@ -47,22 +47,37 @@ def test_labels_stay_inside_and_do_not_cover_each_other(white: Image.Image) -> N
     assert len({y for _, y in two}) > 1.8 * len({y for _, y in one})  # one below the other
 
 
-def test_more_labels_than_fit_end_somewhere(white: Image.Image) -> None:
-    draw_shapes(white, [Shape(SQUARE, f"label {i}") for i in range(40)])
+def test_more_labels_than_fit_overlap_at_the_bottom(white: Image.Image) -> None:
+    """Every label is written inside the image, the last ones over one another."""
+    few, many = (draw_shapes(white, [Shape(SQUARE, f"label {i}") for i in range(n)]) for n in (3, 40))
+    last = draw_shapes(white, [Shape(SQUARE, f"label {i}") for i in range(41)])
+    assert many.size == white.size and many.tobytes() != few.tobytes()
+    changed = ImageChops.difference(many, last).getbbox()  # one label more, and one more outline over the others
+    assert changed is not None and changed[3] > 100
 
 
-def test_coordinates_outside_and_degenerate_shapes(white: Image.Image) -> None:
-    shapes = [
-        Shape([(-50.0, -50.0), (500.0, 500.0), (0.0, 300.0)], "far", filled=True),
-        Shape([(5.0, 5.0)], "a point"),
-        Shape([], "nothing"),
-        Shape([(60.0, 70.0), (20.0, 30.0)], "line\nbreak", filled=True),
-    ]
-    assert draw_shapes(white, shapes).size == white.size
+def test_a_shape_partly_outside_is_drawn_where_it_is_inside(white: Image.Image) -> None:
+    drawn = draw_shapes(white, [Shape([(-50.0, -50.0), (500.0, 500.0), (0.0, 300.0)], "far", filled=True)])
+    assert drawn.size == white.size
+    assert is_coloured(drawn, 100, 110) and not is_coloured(drawn, 150, 50)  # below and above the edge from -50 to 500
+
+
+@pytest.mark.parametrize("points", [[], [(5.0, 5.0)]])
+def test_a_shape_of_fewer_than_two_points_leaves_no_mark(white: Image.Image, points: list[tuple[float, float]]) -> None:
+    assert draw_shapes(white, [Shape(points, "a point", filled=True)]).tobytes() == white.tobytes()
+
+
+def test_a_shape_of_two_points_is_a_line_with_a_label_in_one_row(white: Image.Image) -> None:
+    ends = [(60.0, 70.0), (20.0, 30.0)]
+    broken, spaced = (draw_shapes(white, [Shape(ends, label, filled=True)]) for label in ("line\nbreak", "line break"))
+    assert broken.tobytes() == spaced.tobytes()
+    assert is_coloured(broken, 40, 50) and not is_coloured(broken, 55, 40)
 
 
 def test_tiny_and_grey_images() -> None:
-    assert draw_shapes(Image.new("L", (1, 1)), [Shape(SQUARE, "x")]).mode == "RGB"
+    dot = draw_shapes(Image.new("L", (1, 1), 255), [Shape([(0.0, 0.0), (9.0, 9.0)], "x", titled=False)])
+    assert dot.mode == "RGB" and dot.size == (1, 1) and is_coloured(dot, 0, 0)
+    assert draw_shapes(Image.new("L", (1, 1)), [Shape(SQUARE, "x")]).size == (1, 1)
 
 
 def test_letters_that_no_font_has() -> None:

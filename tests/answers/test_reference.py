@@ -33,3 +33,13 @@ def test_text_between_phrases_moves_the_lookup_forward() -> None:
     texts = ["</s>", "<od>", "ab", *["<loc_1>"] * 4]
     logprobs = [math.log(p) for p in (0.9, 0.1, 0.5, 0.5, 0.5, 0.5)]
     assert reference_scores(texts, logprobs) == pytest.approx([(0.1 * 0.5**4) ** (1 / 5)])
+
+
+def test_several_phrases_with_text_between_them() -> None:
+    """Recorded from Microsoft's code: it adds up the lengths of the phrases, not of the text between them."""
+    texts = ["</s>", "<s>", "a", "<loc_1>", "<loc_2>", "b", *["<loc_1>"] * 4, "ca", "t", *["<loc_2>"] * 4]
+    texts += ["junk", "<loc_3>", "dog", *["<loc_3>"] * 4]
+    probabilities = [0.9, 0.8, 0.3, 0.2, 0.7, 0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.55, 0.45, 0.35, 0.25]
+    probabilities += [0.15, 0.85, 0.95, 0.5, 0.6, 0.7, 0.8]
+    scores = reference_scores(texts, [math.log(p) for p in probabilities])
+    assert scores == pytest.approx([0.5259526380991988, 0.42903819549063316, 0.515312893497305])

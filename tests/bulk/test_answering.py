@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import florence2
+from florence2.answers.answer import parse_answer
 from florence2.bulk.rows import Result, TaskQuestion
 from florence2.bulk.sources import find_images
 from florence2.errors import PromptError
@@ -53,6 +54,19 @@ def test_pairs_of_a_batch_are_answered_together(album: Path, answer: Answering) 
     sources = find_images([str(album / name) for name in ("a.png", "b.jpg", "d.png")])
     rows = answer(sources, [TaskQuestion("<OD>")], ask=refuse_all)
     assert sizes == [2, 1, 1, 1] and [row.error for row in rows] == ["no"] * 3
+
+
+def test_all_questions_of_a_batch_are_asked_in_one_call(album: Path, answer: Answering) -> None:
+    calls: list[list[str]] = []
+
+    def ask(pairs: Sequence[tuple[florence2.EncodedImage, TaskQuestion]]) -> Sequence[Result]:
+        calls.append([question.name for _, question in pairs])
+        return [parse_answer(question.name, "text", question.name, (40, 30)) for _, question in pairs]
+
+    sources = find_images([str(album / name) for name in ("a.png", "b.jpg", "d.png")])
+    rows = answer(sources, [TaskQuestion("<OD>"), TaskQuestion("<CAPTION>")], ask=ask)
+    assert calls == [["<OD>", "<CAPTION>"] * 2, ["<OD>", "<CAPTION>"]]
+    assert [row.answer.task for row in rows] == [row.question.name for row in rows] and len(rows) == 6
 
 
 def test_rows_as_json(album: Path, answer: Answering) -> None:
