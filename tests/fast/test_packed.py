@@ -223,6 +223,9 @@ def test_weights_are_packed_where_it_gains(rows: int, gain: float, monkeypatch: 
     assert measured == ([(rows, 3)] if rows <= 64 else [])
     pack(owner, groups[1:], rows)
     assert measured == ([(rows, 3), (rows, 2)] if rows <= 64 else [])
+    for similar in (5, 6, 8, 9):  # one measurement serves 5 to 8 rows
+        pack(owner, groups, similar)
+    assert [rows for rows, _ in measured[-2:]] == [5, 9]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

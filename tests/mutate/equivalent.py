@@ -49,6 +49,12 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         source="pairs = values.numel() % 2 == 0 and values.storage_offset() % 2 == 0",
         new="(values.storage_offset() // 2)",
     ),
+    Equivalent(
+        "florence2/answers/parsing.py",
+        "no quad ends before the end of its eight locations",
+        source="last = max((run.end() for run in _QUADS.finditer(cleaned.text)), default=0)",
+        new="1",
+    ),
     Equivalent("florence2/fast/graphs.py", GPU, within="record_cuda_graph"),
     Equivalent("florence2/fast/graphs.py", GPU, within="_LateFlags.ask"),
     Equivalent("florence2/fast/graphs.py", GPU, source="record = record or record_cuda_graph"),

@@ -123,7 +123,7 @@ def run_all(
     jobs: int,
     report: Callable[[Mutant, bool], None],
 ) -> list[Mutant]:
-    """Return the mutants that no test kills, in their order; `report` is told of each as it is known."""
+    """Return the mutants that no test kills, in their order; `report` gets each as it is known."""
     clock = Clock()
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
         free: SimpleQueue[Checkout] = SimpleQueue()
@@ -140,5 +140,9 @@ def run_all(
             return killed
 
         with ThreadPoolExecutor(jobs) as pool:
-            results = list(pool.map(judge, mutants))
+            try:
+                results = list(pool.map(judge, mutants))
+            except BaseException:  # a test that fails without mutants, or Ctrl-C: the others are not begun
+                pool.shutdown(cancel_futures=True)
+                raise
     return [mutant for mutant, killed in zip(mutants, results, strict=True) if not killed]

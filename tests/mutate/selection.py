@@ -13,6 +13,7 @@ SLOW = (
     *("tests/checkpoints/test_every_change.py", "tests/cli/test_torch_free.py", "tests/test_gradients.py"),
 )
 """Tests that look at everything, and take long: the last to be asked."""
+ELSEWHERE = {"__init__.py": "tests/test_imports.py", "__main__.py": "tests/cli/test_main.py"}
 MOST = 5
 """Test files for each mutant, at most: a change that these do not see is one that nobody finds."""
 
@@ -48,8 +49,8 @@ def module_name(path: str) -> str:
 
 def _mirror(path: str) -> str:
     folder, _, name = path.removeprefix("florence2/").rpartition("/")
-    if name == "__init__.py":
-        return "tests/test_imports.py"
+    if name in ELSEWHERE:
+        return ELSEWHERE[name]
     return "/".join(part for part in ("tests", folder, f"test_{name}") if part)
 
 
