@@ -33,7 +33,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }
-SYMMETRIC = set("min max isinstance issubclass cast TypeVar hasattr equal allclose gcd promote_types".split())
+SYMMETRIC = set("min max isinstance issubclass cast TypeVar hasattr dims equal allclose gcd promote_types".split())
 """Functions whose first two arguments may be exchanged, or whose exchange shows nothing."""
 CONTRACTS = set("strict stacklevel non_blocking pin_memory help metavar prog description frozen eq encoding".split())
 """Keywords that check our own mistakes, say something to people, or only make things faster."""
