@@ -23,6 +23,7 @@ from parity.gradients import compare_dropout
 from parity.recipe import make_checkpoint
 from parity.records import compare_records
 from parity.references import Native, Reference, Remote
+from parity.renamed import compare_renamed
 from parity.report import Comparison, format_table, load_tolerances, record_tolerances
 from parity.specimen import compare_specimen, compare_specimen_records
 
@@ -92,6 +93,7 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Compari
             yield from compare_shape(group, shape, make_reference, Work())
     if group == "native":
         yield from compare_inside_specimen("nano", make_reference)
+        yield from compare_renamed()
         yield from compare_dropout(group, make_reference)
         yield from compare_adapter(group, shapes()[3], make_reference)
     if options.full:

@@ -1,11 +1,16 @@
 """Beam search written again, slowly and with lists, from the description of transformers' BeamSearchScorer (4.49).
 
-Nothing is shared with florence2.generation.search, so that the two check each other.
+Nothing is shared with florence2.generation, so that the two check each other.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from florence2.model.florence2 import Florence2Model
 
 Table = Callable[[list[int]], list[float]]
 """Ids so far -> logits of the next."""
@@ -81,3 +86,21 @@ def beam_search(table: Table, options: Any, start: int, end: int) -> list[tuple[
     for ids, total in beams:
         add(ids, total)
     return sorted(finished, key=lambda item: -item[0])
+
+
+def search_slowly(model: Florence2Model, memory: Tensor, options: Any, mask: Tensor | None = None) -> list[list[int]]:
+    """Return the rows of a whole generation: every prefix decoded again, without a cache, one input after another."""
+    text, rows = model.config.text, []
+
+    def table(ids: list[int]) -> list[float]:
+        with torch.no_grad():
+            return model.decode(torch.tensor([ids]), single, real)[0, -1].tolist()  # type: ignore[no-any-return]
+
+    for i in range(len(memory)):
+        single, real = memory[i : i + 1], None if mask is None else mask[i : i + 1]
+        if options.num_beams == 1:
+            rows.append(greedy(table, options, text.decoder_start_token_id, text.eos_token_id))
+        else:
+            best = beam_search(table, options, text.decoder_start_token_id, text.eos_token_id)
+            rows += [ids for _, ids in best[: options.num_return_sequences]]
+    return rows

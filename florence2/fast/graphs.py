@@ -131,7 +131,7 @@ class GraphedGenerator:
         kind = (self.cache.window, *(rule.applies(n - 1) for rule in rules))
 
         def work() -> None:
-            logits = model.step(self.state.newest.flatten(), self.cache)
+            logits = model.step(self.state.newest.flatten(), self.cache).float()  # as the plain search
             _copy(self.state.advance(logits, n), self.state)
             self.cache.reorder(self.state.parents)
             self.all_done.copy_(self.state.done.all())

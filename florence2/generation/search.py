@@ -48,7 +48,8 @@ def search(
     """
     running = _Running(start_search(batch, options, ids, device))
     for n in range(1, options.max_new_tokens + 1):
-        running.state = running.state.advance(step(running.state.newest.flatten()), n, trace)
+        logits = step(running.state.newest.flatten()).float()  # a model in float64 searches as one in float32
+        running.state = running.state.advance(logits, n, trace)
         left = int((~running.state.done).sum())  # the one question to the device in each step
         if left == 0 or n == options.max_new_tokens:
             break

@@ -56,3 +56,13 @@ def test_scores_of_long_answers_take_linear_time() -> None:
     start = time.process_time()
     assert reference_scores(texts, [0.0] * (len(texts) - 1)) == [1.0] * 3500
     assert time.process_time() - start < 1
+
+
+def test_several_phrases_with_text_between_them() -> None:
+    """Recorded from Microsoft's code: it adds up the lengths of the phrases, not of the text between them."""
+    texts = ["</s>", "<s>", "a", "<loc_1>", "<loc_2>", "b", *["<loc_1>"] * 4, "ca", "t", *["<loc_2>"] * 4]
+    texts += ["junk", "<loc_3>", "dog", *["<loc_3>"] * 4]
+    probabilities = [0.9, 0.8, 0.3, 0.2, 0.7, 0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.55, 0.45, 0.35, 0.25]
+    probabilities += [0.15, 0.85, 0.95, 0.5, 0.6, 0.7, 0.8]
+    scores = reference_scores(texts, [math.log(p) for p in probabilities])
+    assert scores == pytest.approx([0.5259526380991988, 0.42903819549063316, 0.515312893497305])

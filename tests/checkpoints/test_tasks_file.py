@@ -64,7 +64,10 @@ GOOD = {"token": "<DEPTH>", "sentence": "How far?"}
         ({"tasks": [{**GOOD, "answer": "masks"}]}, "answer must be one of text, boxes"),
         ({"tasks": [{**GOOD, "takes": "text"}]}, "must contain '{input}'"),
         ({"tasks": [{**GOOD, "parser": "my_module:parse"}]}, r"tasks\[0\].parser is an unknown field"),
-        ({"tasks": [{**GOOD, "token": 5}, {"sentence": "How?"}]}, r"tasks\[0\].token must be str.*tasks\[1\] lacks 'tok"),
+        (
+            {"tasks": [{**GOOD, "token": 5}, {"sentence": "How?"}]},
+            r"tasks\[0\].token must be str.*tasks\[1\] lacks 'tok",
+        ),
         ({"tasks": [{"token": "<VQA>", "takes": "much"}]}, "takes must be one of nothing, text, region, anything"),
     ],
 )

@@ -17,6 +17,7 @@ from florence2.generation.state import Generation, SpecialIds
 from florence2.model.florence2 import Florence2Model
 from parity.cases import SETTINGS, shapes
 from parity.recipe import make_model
+from tests.slow_search import search_slowly
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,21 @@ def test_a_generator_serves_again(model: Florence2Model, memory: Tensor) -> None
     replayed(model, memory, options.changed(num_beams=2))
     replayed(model, memory, options.changed(num_beams=1))
     assert len(graphed._idle[model]) == graphed._KEPT
+
+
+@torch.inference_mode()
+def test_a_mask_is_not_ignored_by_a_generator_that_was_made_without_one(model: Florence2Model, memory: Tensor) -> None:
+    """A call without a mask, one of the same shape with one, and the first again."""
+    options = GenerationOptions(max_new_tokens=12, num_return_sequences=3)
+    mask = torch.tensor([[True] * 5 + [False] * 4] * 3)
+    graphed._idle.pop(model, None)
+    found = [replayed(model, memory, options, each) for each in (None, mask, None)]
+    expected = [search_slowly(model, memory, options, each) for each in (None, mask)]
+    assert expected[0] != expected[1]
+    for generation, rows in zip(found, (*expected, expected[0]), strict=True):
+        assert [
+            row[: 1 + length] for row, length in zip(generation.sequences.tolist(), generation.lengths, strict=True)
+        ] == rows
 
 
 class OwnRule:

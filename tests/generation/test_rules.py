@@ -56,6 +56,12 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_scores_once
     assert rule.applies(0)
 
 
+def test_repetition_penalty_touches_only_what_was_written() -> None:
+    """The places after it hold padding, and the start id is not 0: neither 0 nor padding has occurred."""
+    scores = torch.tensor([[2.0, 2.0, 3.0, -3.0, 4.0, -5.0, 6.0, 7.0, 8.0]])
+    assert call(RepetitionPenalty(2.0), scores, [[4, 1]])[0].tolist() == [2.0, 1.0, 3.0, -3.0, 2.0, -5.0, 6.0, 7.0, 8.0]
+
+
 def test_min_new_tokens_counts_generated_ids_only() -> None:
     rule = MinNewTokens(2, end=1)
     assert [rule.applies(generated) for generated in (0, 1, 2)] == [True, True, False]

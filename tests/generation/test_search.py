@@ -155,6 +155,23 @@ def test_never_waits_for_what_only_the_longest_length_could_redeem() -> None:
     assert found.sequence_scores.tolist() == pytest.approx([-0.4530, -0.5108], abs=1e-4)
 
 
+def test_never_looks_at_the_present_length_where_short_answers_score_best() -> None:
+    """Two beams, at most 40 ids, a length penalty below 0, by which a longer hypothesis scores worse.
+
+    "end" has ln 0.1 = -2.303; "3 4 end" has ln(0.8 · 0.8 · 0.99...) · 3^0.7 = -0.446 · 2.158 = -0.963. At the limit of
+    40 ids the best running sum would count 13 times, so a search that looked there would stop before it.
+    """
+    likely = {START: {3: 0.8, END: 0.1, 4: 0.1}, 3: {4: 0.8, END: 0.1, 5: 0.1}, 4: {END: 1.0}}
+
+    def table(ids: list[int]) -> list[float]:
+        return [math.log(likely.get(ids[-1], {END: 1.0}).get(id, 1e-9)) for id in range(6)]
+
+    options = replace(PLAIN, num_beams=2, num_return_sequences=2, max_new_tokens=40, length_penalty=-0.7)
+    found = run([table], replace(options, early_stopping="never"))
+    assert [strip(found.sequences[r], int(found.lengths[r])) for r in range(2)] == [[START, 3, 4, END], [START, END]]
+    assert found.sequence_scores.tolist() == pytest.approx([-0.9629, -2.3026], abs=1e-4)
+
+
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"num_beams": 2},
@@ -164,6 +181,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"num_beams": 3, "early_stopping": "never", "length_penalty": -0.7},
     {"num_beams": 3, "early_stopping": False, "length_penalty": 0.0},
     {"num_beams": 5, "num_return_sequences": 5, "early_stopping": True},
+    {"num_beams": 3, "num_return_sequences": 3, "early_stopping": False},
+    {"num_beams": 3, "num_return_sequences": 3, "early_stopping": False, "length_penalty": 2.0},
+    {"num_beams": 4, "num_return_sequences": 4, "early_stopping": "never", "length_penalty": 1.7},
+    {"num_beams": 3, "num_return_sequences": 2, "early_stopping": "never", "length_penalty": -0.7},
     {"num_beams": 3, "no_repeat_ngram_size": 3},
     {"num_beams": 3, "no_repeat_ngram_size": 2, "early_stopping": True},
     {"num_beams": 2, "no_repeat_ngram_size": 1},
@@ -180,12 +201,12 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-def random_table(seed: int, ids: int = 12) -> Table:
+def random_table(seed: int, ids: int = 12, end_bonus: float = 0.8) -> Table:
     """Logits that depend on the last two ids and on the length, so that no two prefixes are alike."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1.5, (ids, ids, ids))
     by_length = rng.normal(0, 0.7, (40, ids))
-    by_length[:, END] += 0.8
+    by_length[:, END] += end_bonus
 
     def table(past: list[int]) -> list[float]:
         before = past[-2] if len(past) > 1 else 0
@@ -195,17 +216,19 @@ def random_table(seed: int, ids: int = 12) -> Table:
     return table
 
 
+@pytest.mark.parametrize(("start", "limit", "end_bonus"), [(START, 10, 0.8), (7, 30, -1.5)], ids=["short", "long"])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_equals_the_slow_search(changes: dict[str, Any]) -> None:
-    options = replace(PLAIN, max_new_tokens=10).changed(**changes)
+def test_equals_the_slow_search(changes: dict[str, Any], start: int, limit: int, end_bonus: float) -> None:
+    """Short answers that start with the id 0, long ones that start with another."""
+    options = replace(PLAIN, max_new_tokens=limit).changed(**changes)
     for seed in range(12):
-        table = random_table(seed)
-        found = run([table], options)
+        table = random_table(seed, end_bonus=end_bonus)
+        found = run([table], options, replace(IDS, start=start))
         rows = [strip(found.sequences[r], int(found.lengths[r])) for r in range(len(found.sequences))]
         if options.num_beams == 1:
-            assert rows == [greedy(table, options, START, END)]
+            assert rows == [greedy(table, options, start, END)]
             continue
-        expected = beam_search(table, options, START, END)[: options.num_return_sequences]
+        expected = beam_search(table, options, start, END)[: options.num_return_sequences]
         assert rows == [ids for _, ids in expected], f"seed {seed}"
         assert found.sequence_scores.tolist() == pytest.approx([score for score, _ in expected], rel=1e-4, abs=1e-5)
 
@@ -275,6 +298,28 @@ def test_rules_stand_in_the_reference_order() -> None:
 def test_greedy_with_a_negative_penalty() -> None:
     found = run([markov(HAND)], replace(PLAIN, length_penalty=-1))
     assert float(found.sequence_scores[0]) == pytest.approx(float(found.token_logprobs.sum() * found.lengths[0]))
+
+
+def test_finished_inputs_are_left_out() -> None:
+    """Four inputs that end after 1, 2, 6 and 6 ids: the rows that each step computes, for two beams."""
+
+    def ends_after(count: int) -> Table:
+        return lambda ids: [0.0, 9.0 if len(ids) >= count else -99.0, -9.0, 5.0, 4.0]
+
+    tables, rows = [ends_after(count) for count in (1, 2, 6, 6)], []
+
+    def step(newest: Tensor) -> Tensor:
+        rows.append(len(newest))
+        histories = [[START] * len(rows)] * 2
+        return torch.tensor([table(ids) for table in tables for ids in histories])
+
+    def keep(kept: Tensor) -> None:
+        tables[:] = [tables[row] for row in kept]
+
+    options = replace(PLAIN, num_beams=2, max_new_tokens=6, early_stopping=True)
+    found = search(step, lambda _: None, 4, options, IDS, keep=keep)
+    assert rows[0] == 8 and rows[-1] == 4 and sorted(rows, reverse=True) == rows and len(rows) > 3
+    assert found.lengths.tolist()[:2] < found.lengths.tolist()[2:]
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)

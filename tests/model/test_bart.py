@@ -63,6 +63,42 @@ def test_beams_that_cross_and_cross_again(language: LanguageModel) -> None:
         assert torch.allclose(found, afresh, atol=1e-12)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_cache_keeps_some_inputs(language: LanguageModel, beams: int, masked: bool) -> None:
+    """The inputs that are left, in another order, continue with their own keys, values, masks and beams."""
+    torch.manual_seed(2)
+    memory, ids = torch.randn(3, 7, 48, dtype=torch.float64), torch.randint(0, 200, (3, beams, 5))
+    mask = torch.arange(7) < torch.tensor([[7], [4], [2]]) if masked else None
+    cache, kept = DecoderCache(language.decoder, memory, beams, 5, mask), torch.tensor([2, 0])
+    for t in range(3):
+        language.decoder.step(language.shared(ids[:, :, t].reshape(-1, 1)), cache)
+    assert cache.own[0] is not None
+    before = [tensor[kept, :, : 3 * beams].clone() for tensor in cache.own[0]]
+    cache.keep(kept)
+    assert [torch.equal(now[:, :, : 3 * beams], old) for now, old in zip(cache.own[0], before, strict=True)] == [
+        True
+    ] * 2
+    for t in (3, 4):
+        found = language.decoder.step(language.shared(ids[kept][:, :, t].reshape(-1, 1)), cache)
+        rows = ids[kept][:, :, : t + 1].flatten(0, 1)
+        looks = None if mask is None else mask[kept].repeat_interleave(beams, 0)
+        whole = language.decoder(language.shared(rows), memory[kept].repeat_interleave(beams, 0), looks)
+        assert torch.allclose(found, whole[:, -1:], atol=1e-12)
+
+
+@pytest.mark.parametrize("parents", [[0, 0], [1, 0], [1, 1], [0, 1]])
+def test_two_beams_are_reordered(language: LanguageModel, parents: list[int]) -> None:
+    memory, ids = torch.randn(1, 7, 48, dtype=torch.float64), torch.tensor([[3, 4, 5], [6, 7, 8]])
+    cache = DecoderCache(language.decoder, memory, 2, 3)
+    for t in range(2):
+        language.decoder.step(language.shared(ids[:, t : t + 1]), cache)
+    cache.reorder(torch.tensor([parents]))
+    found = language.decoder.step(language.shared(ids[:, 2:]), cache)
+    rows = torch.cat([ids[parents, :2], ids[:, 2:]], dim=1)
+    assert torch.allclose(found, language.decoder(language.shared(rows), memory.expand(2, -1, -1))[:, -1:], atol=1e-12)
+
+
 def test_memory_is_projected_once_per_picture_not_per_beam(language: LanguageModel) -> None:
     cache = DecoderCache(language.decoder, torch.randn(2, 9, 48, dtype=torch.float64), 5, 8)
     assert {tuple(t.shape) for projected in cache.projected for t in projected[:2]} == {(2, 3, 9, 16)}
@@ -190,6 +226,37 @@ def test_dropout_acts_in_training_alone(config: TextConfig) -> None:
     torch.manual_seed(0)
     first = model.train().encoder(x)
     assert not torch.allclose(first, model.encoder(x))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("rates", "acts_on"),
+    [({"activation_dropout": 1.0}, "mlp"), ({"attention_dropout": 1.0}, "attention"), ({"dropout": 1.0}, "output")],
+    ids=lambda value: str(value),
+)
+def test_each_rate_of_dropout_acts_in_its_place(
+    little: TextConfig, part: str, rates: dict[str, float], acts_on: str
+) -> None:
+    """At rate 1 its place is 0, so that only a bias is left of it; all else is as it is outside training."""
+    torch.manual_seed(5)
+    off = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    config = replace(little, encoder_layers=1, decoder_layers=1, **{**off, **rates})
+    model = plain.randomised(LanguageModel(config)).train()
+    x, memory = torch.randn(2, 4, 12, dtype=torch.float64), torch.randn(2, 5, 12, dtype=torch.float64)
+    stack: Any = getattr(model, part)
+    layer: Any = stack.layers[0]
+    found = model.encoder(x) if part == "encoder" else model.decoder(x, memory)
+    past = None if part == "encoder" else torch.ones(4, 4).tril().bool()
+    parts = [(layer.self_attn, layer.self_attn_layer_norm, None, past)]
+    if part == "decoder":
+        parts.append((layer.encoder_attn, layer.encoder_attn_layer_norm, memory, None))
+    y = embedded(x, stack) * (acts_on != "output")
+    for attn, norm, source, looks in parts:
+        added = attended(y, attn, y if source is None else source, attn.heads, looks)
+        added = attn.out_proj.bias.expand_as(y) if acts_on == "attention" else added
+        y = plain.norm(y + added * (acts_on != "output"), norm)
+    added = layer.fc2.bias.expand_as(y) if acts_on == "mlp" else plain.mlp(y, layer)
+    assert plain.equal(found, plain.norm(y + added * (acts_on != "output"), layer.final_layer_norm))
 
 
 def test_a_cache_raises_at_its_end(language: LanguageModel) -> None:

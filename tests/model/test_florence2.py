@@ -77,6 +77,31 @@ def test_loss_is_the_cross_entropy_of_shifted_labels(model: Florence2Model) -> N
     assert model.loss(pixels, ids, labels).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+@torch.no_grad()
+def test_the_decoder_reads_padding_where_a_label_is_ignored(model: Florence2Model) -> None:
+    """A hole in the middle of a row: its own label counts for nothing, and the next id follows padding."""
+    pixels, ids = torch.randn(1, 3, 64, 64), torch.tensor([[0, 5, 2]])
+    labels = torch.tensor([[0, 9, -100, 7, 2]])
+    memory = model.encode(model.encode_image(pixels), ids)
+    logprobs = model.decode(torch.tensor([[2, 0, 9, 1, 7]]), memory)[0].log_softmax(-1)
+    expected = -sum(float(logprobs[place, labels[0, place]]) for place in (0, 1, 3, 4)) / 4
+    assert model.loss(pixels, ids, labels).item() == pytest.approx(expected, rel=1e-6)
+    read_as_end = model.decode(torch.tensor([[2, 0, 9, 2, 7]]), memory)[0].log_softmax(-1)
+    assert abs(float(read_as_end[3, 7] - logprobs[3, 7])) > 1e-3
+
+
+def test_padding_as_an_input_is_a_constant(model: Florence2Model) -> None:
+    """Its row learns as an output alone: no other way of the ids into the model gives it a gradient."""
+    copy = Florence2Model(model.config)
+    copy.load_state_dict(model.state_dict())
+    table = copy.language_model.shared
+    memory = copy.encode(copy.encode_image(torch.randn(1, 3, 64, 64)), torch.tensor([[0, 5, 1, 2]]))
+    hidden = copy.language_model.decoder(table(torch.tensor([[2, 0, 1, 9]])), memory)
+    hidden.sum().backward()
+    assert table.weight.grad is not None and (table.weight.grad[1] == 0).all()
+    assert all((table.weight.grad[id] != 0).any() for id in (0, 2, 5, 9))
+
+
 def test_loss_does_not_see_padding(model: Florence2Model) -> None:
     pixels, labels = torch.randn(1, 3, 64, 64), torch.tensor([[0, 713, 2]])
     short = model.loss(pixels, torch.tensor([[0, 5, 2]]), labels)

@@ -203,6 +203,7 @@ def test_where_things_are(small: Florence2, traced: Tracing) -> None:
     assert torch.equal(traced["prompt"], embedded)
     grid = traced["vision_tower"]
     assert grid.shape[:2] == (h, w)
+    assert traced.images[0].find("vision_tower").shape == ("B", "h", "w", "C")
 
 
 def test_the_beams_add_up(small: Florence2, traced: Tracing) -> None:

@@ -1,0 +1,62 @@
+"""Changes that no test can see, or that none should look at; each with its reason.
+
+An entry is found by its file and the text of the changed line, or by the function around it; never by a line number.
+"""
+
+from dataclasses import dataclass
+
+from tests.mutate.mutants import Mutant
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """Mutants of one line or one function, all of them, or those alone that turn `old` into `new`."""
+
+    path: str
+    reason: str
+    source: str | None = None
+    """The text of the changed line, without the space around it."""
+    within: str | None = None
+    """The dotted name of a function or class."""
+    old: str | None = None
+    new: str | None = None
+
+    def covers(self, mutant: Mutant) -> bool:
+        """Return whether the mutant is one of these."""
+        around = f"{mutant.within}.".startswith(f"{self.within}.")
+        return (
+            mutant.path == self.path
+            and (self.source is None or mutant.source == self.source)
+            and (self.within is None or around)
+            and (self.old is None or mutant.old == self.old)
+            and (self.new is None or mutant.new == self.new)
+        )
+
+
+def is_equivalent(mutant: Mutant) -> bool:
+    """Return whether the list below has the mutant."""
+    return any(entry.covers(mutant) for entry in EQUIVALENT)
+
+
+GPU = "runs on a CUDA device alone; the tests have none"
+SPEED = "another way to the same numbers: they are equal by design, and tested to be"
+WORDS = "chooses the words of a message"
+EQUIVALENT: tuple[Equivalent, ...] = (
+    Equivalent("florence2/checkpoints/checks/comparison.py", WORDS, within="_word"),
+    Equivalent(
+        "florence2/fast/packed.py",
+        SPEED,
+        source="pairs = values.numel() % 2 == 0 and values.storage_offset() % 2 == 0",
+        new="(values.storage_offset() // 2)",
+    ),
+    Equivalent(
+        "florence2/answers/parsing.py",
+        "no quad ends before the end of its eight locations",
+        source="last = max((run.end() for run in _QUADS.finditer(cleaned.text)), default=0)",
+        new="1",
+    ),
+    Equivalent("florence2/fast/graphs.py", GPU, within="record_cuda_graph"),
+    Equivalent("florence2/fast/graphs.py", GPU, within="_LateFlags.ask"),
+    Equivalent("florence2/fast/graphs.py", GPU, source="record = record or record_cuda_graph"),
+    Equivalent("florence2/generation/search.py", "no sum gets there within 1,024 ids", source="_NOT_STARTED = -1e9"),
+)
