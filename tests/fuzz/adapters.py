@@ -6,7 +6,6 @@ import struct
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -18,9 +17,36 @@ from tests.fuzz.worker import expect
 
 _PLAIN = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
 _PATTERNS = (
-    *("(|.)" * 38 + "x", "(a|a?)" * 30, "(.?){40}x", ".*.*.*.*.*x", "(a+)+$", "[a-z]*[a-z]*[a-z]*[a-z]*!", "(?=.*){99}"),
-    *("(\\w|\\w\\w)*$", "(?:.|.)*(?:.|.)*x", "a" * 10_000, "(" * 500, "[", "", "q_proj", ".*q_proj", "layers.0.*", "\\d+"),
-    *("^.*self_attn\\.(q|v)_proj", "(|q)" * 12, "(x?)" * 25, "(((((((((a?)?)?)?)?)?)?)?)?)?", "\\", "(?i)Q_PROJ", "(.|.|.){30}"),
+    *(
+        "(|.)" * 38 + "x",
+        "(a|a?)" * 30,
+        "(.?){40}x",
+        ".*.*.*.*.*x",
+        "(a+)+$",
+        "[a-z]*[a-z]*[a-z]*[a-z]*!",
+        "(?=.*){99}",
+    ),
+    *(
+        "(\\w|\\w\\w)*$",
+        "(?:.|.)*(?:.|.)*x",
+        "a" * 10_000,
+        "(" * 500,
+        "[",
+        "",
+        "q_proj",
+        ".*q_proj",
+        "layers.0.*",
+        "\\d+",
+    ),
+    *(
+        "^.*self_attn\\.(q|v)_proj",
+        "(|q)" * 12,
+        "(x?)" * 25,
+        "(((((((((a?)?)?)?)?)?)?)?)?)?",
+        "\\",
+        "(?i)Q_PROJ",
+        "(.|.|.){30}",
+    ),
 )
 _KEYS = (
     *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "bias", "modules_to_save"),
@@ -36,7 +62,11 @@ def draw(random: Random) -> tuple[bytes, bytes, bool]:
         return config, save(tensors), True
     if kind <= 2:
         patterns = {random.choice(_PATTERNS): random.choice((2, 2, 4, 0, -1, values.number(random))) for _ in range(2)}
-        return json.dumps({**_PLAIN, random.choice(("rank_pattern", "alpha_pattern")): patterns}).encode(), save(tensors), False
+        return (
+            json.dumps({**_PLAIN, random.choice(("rank_pattern", "alpha_pattern")): patterns}).encode(),
+            save(tensors),
+            False,
+        )
     if kind == 3:
         return values.to_json(random, {**_PLAIN, random.choice(_KEYS): values.plain(random)}), save(tensors), False
     if kind == 4:
@@ -86,14 +116,29 @@ def _changed(random: Random, tensors: dict[str, torch.Tensor]) -> dict[str, torc
     elif kind == 3:
         tensors[values.text(random) or "x"] = tensors.pop(name)
     elif kind == 4:
-        tensors[name] = tensor.to(random.choice((torch.int64, torch.float16, torch.float64, torch.bool, torch.float8_e4m3fn)))
+        tensors[name] = tensor.to(
+            random.choice((torch.int64, torch.float16, torch.float64, torch.bool, torch.float8_e4m3fn))
+        )
     elif kind == 5:
         tensors[name.replace("lora_", "lora_embedding_").removesuffix(".weight")] = tensor.clone()
     elif kind == 6:
-        part = random.choice(("lm_head", "language_model.lm_head", "language_model.shared", "language_model.encoder.embed_positions", "vision_tower.convs.0.proj"))
-        tensors |= {f"base_model.model.{part}.lora_A.weight": torch.ones(2, 32), f"base_model.model.{part}.lora_B.weight": torch.ones(1631, 2)}
+        part = random.choice(
+            (
+                "lm_head",
+                "language_model.lm_head",
+                "language_model.shared",
+                "language_model.encoder.embed_positions",
+                "vision_tower.convs.0.proj",
+            )
+        )
+        tensors |= {
+            f"base_model.model.{part}.lora_A.weight": torch.ones(2, 32),
+            f"base_model.model.{part}.lora_B.weight": torch.ones(1631, 2),
+        }
     else:
-        tensors[f"{name.split('.lora_')[0]}.{random.choice(('base_layer.weight', 'lora_magnitude_vector', 'bias'))}"] = torch.ones(32)
+        tensors[
+            f"{name.split('.lora_')[0]}.{random.choice(('base_layer.weight', 'lora_magnitude_vector', 'bias'))}"
+        ] = torch.ones(32)
     return tensors
 
 
@@ -130,4 +175,6 @@ def _check_sum(model: Florence2Model, weights: bytes) -> None:
         wanted = before.double()
         if f"{path}.lora_A.weight" in matrices:
             wanted = wanted + 2 * matrices[f"{path}.lora_B.weight"] @ matrices[f"{path}.lora_A.weight"]
-        expect(torch.allclose(model.state_dict()[name].double(), wanted, rtol=1e-4, atol=1e-4), f"{name} is not W + 2 B A")
+        expect(
+            torch.allclose(model.state_dict()[name].double(), wanted, rtol=1e-4, atol=1e-4), f"{name} is not W + 2 B A"
+        )

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -31,14 +32,17 @@ def check_shapes(answer: Answer) -> None:
     rows = [box.xyxy for box in answer.boxes] + [quad.xyxyxyxy for quad in answer.quads]
     rows += [ring for polygon in answer.polygons for ring in polygon.rings]
     expect(all(math.isfinite(value) for row in rows for value in row), f"coordinates are not finite: {rows}")
-    scores = [shape.score for shape in (*answer.boxes, *answer.quads, *answer.polygons)]
+    shapes: list[Any] = [*answer.boxes, *answer.quads, *answer.polygons]
+    scores = [shape.score for shape in shapes]
     expect(all(s is None or 0 <= s <= 1 + 1e-6 for s in [*scores, answer.score]), f"scores {scores} {answer.score}")
     expect(json.loads(answer.to_json()) == json.loads(json.dumps(answer.to_dict())), "to_json is to_dict")
     answer.to_florence()
     expect(isinstance(str(answer) + repr(answer), str), "the answer is shown")
 
 
-def check_ids(f: Florence2, answer: Answer, pixels: torch.Tensor, prompt: Sequence[int], options: GenerationOptions) -> None:
+def check_ids(
+    f: Florence2, answer: Answer, pixels: torch.Tensor, prompt: Sequence[int], options: GenerationOptions
+) -> None:
     """Raise Wrong unless a search that recomputes everything for each id finds the ids of the answer."""
     text = f.model.config.text
     fed = torch.tensor([list(prompt)])

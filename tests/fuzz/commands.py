@@ -13,8 +13,38 @@ from tests.fuzz import material, values
 from tests.fuzz.shell import Streams, type_words
 from tests.fuzz.worker import expect
 
-_NAMES = ("run", "run", "run", "run", "run", "cascade", "info", "convert", "audit", "init", "train", "evaluate", "inspect", "download", "", "x")
-_FILES = ("a.png", "folder", "empty", "bad.png", "absent.png", "link", "-", "notes.txt", "data.jsonl", "é\udcff.png", "https://example.com/x.png", "")
+_NAMES = (
+    "run",
+    "run",
+    "run",
+    "run",
+    "run",
+    "cascade",
+    "info",
+    "convert",
+    "audit",
+    "init",
+    "train",
+    "evaluate",
+    "inspect",
+    "download",
+    "",
+    "x",
+)
+_FILES = (
+    "a.png",
+    "folder",
+    "empty",
+    "bad.png",
+    "absent.png",
+    "link",
+    "-",
+    "notes.txt",
+    "data.jsonl",
+    "é\udcff.png",
+    "https://example.com/x.png",
+    "",
+)
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "--beams": ("1", "2", "0", "-1", "x", "9" * 30),
     "--max-new-tokens": ("3", "0", "1e3", "9" * 30),
@@ -25,7 +55,15 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "--device": ("cpu", "tpu", "cuda:99", ""),
     "--dtype": ("float32", "float16", "bfloat16", "int8"),
     "--attention": ("sdpa", "eager", "x"),
-    "--change": ("vision.window_size=2", "vision.window_size=256", "text.dropout=" + "9" * 400, "x", "=", "a=b", "generation.num_beams=null"),
+    "--change": (
+        "vision.window_size=2",
+        "vision.window_size=256",
+        "text.dropout=" + "9" * 400,
+        "x",
+        "=",
+        "a=b",
+        "generation.num_beams=null",
+    ),
     "--prepare": ("os:system", "absent:f", ":", "os.path:join", "tests.two_stages:two_stages"),
     "--adapter": ("folder", "absent", ""),
     "--seed": ("1", "-1", "9" * 30),
@@ -41,7 +79,21 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "--task": ("<OD>", "x"),
     "--top": ("1", "-1"),
 }
-_FLAGS = ("--json", "--draw", "--sample", "--allow-pickle", "--overwrite", "--help", "--version", "--check", "--no-saliency", "--verify", "--", "-h", "-x")
+_FLAGS = (
+    "--json",
+    "--draw",
+    "--sample",
+    "--allow-pickle",
+    "--overwrite",
+    "--help",
+    "--version",
+    "--check",
+    "--no-saliency",
+    "--verify",
+    "--",
+    "-h",
+    "-x",
+)
 
 
 def draw(random: Random) -> tuple[list[str], dict[str, Any]]:
@@ -50,14 +102,22 @@ def draw(random: Random) -> tuple[list[str], dict[str, Any]]:
     words = [name, *_operands(random, name)]
     for _ in range(random.choice((0, 1, 1, 2, 3))):
         option = random.choice(list(_OPTIONS))
-        words += [option, random.choice(_OPTIONS[option])] if random.random() < 0.7 else [f"{option}={random.choice(_OPTIONS[option])}"]
+        words += (
+            [option, random.choice(_OPTIONS[option])]
+            if random.random() < 0.7
+            else [f"{option}={random.choice(_OPTIONS[option])}"]
+        )
     words += random.sample(_FLAGS, random.choice((0, 0, 1, 2)))
     if name in ("run", "cascade", "inspect", "train", "evaluate") and random.random() < 0.9:
         words += ["--model", "MODEL", *(["--max-new-tokens", "3"] if name in ("run", "cascade", "inspect") else [])]
     if random.random() < 0.15:
         random.shuffle(words)
     kinds = ("file",) * 12 + ("closed", "full", "gone")
-    streams = {"stdin": random.choice(("/dev/null", "closed", "a.png", "bad.png")), "stdout": random.choice(kinds), "stderr": random.choice(kinds)}
+    streams: dict[str, Any] = {
+        "stdin": random.choice(("/dev/null", "closed", "a.png", "bad.png")),
+        "stdout": random.choice(kinds),
+        "stderr": random.choice(kinds),
+    }
     if random.random() < 0.1:
         streams["limits"] = {resource.RLIMIT_FSIZE: random.choice((2000, 5000, 100_000))}
     return words, streams
@@ -65,18 +125,29 @@ def draw(random: Random) -> tuple[list[str], dict[str, Any]]:
 
 def _operands(random: Random, name: str) -> list[str]:
     if name in ("run", "inspect"):
-        task = random.choice((*(task.alias for task in TASKS.values()), "<OD>", "<CAPTION>", "<od>", "what is it?", values.text(random)))
+        task = random.choice(
+            (*(task.alias for task in TASKS.values()), "<OD>", "<CAPTION>", "<od>", "what is it?", values.text(random))
+        )
         return [task, *random.choices(_FILES, k=random.choice((1, 1, 1, 2, 0)))]
     if name == "cascade":
         return random.choices(_FILES, k=random.choice((1, 1, 2, 0)))
     if name in ("train", "evaluate"):
-        return [random.choice(("data.jsonl", "data.jsonl", *_FILES)), *(["--out", "out", "--steps", "1", "--batch", "1", "--workers", "0"] if name == "train" else [])]
+        return [
+            random.choice(("data.jsonl", "data.jsonl", *_FILES)),
+            *(["--out", "out", "--steps", "1", "--batch", "1", "--workers", "0"] if name == "train" else []),
+        ]
     if name in ("info", "audit"):
         return random.choices(("MODEL", "MODEL", *_FILES), k=random.choice((1, 1, 2)))
     if name == "convert":
         return [random.choice(("MODEL", "MODEL", *_FILES)), random.choice(("out", "folder", "a.png", "x" * 300))]
     if name == "init":
-        return [random.choice(("out", "a.png", "")), "--preset", "tiny", "--tokenizer", random.choice(("MODEL", "nano", "folder", "absent"))]
+        return [
+            random.choice(("out", "a.png", "")),
+            "--preset",
+            "tiny",
+            "--tokenizer",
+            random.choice(("MODEL", "nano", "folder", "absent")),
+        ]
     return random.choices(_FILES, k=random.choice((0, 1)))
 
 
@@ -108,7 +179,12 @@ def check(case: tuple[list[str], dict[str, Any]], place: Path) -> None:
     words, given = case
     folder = furnish(place)
     words = [str(material.folder()) if word == "MODEL" else word for word in words]
-    streams = Streams(**{**given, "stdin": given["stdin"] if given["stdin"] in ("/dev/null", "closed") else str(folder / given["stdin"])})
+    streams = Streams(
+        **{
+            **given,
+            "stdin": given["stdin"] if given["stdin"] in ("/dev/null", "closed") else str(folder / given["stdin"]),
+        }
+    )
     code, command = type_words(words, place / "output", streams, folder)
     if streams.stdout == "full" and words[0] in ("run", "info") and "--out" not in " ".join(words):
         expect(code != 0, "the answer was lost, and the exit code is 0")

@@ -33,11 +33,19 @@ _MODES = {
 _OPTIONAL = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 _FOREIGN = {
     "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(anything) run\n%%EOF\n",
-    "eps2": b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, 90) + bytes(18) + b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "wmf": b"\xd7\xcd\xc6\x9a\x00\x00\x00\x00\x00\x00\x64\x00\x64\x00\x60\x00" + bytes(6) + b"\x01\x00\x09\x00" + bytes(40),
+    "eps2": b"\xc5\xd0\xd3\xc6"
+    + struct.pack("<II", 30, 90)
+    + bytes(18)
+    + b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "wmf": b"\xd7\xcd\xc6\x9a\x00\x00\x00\x00\x00\x00\x64\x00\x64\x00\x60\x00"
+    + bytes(6)
+    + b"\x01\x00\x09\x00"
+    + bytes(40),
     "emf": b"\x01\x00\x00\x00" + bytes(36) + b" EMF" + bytes(60),
     "heic": b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(80),
-    "fits": b"SIMPLE  =                    T".ljust(80) + b"BITPIX  =                    8".ljust(80) + b"END".ljust(2720),
+    "fits": b"SIMPLE  =                    T".ljust(80)
+    + b"BITPIX  =                    8".ljust(80)
+    + b"END".ljust(2720),
     "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(60),
     "grib": b"GRIB\x00\x00\x00\x01" + bytes(60),
     "bufr": b"BUFR\x00\x00\x00\x01" + bytes(60),
@@ -54,20 +62,31 @@ _FOREIGN = {
 def draw(random: Random) -> tuple[str, Any]:
     """(form, what it is made from)."""
     form = random.choice(
-        ("file", "file", "file", "spoilt", "spoilt", "spoilt", "spoilt", "foreign", "array", "array", "array", "tensor")
-        + ("place", "stream", "lazy", "url", "object")
+        (
+            *("file", "file", "file", "spoilt", "spoilt", "spoilt", "spoilt", "foreign", "array", "array", "array"),
+            *("tensor", "place", "stream", "lazy", "url", "object"),
+        )
     )
     if random.random() < 0.005:
         return "large", random.choice(("png16", "png8", "claim", "broadcast", "broadcast16"))
     if form == "foreign":
         name = random.choice(list(_FOREIGN))
-        return form, (name, random.choice(("png", "jpg", name)), values.change_bytes(random, _FOREIGN[name]) if random.random() < 0.3 else _FOREIGN[name])
+        return form, (
+            name,
+            random.choice(("png", "jpg", name)),
+            values.change_bytes(random, _FOREIGN[name]) if random.random() < 0.3 else _FOREIGN[name],
+        )
     if form == "array":
         return form, _array(random)
     if form == "tensor":
-        return form, (random.choice((3, 1, 4, 20)), random.choice(("uint8", "float32", "bfloat16", "int64", "grad", "meta", "sparse", "bool")))
+        return form, (
+            random.choice((3, 1, 4, 20)),
+            random.choice(("uint8", "float32", "bfloat16", "int64", "grad", "meta", "sparse", "bool")),
+        )
     if form == "place":
-        return form, random.choice(("absent", "folder", "pipe", "nul", "long", "zero", "loop", "empty", "surrogate", "text"))
+        return form, random.choice(
+            ("absent", "folder", "pipe", "nul", "long", "zero", "loop", "empty", "surrogate", "text")
+        )
     if form == "stream":
         return form, random.choice(("text", "none", "closed", "endless", "raises", "number", "end", "good", "slow"))
     if form == "object":
@@ -82,11 +101,19 @@ def draw(random: Random) -> tuple[str, Any]:
 
 def _array(random: Random) -> tuple[tuple[int, ...], str, str, int]:
     """(shape, type, contents, seed)."""
-    shape = random.choice(((20, 30), (20, 30, 1), (20, 30, 3), (20, 30, 4), (3, 20, 30), (1, 20, 30), (4, 20, 30)))
+    shape: tuple[int, ...] = random.choice(
+        ((20, 30), (20, 30, 1), (20, 30, 3), (20, 30, 4), (3, 20, 30), (1, 20, 30), (4, 20, 30))
+    )
     if random.random() < 0.3:
         shape = tuple(random.choice((0, 1, 2, 3, 4, 7)) for _ in range(random.randint(0, 5)))
-    dtype = random.choice(("uint8", "uint8", "uint16", ">u2", "float32", "float64", "float16", "int32", "int64", "bool"))
-    dtype = random.choice(("object", "complex64", "str", "datetime64[s]", "int8", "uint32")) if random.random() < 0.2 else dtype
+    dtype = random.choice(
+        ("uint8", "uint8", "uint16", ">u2", "float32", "float64", "float16", "int32", "int64", "bool")
+    )
+    dtype = (
+        random.choice(("object", "complex64", "str", "datetime64[s]", "int8", "uint32"))
+        if random.random() < 0.2
+        else dtype
+    )
     return shape, dtype, random.choice(("bytes", "wide", "unit", "nan", "reversed", "fortran")), random.randrange(1000)
 
 
@@ -97,7 +124,9 @@ def encode(name: str, mode: str, seed: int, orientation: int | None) -> bytes:
     image = Image.fromarray(noise)
     if mode in ("I", "I;16", "F"):
         grey = np.asarray(image.convert("L"))
-        image = Image.fromarray(grey.astype({"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]) * (257 if seed % 2 else 1))
+        image = Image.fromarray(
+            grey.astype({"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]) * (257 if seed % 2 else 1)
+        )
     else:
         image = image.convert("RGB").convert("L").convert("LA") if mode == "LA" else image.convert(mode)
     options: dict[str, Any] = {"sizes": [(8, 8)]} if name == "ICO" else {}
@@ -134,14 +163,17 @@ def _expect_contrast(values: np.ndarray, read: Image.Image) -> None:
     colours = values[..., :3] if values.ndim == 3 and values.shape[2] == 4 else values
     if colours.size > 20 and float(colours.max()) > float(colours.min()):
         extremes = np.array(read.getextrema())
-        expect((extremes[:, 0] < extremes[:, 1]).any(), f"{values.dtype} from {colours.min()} to {colours.max()}: one colour")
+        expect(
+            (extremes[:, 0] < extremes[:, 1]).any(),
+            f"{values.dtype} from {colours.min()} to {colours.max()}: one colour",
+        )
 
 
 # ---- each form: the source, and the pixels where they are certain --------------------------------------------------
 
 
 def _make_file(made: Any, place: Path) -> tuple[Any, Any]:
-    name, mode, seed, orientation = made
+    name, _, seed, orientation = made
     data = encode(*made)
     source = data if seed % 2 else material.put(place / f"image.{'jpg' if seed % 3 else name.lower()}", data)
     with Image.open(io.BytesIO(data)) as image:
@@ -262,5 +294,7 @@ def large_png(kind: str) -> bytes:
     packer = zlib.compressobj(1)
     body = b"".join(packer.compress(bytes(1 + side * depth // 8)) for _ in range(rows)) + packer.flush()
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, 0, 0, 0, 0)), (b"IDAT", body), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -35,7 +35,11 @@ def draw(random: Random) -> tuple[str, Any]:
         labels = ["".join(random.choice("abc é") for _ in range(5)).strip() or "x" for _ in range(random.randint(0, 5))]
         return form, (size, [(label, [random.randrange(1000) for _ in range(4)]) for label in labels])
     count = random.randint(0, 40)
-    return form, (kind, size, [random.choice((random.randrange(1631), random.randint(600, 1631))) for _ in range(count)])
+    return form, (
+        kind,
+        size,
+        [random.choice((random.randrange(1631), random.randint(600, 1631))) for _ in range(count)],
+    )
 
 
 def _piece(random: Random) -> str:
@@ -86,7 +90,10 @@ def _read_regions(size: tuple[int, int], regions: list[tuple[str, list[int]]]) -
     expect([box.label for box in answer.boxes] == [label.strip() for label, _ in regions], "labels are kept")
     for box, (_, bins) in zip(answer.boxes, regions, strict=True):
         wanted = [(bin + 0.5) * size[i % 2] / 1000 for i, bin in enumerate(bins)]
-        expect(all(abs(a - b) < 0.01 * max(size) / 1000 + 1e-3 for a, b in zip(box.xyxy, wanted, strict=True)), f"{box} is {bins}")
+        expect(
+            all(abs(a - b) < 0.01 * max(size) / 1000 + 1e-3 for a, b in zip(box.xyxy, wanted, strict=True)),
+            f"{box} is {bins}",
+        )
 
 
 def _read_ids(kind: AnswerKind, size: tuple[int, int], ids: list[int]) -> None:

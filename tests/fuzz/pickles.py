@@ -63,7 +63,9 @@ def draw(random: Random) -> tuple[str, bytes]:
     if kind == 6:
         return target, _saved(random)
     if kind == 7:
-        return target, random.choice((bomb(30), bomb(26), b"", b"PK\x03\x04", b"\x80\x02.", b"(" * 100_000, deep(50_000)))
+        return target, random.choice(
+            (bomb(30), bomb(26), b"", b"PK\x03\x04", b"\x80\x02.", b"(" * 100_000, deep(50_000))
+        )
     return target, good
 
 
@@ -120,7 +122,9 @@ def good_file(kind: str) -> bytes:
     """A sound file: of weights in either format of torch, or of a training state."""
     buffer = io.BytesIO()
     if kind == "state":
-        torch.save({"step": 1, "parameters": {"a": torch.ones(3)}, "optimizer": {"state": {}, "param_groups": []}}, buffer)
+        torch.save(
+            {"step": 1, "parameters": {"a": torch.ones(3)}, "optimizer": {"state": {}, "param_groups": []}}, buffer
+        )
     else:
         torch.save(material.weights(), buffer, _use_new_zipfile_serialization=kind == "zip")
     return buffer.getvalue()
@@ -162,7 +166,11 @@ def _saved(random: Random) -> bytes:
     )()
     buffer = io.BytesIO()
     name = random.choice(sorted(material.weights()))
-    whole = {**material.weights(), name: some} if random.random() < 0.6 else random.choice((some, {5: some}, {"step": some}))
+    whole = (
+        {**material.weights(), name: some}
+        if random.random() < 0.6
+        else random.choice((some, {5: some}, {"step": some}))
+    )
     torch.save(whole, buffer)
     return buffer.getvalue()
 

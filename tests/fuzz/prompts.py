@@ -15,7 +15,20 @@ from tests.fuzz.answers import check_answer, check_ids, check_shapes
 from tests.fuzz.worker import expect
 
 _METHODS = (
-    *("run", "run", "run", "run", "run", "run_batch", "run_batch", "caption", "detect", "ground", "segment", "describe"),
+    *(
+        "run",
+        "run",
+        "run",
+        "run",
+        "run",
+        "run_batch",
+        "run_batch",
+        "caption",
+        "detect",
+        "ground",
+        "segment",
+        "describe",
+    ),
     *("cascade", "prompt", "answer", "bins", "table", "options"),
 )
 _OPTIONS = (
@@ -61,7 +74,9 @@ def _text(random: Random) -> Any:
     if kind < 3:
         return None
     if kind == 3:
-        return "".join(f"<loc_{random.choice((0, 5, 999, 1000, 10**40))}>" for _ in range(random.choice((3, 4, 4, 4, 5))))
+        return "".join(
+            f"<loc_{random.choice((0, 5, 999, 1000, 10**40))}>" for _ in range(random.choice((3, 4, 4, 4, 5)))
+        )
     if kind == 4:
         return values.text(random)
     if kind == 5:
@@ -87,7 +102,9 @@ def _box(random: Random) -> Any:
     if kind == 8:
         return good[: random.randint(0, 3)] if random.random() < 0.5 else good + good
     if kind == 9:
-        return random.choice((good[::-1], [good], np.array([good]), dict.fromkeys(good), set(good), "1,2,3,4", iter(good)))
+        return random.choice(
+            (good[::-1], [good], np.array([good]), dict.fromkeys(good), set(good), "1,2,3,4", iter(good))
+        )
     return values.anything(random)
 
 
@@ -95,7 +112,9 @@ def _settings(random: Random) -> Any:
     few = {"num_beams": random.choice((1, 1, 2, 3)), "max_new_tokens": random.randint(1, 6)}
     if random.random() < 0.6:
         return few
-    return few | {random.choice(_OPTIONS): random.choice((values.anything(random), random.randint(0, 6))) for _ in range(2)}
+    return few | {
+        random.choice(_OPTIONS): random.choice((values.anything(random), random.randint(0, 6))) for _ in range(2)
+    }
 
 
 def _size(random: Random) -> Any:

@@ -64,7 +64,9 @@ class Command:
         return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
-def type_words(words: Sequence[str], output: Path, streams: Streams | None = None, cwd: Path | None = None) -> tuple[int, Command]:
+def type_words(
+    words: Sequence[str], output: Path, streams: Streams | None = None, cwd: Path | None = None
+) -> tuple[int, Command]:
     """Run a command to its end; raise Wrong for a traceback, an unknown exit code, or a failure without a word."""
     command = Command(words, output, streams, cwd)
     code = command.wait()

@@ -23,7 +23,9 @@ def draw(random: Random) -> list[tuple[str, int, Any, dict[str, Any], str]]:
             settings = {"sample": True, "seed": random.randrange(99), "max_new_tokens": 4}
         if random.random() < 0.2:
             given = values.plain(random)
-        requests.append((task.token, random.randrange(5), given, settings, random.choice(("run", "run", "batch", "traced"))))
+        requests.append(
+            (task.token, random.randrange(5), given, settings, random.choice(("run", "run", "batch", "traced")))
+        )
     return requests
 
 

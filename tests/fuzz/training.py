@@ -26,26 +26,54 @@ from tests.fuzz.worker import expect
 _ROWS: tuple[dict[str, Any], ...] = (
     {"image": "a.png", "prefix": "<CAPTION>", "suffix": "a red circle"},
     {"image": "a.png", "prefix": "<OD>", "suffix": "circle<loc_5><loc_6><loc_70><loc_800>"},
-    {"image": "b.png", "prefix": "<OD>", "boxes": [{"label": "cup", "box": [1, 2, 30, 20]}, {"label": "é", "box": [0, 0, 48, 32]}]},
+    {
+        "image": "b.png",
+        "prefix": "<OD>",
+        "boxes": [{"label": "cup", "box": [1, 2, 30, 20]}, {"label": "é", "box": [0, 0, 48, 32]}],
+    },
     {"image": "b.png", "prefix": "<REGION_PROPOSAL>", "boxes": [{"box": [10, 2, 40, 14]}]},
-    {"image": "a.png", "prefix": "<OCR_WITH_REGION>", "quads": [{"label": "EXIT", "quad": [5, 5, 40, 8, 39, 30, 4, 7]}]},
-    {"image": "b.png", "prefix": "<REGION_TO_SEGMENTATION>", "region": [1, 2, 30, 20], "polygons": [[2, 2, 28, 5, 20, 18]]},
+    {
+        "image": "a.png",
+        "prefix": "<OCR_WITH_REGION>",
+        "quads": [{"label": "EXIT", "quad": [5, 5, 40, 8, 39, 30, 4, 7]}],
+    },
+    {
+        "image": "b.png",
+        "prefix": "<REGION_TO_SEGMENTATION>",
+        "region": [1, 2, 30, 20],
+        "polygons": [[2, 2, 28, 5, 20, 18]],
+    },
     {"image": "b.png", "prefix": "<REFERRING_EXPRESSION_SEGMENTATION>the cup", "polygons": [[2, 2, 28, 5, 20, 18]]},
 )
 _COCO: dict[str, Any] = {
     "images": [{"id": 1, "file_name": "a.png", "width": 48, "height": 32}, {"id": 2, "file_name": "b.png"}],
     "categories": [{"id": 7, "name": "cup"}, {"id": 8, "name": "a red circle"}],
     "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 20, 20], "segmentation": [[2, 2, 28, 5, 20, 18]], "iscrowd": 0},
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 7,
+            "bbox": [1, 2, 20, 20],
+            "segmentation": [[2, 2, 28, 5, 20, 18]],
+            "iscrowd": 0,
+        },
         {"id": 2, "image_id": 2, "category_id": 8, "bbox": [0.5, 2.5, 40, 20], "iscrowd": 0, "segmentation": []},
-        {"id": 3, "image_id": 1, "category_id": 8, "bbox": [0, 0, 48, 32], "iscrowd": 1, "segmentation": {"size": [2, 2], "counts": []}},
+        {
+            "id": 3,
+            "image_id": 1,
+            "category_id": 8,
+            "bbox": [0, 0, 48, 32],
+            "iscrowd": 1,
+            "segmentation": {"size": [2, 2], "counts": []},
+        },
     ],
 }
 _CAPTIONS = {"images": _COCO["images"], "annotations": [{"id": 1, "image_id": 1, "caption": "a red circle"}]}
-_STATES = (
+_OPTIMIZERS: tuple[Any, ...] = (*({}, [], {"state": {}, "param_groups": []}, {"state": {0: 5}, "param_groups": [{}]}),)
+_STATES: tuple[dict[str, Any], ...] = (
     *({"step": step} for step in (1.5, -1, float("nan"), 10**400, "1", None, True, 0, 2, 3, 99)),
-    *({"optimizer": other} for other in ({}, [], {"state": {}, "param_groups": []}, {"state": {0: 5}, "param_groups": [{}]})),
-    *({"parameters": other} for other in ({}, [], None)),
+    *({"optimizer": optimizer} for optimizer in _OPTIMIZERS),
+    *({"parameters": {}}, {"parameters": []}, {"parameters": None}),
     *({key: None} for key in ("step", "parameters", "optimizer")),
     {"extra": 5},
 )
@@ -59,11 +87,18 @@ def draw(random: Random) -> tuple[str, Any]:
         lines[random.randrange(3)] = values.to_json(random, values.change_json(random, random.choice(_ROWS)))
         return form, random.choice((b"\n", b"\r\n", b"\n\n")).join(lines)
     if form == "coco":
-        tasks = random.choice(((), (), ("<OD>", "<REGION_TO_CATEGORY>", "<REGION_TO_SEGMENTATION>"), ("<CAPTION>",), ("x",)))
-        return form, (values.to_json(random, values.change_json(random, random.choice((_COCO, _COCO, _CAPTIONS)))), tasks)
+        tasks = random.choice(
+            ((), (), ("<OD>", "<REGION_TO_CATEGORY>", "<REGION_TO_SEGMENTATION>"), ("<CAPTION>",), ("x",))
+        )
+        return form, (
+            values.to_json(random, values.change_json(random, random.choice((_COCO, _COCO, _CAPTIONS)))),
+            tasks,
+        )
     if form == "log":
         row = values.to_json(random, values.change_json(random, {"step": 1, "loss": 2.5, "norm": 1.0}))
-        return form, random.choice((row, row + b"\n", b'{"step": 1}\n' + row + b"\n", b"\xff\xfe\n", b"[" * 9999 + b"\n", b'{"step": 1, "lo'))
+        return form, random.choice(
+            (row, row + b"\n", b'{"step": 1}\n' + row + b"\n", b"\xff\xfe\n", b"[" * 9999 + b"\n", b'{"step": 1, "lo')
+        )
     if form == "settings":
         return form, values.change_json(random, {"steps": 2, "batch": 2, "seed": 0, "learning_rate": 1e-4}, 1)
     if form == "samples":
@@ -85,18 +120,31 @@ def _odd_tensor(random: Random) -> dict[str, Any]:
     else:
         held = state["optimizer"]["state"][random.choice(sorted(state["optimizer"]["state"]))]
         name = random.choice(sorted(held))
-    odd = (torch.ones(2, 3), held[name].half(), held[name] * float("nan"), 5, None, torch.ones(0), held[name].to_sparse())
+    odd = (
+        torch.ones(2, 3),
+        held[name].half(),
+        held[name] * float("nan"),
+        5,
+        None,
+        torch.ones(0),
+        held[name].to_sparse(),
+    )
     held[name] = random.choice(odd)
     if random.random() < 0.2:
         held["other"] = held.pop(name)
     return {key: state[key] for key in ("parameters", "optimizer")}
 
 
-_SETTINGS = TrainSettings(steps=2, batch=2, learning_rate=1e-4, warmup=1, save_every=1, log_every=1, workers=0, freeze=("vision", "encoder"))
+_SETTINGS = TrainSettings(
+    steps=2, batch=2, learning_rate=1e-4, warmup=1, save_every=1, log_every=1, workers=0, freeze=("vision", "encoder")
+)
 
 
 def _samples() -> list[Sample]:
-    return [Sample(material.drawing(i), (("<CAPTION>", f"a circle {i}"), ("<OD>", "c<loc_1><loc_2><loc_3><loc_4>"))) for i in range(2)]
+    return [
+        Sample(material.drawing(i), (("<CAPTION>", f"a circle {i}"), ("<OD>", "c<loc_1><loc_2><loc_3><loc_4>")))
+        for i in range(2)
+    ]
 
 
 def _train(folder: Path, settings: TrainSettings) -> Florence2Model:
@@ -159,7 +207,7 @@ def _check_samples(samples: list[Sample]) -> None:
     str(check_samples(samples, f.processor, 256, 180))
     batch = make_batch(samples, f.processor, 256)
     ids = torch.cat([batch.input_ids.flatten(), batch.labels[batch.labels != -100]])
-    expect(0 <= int(ids.min()) and int(ids.max()) < 1631, f"ids from {int(ids.min())} to {int(ids.max())}")
+    expect(int(ids.min()) >= 0 and int(ids.max()) < 1631, f"ids from {int(ids.min())} to {int(ids.max())}")
     expect(torch.isfinite(batch.pixel_values).all(), "pixel values are not finite")
     for sample in samples:
         open_image(sample.image)
@@ -186,11 +234,13 @@ def _check_resumed(form: str, spoilt: Any, folder: Path) -> None:
     except Florence2Error:
         expect((folder / "state.pt").read_bytes() == files["state.pt"], "refused, but the state was overwritten")
         raise
-    state = load_state(folder)
-    expect(state is not None and state.step >= 2, "the state went back")
+    saved = load_state(folder)
+    expect(saved is not None and saved.step >= 2, "the state went back")
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [row["step"] for row in rows]
-    expect(steps == sorted(steps) and all(torch.isfinite(t).all() for t in model.state_dict().values()), f"steps {steps}")
+    expect(
+        steps == sorted(steps) and all(torch.isfinite(t).all() for t in model.state_dict().values()), f"steps {steps}"
+    )
     if form in ("log", "settings"):
         for name, tensor in model.state_dict().items():
             expect(torch.equal(tensor, right_end()[name]), f"{name} differs from an undisturbed run")

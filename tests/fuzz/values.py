@@ -7,7 +7,21 @@ from random import Random
 from typing import Any
 
 WORDS = (
-    *("", " ", "\n", "cat", "a red car", "Zürich", "日本語", "👩‍👩‍👧", "e\u0301", "\u202eabc", "\x00", "\ufeff", "\u2028"),
+    *(
+        "",
+        " ",
+        "\n",
+        "cat",
+        "a red car",
+        "Zürich",
+        "日本語",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "\u202eabc",
+        "\x00",
+        "\ufeff",
+        "\u2028",
+    ),
     *("<OD>", "<CAPTION>", "<loc_5>", "<loc_1000>", "<loc_-1>", "<poly>", "<sep>", "<and>", "<s>", "</s>", "<pad>"),
     *("{input}", "{{x}}", "%s", "../../etc/passwd", "/dev/zero", "file:///etc/passwd", "http://127.0.0.1:9/x.png"),
     *("\ud800", "a\udcffb", "A" * 300, "<" * 50, "NaN", "null", "true", "-1", "1e999", "0x10", "__class__"),
@@ -31,7 +45,9 @@ def text(random: Random) -> str:
     """A text of odd words, or of any characters."""
     if random.random() < 0.7:
         return random.choice(("", " ", ",")).join(random.choice(WORDS) for _ in range(random.randint(1, 4)))
-    return "".join(chr(random.choice((random.randrange(128), random.randrange(0x3000)))) for _ in range(random.randint(0, 30)))
+    return "".join(
+        chr(random.choice((random.randrange(128), random.randrange(0x3000)))) for _ in range(random.randint(0, 30))
+    )
 
 
 def plain(random: Random, depth: int = 0) -> Any:
@@ -118,7 +134,9 @@ def _change_entry(random: Random, parent: Any, key: Any) -> None:
     elif kind == 4 and isinstance(parent, dict):
         parent[random.choice(WORDS)] = plain(random)
     elif kind == 5 and isinstance(parent[key], int | float):
-        parent[key] = random.choice((-parent[key], parent[key] + 1, parent[key] - 1, parent[key] * 2, float(parent[key])))
+        parent[key] = random.choice(
+            (-parent[key], parent[key] + 1, parent[key] - 1, parent[key] * 2, float(parent[key]))
+        )
     elif kind == 6:
         parent[key] = number(random)
     else:
