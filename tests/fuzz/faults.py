@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 from random import Random
 
-import numpy as np
-
 from florence2.errors import PromptError
-from florence2.inputs.image import open_image
+from florence2.inputs.image import image_to_array
 from tests.fuzz.worker import Wrong
 
 _OUTCOMES = (
@@ -34,7 +32,7 @@ def check(case: str, place: Path) -> None:
     if case == "refused":
         raise PromptError("This is refused.")
     if case == "escape":
-        open_image(_Faulty())
+        image_to_array(None, None)  # type: ignore[arg-type]
     if case == "silent":
         raise Wrong("nobody notices")
     if case == "silent program":
@@ -52,14 +50,3 @@ def check(case: str, place: Path) -> None:
         os.abort()
     while case == "hang":
         pass
-
-
-class _Faulty(np.ndarray):
-    """An image on which every reader of images stumbles."""
-
-    def __new__(cls) -> "_Faulty":
-        return np.zeros((4, 4, 3), np.uint8).view(cls)
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        raise LookupError("a fault")

@@ -237,10 +237,8 @@ def _check_resumed(form: str, spoilt: Any, folder: Path) -> None:
     saved = load_state(folder)
     expect(saved is not None and saved.step >= 2, "the state went back")
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [row["step"] for row in rows]
-    expect(
-        steps == sorted(steps) and all(torch.isfinite(t).all() for t in model.state_dict().values()), f"steps {steps}"
-    )
+    expect(rows[-1]["step"] == saved.step, f"the log ends with {rows[-1]}")
+    expect(all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()), "weights are not finite")
     if form in ("log", "settings"):
         for name, tensor in model.state_dict().items():
             expect(torch.equal(tensor, right_end()[name]), f"{name} differs from an undisturbed run")
