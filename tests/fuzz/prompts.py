@@ -1,5 +1,6 @@
 """Calls of the Python interface with tasks, texts, boxes, options and requests of any kind."""
 
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -135,8 +136,9 @@ def _check_run(task: Any, text: Any, box: Any, settings: Any, **_: Any) -> None:
     if found is not None and found.takes == "region" and region is not None and not isinstance(region, str):
         expect(not isinstance(region, bytes | bytearray | dict | set | frozenset), f"{region!r} was taken for a box")
         text = [float(value) for value in region]
-    if task.startswith("<"):
-        expect(found is not None, f"{task!r} was taken for a free prompt")
+    named = re.match(r"<[A-Za-z]\w*>", task)
+    known = named is not None and f.processor.tokenizer.token_id(named[0]) is not None
+    expect(not named or found is not None or known, f"{task!r} was taken for a free prompt")
     options = f.options(**settings)
     if not options.sample and options.width * options.max_new_tokens <= 12 and not options.extra_rules:
         prompt = f.processor.prompt(task, text, (48, 32))
