@@ -26,5 +26,9 @@ def _source_hash(text: str) -> str:
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:
-    """Replace every `{{name}}` of the template, in one pass, so that inserted text is not searched."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found.group(1)], template)
+    """Replace every `{{name}}` of the template, in one pass, so that inserted text is not searched.
+
+    Half characters, which Python makes from file names that are not valid UTF-8, become escapes such as \\udcff.
+    """
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found.group(1)], template)
+    return page.encode(errors="backslashreplace").decode()

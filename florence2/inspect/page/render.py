@@ -52,7 +52,7 @@ def render_page(explanation: Mapping[str, Any], limit: int = LIMIT) -> str:
     frame, style = read_part("page.html"), read_part("page.css")
     script = "".join(read_part(name) for name in _SCRIPTS)
     parts = {"policy": policy_of(style, script), "style": style, "script": script, **_words(explanation)}
-    room = limit - len(frame) - sum(len(part.encode()) for part in parts.values())
+    room = limit - len(frame) - sum(len(part.encode(errors="backslashreplace")) for part in parts.values())
     return fill(frame, {**parts, **_pack(explanation, room)})
 
 
@@ -111,7 +111,9 @@ def _head(explanation: Mapping[str, Any], packing: dict[str, int]) -> bytes:
         saliency = token["saliency"] and {"prompt": token["saliency"]["prompt"]}
         tokens.append({**token, "attention": attention, "saliency": saliency})
     values = {**explanation, "image": image, "tokens": tokens, "packing": packing}
-    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+        errors="backslashreplace"  # of half a character this makes an escape that JSON has too
+    )
 
 
 def _maps(explanation: Mapping[str, Any], precision: Precision) -> tuple[bytes, int]:

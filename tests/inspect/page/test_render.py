@@ -174,6 +174,12 @@ def test_what_is_no_explanation_gets_a_sentence(change: dict[str, Any], sentence
         render_page({"format": 1, **change})
 
 
+def test_a_file_name_that_is_not_unicode_can_be_written(caption: dict[str, Any]) -> None:
+    page = render_page({**caption, "model": {**caption["model"], "name": "mod\udcffel"}})
+    assert "mod\\udcffel" in page.encode().decode()
+    assert blocks(page)[0]["model"]["name"] == "mod\udcffel"
+
+
 def test_without_saliency(caption: dict[str, Any]) -> None:
     without = {**caption, "tokens": [{**token, "saliency": None} for token in caption["tokens"]]}
     data, maps = blocks(render_page(without))
