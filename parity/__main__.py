@@ -25,6 +25,7 @@ from parity.records import compare_records
 from parity.references import Native, Reference, Remote
 from parity.renamed import compare_renamed
 from parity.report import Comparison, format_table, load_tolerances, record_tolerances
+from parity.schedules import compare_schedules
 from parity.specimen import compare_specimen, compare_specimen_records
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -92,6 +93,7 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Compari
         if group in shape.references:
             yield from compare_shape(group, shape, make_reference, Work())
     if group == "native":
+        yield compare_schedules(500 if options.full else 50)
         yield from compare_inside_specimen("nano", make_reference)
         yield from compare_renamed()
         yield from compare_dropout(group, make_reference)

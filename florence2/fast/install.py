@@ -21,22 +21,6 @@ from florence2.model.trace import NO_TRACE, Trace
 _PLAIN_LOGITS = Florence2Model.logits
 
 
-class PackedCache(DecoderCache):
-    """A cache that also holds the packed weights which the steps of its generation may use."""
-
-    packed: Packed
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leave the packed weights out of a copy, whose steps use the plain ones."""
-        return _plain_cache, ({name: value for name, value in vars(self).items() if name != "packed"},)
-
-
-def _plain_cache(values: dict[str, Any]) -> DecoderCache:
-    cache = DecoderCache.__new__(DecoderCache)
-    vars(cache).update(values)
-    return cache
-
-
 class FastFlorence2Model(Florence2Model):
     """Stands in for `Florence2Model`: its steps may use packed weights, and on CUDA a whole search is replayed."""
 
@@ -50,14 +34,16 @@ class FastFlorence2Model(Florence2Model):
     ) -> DecoderCache:
         """Start one generation; see `Florence2Model.start_cache`."""
         cache = super().start_cache(memory, beams, max_length, memory_mask, trace)
-        if torch.is_grad_enabled() or type(cache) is not DecoderCache:
-            return cache
-        packed = pack(self, self.step_weights(), len(memory) * beams)
-        if packed is not None:
-            cache.__class__ = PackedCache
-            assert isinstance(cache, PackedCache)
-            cache.packed = packed
+        self.prepare_steps(cache, len(memory) * beams)
         return cache
+
+    def prepare_steps(self, cache: DecoderCache, rows: int) -> None:
+        """Let the next steps over `cache`, of about `rows` rows, use packed weights where these are faster.
+
+        Weights are compared with their packed copies now; later changes that torch does not count are not seen.
+        """
+        # a plain attribute, which copies of the cache drop (see `Packed`)
+        cache.packed = None if torch.is_grad_enabled() else pack(self, self.step_weights(), rows)  # type: ignore[attr-defined]
 
     def step_weights(self) -> list[list[Tensor]]:
         """Return the weights that a step of the decoder reads, those with a common input together."""
@@ -75,9 +61,8 @@ class FastFlorence2Model(Florence2Model):
 
     def step(self, ids: Tensor, cache: DecoderCache, trace: Trace = NO_TRACE) -> Tensor:
         """Decode the newest id of every beam; see `Florence2Model.step`."""
-        if not isinstance(cache, PackedCache):
-            return super().step(ids, cache, trace)
-        with in_force(cache.packed):
+        packed: Packed | None = getattr(cache, "packed", None)
+        with in_force(packed):
             return super().step(ids, cache, trace)
 
     def logits(self, hidden: Tensor, trace: Trace = NO_TRACE) -> Tensor:

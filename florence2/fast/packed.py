@@ -69,12 +69,15 @@ class PackedWeights:
 
 
 class Packed:
-    """The packed copies that the steps of one generation use."""
+    """The packed copies that the steps of one generation use. A copy of it, such as in another process, is None."""
 
     def __init__(self, copies: Sequence[PackedWeights]):
         self.copies = copies
         self._places = {id(w()): (copy, i) for copy in copies for i, w in enumerate(copy.weights)}
         self._last: tuple[PackedWeights, Tensor, tuple[Tensor, ...]] | None = None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return x (..., in) times `weight` (out, in); None for a weight without a current copy.
@@ -140,7 +143,7 @@ _in_force: ContextVar[Packed | None] = ContextVar("florence2_packed_weights", de
 
 
 @contextlib.contextmanager
-def in_force(packed: Packed) -> Iterator[None]:
+def in_force(packed: Packed | None) -> Iterator[None]:
     """Let `fast.linear` use these copies inside the block, in this thread or task."""
     token = _in_force.set(packed)
     try:

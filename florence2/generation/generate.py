@@ -10,6 +10,7 @@ from florence2.errors import Florence2Error, OptionError, PromptError, shown
 from florence2.generation.options import GenerationOptions
 from florence2.generation.search import search
 from florence2.generation.state import Generation, SpecialIds
+from florence2.model.config import TextConfig
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import NO_TRACE, Trace
 
@@ -51,26 +52,40 @@ def generate(
         OptionError: a forced id is outside the vocabulary, or extra rules leave no id possible.
         Florence2Error: the memory is not finite.
     """
+    check_memory(memory)
+    options, ids = fit_options(model.config.text, options), special_ids(model)
+    # values that a trace keeps must work outside of inference mode
+    with torch.inference_mode() if trace is NO_TRACE else torch.no_grad():
+        found = model.search(memory, options, ids, memory_mask) if _searches_itself(model, trace) else None
+        found = found or _search(model, memory, options, ids, memory_mask, trace)
+    return ordinary(found)
+
+
+def check_memory(memory: Tensor) -> None:
+    """Raise Florence2Error when an encoded image and prompt hold values that are not finite."""
     if not memory.isfinite().all():
         raise Florence2Error(
             f"The encoded image and prompt hold values that are not finite (in {memory.dtype}): the weights, or what "
             "they compute, do not fit this type; load the model in float32 or bfloat16."
         )
-    text = model.config.text
+
+
+def fit_options(text: TextConfig, options: GenerationOptions) -> GenerationOptions:
+    """Lower `max_new_tokens` to the model's positions. Raises OptionError for a forced id outside its vocabulary."""
     for id in (options.forced_bos_token_id, options.forced_eos_token_id):
         if id is not None and id >= text.vocab_size:
             raise OptionError(f"The forced id {id} is outside this model's vocabulary of {text.vocab_size} ids.")
     # the last id is generated but never read, so as many can be generated as there are positions
-    options = options.changed(max_new_tokens=min(options.max_new_tokens, text.max_position_embeddings))
-    ids = SpecialIds(start=text.decoder_start_token_id, end=text.eos_token_id, pad=text.pad_token_id)
-    # values that a trace keeps must work outside of inference mode
-    with torch.inference_mode() if trace is NO_TRACE else torch.no_grad():
-        found = model.search(memory, options, ids, memory_mask) if _searches_itself(model, trace) else None
-        found = found or _search(model, memory, options, ids, memory_mask, trace)
-    return _ordinary(found)
+    return options.changed(max_new_tokens=min(options.max_new_tokens, text.max_position_embeddings))
 
 
-def _ordinary(found: Generation) -> Generation:
+def special_ids(model: Florence2Model) -> SpecialIds:
+    """Return the ids that a search over `model` must know."""
+    text = model.config.text
+    return SpecialIds(start=text.decoder_start_token_id, end=text.eos_token_id, pad=text.pad_token_id)
+
+
+def ordinary(found: Generation) -> Generation:
     """Return a generation whose tensors autograd accepts: a copy, unless it was not made in inference mode."""
     if not found.sequences.is_inference():
         return found

@@ -3,6 +3,7 @@
 Dimensions: B inputs, K sequences of each, V vocabulary, M ids that may be drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -55,11 +56,11 @@ class Greedy(SearchState):
             **more,
         )
 
-    def advance(self: Independent, logits: Tensor, n: int, trace: Trace = NO_TRACE) -> Independent:
+    def advance(self: Independent, logits: Tensor, n: int | Sequence[int], trace: Trace = NO_TRACE) -> Independent:
         """Append an id to every sequence that still runs."""
         logits = logits.to(torch.float32, copy=True)  # a model in float64 gives such logits; rules may write into them
         scores = self._apply_rules(logits, self.sequences.flatten(0, 1), n, trace)
-        chosen, tokens = self.choose(trace("scores", scores.log_softmax(dim=-1)), n)  # (B·K,) each
+        chosen, tokens = self.choose(trace("scores", scores.log_softmax(dim=-1)))  # (B·K,) each
         chosen, tokens = chosen.view_as(self.newest), tokens.view_as(self.newest)  # (B, K)
         generated, ended = self.generated + 1, self.ended | (tokens == self.ids.end)
         advanced = replace(
@@ -77,8 +78,8 @@ class Greedy(SearchState):
             show_choice(trace, tokens, self.parents, sums, ended & ~self.ended, self.parents, advanced.done)
         return advanced
 
-    def choose(self, scores: Tensor, n: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Choose the n-th id of every sequence by log-probabilities (B·K, V); return its own and the id, (B·K,)."""
+    def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the next id of every sequence by log-probabilities (B·K, V); return its own and the id, (B·K,)."""
         best, tokens = scores.max(dim=-1)
         return best, tokens
 
@@ -122,8 +123,8 @@ class Sampling(Greedy):
             draws = torch.rand(K, limit, dtype=torch.float32, generator=generator).repeat(B, 1, 1)  # (B, K, limit)
         return super().start(B, options, ids, device, draws=draws.clamp_(max=_MOST_DRAW).to(device), **more)
 
-    def choose(self, scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Draw the n-th id of every sequence; see `Greedy.choose`.
+    def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the next id of every sequence; see `Greedy.choose`.
 
         The log-probability that is returned is that before temperature, top-k and top-p: the model's own, so that
         answers drawn with different settings, and those of a search, can be compared.
@@ -131,7 +132,8 @@ class Sampling(Greedy):
         options = self.options
         ids, probabilities = drawable(scores, options.temperature, options.top_k, options.top_p)  # (B·K, M)
         sums = probabilities.cumsum(dim=-1)
-        draws = self.draws[:, :, n - 1].reshape(-1, 1) * sums[:, -1:]  # (B·K, 1)
+        position = self.generated[:, None, None].expand(-1, self.draws.shape[1], 1)  # (B, K, 1)
+        draws = self.draws.gather(2, position).view(-1, 1) * sums[:, -1:]  # (B·K, 1)
         place = torch.searchsorted(sums, draws, right=True)  # of the first sum above the draw
         # an accelerator may add in another order for each sum, and so reach an id whose probability is 0
         place = place.where(probabilities.gather(1, place) > 0, probabilities.argmax(dim=-1, keepdim=True))

@@ -5,7 +5,7 @@ hypotheses scored by (sum of log-probabilities) / length^length_penalty, and its
 sampling are in `sampling`. Dimensions: B inputs, K beams, M candidates, T ids, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -131,7 +131,7 @@ class _BeamSearch(SearchState):
             powers=torch.tensor(powers, dtype=torch.float64, device=device).expand(B, -1),
         )
 
-    def advance(self, logits: Tensor, n: int, trace: Trace = NO_TRACE) -> "_BeamSearch":
+    def advance(self, logits: Tensor, n: int | Sequence[int], trace: Trace = NO_TRACE) -> "_BeamSearch":
         """Compare 2·K candidates: of those that end the first K may finish, and K of the rest continue."""
         B, K = self.newest.shape
         logits = logits.float()  # a model in float64 gives such logits

@@ -1,9 +1,11 @@
 """What a search knows between two steps, what the rules make of its scores, and what it returns in the end."""
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from florence2.errors import OptionError
@@ -72,7 +74,8 @@ class SearchState(abc.ABC):
     """The state between two steps, a value; `advance` makes the next one.
 
     `advance` has no control flow that depends on data, and no shape changes; only the step number n selects the rules.
-    A step can therefore be captured as a CUDA graph and replayed (`fast.graphs`).
+    A step can therefore be captured as a CUDA graph and replayed (`fast.graphs`). Inputs that joined later are at a
+    step number of their own (`generation.engine`).
     """
 
     options: GenerationOptions
@@ -83,8 +86,8 @@ class SearchState(abc.ABC):
     done: Tensor  # (B,) bool: inputs whose result will not change any more
 
     @abc.abstractmethod
-    def advance(self, logits: Tensor, n: int, trace: Trace = NO_TRACE) -> "SearchState":
-        """Choose the n-th id of every sequence, n from 1, by its `logits` (B·K, V)."""
+    def advance(self, logits: Tensor, n: int | Sequence[int], trace: Trace = NO_TRACE) -> "SearchState":
+        """Choose the n-th id of every sequence, n from 1 or one for each input, by its `logits` (B·K, V)."""
 
     @abc.abstractmethod
     def finish(self) -> Generation:
@@ -106,23 +109,37 @@ class SearchState(abc.ABC):
         }
         return replace(self, **merged)
 
-    def _apply_rules(self, scores: Tensor, sequences: Tensor, n: int, trace: Trace) -> Tensor:
+    def join(self: State, other: State) -> State:
+        """Return the state of the inputs of both, which have the same options; the others come last."""
+        joined: dict[str, Any] = {
+            name: torch.cat([value, other.tensors()[name]]) for name, value in self.tensors().items()
+        }
+        return replace(self, **joined)
+
+    def _apply_rules(self, scores: Tensor, sequences: Tensor, n: int | Sequence[int], trace: Trace) -> Tensor:
         """Apply the rules to `scores` (R, V) of the n-th id of `sequences` (R, 1 + limit), R a multiple of B."""
-        generated = self.generated.repeat_interleave(len(sequences) // len(self.generated))
+        beams = len(sequences) // len(self.generated)
+        generated = self.generated.repeat_interleave(beams)
+        numbers = [n] * len(self.generated) if isinstance(n, int) else n
         for rule in logit_rules(self.options, self.ids):
             before = scores.clone() if trace.wants(f"search.banned.{rule.name}") else None
-            if rule.applies(n - 1):
+            due = [rule.applies(number - 1) for number in numbers]
+            if all(due):
                 scores = _apply(rule, scores, sequences, generated)
+            elif any(due):
+                rows = torch.tensor(due, device=scores.device).repeat_interleave(beams).nonzero()[:, 0]
+                scores[rows] = _apply(rule, scores[rows], sequences[rows], generated[rows])
             scores = _show_rule(trace, rule, before, scores)
         if self.options.extra_rules:  # the built-in rules always leave something
-            self._check_possible(scores, n)
+            self._check_possible(scores, numbers)
         return scores
 
-    def _check_possible(self, scores: Tensor, n: int) -> None:
+    def _check_possible(self, scores: Tensor, numbers: Sequence[int]) -> None:
         """Raise OptionError when the rules left an input that still runs without any possible n-th id."""
         possible = (scores > NEVER).any(dim=-1).view(len(self.done), -1)  # (B, K)
         stuck = self._is_stuck(possible) & ~self.done
         if stuck.any():
+            n = numbers[int(stuck.nonzero()[0, 0])]
             names = ", ".join(rule.name for rule in self.options.extra_rules)
             raise OptionError(
                 f"The rules leave no possible id at position {n} of an answer; an extra rule ({names}) must leave at "

@@ -1,0 +1,1 @@
+"""The engine: many answers at once, each joining and leaving when it may."""

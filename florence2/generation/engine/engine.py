@@ -1,0 +1,225 @@
+"""The engine: requests are submitted at any time, and one step of the decoder advances all that run.
+
+`generate` answers a batch and ends with its longest answer. Here an answer leaves when it ends, and the next one takes
+its place. The tokens are those of `generate` for each request alone, whatever else runs.
+"""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from florence2.errors import Florence2Error, OptionError, PromptError, shown
+from florence2.generation.budget import free_bytes, generation_bytes
+from florence2.generation.engine.features import FeatureCache
+from florence2.generation.engine.lane import Lane, Outcome
+from florence2.generation.generate import check_memory, fit_options, ordinary, special_ids
+from florence2.generation.options import GenerationOptions
+from florence2.generation.state import Generation
+from florence2.model.florence2 import Florence2Model
+
+_USABLE = 0.9  # of the free bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One question about one image.
+
+    Attributes:
+        prompt: Ids of the prompt, with begin and end.
+        pixel_values: (1, 3, H, W), normalised; None where `features` are given.
+        features: (1, N, D) of an image that was encoded before.
+        key: What the image is known by, equal for equal pixels; None is a hash of the pixels.
+    """
+
+    prompt: Sequence[int]
+    options: GenerationOptions
+    pixel_values: Tensor | None = None
+    features: Tensor | None = None
+    key: Hashable = None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """What stands for one submitted question."""
+
+    work: Work
+    bytes: int
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A finished question, with its `generation` or the `error` that kept it from one."""
+
+    ticket: Ticket
+    generation: Generation | None = None
+    error: Florence2Error | None = None
+
+
+class Engine:
+    """Answers many questions at once. One thread owns it; a question is refused before anything is computed."""
+
+    def __init__(
+        self,
+        model: Florence2Model,
+        slots: int = 8,
+        *,
+        cache_bytes: int = 512 << 20,
+        memory_bytes: int | None = None,
+        decoding_share: float = 0.0,
+    ):
+        """Make an engine without work.
+
+        Args:
+            model: What answers.
+            slots: How many answers of one number of beams may run at once, at least 1.
+            cache_bytes: How many bytes of encoded images are kept for later questions.
+            memory_bytes: How many bytes all running answers may take; what does not fit waits. None is 0.9 of the
+                bytes that are free when an answer is started and none runs.
+            decoding_share: The least share of the time, 0 up to 1, that running answers get while others wait: 0 fills
+                every slot at once, for the most answers in all; 0.5 lets a running answer take at most twice its time.
+
+        Raises:
+            OptionError: A value is out of range.
+        """
+        if type(slots) is not int or slots < 1:
+            raise OptionError(f"slots is {shown(slots)}; it must be a whole number of at least 1.")
+        if not 0 <= decoding_share < 1:
+            raise OptionError(f"decoding_share is {shown(decoding_share)}; it must be at least 0 and below 1.")
+        self._model, self._slots, self._share = model, slots, decoding_share
+        self._ids = special_ids(model)
+        self._features = FeatureCache(cache_bytes)
+        self._memory_bytes, self._room = memory_bytes, 0
+        self._waiting: deque[Ticket] = deque()
+        self._running: list[Ticket] = []
+        self._lanes: dict[int, Lane[Ticket]] = {}  # by the number of sequences an answer
+        self._owed = 0.0  # seconds of decoding that running answers are due before the next one is encoded
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self._waiting or self._running)
+
+    def submit(self, work: Work) -> Ticket:
+        """Put a question into the queue.
+
+        Raises:
+            OptionError: A generation setting does not fit the model, or one answer could never fit into
+                `memory_bytes`.
+            PromptError: Image and prompt are longer than the model's positions.
+        """
+        options = fit_options(self._model.config.text, work.options)
+        length = self._image_tokens(work) + len(work.prompt)
+        positions = self._model.config.text.max_position_embeddings
+        if length > positions:
+            raise PromptError(
+                f"{length} positions (image tokens count too) are more than the {positions} of this checkpoint; "
+                "shorten the text."
+            )
+        needed = generation_bytes(self._model.config, options, length, self._model.dtype)
+        if self._memory_bytes is not None and needed > self._memory_bytes:
+            raise OptionError(
+                f"One answer may take {needed / 1e9:.1f} GB, more than the {self._memory_bytes / 1e9:.1f} GB of this "
+                "engine; lower max_new_tokens or num_beams."
+            )
+        ticket = Ticket(Work(work.prompt, options, work.pixel_values, work.features, work.key), needed)
+        self._waiting.append(ticket)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Let a question leave at the next step, without a `Done`; one that is finished stays so."""
+        ticket.cancelled = True
+
+    def step(self) -> list[Done]:
+        """Admit what fits, advance every running answer by one id, and return the questions that ended."""
+        with torch.inference_mode():
+            self._drop_cancelled()
+            ended = self._admit() + self._decode()
+        return [_done(ticket, outcome) for ticket, outcome in ended]
+
+    def _decode(self) -> list[tuple[Ticket, Outcome]]:
+        """Advance every lane by one step; return the answers that ended."""
+        started = time.perf_counter()
+        ended = [each for lane in self._lanes.values() if len(lane) for each in lane.step()]
+        self._owed = max(0.0, self._owed - (time.perf_counter() - started))
+        for ticket, _ in ended:
+            self._running.remove(ticket)
+        return ended
+
+    def _drop_cancelled(self) -> None:
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+        self._running = [ticket for ticket in self._running if not ticket.cancelled]
+        for lane in self._lanes.values():
+            lane.drop(lambda ticket: ticket.cancelled)
+
+    def _admit(self) -> list[tuple[Ticket, Outcome]]:
+        """Start waiting answers in their order while slots, memory and time allow; return those that failed."""
+        failed: list[tuple[Ticket, Outcome]] = []
+        while self._waiting and self._has_room(ticket := self._waiting[0]):
+            self._waiting.popleft()
+            started = time.perf_counter()
+            try:
+                self._start(ticket)
+                self._running.append(ticket)
+            except Florence2Error as error:
+                failed.append((ticket, error))
+            spent = time.perf_counter() - started
+            self._owed += spent * self._share / (1 - self._share)
+        return failed
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        if not self._running:
+            free = free_bytes(self._model.device) if self._memory_bytes is None else None
+            self._room = self._memory_bytes or (1 << 62 if free is None else int(_USABLE * free))
+            return True  # an answer alone is always tried
+        lane = self._lanes.get(ticket.work.options.width)
+        taken = sum(running.bytes for running in self._running)
+        return self._owed <= 0 and (lane is None or len(lane) < self._slots) and taken + ticket.bytes <= self._room
+
+    def _start(self, ticket: Ticket) -> None:
+        """Encode image and prompt, and let the answer join its lane."""
+        work = ticket.work
+        features = self._encode_image(work).to(self._model.device, self._model.dtype)
+        prompt = torch.tensor([list(work.prompt)], device=self._model.device)
+        memory = self._model.encode(features, prompt)
+        check_memory(memory)
+        width = work.options.width
+        if width not in self._lanes:
+            self._lanes[width] = Lane(self._model, width, self._slots, self._ids)
+        self._lanes[width].join(ticket, memory, work.options)
+
+    def _encode_image(self, work: Work) -> Tensor:
+        if work.features is not None:
+            return work.features
+        assert work.pixel_values is not None
+        key = work.key if work.key is not None else _hash(work.pixel_values)
+        features = self._features.get(key)
+        if features is None:
+            features = self._model.encode_image(work.pixel_values)
+            self._features.put(key, features)
+        return features
+
+    def _image_tokens(self, work: Work) -> int:
+        if work.features is not None:
+            return work.features.shape[1]
+        if work.pixel_values is None:
+            raise PromptError("A question needs pixel_values or features; it has neither.")
+        return self._model.config.vision.image_tokens(*work.pixel_values.shape[-2:])
+
+
+def _hash(pixel_values: Tensor) -> bytes:
+    """Return a hash of shape and values (1, 3, H, W)."""
+    hashed = hashlib.sha256(repr((pixel_values.dtype, tuple(pixel_values.shape))).encode())
+    hashed.update(pixel_values.contiguous().cpu().view(torch.uint8).numpy().data)
+    return hashed.digest()
+
+
+def _done(ticket: Ticket, outcome: Outcome) -> Done:
+    if isinstance(outcome, Florence2Error):
+        return Done(ticket, error=outcome)
+    return Done(ticket, ordinary(outcome))

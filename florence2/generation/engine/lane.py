@@ -1,0 +1,150 @@
+"""Running answers of one number of beams: one step of the decoder for all, a search state for each kind of options."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from florence2.errors import Florence2Error
+from florence2.generation.engine.slots import SlotCache
+from florence2.generation.options import GenerationOptions
+from florence2.generation.search import start_search
+from florence2.generation.state import Generation, SearchState, SpecialIds
+from florence2.model.cache import DecoderCache
+from florence2.model.florence2 import Florence2Model
+
+Name = TypeVar("Name")
+"""What the caller calls an answer."""
+Outcome = Generation | Florence2Error
+"""How an answer ended: with its result, or why there is none."""
+
+
+@runtime_checkable
+class PreparesSteps(Protocol):
+    """A model whose steps can be made faster for a number of rows."""
+
+    def prepare_steps(self, cache: DecoderCache, rows: int) -> None:
+        """Prepare the next steps over `cache`, of about `rows` rows."""
+        ...
+
+
+@dataclass
+class _Group(Generic[Name]):
+    """The running answers with equal options. `rows` says where each stands among all that run, ascending."""
+
+    state: SearchState
+    names: list[Name] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+
+class Lane(Generic[Name]):
+    """Up to `slots` running answers of `width` sequences each, which the decoder advances together."""
+
+    def __init__(self, model: Florence2Model, width: int, slots: int, ids: SpecialIds):
+        self._model, self._width, self._ids = model, width, ids
+        self._cache = SlotCache(model.language_model.decoder, width, slots, model.device)
+        self._groups: list[_Group[Name]] = []
+        self._prepared_for = 0  # rows, rounded up to a power of two
+
+    def __len__(self) -> int:
+        """Count the running answers."""
+        return len(self._cache.positions)
+
+    def join(self, name: Name, memory: Tensor, options: GenerationOptions) -> None:
+        """Start the answer `name` over `memory` (1, S, D)."""
+        row = self._cache.join(memory)
+        state = start_search(1, options, self._ids, memory.device)
+        group = next((group for group in self._groups if group.state.options == options), None)
+        if group is None:
+            self._groups.append(group := _Group(state))
+        else:
+            group.state = group.state.join(state)
+        group.names.append(name)
+        group.rows.append(row)
+
+    def drop(self, unwanted: Callable[[Name], bool]) -> None:
+        """Stop the answers whose names are `unwanted`."""
+        leaving = {
+            row for group in self._groups for name, row in zip(group.names, group.rows, strict=True) if unwanted(name)
+        }
+        if leaving:
+            self._leave(leaving)
+
+    def step(self) -> list[tuple[Name, Outcome]]:
+        """Choose the next id of every sequence; return the answers that this ends, which leave."""
+        self._prepare()
+        newest = self._gather(lambda state: state.newest)
+        logits = self._model.step(newest.flatten(), self._cache).view(len(self), self._width, -1)  # (B, K, V)
+        numbers = list(self._cache.positions)  # the number of the id that each answer's logits are about
+        ended: list[tuple[Name, int, Outcome]] = []
+        for group in self._groups:
+            part = logits if len(group.rows) == len(self) else logits[group.rows]
+            ended += _advance(group, part, [numbers[row] for row in group.rows])
+        parents = self._gather(lambda state: state.parents)
+        if ended:
+            leaving = {row for _, row, _ in ended}
+            parents = parents[[row for row in range(len(self)) if row not in leaving]]
+            self._leave(leaving)
+        if len(self):
+            self._cache.reorder(parents)
+        return [(name, outcome) for name, _, outcome in ended]
+
+    def _prepare(self) -> None:
+        """Prepare the model's steps when the number of rows has changed by much, or the lane was empty."""
+        rows = 1 << (len(self) * self._width - 1).bit_length()
+        if rows != self._prepared_for and isinstance(self._model, PreparesSteps):
+            self._model.prepare_steps(self._cache, rows)
+            self._prepared_for = rows
+
+    def _gather(self, read: Callable[[SearchState], Tensor]) -> Tensor:
+        """Return a value of every group's state (B', K), put together in the order of the rows: (B, K)."""
+        order = torch.tensor([row for group in self._groups for row in group.rows])
+        values = torch.cat([read(group.state) for group in self._groups])
+        return values[order.argsort().to(values.device)]
+
+    def _leave(self, leaving: set[int]) -> None:
+        """Take the rows `leaving` out of cache and groups."""
+        kept = [row for row in range(len(self)) if row not in leaving]
+        place = {row: i for i, row in enumerate(kept)}
+        for group in self._groups:
+            staying = [i for i, row in enumerate(group.rows) if row in place]
+            if len(staying) < len(group.rows):
+                group.state = group.state.pick(torch.tensor(staying, dtype=torch.long, device=self._model.device))
+                group.names = [group.names[i] for i in staying]
+            group.rows = [place[group.rows[i]] for i in staying]
+        self._groups = [group for group in self._groups if group.rows]
+        self._cache.keep(torch.tensor(kept, dtype=torch.long, device=self._model.device))
+        if not kept:
+            self._prepared_for = 0  # the weights may change before the next answer
+
+
+def _advance(group: _Group[Name], logits: Tensor, numbers: Sequence[int]) -> Iterator[tuple[Name, int, Outcome]]:
+    """Advance a group by `logits` (B, K, V); yield name, row and outcome of each answer that ends."""
+    try:
+        group.state = group.state.advance(logits.flatten(0, 1), numbers)
+        failed: dict[int, Florence2Error] = {}
+    except Florence2Error:  # a rule of somebody's own left an answer nothing to continue with
+        group.state, failed = _advance_each(group.state, logits, numbers)
+    limit = group.state.options.max_new_tokens
+    for i, done in enumerate(group.state.done.tolist()):
+        name, row = group.names[i], group.rows[i]
+        if i in failed:
+            yield name, row, failed[i]
+        elif done or numbers[i] == limit:
+            yield name, row, group.state.pick(torch.tensor([i], device=logits.device)).finish()
+
+
+def _advance_each(
+    state: SearchState, logits: Tensor, numbers: Sequence[int]
+) -> tuple[SearchState, dict[int, Florence2Error]]:
+    """Advance the inputs one by one; return the state, and the error of each that cannot continue."""
+    failed = {}
+    for i, number in enumerate(numbers):
+        row = torch.tensor([i], device=logits.device)
+        try:
+            state = state.put(row, state.pick(row).advance(logits[i], [number]))
+        except Florence2Error as error:
+            failed[i] = error
+    return state, failed

@@ -1,0 +1,142 @@
+"""Keys and values of answers that join and leave, each at a position of its own."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from florence2.model.bart import Decoder, DecoderLayer
+from florence2.model.cache import DecoderCache, KeysValues
+
+_ROOM = 64  # positions that are added at a time
+
+
+class SlotCache(DecoderCache):
+    """A `DecoderCache` of up to `slots` answers, K beams each.
+
+    An answer joins by writing the keys and values of its memory into the next slot, and leaves by moving the later
+    ones down. Slots beyond an answer's own memory and past hold zeros and are masked, so what an answer reads does not
+    depend on its neighbours.
+
+    Attributes:
+        positions: How many ids each running answer has read.
+    """
+
+    def __init__(self, decoder: Decoder, beams: int, slots: int, device: torch.device):
+        self.beams, self.slots = beams, slots
+        self.positions: list[int] = []
+        self.ancestry = torch.zeros(slots, beams, 0, dtype=torch.bool, device=device)
+        self.projected: list[KeysValues] = []
+        self._layers = [cast(DecoderLayer, layer).encoder_attn for layer in decoder.layers]
+        self._memory: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
+        self._memory_lengths: list[int] = []
+        self._own: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
+        self._written = torch.zeros(0, beams, dtype=torch.long, device=device)
+
+    def join(self, memory: Tensor) -> int:
+        """Start an answer over `memory` (1, S, D); return its row among the running ones, the last."""
+        row, length = len(self.positions), memory.shape[1]
+        for i, attention in enumerate(self._layers):
+            new = attention.keys_values(memory)  # (1, heads, S, d) each
+            kept = self._memory[i] = self._grown(self._memory[i], new, length)
+            for storage, values in zip(kept, new, strict=True):
+                storage[row, :, :length] = values[0]
+        self.positions.append(0)
+        self._memory_lengths.append(length)
+        self._show_memory()
+        return row
+
+    def keep(self, rows: Tensor) -> None:
+        """Continue with the answers `rows` (B',) alone, in ascending order."""
+        kept = rows.tolist()
+        for storages, ends in ((self._memory, self._memory_lengths), (self._own, self._own_ends())):
+            for storage in _tensors(storages):
+                for new, old in enumerate(kept):
+                    if new != old:
+                        longest = max(ends[new], ends[old])
+                        storage[new, :, :longest] = storage[old, :, :longest]
+                for row in range(len(kept), len(ends)):  # what is left behind may not reach a later answer
+                    storage[row, :, : max(ends)] = 0
+        self.ancestry[: len(kept)] = self.ancestry[rows]
+        self.ancestry[len(kept) :] = False
+        self.positions = [self.positions[row] for row in kept]
+        self._memory_lengths = [self._memory_lengths[row] for row in kept]
+        self._show_memory()
+
+    def advance(self) -> None:
+        """Open the next position of every answer."""
+        running, room = len(self.positions), (max(self.positions) + 1) * self.beams
+        if self.ancestry.shape[2] < room:
+            self.ancestry = _widened(self.ancestry, _round_up(room))
+        starts = torch.tensor(self.positions, device=self.ancestry.device)[:, None] * self.beams
+        self._written = starts + torch.arange(self.beams, device=starts.device)  # (B, K): the slot of each beam
+        self.ancestry[:running].scatter_(2, self._written[:, :, None], True)
+        self.positions = [position + 1 for position in self.positions]
+
+    def reorder(self, parents: Tensor) -> None:
+        """Let beam k of a running answer continue its beam `parents[b, k]`: (B, K) long."""
+        if self.beams > 1:
+            past = self.ancestry[: len(parents)]
+            past.copy_(past.gather(1, parents[:, :, None].expand_as(past)))
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
+        """Write the newest position of `layer`, (B, heads, K, d) each; return all that its queries may look at."""
+        running, end = len(keys), max(self.positions) * self.beams
+        kept = self._own[layer] = self._grown(self._own[layer], (keys, values), end)
+        for storage, new in zip(kept, (keys, values), strict=True):
+            storage[:running].scatter_(2, self._written[:, None, :, None].expand_as(new), new)
+        seen_keys, seen_values = (storage[:running, :, :end] for storage in kept)
+        return KeysValues(seen_keys, seen_values, self.ancestry[:running, None, :, :end])  # (B, 1, K, slots)
+
+    def embed_position(self, table: torch.nn.Module) -> Tensor:
+        """Return the embedding (B·K, 1, D) of the position that `advance` opens next for each beam."""
+        embedded = torch.cat([table(position, 1) for position in self.positions])  # (B, D)
+        return embedded.repeat_interleave(self.beams, dim=0)[:, None]
+
+    def _own_ends(self) -> list[int]:
+        return [position * self.beams for position in self.positions]
+
+    def _show_memory(self) -> None:
+        """Make the views of the running answers' memories, with a mask where their lengths differ."""
+        if not self.positions:
+            self.projected = []
+            return
+        lengths = torch.tensor(self._memory_lengths, device=self.ancestry.device)
+        longest = max(self._memory_lengths)
+        mask = None
+        if min(self._memory_lengths) < longest:
+            mask = (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None, :]  # (B, 1, 1, S)
+        running = len(self.positions)
+        self.projected = [
+            KeysValues(keys[:running, :, :longest], values[:running, :, :longest], mask)
+            for keys, values in (pair for pair in self._memory if pair is not None)
+        ]
+
+    def _grown(
+        self, kept: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor], length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return storages (slots, heads, at least `length`, d) that hold what `kept` held, for values like `new`."""
+        if kept is None:
+            # zeros, not empty: a masked slot that held infinity would still spoil its neighbours
+            keys, values = (each.new_zeros(self.slots, each.shape[1], 0, each.shape[3]) for each in new)
+            kept = keys, values
+        if kept[0].shape[2] < length:
+            keys, values = (_widened(each, _round_up(length)) for each in kept)
+            kept = keys, values
+        return kept
+
+
+def _tensors(pairs: list[tuple[Tensor, Tensor] | None]) -> Iterator[Tensor]:
+    return (tensor for pair in pairs if pair is not None for tensor in pair)
+
+
+def _widened(storage: Tensor, length: int) -> Tensor:
+    """Return `storage` (slots, ..., old length[, d]) with its third dimension grown to `length`, by zeros."""
+    new = storage.new_zeros(*storage.shape[:2], length, *storage.shape[3:])
+    new[:, :, : storage.shape[2]] = storage
+    return new
+
+
+def _round_up(length: int) -> int:
+    return -(-length // _ROOM) * _ROOM
