@@ -1,7 +1,6 @@
 """Options that several commands share, so that each means the same everywhere, and how they become arguments."""
 
 import argparse
-import difflib
 import importlib
 import json
 import math
@@ -26,8 +25,18 @@ from florence2.checkpoints.hub import (
 )
 from florence2.errors import HubError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
+from florence2.inputs.image import parse_colour
 from florence2.inputs.processor import TaskText, input_to_text
-from florence2.inputs.tasks import TASKS, AnswerKind, Task, TaskTable, check_prompt, find_task, parse_task_kind
+from florence2.inputs.tasks import (
+    TASKS,
+    AnswerKind,
+    FreePrompt,
+    Task,
+    TaskTable,
+    check_prompt,
+    find_task,
+    parse_task_kind,
+)
 
 if TYPE_CHECKING:
     from florence2.pipeline import Florence2
@@ -37,7 +46,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 MODELS = f"{EMBEDDED_MODEL} (comes with the package), {', '.join(NAMES)}, OWNER/NAME, a folder or a file"
 SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
 """The options of sampling, which are settings of `GenerationOptions`."""
-_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle")
+_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle", "background")
 
 # ---- groups of options ---------------------------------------------------------------------------------------------
 
@@ -159,6 +168,31 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         type=parse_box,
         help="the region that a task takes: left, top, right, bottom in pixels (--box=-5,... if negative)",
     )
+    parser.add_argument(
+        "--free-prompt",
+        action="store_true",
+        help="the first argument is a free prompt, which the model reads unchanged, even if it is one word or looks "
+        "like a task",
+    )
+
+
+def add_background(parser: argparse.ArgumentParser) -> None:
+    """Add the colour of transparent pixels."""
+    parser.add_argument(
+        "--background",
+        type=_parse_background,
+        metavar="COLOUR",
+        help="the colour that transparent pixels of images show, such as white or #ffffff (default: transparency is "
+        "dropped, as in the reference, and shows the colours under it)",
+    )
+
+
+def _parse_background(text: str) -> str:
+    try:
+        parse_colour(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -300,7 +334,7 @@ def load_model(options: argparse.Namespace) -> "Florence2":
 
 
 _ALIAS = re.compile(r"[a-z][\w-]*", re.ASCII | re.IGNORECASE)
-"""One word in the form of an alias. On the command line a free prompt has more than one."""
+"""One word in the form of an alias."""
 
 
 def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
@@ -315,7 +349,8 @@ def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
     except HubError:
         return declared
     adapter = getattr(options, "adapter", None)
-    may_be_own = find_task(word, declared) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
+    is_free = isinstance(word, FreePrompt)
+    may_be_own = not is_free and find_task(word, declared) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
     if may_be_own and (adapter is not None or (path is None and options.model not in NAMES)):
         path = check_model(options)
     if path is None:
@@ -346,7 +381,9 @@ def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = 
         return
     task = next((word for word in words[1:] if names_task(word, tasks)), None)
     if task is not None:
-        raise PromptError(f"The task comes before the image: {shlex.join(['florence2', command, task, first])}")
+        raise PromptError(
+            f"The order is wrong. The task comes before the image: {shlex.join(['florence2', command, task, first])}"
+        )
     example = shlex.join(["florence2", command, "<OD>", first])
     raise PromptError(f"The first argument must be a task, not {first!r}; for example: {example}")
 
@@ -384,8 +421,6 @@ def _questions_of(
     prompt: str, text: TaskText, boxes: Sequence[tuple[float, ...]], tasks: Mapping[str, Task]
 ) -> list[TaskQuestion]:
     task = find_task(prompt, tasks)
-    if task is None and _ALIAS.fullmatch(prompt):
-        raise _unknown_alias(prompt, tasks)
     if task is None or task.takes == "nothing":
         check_prompt(prompt, tasks=tasks)
         return [TaskQuestion(prompt, None, task)]
@@ -396,17 +431,6 @@ def _questions_of(
         return [TaskQuestion(prompt, box, task) for box in boxes]
     check_prompt(prompt, input_to_text(text), tasks)
     return [TaskQuestion(prompt, text, task)]
-
-
-def _unknown_alias(word: str, tasks: Mapping[str, Task]) -> PromptError:
-    """Return the error for a single word in the form of an alias, with the nearest one if any is near."""
-    aliases = [task.alias for task in tasks.values()]
-    near = difflib.get_close_matches(word.lower(), aliases, n=1)
-    guess = f"; did you mean {near[0]}?" if near else "."
-    return PromptError(
-        f"Unknown task {word!r}{guess} The tasks of this model are {', '.join(aliases)}. A free prompt has more than "
-        "one word."
-    )
 
 
 def _superfluous(tasks: Sequence[str], option: str, other: str | None) -> PromptError:

@@ -25,9 +25,9 @@ def is_url(text: str) -> bool:
     return text[:5].lower() == "data:" or (_URL.match(text) is not None and text[1:2] != ":")
 
 
-def short_name(text: str) -> str:
+def short_name(text: str, longest: int = _MAX_NAME) -> str:
     """Return a path for a message, in full unless it is very long."""
-    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def url_problem(path: str) -> str | None:
