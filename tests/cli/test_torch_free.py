@@ -65,6 +65,30 @@ WRONG = [
     ("run od {image} --model nowhere", "'nowhere'"),
     ("run od {image} --model {empty} --adapter nowhere", "'nowhere'"),
     ("run od {empty}", "holds no image"),
+    ("run od {nothing}", 'The name of an image is empty ("")'),
+    ("run {nothing} {image}", "A task must be a token"),
+    ("run od {image} --out {nothing}", 'argument --out: the name is empty ("")'),
+    ("run od {image} --model {nothing}", "argument --model: the name is empty"),
+    ("run od {image} --model {empty} --adapter {nothing}", "argument --adapter: the name is empty"),
+    ("run od {image} --out {image}", "is a file; answers need a folder"),
+    ("run od {image} --format csv", "usage: florence2 run"),
+    ("cascade {nothing}", "argument IMAGE: the name is empty"),
+    ("convert {nothing} {empty}", "argument SOURCE: the name is empty"),
+    ("convert {empty} {nothing}", "argument FOLDER: the name is empty"),
+    ("init {nothing} --tokenizer nano", "argument FOLDER: the name is empty"),
+    ("init {empty} --tokenizer {nothing}", "argument --tokenizer: the name is empty"),
+    ("info {nothing}", "argument CHECKPOINT: the name is empty"),
+    ("download {nothing}", "argument MODEL: the name is empty"),
+    ("audit {nothing}", "argument A: the name is empty"),
+    ("audit {empty} {nothing}", "argument B: the name is empty"),
+    ("inspect od {nothing} --json", "argument IMAGE: the name is empty"),
+    ("inspect od {image} --out {nothing}", "argument --out: the name is empty"),
+    ("inspect od {image} --plots {nothing}", "argument --plots: the name is empty"),
+    ("train {nothing} --out {empty}/run", "argument DATA: the name is empty"),
+    ("train {image} --out {nothing}", "argument --out: the name is empty"),
+    ("train {image} --out {empty}/run --images {nothing}", "argument --images: the name is empty"),
+    ("train {image} --out {empty}/run --validation {nothing}", "argument --validation: the name is empty"),
+    ("evaluate {nothing}", "argument DATA: the name is empty"),
     ("cascade {empty}", "holds no image"),
     ("cascade {image} --detail long", "'long'"),
     ("cascade {image} --model nowhere", "'nowhere'"),
@@ -94,7 +118,14 @@ WRONG = [
     ("evaluate {empty}/absent.jsonl", "absent.jsonl does not exist"),
     ("evaluate {image} --model nowhere", "'nowhere'"),
 ]
-"""A command line without its program, and a part of the message; {image} is a file, the others are folders."""
+"""A command line without its program, and a part of the message. {image} is a file, {nothing} an empty name; the rest are
+folders."""
+
+UNREADABLE = [
+    "run od {empty}/absent.png --model nano",
+    "run od caption {empty}/absent.png {tasks}/tasks.json --json --model nano",
+]
+"""Images of which none can be read."""
 
 Results = dict[tuple[str, ...], tuple[object, str, str]]
 
@@ -112,13 +143,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def fill(line: str, places: dict[str, Path]) -> list[str]:
-    return [word.format_map(places) for word in line.split()]
+    return [word.format_map({**places, "nothing": ""}) for word in line.split()]
 
 
 @pytest.fixture(scope="module")
 def results(places: dict[str, Path]) -> Results:
     """Exit code, stdout and stderr of every command line, all from one process in which torch cannot be imported."""
-    lines = [*HELP, ["--version"], *(fill(line, places) for line, _ in WRONG)]
+    lines = [
+        *HELP,
+        ["--version"],
+        *(fill(line, places) for line in UNREADABLE),
+        *(fill(line, places) for line, _ in WRONG),
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
     words = [sys.executable, "-c", WITHOUT_TORCH]
     done = subprocess.run(
@@ -150,6 +186,18 @@ def test_the_version(results: Results) -> None:
 def test_wrong_command_lines(line: str, message: str, results: Results, places: dict[str, Path]) -> None:
     code, out, err = results[tuple(fill(line, places))]
     assert code == 2 and out == "" and message in err and "torch" not in err
+
+
+def test_images_are_looked_at_before_a_model_is_loaded(results: Results, places: dict[str, Path]) -> None:
+    code, out, err = results[tuple(fill(UNREADABLE[0], places))]
+    assert (code, out) == (
+        1,
+        "",
+    ) and err == f"florence2: {places['empty']}/absent.png does not exist; check the path.\n"
+    code, out, err = results[tuple(fill(UNREADABLE[1], places))]
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (1, "florence2: 4 of 4 answers failed.\n") and len(rows) == 4
+    assert [row["task"] for row in rows] == ["<OD>", "<CAPTION>"] * 2 and all(row["error"] for row in rows)
 
 
 def test_wrong_command_lines_write_nothing(results: Results, places: dict[str, Path]) -> None:

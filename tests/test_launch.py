@@ -1,0 +1,161 @@
+"""The program itself: closed, full and broken streams, and signals at any time."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parity.recipe import make_picture
+
+FULL = "florence2: stdout cannot be written: No space left on device.\n"
+
+
+def shell(words: list[object], redirections: str = "") -> "subprocess.CompletedProcess[str]":
+    """The program, with redirections by bash; the exit code is the program's own, also in front of a pipe."""
+    line = (
+        f"{shlex.join([sys.executable, '-m', 'florence2', *map(str, words)])} {redirections}; exit ${{PIPESTATUS[0]}}"
+    )
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for i in range(4):
+        make_picture(i, 40, 30).save(folder / f"{i}.png")
+    return folder
+
+
+def run_words(album: Path, model: Path, *more: object) -> list[object]:
+    return ["run", "od", album, "--model", model, "--max-new-tokens", 3, *more]
+
+
+@pytest.mark.parametrize(
+    ("redirections", "code", "more"),
+    [
+        (">&-", 0, ["--json"]),
+        (">&- 2>&-", 0, ["--draw"]),
+        ("2>/dev/full", 0, ["--json"]),
+        (">/dev/full", 1, ["--json"]),
+        ("| head -n 1", 0, []),
+        ("| true", 0, ["--json"]),
+    ],
+)
+def test_a_folder_is_complete_whatever_happens_to_the_streams(
+    redirections: str, code: int, more: list[str], album: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    done = shell(run_words(album, small_folder, "--out", tmp_path / "out", *more), redirections)
+    assert done.returncode == code and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    rows = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert len(rows) == 4 and all("task" in json.loads(row) for row in rows)
+    if redirections == ">/dev/full":
+        assert "stdout cannot be written: No space left on device; the rows in --out are complete." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirections", "code"), [("| head -n 1", 0), (">/dev/full", 2), ("2>/dev/full", 0), (">/dev/full 2>/dev/full", 2)]
+)
+def test_answers_without_a_folder(redirections: str, code: int, album: Path, small_folder: Path) -> None:
+    done = shell(run_words(album, small_folder), redirections)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert (FULL in done.stderr) == (redirections == ">/dev/full")
+
+
+def test_stdin_that_is_closed(small_folder: Path) -> None:
+    done = shell(["run", "od", "-", "--model", small_folder], "<&-")
+    assert done.returncode == 2 and done.stderr.endswith("but stdin is closed.\n") and len(done.stderr) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "redirections", "code"),
+    [("run", ">/dev/full", 2), ("train", ">&-", 0), ("inspect", "| true", 0), ("init", "2>&-", 0)],
+)
+def test_help(name: str, redirections: str, code: int) -> None:
+    done = shell([name, "--help"], redirections)
+    assert done.returncode == code and done.stderr == (FULL if code else "")
+
+
+@pytest.mark.parametrize("redirections", ["2>&-", "2>/dev/full"])
+def test_an_error_that_nobody_can_read_has_its_exit_code(redirections: str) -> None:
+    assert shell(["info", "no/such/place"], redirections).returncode == 2
+    assert shell(["fly"], redirections).returncode == 2
+
+
+def test_a_file_does_not_get_the_number_of_a_closed_stream(album: Path, small_folder: Path, tmp_path: Path) -> None:
+    """Or else all that a library prints would end up in it."""
+    script = tmp_path / "noisy.py"
+    script.write_text("import os\n\ndef prepare(model):\n    os.write(1, b'noise'), os.write(2, b'noise')\n")
+    line = shlex.join(map(str, run_words(album, small_folder, "--out", tmp_path / "out", "--prepare", "noisy:prepare")))
+    command = f"cd {tmp_path} && PYTHONPATH={Path.cwd()} {sys.executable} -m florence2 {line} >&- 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0
+    assert all(b"noise" not in file.read_bytes() for file in (tmp_path / "out").iterdir())
+
+
+# ---- signals -------------------------------------------------------------------------------------------------------
+
+
+def start(words: list[object], *flags: str, ignored: bool = False) -> "subprocess.Popen[str]":
+    def signals() -> None:  # a shell starts what runs in the background deaf to Ctrl-C, and tests may run there
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    command = [sys.executable, *flags, "-m", "florence2", *map(str, words)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=signals, errors="replace"
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("argparse", signal.SIGINT),
+        ("numpy", signal.SIGINT),
+        ("torch._C", signal.SIGINT),
+        ("torch.nn", signal.SIGTERM),
+        ("florence2.pipeline", signal.SIGINT),
+    ],
+)
+def test_a_signal_during_imports(
+    module: str, number: signal.Signals, album: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    """As soon as a module has been imported; -X importtime names each as it is done."""
+    words = run_words(album, small_folder, "--out", tmp_path / "out")
+    with start(words, "-X", "importtime") as process:
+        assert any(line.rpartition("|")[2].strip() == module for line in process.stderr)
+        process.send_signal(number)
+        errors = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "Traceback" not in errors and "Exception ignored" not in errors and errors.count("florence2: stopped") == 1
+
+
+def test_a_signal_that_is_ignored_stays_so(album: Path, small_folder: Path) -> None:
+    with start(run_words(album, small_folder), "-X", "importtime", ignored=True) as process:
+        assert any(line.rpartition("|")[2].strip() == "argparse" for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and output.count("== ") == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_run_keeps_its_rows(number: signal.Signals, small_folder: Path, tmp_path: Path) -> None:
+    album, results = tmp_path / "album", tmp_path / "out" / "results.jsonl"
+    album.mkdir()
+    for i in range(150):
+        make_picture(i, 40, 30).save(album / f"{i:03}.png")
+    words = ["run", "od", album, "--model", small_folder, "--max-new-tokens", 60, "--out", results.parent]
+    with start(words) as process:
+        deadline = time.monotonic() + 100
+        while not (results.exists() and results.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert f"images; finished answers are kept in {results.parent}." in errors
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert 3 <= len(rows) < 150 and not list(results.parent.glob(".results*"))
