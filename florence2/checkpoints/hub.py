@@ -10,8 +10,15 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from florence2.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS, SAFETENSORS, find_weight_files
-from florence2.errors import CheckpointError, HubError
+from florence2.checkpoints.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    COMPANIONS,
+    PICKLE_SUFFIXES,
+    SAFETENSORS,
+    find_weight_files,
+)
+from florence2.errors import CheckpointError, HubError, shown
 
 NAMES = {
     "base": "microsoft/Florence-2-base",
@@ -24,6 +31,7 @@ EMBEDDED_MODEL = "nano"
 """A small model that comes with the package, trained on synthetic scenes only; see `weights/nano/README.md`."""
 
 _NEXT_TO_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
+_FILE_SUFFIXES = (".safetensors", ".json", *PICKLE_SUFFIXES)
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)
 
 
@@ -36,8 +44,8 @@ def resolve(
 ) -> Path:
     """Return the local path of a checkpoint; fetch it from the Hub when it is not on this machine.
 
-    A path that exists never touches the network, and neither does a name that the Hub's cache holds completely;
-    `download` refreshes that. Short names take precedence over paths: a folder called "base" is reached as "./base".
+    A path never touches the network, whether it exists or not (see `is_hub_id`), and neither does a name that the Hub's
+    cache holds completely; `download` refreshes that. Short names take precedence over paths: a folder called "base" is reached as "./base".
 
     Args:
         name: A short name ("base", "large", "base-ft", "large-ft", or "nano", which comes with the package), a Hub id
@@ -62,10 +70,23 @@ def find_checkpoint(
     local = _find_local(text, revision)
     if local is not None:
         return local
-    if text not in NAMES and not _HUB_ID.fullmatch(text):
+    if text not in NAMES and not is_hub_id(text):
         names = ", ".join((EMBEDDED_MODEL, *NAMES))
-        raise HubError(f"{text!r} is not an existing path, not one of the names {names}, and not a Hub id OWNER/NAME.")
+        raise HubError(
+            f"{shown(text)} does not exist here. Give an existing path, one of the names {names}, or a Hub id OWNER/NAME."
+        )
     return _find_in_cache(text, revision, allow_pickle)
+
+
+def is_hub_id(text: str) -> bool:
+    """Return whether a name that does not exist on this machine may be sent to the Hub.
+
+    It must be OWNER/NAME, and must not be a mistyped path: where a folder OWNER exists here, it is taken for one.
+    """
+    if not _HUB_ID.fullmatch(text) or Path(text).suffix in _FILE_SUFFIXES:
+        return False
+    owner, _, _ = text.partition("/")
+    return not os.path.lexists(owner)
 
 
 def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False) -> Path:
@@ -81,8 +102,10 @@ def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False
     text = os.fspath(name)
     if text and _exists(text):
         return Path(text)
-    if not _HUB_ID.fullmatch(text):
-        raise HubError(f"The adapter {text!r} is not an existing folder and not a Hub id OWNER/NAME.")
+    if not is_hub_id(text):
+        raise HubError(
+            f"The adapter {shown(text)} is not an existing folder and not a Hub id OWNER/NAME; give one of the two."
+        )
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -124,6 +147,8 @@ def download(
     import huggingface_hub  # here, because importing it takes longer than the rest of this package
     from huggingface_hub import constants
 
+    if name not in NAMES and not is_hub_id(name):
+        raise HubError(f"{shown(name)} is not a Hub id OWNER/NAME, or a folder of that owner's name exists here.")
     repository = NAMES.get(name, name)
     if local_files_only or constants.HF_HUB_OFFLINE:
         cached = _find_in_cache(name, revision, allow_pickle)
@@ -225,8 +250,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> HubError:
         return HubError(f"{repository} requires its terms to be accepted on the Hub first; then set HF_TOKEN.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubError(
-            f"Neither a path nor a public repository {repository!r} exists. Check the name; for a private repository "
-            "set HF_TOKEN."
+            f"Neither a path nor a public repository {repository!r} exists: no such folder is here, and the Hub does not "
+            "show one. Check the name; for a private repository set HF_TOKEN."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repository} has no revision {revision!r}; give a branch, a tag or a full commit hash.")
@@ -236,7 +261,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> HubError:
 
 def _absent(name: str, revision: str | None, why: str) -> str:
     at = f" at revision {revision}" if revision else ""
+    here = "" if name in NAMES else f"no folder {name} exists here, and "
     return (
-        f"{NAMES.get(name, name)}{at} is not in the local cache, {why}. Get it with `florence2 download {name}` on a "
+        f"{here}{NAMES.get(name, name)}{at} is not in the local cache, {why}. Get it with `florence2 download {name}` on a "
         "machine with internet access, or give the path of a folder that holds it."
     )
