@@ -44,8 +44,9 @@ def resolve(
 ) -> Path:
     """Return the local path of a checkpoint; fetch it from the Hub when it is not on this machine.
 
-    A path never touches the network, whether it exists or not (see `is_hub_id`), and neither does a name that the Hub's
-    cache holds completely; `download` refreshes that. Short names take precedence over paths: a folder called "base" is reached as "./base".
+    A path never touches the network, whether it exists or not (see `is_hub_id`), and neither does a name that the
+    Hub's cache holds completely; `download` refreshes that. Short names take precedence over paths: a folder called
+    "base" is reached as "./base".
 
     Args:
         name: A short name ("base", "large", "base-ft", "large-ft", or "nano", which comes with the package), a Hub id
@@ -71,10 +72,7 @@ def find_checkpoint(
     if local is not None:
         return local
     if text not in NAMES and not is_hub_id(text):
-        names = ", ".join((EMBEDDED_MODEL, *NAMES))
-        raise HubError(
-            f"{shown(text)} does not exist here. Give an existing path, one of the names {names}, or a Hub id OWNER/NAME."
-        )
+        raise HubError(_unknown(text))
     return _find_in_cache(text, revision, allow_pickle)
 
 
@@ -87,6 +85,15 @@ def is_hub_id(text: str) -> bool:
         return False
     owner, _, _ = text.partition("/")
     return not os.path.lexists(owner)
+
+
+def _unknown(text: str) -> str:
+    """Return the sentence about a name that is neither on this machine nor one to look up."""
+    if _HUB_ID.fullmatch(text) and os.path.lexists(text.partition("/")[0]):
+        reason = f"{text.partition('/')[0]} is a folder here, so this is taken for a path and not looked up on the Hub"
+    else:
+        reason = f"it is not one of the names {', '.join((EMBEDDED_MODEL, *NAMES))}, and not a Hub id OWNER/NAME"
+    return f"{shown(text)} is not an existing path: {reason}. Check the path."
 
 
 def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False) -> Path:
@@ -103,9 +110,7 @@ def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False
     if text and _exists(text):
         return Path(text)
     if not is_hub_id(text):
-        raise HubError(
-            f"The adapter {shown(text)} is not an existing folder and not a Hub id OWNER/NAME; give one of the two."
-        )
+        raise HubError(f"The adapter {_unknown(text)}")
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -148,7 +153,7 @@ def download(
     from huggingface_hub import constants
 
     if name not in NAMES and not is_hub_id(name):
-        raise HubError(f"{shown(name)} is not a Hub id OWNER/NAME, or a folder of that owner's name exists here.")
+        raise HubError(_unknown(name))
     repository = NAMES.get(name, name)
     if local_files_only or constants.HF_HUB_OFFLINE:
         cached = _find_in_cache(name, revision, allow_pickle)
@@ -250,8 +255,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> HubError:
         return HubError(f"{repository} requires its terms to be accepted on the Hub first; then set HF_TOKEN.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubError(
-            f"Neither a path nor a public repository {repository!r} exists: no such folder is here, and the Hub does not "
-            "show one. Check the name; for a private repository set HF_TOKEN."
+            f"Neither a path nor a public repository {repository!r} exists: no such folder is here, and the Hub does "
+            "not show one. Check the name; for a private repository set HF_TOKEN."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repository} has no revision {revision!r}; give a branch, a tag or a full commit hash.")
@@ -263,6 +268,6 @@ def _absent(name: str, revision: str | None, why: str) -> str:
     at = f" at revision {revision}" if revision else ""
     here = "" if name in NAMES else f"no folder {name} exists here, and "
     return (
-        f"{here}{NAMES.get(name, name)}{at} is not in the local cache, {why}. Get it with `florence2 download {name}` on a "
-        "machine with internet access, or give the path of a folder that holds it."
+        f"{here}{NAMES.get(name, name)}{at} is not in the local cache, {why}. Get it with `florence2 download {name}` "
+        "on a machine with internet access, or give the path of a folder that holds it."
     )

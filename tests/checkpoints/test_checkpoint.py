@@ -272,3 +272,38 @@ def test_a_pickled_pointer_too(small_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(CheckpointError, match="is a Git LFS pointer"):
         find_weights(tmp_path, allow_pickle=True).read_headers()
+
+
+def test_extra_rows_of_the_native_layout_are_unlikely(native_folder: Path, small_folder: Path) -> None:
+    """They are the mean of all others, so that none of their logits is among the likely ones."""
+    f, converted = florence2.load(small_folder), load_model(native_folder)
+    rows, more = f.model.config.text.vocab_size, converted.config.text.vocab_size
+    table = converted.language_model.shared.weight.detach()
+    assert more > rows and torch.allclose(table[rows:], table[:rows].mean(dim=0), atol=1e-3)
+    torch.manual_seed(0)
+    logits = torch.randn(50, table.shape[1]) @ table.T
+    assert (logits[:, rows:].max(dim=1).values < logits[:, :rows].quantile(0.9, dim=1)).all()
+    assert float(table[rows:].abs().max()) > 0
+
+
+def test_converting_without_a_tokenizer(small_folder: Path, tmp_path: Path) -> None:
+    copy_checkpoint(small_folder, tmp_path / "c", without_bias)
+    (tmp_path / "c" / "tokenizer.json").unlink()
+    for layout in ("microsoft", "native"):
+        convert_checkpoint(tmp_path / "c", tmp_path / layout, layout)
+        assert load_model(tmp_path / layout).config.layout == layout
+        assert not (tmp_path / layout / "tokenizer.json").exists()
+
+
+def test_the_tokenizer_is_copied_where_the_layout_stays(
+    small_folder: Path, native_folder: Path, tmp_path: Path
+) -> None:
+    for source, layout, equal in (
+        (small_folder, "microsoft", True),
+        (native_folder, "native", True),
+        (native_folder, "microsoft", False),
+    ):
+        target = tmp_path / f"{source.name}-{layout}"
+        convert_checkpoint(source, target, layout)
+        same = (source / "tokenizer.json").read_bytes() == (target / "tokenizer.json").read_bytes()
+        assert same is equal
