@@ -39,6 +39,10 @@ class OutputError(Florence2Error, OSError):
         self.strerror = reason
 
 
+MAX_LISTED = 20
+"""The most problems of a checkpoint that one message lists."""
+
+
 def listing(items: Sequence[str], separator: str = ", ", first: int = 8) -> str:
     """Return the first items of a list for a message, and how many more there are."""
     rest = [f"and {len(items) - first:,} more"] if len(items) > first else []

@@ -95,7 +95,7 @@ for name, revision in (("wrong", None), (EMBEDDED_MODEL, "v2")):
     except HubError as error:
         print(str(error)[:36])
 """
-    lines = ["True", "True", "'wrong' is not an existing path, not ", "nano is on this machine, not on the "]
+    lines = ["True", "True", "'wrong' is not an existing path: it ", "nano is on this machine, not on the "]
     assert python(code, str(small_folder)).splitlines() == [line[:36] for line in lines]
 
 

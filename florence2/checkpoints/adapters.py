@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from florence2.checkpoints.files import ADAPTER_CONFIG, Fields, read_json
+from florence2.checkpoints.files import ADAPTER_CONFIG, MAX_NUMBER, Fields, read_json
 from florence2.checkpoints.files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
 from florence2.checkpoints.layouts import (
     DECODER_EMBEDDING,
@@ -29,7 +29,7 @@ from florence2.checkpoints.layouts import (
     to_canonical,
 )
 from florence2.checkpoints.tensors import TensorInfo, WeightFiles
-from florence2.errors import CheckpointError, ConfigError, shown
+from florence2.errors import CheckpointError, ConfigError, listing, shown
 from florence2.model.absent import require_complete
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model, Head
@@ -38,6 +38,13 @@ _COPY = ".base_layer.weight"
 _WRAPPED = ".base_layer"
 _USES = frozenset((SHARED, *TIED_TO_SHARED))
 _Value = TypeVar("_Value")
+MAX_NAMES = 10_000
+"""The most entries of a rank_pattern or alpha_pattern; a model has some hundred modules."""
+MAX_PATTERNS = 16
+"""The most of these entries that are regular expressions and not plain names."""
+_NAME = re.compile(r"[\w.-]{1,200}")
+_PATTERN = re.compile(r"\^?(?:[\w-]|\\\.|(?:\.|\[[\w-]+\])[*+]?|\\d\+?|\([\w-]+(?:\|[\w-]+){0,19}\))+\$?", re.ASCII)
+_REPEATED = re.compile(r"[.\]][*+]")
 _PEFT_PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
 _MATRIX = re.compile(
@@ -83,6 +90,11 @@ class AdapterConfig:
     dora: bool = False
     keeps_ties: bool = False
     """Whether peft kept the uses of the token embedding equal (`ensure_weight_tying`)."""
+
+    def __post_init__(self) -> None:
+        wrong = [rank for rank in (self.rank, *self.ranks.values()) if not 1 <= rank <= MAX_NUMBER]
+        if wrong:
+            raise ConfigError(f"every rank must be at least 1 and at most 2**53, but one is {shown(wrong[0])}")
 
     def rank_of(self, module: str) -> int:
         """Return the rows of A for the module of that name."""
@@ -188,22 +200,24 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     method = fields.take("peft_type", str)
     if method != "LORA":
         raise ConfigError(f"{folder / ADAPTER_CONFIG} is of the type {shown(method)}; only LORA can be merged.")
-    config = AdapterConfig(
-        rank=fields.take("r", int),
-        alpha=fields.take("lora_alpha", float),
-        rslora=fields.take("use_rslora", bool, False),
-        ranks=_take_patterns(fields, "rank_pattern", int),
-        alphas=_take_patterns(fields, "alpha_pattern", float),
-        dora=_take_flag(fields, "use_dora"),
-        keeps_ties=_take_flag(fields, "ensure_weight_tying"),
-    )
-    if min(config.rank, *config.ranks.values(), 1) < 1:
-        problems.append("every rank must be at least 1")
+    settings: dict[str, Any] = {
+        "rank": fields.take("r", int),
+        "alpha": fields.take("lora_alpha", float),
+        "rslora": fields.take("use_rslora", bool, False),
+        "ranks": _take_patterns(fields, "rank_pattern", int),
+        "alphas": _take_patterns(fields, "alpha_pattern", float),
+        "dora": _take_flag(fields, "use_dora"),
+        "keeps_ties": _take_flag(fields, "ensure_weight_tying"),
+    }
     # an unknown setting of a later peft is harmless while it is off
     off = {key for key, value in fields.values.items() if not value}
     fields.finish(_INERT | (off - _FIXED.keys()), _FIXED)
+    try:
+        config = AdapterConfig(**settings)
+    except ConfigError as error:
+        problems.append(str(error))
     if problems:
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} cannot be merged: " + "; ".join(problems) + ".")
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} cannot be merged: {listing(problems, '; ')}.")
     return config
 
 
@@ -227,28 +241,41 @@ def _take_patterns(fields: Fields, key: str, kind: type) -> dict[str, Any]:
         del fields.values[key]
     inner = Fields(f"{fields.name}.{key}", fields.take(key, dict, {}), fields.problems)
     patterns = {pattern: inner.take(pattern, kind) for pattern in list(inner.values)}
-    unfit = [pattern for pattern in patterns if not _is_harmless(pattern)]
+    real = [pattern for pattern in patterns if not _NAME.fullmatch(pattern)]
+    unfit = [pattern for pattern in real if not _is_harmless(pattern)]
     fields.problems += [f"{inner.name} has the pattern {shown(pattern)}; write names of modules" for pattern in unfit]
+    if len(patterns) > MAX_NAMES or len(real) > MAX_PATTERNS:
+        fields.problems.append(
+            f"{inner.name} has {len(patterns):,} entries, {len(real):,} of them patterns; the limits are {MAX_NAMES:,} "
+            f"and {MAX_PATTERNS}"
+        )
     return patterns
 
 
 def _is_harmless(pattern: str) -> bool:
-    """Return whether matching is quick: a malicious regular expression can take years."""
-    repeats = pattern.count("*") + pattern.count("+")
-    plain = re.fullmatch(r"[\w.\\^$|()\[\]*+-]{1,200}", pattern) is not None
-    if not plain or repeats > 3 or ")*" in pattern or ")+" in pattern:
-        return False
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
+    """Return whether matching is quick: a malicious regular expression can take years.
+
+    Few parts may repeat, few have alternatives, and none inside another, so that few ways exist to match a name.
+    """
+    return (
+        len(pattern) <= 200
+        and _PATTERN.fullmatch(pattern) is not None
+        and len(_REPEATED.findall(pattern)) <= 2
+        and pattern.count(r"\d+") <= 3
+        and pattern.count("(") <= 2
+    )
 
 
 def _first_match(patterns: Mapping[str, _Value], module: str, otherwise: _Value) -> _Value:
     """Return the value of the first pattern that matches the whole name, or its end after a dot, as peft does."""
-    matching = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-    return next(matching, otherwise)
+    starts = [0, *(dot.end() for dot in re.finditer(r"\.", module))]
+    ends = {module[start:] for start in starts}
+    for pattern, value in patterns.items():
+        if pattern in ends:
+            return value
+        if not _NAME.fullmatch(pattern) and any(re.compile(pattern).fullmatch(module, start) for start in starts):
+            return value
+    return otherwise
 
 
 def _weights_file(folder: Path) -> Path:
@@ -420,5 +447,5 @@ def _find_infinite(modules: Mapping[str, nn.Module], plan: _Plan, stored: Mappin
 
 
 def _misfits(file: Path, problems: list[str]) -> CheckpointError:
-    listing = "\n".join(f"  {problem}" for problem in problems)
-    return CheckpointError(f"{file} does not fit this model; nothing was merged:\n{listing}")
+    lines = listing([f"  {problem}" for problem in problems], "\n")
+    return CheckpointError(f"{file} does not fit this model; nothing was merged:\n{lines}")

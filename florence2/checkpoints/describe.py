@@ -19,11 +19,12 @@ from florence2.checkpoints.layouts import (
     SHARED,
     TRANSPOSED,
     detect_layout,
+    foreign_prefix,
     held_name,
     to_canonical,
 )
 from florence2.checkpoints.tensors import WeightFiles, equals, find_weights
-from florence2.errors import CheckpointError
+from florence2.errors import CheckpointError, listing, shown
 from florence2.model.config import Layout
 
 
@@ -113,11 +114,18 @@ def read_stored(files: WeightFiles, names: Sequence[str]) -> Iterator[Tensor]:
 
 def weights_layout(files: WeightFiles, names: Iterable[str]) -> Layout:
     """Return the layout of the tensor `names` in `files`. Raises CheckpointError for neither of Florence-2's."""
-    layout = detect_layout(names)
-    if layout is None:
-        some = ", ".join(list(names)[:3]) or "none"
+    names = list(names)
+    layout, prefix = detect_layout(names), foreign_prefix(names)
+    if prefix:
         raise CheckpointError(
-            f"{files.paths[0]} is in neither layout of Florence-2: its tensors ({some}, ...) have other names."
+            f"All {len(names)} tensors of {files.paths[0]} have names that begin with {shown(prefix)}, which a wrapper "
+            "such as Lightning, DistributedDataParallel or torch.compile has put there. Save the model inside the "
+            f"wrapper, or remove {shown(prefix)} from every name."
+        )
+    if layout is None:
+        some = listing(names, first=3) or "none"
+        raise CheckpointError(
+            f"{files.paths[0]} is in neither layout of Florence-2: its tensors ({some}) have other names."
         )
     return layout
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from florence2.errors import CheckpointError, ConfigError, Florence2Error, OutputError, PromptError, listing, shown
 from florence2.inputs.tasks import Task, TaskTable, default_input, token_task
+from florence2.model.config import MAX_NUMBER as MAX_NUMBER
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -34,8 +35,6 @@ COMPANIONS = (
 
 MAX_JSON_BYTES = 16 << 20
 """The largest settings file that is read; Python needs up to 25 times as much memory for it."""
-MAX_NUMBER = 1 << 53
-"""The largest number that a setting may have: up to here a float holds every whole number."""
 _POINTER = b"version https://git-lfs"
 MAX_NAME_BYTES = 255
 """The longest file name that common file systems take, in bytes of UTF-8."""

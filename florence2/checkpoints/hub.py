@@ -14,11 +14,12 @@ from florence2.checkpoints.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     COMPANIONS,
+    PICKLE_SUFFIXES,
     SAFETENSORS,
     TASKS_FILE,
     find_weight_files,
 )
-from florence2.errors import CheckpointError, HubError
+from florence2.errors import CheckpointError, HubError, shown
 
 NAMES = {
     "base": "microsoft/Florence-2-base",
@@ -31,6 +32,7 @@ EMBEDDED_MODEL = "nano"
 """A small model that comes with the package, trained on synthetic scenes only; see `weights/nano/README.md`."""
 
 _NEXT_TO_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
+_FILE_SUFFIXES = (".safetensors", ".json", *PICKLE_SUFFIXES)
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)
 
 
@@ -43,8 +45,9 @@ def resolve(
 ) -> Path:
     """Return the local path of a checkpoint; fetch it from the Hub when it is not on this machine.
 
-    A path that exists never touches the network, and neither does a name that the Hub's cache holds completely;
-    `download` refreshes that. Short names take precedence over paths: a folder called "base" is reached as "./base".
+    A path never touches the network, whether it exists or not (see `is_hub_id`), and neither does a name that the
+    Hub's cache holds completely; `download` refreshes that. Short names take precedence over paths: a folder called
+    "base" is reached as "./base".
 
     Args:
         name: A short name ("base", "large", "base-ft", "large-ft", or "nano", which comes with the package), a Hub id
@@ -69,9 +72,8 @@ def find_checkpoint(
     local = _find_local(text, revision)
     if local is not None:
         return local
-    if text not in NAMES and not _HUB_ID.fullmatch(text):
-        names = ", ".join((EMBEDDED_MODEL, *NAMES))
-        raise HubError(f"{text!r} is not an existing path, not one of the names {names}, and not a Hub id OWNER/NAME.")
+    if text not in NAMES and not is_hub_id(text):
+        raise HubError(_unknown(text))
     return _find_in_cache(text, revision, allow_pickle)
 
 
@@ -80,12 +82,32 @@ def find_adapter(name: str | os.PathLike[str]) -> Path | None:
     text = os.fspath(name)
     if text and _exists(text):
         return Path(text)
-    if not _HUB_ID.fullmatch(text):
+    if not is_hub_id(text):
         return None
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(text, ADAPTER_CONFIG)
     return Path(config).parent if isinstance(config, str) else None
+
+
+def is_hub_id(text: str) -> bool:
+    """Return whether a name that does not exist on this machine may be sent to the Hub.
+
+    It must be OWNER/NAME, and must not be a mistyped path: where a folder OWNER exists here, it is taken for one.
+    """
+    if not _HUB_ID.fullmatch(text) or Path(text).suffix in _FILE_SUFFIXES:
+        return False
+    owner, _, _ = text.partition("/")
+    return not os.path.lexists(owner)
+
+
+def _unknown(text: str) -> str:
+    """Return the sentence about a name that is neither on this machine nor one to look up."""
+    if _HUB_ID.fullmatch(text) and os.path.lexists(text.partition("/")[0]):
+        reason = f"{text.partition('/')[0]} is a folder here, so this is taken for a path and not looked up on the Hub"
+    else:
+        reason = f"it is not one of the names {', '.join((EMBEDDED_MODEL, *NAMES))}, and not a Hub id OWNER/NAME"
+    return f"{shown(text)} is not an existing path: {reason}. Check the path."
 
 
 def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False) -> Path:
@@ -101,8 +123,8 @@ def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False
     text = os.fspath(name)
     if text and _exists(text):
         return Path(text)
-    if not _HUB_ID.fullmatch(text):
-        raise HubError(f"The adapter {text!r} is not an existing folder and not a Hub id OWNER/NAME.")
+    if not is_hub_id(text):
+        raise HubError(f"The adapter {_unknown(text)}")
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -144,6 +166,8 @@ def download(
     import huggingface_hub  # here, because importing it takes longer than the rest of this package
     from huggingface_hub import constants
 
+    if name not in NAMES and not is_hub_id(name):
+        raise HubError(_unknown(name))
     repository = NAMES.get(name, name)
     if local_files_only or constants.HF_HUB_OFFLINE:
         cached = _find_in_cache(name, revision, allow_pickle)
@@ -245,8 +269,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> HubError:
         return HubError(f"{repository} requires its terms to be accepted on the Hub first; then set HF_TOKEN.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubError(
-            f"Neither a path nor a public repository {repository!r} exists. Check the name; for a private repository "
-            "set HF_TOKEN."
+            f"Neither a path nor a public repository {repository!r} exists: no such folder is here, and the Hub does "
+            "not show one. Check the name; for a private repository set HF_TOKEN."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{repository} has no revision {revision!r}; give a branch, a tag or a full commit hash.")
@@ -256,7 +280,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> HubError:
 
 def _absent(name: str, revision: str | None, why: str) -> str:
     at = f" at revision {revision}" if revision else ""
+    here = "" if name in NAMES else f"no folder {name} exists here, and "
     return (
-        f"{NAMES.get(name, name)}{at} is not in the local cache, {why}. Get it with `florence2 download {name}` on a "
-        "machine with internet access, or give the path of a folder that holds it."
+        f"{here}{NAMES.get(name, name)}{at} is not in the local cache, {why}. Get it with `florence2 download {name}` "
+        "on a machine with internet access, or give the path of a folder that holds it."
     )

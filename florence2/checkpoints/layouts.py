@@ -30,6 +30,7 @@ TRANSPOSED = {"microsoft": frozenset(("multi_modal_projector.image_projection.we
 OPTIONAL = frozenset(("final_logits_bias",))
 """Canonical names of tensors that the native layout does not have; they are zero then."""
 _EXTRA = "extra."
+_MOST_WRAPPERS = 5  # prefixes that are looked for, one inside another
 
 _BLOCK = "vision_tower.blocks.{stage}.{index}."
 _RULES: dict[Layout, tuple[tuple[str, str], ...]] = {
@@ -76,10 +77,32 @@ _FROM_CANONICAL = {layout: [(_pattern(b), a) for a, b in rules] for layout, rule
 
 def detect_layout(names: Iterable[str]) -> Layout | None:
     """Return the layout whose rules know more of `names`; None when neither knows any."""
-    names = list(names)
-    known = {layout: sum(to_canonical(name, layout) is not None for name in names) for layout in _TO_CANONICAL}
+    known = _count_known(list(names))
     best = max(known, key=known.__getitem__)
     return best if known[best] else None
+
+
+def foreign_prefix(names: Iterable[str]) -> str:
+    """Return what a wrapper has put before all names, such as "module."; an empty text when they fit better as stored.
+
+    Native names begin with "model." themselves, so the rules decide: with the prefix removed, more names are known.
+    """
+    names = list(names)
+    if not names:
+        return ""
+    first, last = min(names), max(names)  # what these two share, all share
+    length = next((i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first))
+    prefixes = [first[: dot.end()] for dot in re.finditer(r"\.", first[:length])]
+    counts = {
+        prefix: max(_count_known([name.removeprefix(prefix) for name in names]).values())
+        for prefix in ["", *prefixes[:_MOST_WRAPPERS]]
+    }
+    return max(counts, key=counts.__getitem__)  # of equal counts the shortest prefix
+
+
+def _count_known(names: list[str]) -> dict[Layout, int]:
+    """Return how many of the names each layout's rules know."""
+    return {layout: sum(to_canonical(name, layout) is not None for name in names) for layout in _TO_CANONICAL}
 
 
 def to_canonical(name: str, layout: Layout) -> str | None:

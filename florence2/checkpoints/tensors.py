@@ -15,7 +15,7 @@ from torch import Tensor
 
 from florence2.checkpoints.checks.pickles import UnsafePickle, check_pickle
 from florence2.checkpoints.files import cannot_write, find_weight_files, refuse_pointer, written_whole
-from florence2.errors import CheckpointError
+from florence2.errors import MAX_LISTED, CheckpointError, listing
 
 _DTYPES = {
     "F64": torch.float64,
@@ -73,7 +73,7 @@ class WeightFiles:
             problems += [f"{path.name}: {name} occurs in another file too" for name in stored if name in headers]
             headers |= stored
         if problems:
-            raise CheckpointError("\n".join(problems))
+            raise CheckpointError(listing(problems, "\n", MAX_LISTED))
         return headers
 
     def read(self, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:

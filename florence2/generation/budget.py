@@ -8,7 +8,8 @@ from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.model.config import Florence2Config
 
-_USABLE = 0.9  # of the free bytes: the allocator cannot use every one
+USABLE = 0.9  # of the free bytes: the allocator cannot use every one
+_MACHINE, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # where Linux says what is free
 _COPIES = 4  # of the logits, and of the encoder's widest layer, that exist at one moment
 
 
@@ -35,12 +36,12 @@ def how_many_fit(each: int, device: torch.device) -> int:
     free = free_bytes(device)
     if free is None:
         return 1 << 30
-    if each > _USABLE * free:
+    if each > USABLE * free:
         raise OptionError(
             f"One answer may take {_gigabytes(each)} GB in addition to the weights, but {device} has only "
             f"{free / 1e9:.1f} GB free; lower max_new_tokens or num_beams, or free some memory."
         )
-    return int(_USABLE * free // each)
+    return int(USABLE * free // each)
 
 
 def _gigabytes(size: int) -> str:
@@ -61,7 +62,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 def _free_of_machine() -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = _MACHINE.read_text().splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
@@ -69,11 +70,10 @@ def _free_of_machine() -> int | None:
 
 def _free_of_group() -> int | None:
     """Return the free bytes under the container's limit, if any; page cache is reclaimable, so it counts as free."""
-    group = Path("/sys/fs/cgroup")
     try:
-        limit = int((group / "memory.max").read_text())  # "max" where there is none
-        used = int((group / "memory.current").read_text())
-        rows = (group / "memory.stat").read_text().splitlines()
+        limit = int((_GROUP / "memory.max").read_text())  # "max" where there is none
+        used = int((_GROUP / "memory.current").read_text())
+        rows = (_GROUP / "memory.stat").read_text().splitlines()
     except (OSError, ValueError):
         return None
     files = next((int(row.split()[1]) for row in rows if row.startswith("file ")), 0)

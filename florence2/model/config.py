@@ -34,9 +34,11 @@ MAX_STAGES = 8  # published models have 4
 MAX_WINDOW = 64  # published models have 12; the work of an image grows with the square of the window's side
 MAX_FEATURE_SOURCES = 8  # each adds its own image tokens; published models have 2
 MAX_NUMBER = 1 << 53  # of any setting, so that it can become a float
-# Lower limits for padding, which costs memory at once, and for the one table that is computed rather than read.
-_MOST = {"window_size": MAX_WINDOW, "patch_size": 256, "patch_stride": 256, "patch_padding": 256}
-_MOST |= {"dim_embed": 1 << 14, "max_temporal_embeddings": 1 << 12}
+MAX_PATCH = 256  # pixels of a patch, its stride and its padding; padding costs memory at once
+MAX_CHANNELS = 1 << 14  # of a stage
+MAX_FRAMES = 1 << 12  # rows of the one table that is computed, not read
+_MOST = {"window_size": MAX_WINDOW, "dim_embed": MAX_CHANNELS, "max_temporal_embeddings": MAX_FRAMES}
+_MOST |= dict.fromkeys(("patch_size", "patch_stride", "patch_padding"), MAX_PATCH)
 _LEAST = {"patch_padding": 0}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import florence2
-from florence2.checkpoints.adapters import _possible_paths, merge_adapter, read_adapter_config
+from florence2.checkpoints.adapters import MAX_NAMES, MAX_PATTERNS, _possible_paths, merge_adapter, read_adapter_config
 from florence2.checkpoints.checkpoint import convert_checkpoint, load_model, save_checkpoint
 from florence2.checkpoints.hub import resolve_adapter
 from florence2.checkpoints.layouts import from_canonical
@@ -292,7 +292,7 @@ def test_a_weight_that_becomes_infinite_spoils_no_other(value: float, small_fold
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'; only True"),
         ({"something_new": 1}, "something_new is an unknown field"),
         ({"r": 0}, "every rank must be at least 1"),
-        ({"rank_pattern": {"fc1": -2}}, "rank_pattern.fc1 must be a finite number of at least 0"),
+        ({"rank_pattern": {"fc1": -2}}, "rank_pattern.fc1 must be a number from 0 to 2**53"),
         ({"r": "8"}, "adapter.r must be int, not '8'"),
         ({"lora_alpha": None}, "adapter.lora_alpha must be float, not None"),
         ({"rank_pattern": {"(": 4}}, "rank_pattern has the pattern '('; write names of modules"),
@@ -314,11 +314,72 @@ def test_what_changes_nothing_is_let_through(tmp_path: Path) -> None:
     assert (config.rank, config.alpha, config.rslora, config.ranks) == (3, 12.0, False, {})
 
 
+HOSTILE = [
+    "(|.)" * 38 + "x",
+    "(a|a)" * 38,
+    "(.|.)(.|.)x",
+    ".*.*.*x",
+    ".*.+.*.+x",
+    ".?" * 60 + "x",
+    "(a*)*b",
+    "((a))",
+    "a{1,999}",
+    "(?:a)",
+    "(?=a)",
+    r"\w+\w+x",
+    r"(a)\1",
+    r"\d+" * 4,
+    "[^a]b",
+    "a" * 201 + "*",
+    "",
+    "a|b",
+]
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_patterns_that_might_never_end_are_refused(pattern: str, key: str, tmp_path: Path) -> None:
+    write(tmp_path, {"x": torch.ones(1)}, **{key: {pattern: 3}})
+    with pytest.raises(ConfigError, match=f"{key} has the pattern .*write names of modules"):
+        read_adapter_config(tmp_path)
+
+
 def test_a_pattern_cannot_stop_the_clock(tmp_path: Path) -> None:
-    write(tmp_path, {"x": torch.ones(1)}, rank_pattern={".*.*.*": 3})
-    config, start = read_adapter_config(tmp_path), time.monotonic()
-    config.rank_of("vision_tower.blocks.2.4.spatial_block.window_attn.fn." * 3 + "\n")
-    assert time.monotonic() - start < 5
+    """As many as may be, each as slow as may be, on every module of a large model."""
+    patterns = {f".*{letter}.*[a-z](a|b){letter}\\d+\\d+x": 3 for letter in "abcdefghijklmnop"}
+    config = read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=patterns))
+    start = time.process_time()
+    for layer in range(300):
+        config.rank_of(
+            f"base_model.model.vision_tower.blocks.2.{layer}.spatial_block.window_attn.fn.qkv.and.more.of.it"
+        )
+    assert time.process_time() - start < 5
+
+
+def test_names_and_patterns_have_limits(tmp_path: Path) -> None:
+    """A rank for each module is usual, for each of a million is not."""
+    names = {f"layers.{layer}.fc1": 2 for layer in range(MAX_NAMES)}
+    config = read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=names))
+    assert config.rank_of("encoder.layers.777.fc1") == 2 and config.rank_of("encoder.layers.777.fc2") == 3
+    for more in (names | {"one": 2}, {f"fc{layer}.*": 2 for layer in range(MAX_PATTERNS + 1)}):
+        with pytest.raises(ConfigError, match=r"the limits are 10,000 and 16"):
+            read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=more))
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), -1.0, "1", True, None, [1]])
+@pytest.mark.parametrize("key", ["r", "lora_alpha", "rank_pattern", "alpha_pattern"])
+def test_numbers_that_are_none_get_a_sentence(key: str, value: object, tmp_path: Path) -> None:
+    changes = {key: {"fc1": value} if key.endswith("pattern") else value}
+    with pytest.raises(ConfigError, match=f"{key}.* must be ") as error:
+        read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, **changes))
+    assert len(str(error.value)) < 500
+
+
+def test_deep_json_gets_a_sentence(tmp_path: Path) -> None:
+    write(tmp_path, {"x": torch.ones(1)})
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": ' + "[" * 100_000)
+    with pytest.raises(ConfigError, match="cannot be read as JSON"):
+        read_adapter_config(tmp_path)
 
 
 def test_folders_that_hold_no_adapter(model: Florence2Model, tmp_path: Path) -> None:
@@ -366,5 +427,5 @@ def test_the_command_line(
 
 
 def test_a_name_that_is_none_is_never_looked_up() -> None:
-    with pytest.raises(florence2.Florence2Error, match="not an existing folder and not a Hub id OWNER/NAME"):
+    with pytest.raises(florence2.Florence2Error, match="not an existing path: .*not a Hub id OWNER/NAME"):
         resolve_adapter("a/b/c")

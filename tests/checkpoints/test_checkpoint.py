@@ -11,6 +11,8 @@ from torch import Tensor
 
 import florence2
 from florence2.checkpoints.checkpoint import convert_checkpoint, load_model, save_checkpoint
+from florence2.checkpoints.describe import describe_checkpoint
+from florence2.checkpoints.tensors import find_weights
 from florence2.errors import CheckpointError, ConfigError
 from tests.conftest import copy_checkpoint, keep_only, without_bias
 
@@ -217,3 +219,91 @@ def test_huge_sizes_in_the_configuration_take_no_memory(small_folder: Path, tmp_
 def test_converting_onto_the_source_is_refused(small_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="already holds a checkpoint"):
         convert_checkpoint(small_folder / "model.safetensors", small_folder)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "net."]
+)
+@pytest.mark.parametrize("layout", ["microsoft", "native"])
+def test_names_with_a_prefix_are_one_line(
+    prefix: str, layout: str, small_folder: Path, native_folder: Path, tmp_path: Path
+) -> None:
+    """As Lightning, DistributedDataParallel, torch.compile and peft write them."""
+    copy_checkpoint(small_folder if layout == "microsoft" else native_folder, tmp_path / "c")
+    tensors = load_file(tmp_path / "c" / "model.safetensors")
+    save_file({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, tmp_path / "c" / "model.safetensors")
+    for use in (load_model, describe_checkpoint):
+        with pytest.raises(CheckpointError, match=f"begin with '{prefix}', which a wrapper") as error:
+            use(tmp_path / "c")
+        assert "\n" not in str(error.value)
+
+
+def test_a_native_checkpoint_whose_names_all_begin_with_model(native_folder: Path, tmp_path: Path) -> None:
+    """The output projection is tied, and transformers may leave it out."""
+    copy_checkpoint(native_folder, tmp_path / "c", lambda tensors: tensors.pop("lm_head.weight", None))
+    assert all(name.startswith("model.") for name in load_file(tmp_path / "c" / "model.safetensors"))
+    assert same_weights(load_model(tmp_path / "c"), load_model(native_folder))
+
+
+def test_long_lists_are_cut(small_folder: Path, tmp_path: Path) -> None:
+    """Eight-bit values in every tensor, and a tensor of another shape everywhere."""
+    for name, change in (
+        ("a", lambda tensor: tensor.to(torch.float8_e4m3fn)),
+        ("b", lambda tensor: tensor[None]),
+    ):
+        copy_checkpoint(small_folder, tmp_path / name)
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        save_file({key: change(tensor) for key, tensor in tensors.items()}, tmp_path / name / "model.safetensors")
+        with pytest.raises(CheckpointError, match=r"and \d+ more") as error:
+            load_model(tmp_path / name)
+        assert str(error.value).count("\n") < 25
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "preprocessor_config.json"])
+def test_a_pointer_of_git_lfs_is_one_line(name: str, small_folder: Path, tmp_path: Path) -> None:
+    copy_checkpoint(small_folder, tmp_path / "c")
+    (tmp_path / "c" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9759903\n")
+    with pytest.raises(florence2.Florence2Error, match=f"{name} is a Git LFS pointer, .*git lfs pull") as error:
+        florence2.load(tmp_path / "c")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickled_pointer_too(small_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="is a Git LFS pointer"):
+        find_weights(tmp_path, allow_pickle=True).read_headers()
+
+
+def test_extra_rows_of_the_native_layout_are_unlikely(native_folder: Path, small_folder: Path) -> None:
+    """They are the mean of all others, so that none of their logits is among the likely ones."""
+    f, converted = florence2.load(small_folder), load_model(native_folder)
+    rows, more = f.model.config.text.vocab_size, converted.config.text.vocab_size
+    table = converted.language_model.shared.weight.detach()
+    assert more > rows and torch.allclose(table[rows:], table[:rows].mean(dim=0), atol=1e-3)
+    torch.manual_seed(0)
+    logits = torch.randn(50, table.shape[1]) @ table.T
+    assert (logits[:, rows:].max(dim=1).values < logits[:, :rows].quantile(0.9, dim=1)).all()
+    assert float(table[rows:].abs().max()) > 0
+
+
+def test_converting_without_a_tokenizer(small_folder: Path, tmp_path: Path) -> None:
+    copy_checkpoint(small_folder, tmp_path / "c", without_bias)
+    (tmp_path / "c" / "tokenizer.json").unlink()
+    for layout in ("microsoft", "native"):
+        convert_checkpoint(tmp_path / "c", tmp_path / layout, layout)
+        assert load_model(tmp_path / layout).config.layout == layout
+        assert not (tmp_path / layout / "tokenizer.json").exists()
+
+
+def test_the_tokenizer_is_copied_where_the_layout_stays(
+    small_folder: Path, native_folder: Path, tmp_path: Path
+) -> None:
+    for source, layout, equal in (
+        (small_folder, "microsoft", True),
+        (native_folder, "native", True),
+        (native_folder, "microsoft", False),
+    ):
+        target = tmp_path / f"{source.name}-{layout}"
+        convert_checkpoint(source, target, layout)
+        same = (source / "tokenizer.json").read_bytes() == (target / "tokenizer.json").read_bytes()
+        assert same is equal

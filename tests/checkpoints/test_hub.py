@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import florence2
-from florence2.checkpoints.hub import NAMES
+from florence2.checkpoints.hub import NAMES, download, find_checkpoint, resolve, resolve_adapter
+from florence2.errors import HubError
 from tests.hub_server import COMMIT, Hub, serve
 from tests.terminal import Done, type_command
 
@@ -83,6 +84,81 @@ def test_the_default_model_is_fetched_on_first_use_and_not_again(user: User, hub
 def test_a_path_never_asks_the_network(user: User, hub: Hub, small_folder: Path, picture_file: Path) -> None:
     done = user.types("run", "od", str(picture_file), "--model", str(small_folder), "--max-new-tokens", "4")
     assert done.returncode == 0 and hub.requests == []
+
+
+PATHS = [
+    *(
+        "./typo",
+        "../typo",
+        "~/typo",
+        "/no/such/folder",
+        "a\\b",
+        "a/b/c",
+        "run/checkpoint",
+        "owner/name/",
+        "owner//name",
+    ),
+    *("file/weights.safetensors", "someone/pytorch_model.bin", "someone/config.json", "typo", ".hidden/name", "", " "),
+    *("https://huggingface.co/microsoft/Florence-2-base", "link/checkpoint", "owner//name", "owner/..", "owner/a--b"),
+]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_what_looks_like_a_path_is_never_sent_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi", forbidden)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", forbidden)
+    for use in (resolve, find_checkpoint, resolve_adapter, download):
+        with pytest.raises(HubError, match="is not an existing path: .*Check the path"):
+            use(name)
+
+
+def forbidden(*arguments: object, **named: object) -> None:
+    raise AssertionError("this asks the network")
+
+
+def test_a_mistyped_path_makes_no_request(user: User, hub: Hub, tmp_path: Path) -> None:
+    """Counted by the server: only a name whose owner is not a folder here arrives."""
+    for name in (f"{tmp_path}/typo", "./typo", "docs/typo", "tests/typo"):
+        done = user.types("info", name)
+        assert done.returncode == 2 and "is not an existing path" in done.stderr and "Traceback" not in done.stderr
+    assert hub.requests == []
+    done = user.types("info", "some/typo")
+    assert done.returncode == 2 and "no such folder is here" in done.stderr and hub.requests
+
+
+def test_a_folder_goes_after_the_short_name_of_its_name(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With "base" in the working folder, "base" is the published model and "./base" the folder."""
+    shutil.copytree(small_folder, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    with pytest.raises(HubError, match="microsoft/Florence-2-base is not in the local cache"):
+        resolve("base")
+    assert resolve("./base") == Path("base")
+
+
+@pytest.mark.parametrize("absent", ["tokenizer.json", "preprocessor_config.json"])
+def test_a_cache_without_tokenizer_or_image_settings_is_not_whole(
+    absent: str, user: User, hub: Hub, picture_file: Path
+) -> None:
+    folder = Path(user.types("download", "base").stdout.strip())
+    (folder / absent).unlink()
+    done = user.types("run", "od", str(picture_file), HF_HUB_OFFLINE="1")
+    assert done.returncode == 2 and "is not in the local cache, and this run is offline" in done.stderr
+
+
+def test_the_announced_size_is_that_of_the_files(repository: Path, user: User) -> None:
+    with (repository / "model.safetensors").open("ab") as file:
+        file.truncate(7_000_000)
+    size = sum((repository / name).stat().st_size for name in WANTED) / 1e6
+    assert 7 < size < 12
+    done = user.types("download", "base")
+    assert f"4 of 4 files to fetch, {size:,.0f} MB, to " in done.stderr
 
 
 def test_revisions(user: User, hub: Hub) -> None:

@@ -26,6 +26,15 @@ def test_by_hand() -> None:
     assert expected / 2 < half < 0.6 * expected
 
 
+def test_ten_beams_by_hand() -> None:
+    """Base: every beam has keys and values of its own for the answer, and all share those of the memory."""
+    options = florence2.GenerationOptions(num_beams=10, max_new_tokens=100)
+    answer, shared = 2 * 6 * 768 * 10 * 100, 2 * 6 * 768 * 590
+    encoder = 4 * 590 * (3072 + 768)
+    expected = 4 * (encoder + shared + answer) + 2 * 10 * 10 * 100 + 6 * 10 * 100 * 12 + 4 * 10 * 51289 * 4
+    assert generation_bytes(preset("base"), options, 590, torch.float32) == expected
+
+
 def test_the_limit_of_positions_counts() -> None:
     sizes = [
         generation_bytes(preset("base"), florence2.GenerationOptions(max_new_tokens=n), 590, torch.float32)
@@ -69,6 +78,57 @@ def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         how_many_fit(2 * 10**9, CPU)
     monkeypatch.setattr(memory, "free_bytes", lambda _: None)
     assert how_many_fit(10**8, CPU) > 10**6
+
+
+def test_a_tenth_is_left_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    assert how_many_fit(900, CPU) == 1 and how_many_fit(450, CPU) == 2 and how_many_fit(451, CPU) == 1
+    with pytest.raises(OptionError, match="One answer may take"):
+        how_many_fit(950, CPU)
+
+
+@pytest.mark.parametrize("size", [10**20, 10**400])
+def test_more_than_a_float_holds_is_refused_too(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    with pytest.raises(OptionError, match="may take more than 1,000,000,000 GB"):
+        how_many_fit(size, CPU)
+
+
+def test_endless_beams_in_a_file_are_refused_when_they_are_asked_for(
+    small: florence2.Florence2, picture_file: Path
+) -> None:
+    with pytest.raises(OptionError, match=r"may take .* GB .*lower max_new_tokens or num_beams"):
+        small.run("<OD>", picture_file, num_beams=10**400)
+
+
+GROUP = {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 400\nfile 250\nkernel 50\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "machine", "free"),
+    [
+        ({}, 2, 550),  # the container has less than the machine's 2,048 bytes; 250 of the 700 used are pages of files
+        ({}, 0, 0),  # the machine has less
+        ({"memory.max": "max\n"}, 2, 2048),
+        ({"memory.max": None}, 2, 2048),
+        ({"memory.stat": "anon 400\n"}, 2, 300),
+        ({"memory.current": "1300\n"}, 2, 0),
+        ({"memory.current": "many\n"}, 2, 2048),
+        ({}, None, 550),
+        ({"memory.max": None}, None, None),
+    ],
+)
+def test_the_smaller_of_the_machine_and_the_container(
+    files: dict[str, str | None], machine: int | None, free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {**GROUP, **files}.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    if machine is not None:
+        (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {machine} kB\n")
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    monkeypatch.setattr(memory, "_MACHINE", tmp_path / "meminfo")
+    assert free_bytes(CPU) == free
 
 
 def test_a_machine_has_some() -> None:

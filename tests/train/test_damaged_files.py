@@ -24,7 +24,7 @@ SETTINGS = TrainSettings(
 
 
 @pytest.fixture
-def finished(mini, processor, tmp_path) -> Path:
+def finished(mini: Any, processor: Any, tmp_path: Path) -> Path:
     """A run of two steps."""
     train(mini, processor, SceneSamples(1, 4), SETTINGS, tmp_path)
     return tmp_path
@@ -88,7 +88,7 @@ def test_other_values_are_refused(state: object, tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
-def first(state: dict[str, Any]) -> str:
+def first(state: dict[str, dict[str, Any]]) -> str:
     return next(iter(state["parameters"]))
 
 

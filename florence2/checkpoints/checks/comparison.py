@@ -11,7 +11,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint as recompute
 
 from florence2.checkpoints.checks.empty import Prepare, aliases, empty_model, first_names
-from florence2.errors import CheckpointError, ConfigError, shown
+from florence2.errors import MAX_LISTED, CheckpointError, ConfigError, listing, shown
 from florence2.fast.install import plain_class
 from florence2.fast.unchanged import changed_methods, remember
 from florence2.model import bart, davit, projection
@@ -66,13 +66,13 @@ def require_described(model: Florence2Model, prepare: Prepare | None = None) -> 
     """
     wrong = find_problems(model.config.vision, model.config.text)
     if wrong:
-        raise ConfigError("model.config cannot be saved: " + "; ".join(wrong) + ".")
+        raise ConfigError(f"model.config cannot be saved: {listing(wrong, '; ')}.")
     differences = find_differences(model, empty_model(model.config, prepare=prepare))
     if differences:
         described = "its configuration" if prepare is None else "its configuration and the prepare function"
-        listing = "\n".join(f"  {difference}" for difference in differences)
+        lines = listing([f"  {difference}" for difference in differences], "\n", MAX_LISTED)
         raise CheckpointError(
-            f"This model is not the one that {described} would bring back; nothing was written:\n{listing}\n{_REMEDY}"
+            f"This model is not the one that {described} would bring back; nothing was written:\n{lines}\n{_REMEDY}"
         )
 
 

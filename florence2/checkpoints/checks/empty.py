@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from florence2.checkpoints.layouts import cannot_be_stored
 from florence2.checkpoints.tensors import TensorInfo
-from florence2.errors import CheckpointError, OptionError, shown
+from florence2.errors import CheckpointError, OptionError, listing, shown
 from florence2.model.attention import AttentionKind
 from florence2.model.config import Florence2Config
 from florence2.model.florence2 import Florence2Model
@@ -49,12 +49,12 @@ def empty_model(
     ]
     if taken:
         raise CheckpointError(
-            f"prepare adds {', '.join(taken)}; a checkpoint keeps this name for the token embedding or another tensor, "
+            f"prepare adds {listing(taken)}; a checkpoint keeps this name for the token embedding or another tensor, "
             "so choose another name for the module."
         )
     opaque = [name for name, value in names.items() if not isinstance(value, Tensor)]
     if opaque:
-        raise CheckpointError(f"prepare adds {', '.join(opaque)}; a checkpoint can only hold tensors.")
+        raise CheckpointError(f"prepare adds {listing(opaque)}; a checkpoint can only hold tensors.")
     return model
 
 
@@ -111,8 +111,8 @@ def fill(model: nn.Module, weights: dict[str, Tensor], device: torch.device, dty
     left = _move_unstored(model, device, dtype)
     if left:
         raise CheckpointError(
-            f"prepare leaves {', '.join(left)} on the meta device, without values, and a checkpoint does not hold "
-            "buffers that are not persistent; make them on the CPU."
+            f"prepare leaves {listing(sorted(left))} on the meta device, without values, and a checkpoint does not "
+            "hold buffers that are not persistent; make them on the CPU."
         )
 
 

@@ -18,7 +18,7 @@ from florence2.checkpoints.layouts import (
     stored_name,
 )
 from florence2.checkpoints.tensors import TensorInfo, WeightFiles, equals, is_finite
-from florence2.errors import CheckpointError
+from florence2.errors import MAX_LISTED, CheckpointError, listing
 from florence2.model.config import Layout
 
 NEEDS_PREPARE = "the model was saved with the prepare function {0}; load it with that: prepare=, or --prepare {0}"
@@ -76,8 +76,8 @@ def read_weights(
             problems.append(f"{name} holds values that are not finite (as {dtype})")
         weights[canonical] = tensor
     if problems:
-        listing = "\n".join(f"  {problem}" for problem in problems)
-        raise CheckpointError(f"{files.paths[0]} does not fit its config.json; nothing was loaded:\n{listing}{hint}")
+        lines = listing([f"  {problem}" for problem in problems], "\n", MAX_LISTED)
+        raise CheckpointError(f"{files.paths[0]} does not fit its config.json; nothing was loaded:\n{lines}{hint}")
     return weights
 
 
