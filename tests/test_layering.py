@@ -26,7 +26,7 @@ ONLY_IN = {
     "tokenizers": {"inputs.tokenizer"},
     "florence2.checkpoints.layouts": {
         *("checkpoints.adapters", "checkpoints.checkpoint", "checkpoints.describe"),
-        *("checkpoints.checks.empty", "checkpoints.checks.reading"),
+        *("checkpoints.checks.empty", "checkpoints.checks.reading", "checkpoints.merging.plan"),
     },
 }
 """Who alone may import something: the network, the file format, the two layouts of names."""

@@ -20,7 +20,6 @@ from florence2.checkpoints.hub import resolve
 from florence2.cli.main import main
 from florence2.errors import CheckpointError, ConfigError, Florence2Error, PromptError
 from florence2.model.config import Layout
-from florence2.model.florence2 import Head
 from recipes.nano.scenes import make_scene
 
 DEPTHS = [f"<depth_{i}>" for i in range(100)]
@@ -113,9 +112,11 @@ def test_the_rest_is_shared_and_hooks_stay_apart(nano: Florence2) -> None:
 
 def test_an_output_projection_of_its_own_grows_too(nano: Florence2) -> None:
     f = copy.deepcopy(nano)
-    f.model.lm_head = Head(f.model.language_model.shared.weight.detach() * 2)
+    f.model.untie_head(f.model.output_weight.detach() * 2)
+    f.model.untie_answers(f.model.language_model.shared.weight.detach() * 1.01)
     longer = florence2.extend_vocabulary(f, ["<near>"])
     assert longer.model.output_weight.shape[0] == 1632
+    assert len(longer.model.language_model.decoder.embed_tokens.weight) == 1632
     assert longer.run("<OD>", SCENE).token_ids == f.run("<OD>", SCENE).token_ids
 
 
@@ -174,7 +175,7 @@ def test_a_part_of_a_model_has_positions_but_no_vocabulary() -> None:
     [
         (Task("<OD>", "Something else."), "Task <OD> already exists with the sentence 'Locate the objects"),
         ([DEPTH, replace(DEPTH, sentence="How far?")], "Task <DEPTH> already exists"),
-        (Task("depth", "How far?"), "capitals in angle brackets"),
+        (Task("depth", "How far?"), "in angle brackets, such as"),
         (Task("<DEPTH>", "How far is {input}?"), "takes nothing, so its sentence must not contain"),
         (["<DEPTH>"], "'<DEPTH>' is not a Task"),
     ],

@@ -9,8 +9,8 @@ canonically, with or without peft's prefix; the rules of `layouts` cover them al
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,19 +24,16 @@ from florence2.checkpoints.layouts import (
     ENCODER_EMBEDDING,
     HEAD,
     SHARED,
-    TIED_TO_SHARED,
     from_canonical,
-    to_canonical,
 )
-from florence2.checkpoints.tensors import TensorInfo, WeightFiles
+from florence2.checkpoints.merging.arithmetic import find_foreign, find_infinite, merged
+from florence2.checkpoints.merging.plan import USES, make_plan, misfits
+from florence2.checkpoints.tensors import WeightFiles
 from florence2.errors import CheckpointError, ConfigError, listing, shown
 from florence2.model.absent import require_complete
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model, Head
 
-_COPY = ".base_layer.weight"
-_WRAPPED = ".base_layer"
-_USES = frozenset((SHARED, *TIED_TO_SHARED))
 _Value = TypeVar("_Value")
 MAX_NAMES = 10_000
 """The most entries of a rank_pattern or alpha_pattern; a model has some hundred modules."""
@@ -45,12 +42,6 @@ MAX_PATTERNS = 16
 _NAME = re.compile(r"[\w.-]{1,200}")
 _PATTERN = re.compile(r"\^?(?:[\w-]|\\\.|(?:\.|\[[\w-]+\])[*+]?|\\d\+?|\([\w-]+(?:\|[\w-]+){0,19}\))+\$?", re.ASCII)
 _REPEATED = re.compile(r"[.\]][*+]")
-_PEFT_PREFIX = "base_model.model."
-_MAGNITUDE = "lora_magnitude_vector"
-_MATRIX = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
-    r"(?:(?<=vector)\.weight)?"
-)
 
 # Fields of peft that say how an adapter was trained or found its modules; they do not change what it computes.
 _INERT = frozenset(
@@ -106,27 +97,6 @@ class AdapterConfig:
         return _first_match(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
-@dataclass(frozen=True)
-class _Change:
-    """The change of one weight: the names of its matrices in the file, and the factor of their product.
-
-    `magnitude` has the lengths of the rows, for DoRA.
-    """
-
-    a: str
-    b: str
-    scale: float
-    magnitude: str | None = None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """All changes of a model: of weights by module path, and tensors that take the place of others, by their names."""
-
-    changes: dict[str, _Change] = field(default_factory=dict)
-    whole: dict[str, str] = field(default_factory=dict)
-
-
 def merge_adapter(model: Florence2Model, folder: Path) -> None:
     """Add a LoRA or DoRA adapter to a model in place, computed in float32 and stored in the model's type.
 
@@ -147,15 +117,15 @@ def merge_adapter(model: Florence2Model, folder: Path) -> None:
     config = read_adapter_config(folder)
     files = WeightFiles((_weights_file(folder),), pickled=False)
     modules = _with_all_uses(model)
-    plan = _plan(modules, files.read_headers(), config, files.paths[0])
+    plan = make_plan(modules, files.read_headers(), config, files.paths[0])
     stored = {name: tensor.clone() for name, tensor in files.read()}
     with torch.no_grad():
-        problems = _find_foreign(modules, stored) + _find_infinite(modules, plan, stored)
+        problems = find_foreign(modules, stored) + find_infinite(modules, plan, stored)
         if problems:
-            raise _misfits(files.paths[0], problems)
+            raise misfits(files.paths[0], problems)
         uses: dict[str, Tensor] = {}
-        for name, old, new in _merged(modules, plan, stored):
-            if name in _USES:
+        for name, old, new in merged(modules, plan, stored):
+            if name in USES:
                 uses[name] = new
             else:
                 old.copy_(new)
@@ -284,168 +254,3 @@ def _weights_file(folder: Path) -> Path:
             f"{folder} has no {ADAPTER_WEIGHTS}; if it holds an adapter_model.bin, load it with peft and save it again."
         )
     return folder / ADAPTER_WEIGHTS
-
-
-def _plan(
-    modules: Mapping[str, nn.Module], headers: Mapping[str, TensorInfo], config: AdapterConfig, file: Path
-) -> _Plan:
-    """Find what changes each tensor. Raises CheckpointError listing all that does not fit."""
-    problems: list[str] = []
-    plan, matrices = _Plan(), dict[str, dict[str, str]]()  # module path -> part -> name in the file
-    scales: dict[str, float] = {}
-    for name, info in headers.items():
-        if name.endswith(_COPY):
-            continue  # a weight of the base model; see `_find_foreign`
-        match = _MATRIX.fullmatch(name)
-        if match is None:
-            problems += _plan_whole(name, info.shape, modules, plan)
-            continue
-        path = _module_path(match["module"], modules)
-        if path is None:
-            problems.append(f"{name} belongs to a module that this model does not have")
-        elif match["part"] in matrices.setdefault(path, {}):
-            problems.append(f"{name} and {matrices[path][match['part']]} belong to the same module")
-        else:
-            module = match["module"].removeprefix(_PEFT_PREFIX)
-            matrices[path][match["part"]], scales[path] = name, config.scale_of(module)
-            shapes = _shapes(modules[path], config.rank_of(module), config.dora)
-            problems += _misfit(name, info.shape, match["part"], modules[path], shapes)
-    for path, parts in matrices.items():
-        if len(parts) == 2 + config.dora:
-            a, b, *magnitude = (parts[part] for part in sorted(parts, key=_PARTS.index))
-            plan.changes[path] = _Change(a, b, scales[path], *magnitude)
-        else:
-            problems.append(f"{path} has only {', '.join(parts.values())}; LoRA has two matrices, DoRA a vector too")
-        if f"{path}.weight" in plan.whole:
-            problems.append(f"{path} has both matrices and {plan.whole[f'{path}.weight']}")
-    used = _USES & {*plan.whole, *(f"{path}.weight" for path in plan.changes)}
-    if config.keeps_ties and used:
-        problems.append(f"ensure_weight_tying is true for {', '.join(sorted(used))}, which is not implemented")
-    if problems or not (plan.changes or plan.whole):
-        raise _misfits(file, problems or ["it holds no matrices"])
-    return plan
-
-
-_PARTS = ("lora_A.weight", "lora_embedding_A", "lora_B.weight", "lora_embedding_B", _MAGNITUDE)
-
-
-def _plan_whole(name: str, shape: tuple[int, ...], modules: Mapping[str, nn.Module], plan: _Plan) -> list[str]:
-    """Plan a tensor that takes the place of one of the model's; return the problems."""
-    path, _, leaf = name.replace(f"{_WRAPPED}.", ".").rpartition(".")
-    owner = _module_path(path, modules) if path else None
-    if path.removeprefix(_PEFT_PREFIX) == "language_model" and leaf == "final_logits_bias":
-        owner = ""  # Microsoft's code keeps it there
-    old = getattr(modules[owner], leaf, None) if owner is not None else None
-    if not isinstance(old, Tensor):
-        return [f"{name} is neither a LoRA matrix nor a tensor of this model"]
-    target = f"{owner}.{leaf}" if owner else leaf
-    if target in plan.whole:
-        return [f"{name} and {plan.whole[target]} are the same tensor"]
-    plan.whole[target] = name
-    return [] if shape == tuple(old.shape) else [f"{name} is {list(shape)}, should be {list(old.shape)}"]
-
-
-def _module_path(module: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """Return the path of the module that a file names; None when the model has no such module."""
-    paths = {path for path in _possible_paths(module) if path in modules}
-    assert len(paths) <= 1, f"{module} could be any of {paths}"
-    return next(iter(paths), None)
-
-
-def _possible_paths(module: str) -> Iterator[str]:
-    """Yield the canonical paths that a name in the file may mean, by each of the three ways to name modules."""
-    weight = module.removeprefix(_PEFT_PREFIX) + ".weight"
-    for canonical in (weight, to_canonical(weight, "microsoft"), to_canonical(weight, "native")):
-        if canonical is not None:
-            yield canonical.removesuffix(".weight")
-
-
-def _misfit(
-    name: str, shape: tuple[int, ...], part: str, module: nn.Module, expected: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """List the problems of one matrix."""
-    if part == _MAGNITUDE and expected and part not in expected:
-        return [f"{name} belongs to DoRA, but use_dora is false"]
-    if part not in expected:
-        return [f"{name} belongs to a {type(module).__name__}, into which it cannot be merged"]
-    wanted = expected[part]
-    return [] if shape == wanted else [f"{name} is {list(shape)}, should be {list(wanted)}"]
-
-
-def _shapes(module: nn.Module, rank: int, dora: bool) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the matrices that can be merged into a module; empty for modules without any.
-
-    A depthwise convolution has none, because with LoRA every channel would see all channels; nor has a text position
-    table, which is not looked up by its input.
-    """
-    if isinstance(module, nn.Linear | Head) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-        rows, *columns = module.weight.shape
-        ones = (1,) * len(columns[1:])
-        length = {_MAGNITUDE: (1, rows, *ones) if ones else (rows,)} if dora else {}
-        return {"lora_A.weight": (rank, *columns), "lora_B.weight": (rows, rank, *ones), **length}
-    if type(module) is nn.Embedding:
-        rows, width = module.weight.shape
-        length = {_MAGNITUDE: (width,)} if dora else {}
-        return {"lora_embedding_A": (rank, rows), "lora_embedding_B": (width, rank), **length}
-    return {}
-
-
-def _merged(
-    modules: Mapping[str, nn.Module], plan: _Plan, stored: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield the name, the old and the new value of each tensor one by one, so that a second model is never held."""
-    for path, change in plan.changes.items():
-        module = modules[path]
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        a, b = (stored[name].to(weight.device, exact).flatten(1) for name in (change.a, change.b))
-        product = (b @ a).T if isinstance(module, nn.Embedding) else (b @ a).view(weight.shape)
-        new = weight.to(exact) + change.scale * product
-        if change.magnitude is not None:
-            new = _with_lengths(new, stored[change.magnitude].to(new).flatten(), isinstance(module, nn.Embedding))
-        yield f"{path}.weight", weight, new.to(weight.dtype)
-    for target, name in plan.whole.items():
-        path, _, leaf = target.rpartition(".")
-        old = getattr(modules[path], leaf)
-        yield target, old, stored[name].to(old)
-
-
-def _with_lengths(weight: Tensor, lengths: Tensor, columns: bool) -> Tensor:
-    """Scale the rows of a weight, or its columns (D of a table (V, D)), to the given lengths."""
-    rows = weight.T if columns else weight.flatten(1)
-    scaled = (lengths / torch.linalg.vector_norm(rows, dim=1))[:, None] * rows
-    return scaled.T if columns else scaled.view(weight.shape)
-
-
-def _find_foreign(modules: Mapping[str, nn.Module], stored: Mapping[str, Tensor]) -> list[str]:
-    """List the problems of stored weights of the base model.
-
-    peft stores them when the output projection is a target. They show whether this is the model that the adapter was
-    trained on, up to the rounding of any type.
-    """
-    problems = []
-    for name in stored:
-        path = _module_path(name.removesuffix(_COPY), modules) if name.endswith(_COPY) else None
-        if name.endswith(_COPY) and (path is None or not _is_near(stored[name], modules[path].weight)):
-            problems.append(f"{name} is not the weight of this model; the adapter was trained on another model")
-    return problems
-
-
-def _is_near(stored: Tensor, weight: Tensor | nn.Module) -> bool:
-    assert isinstance(weight, Tensor)
-    same_shape = stored.shape == weight.shape
-    return same_shape and torch.allclose(stored.float(), weight.float().cpu(), rtol=2**-7, atol=1e-6)
-
-
-def _find_infinite(modules: Mapping[str, nn.Module], plan: _Plan, stored: Mapping[str, Tensor]) -> list[str]:
-    return [
-        f"once merged, {name} is not finite (as {new.dtype})"
-        for name, _, new in _merged(modules, plan, stored)
-        if not torch.isfinite(new).all()
-    ]
-
-
-def _misfits(file: Path, problems: list[str]) -> CheckpointError:
-    lines = listing([f"  {problem}" for problem in problems], "\n")
-    return CheckpointError(f"{file} does not fit this model; nothing was merged:\n{lines}")

@@ -112,6 +112,11 @@ def load_model(
     for name in OPTIONAL & (wanted.keys() - weights.keys()):
         weights[name] = torch.zeros(wanted[name].shape, dtype=dtype, device=place)
     _untie(model, weights)
+    if changes and change_config(model.config, changes) != model.config:
+        raise CheckpointError(
+            f"{files.paths[0]} holds an output projection or an embedding of answers with values of its own, so "
+            "text.untied_head and text.untied_answers cannot be false; leave out the change."
+        )
     fill(model, weights, place, dtype)
     return model.eval()
 

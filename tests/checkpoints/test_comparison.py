@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "output projection of its own": (
         lambda m: setattr(m, "lm_head", Head(torch.ones(m.config.text.vocab_size, 32))),
-        "changed the output projection",
+        "lm_head, a module of the class Head, is not described",
     ),
     "several types": (lambda m: first(m).double(), r"weights of several types \(torch.float32, torch.float64\)"),
     "complex numbers": (

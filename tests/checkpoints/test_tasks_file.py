@@ -32,8 +32,8 @@ def test_what_a_file_may_leave_out(tmp_path: Path) -> None:
     rows = [{"token": task.token, "sentence": task.sentence} for task in TASKS[:2]]
     (tmp_path / "tasks.json").write_text(json.dumps({"tasks": rows}))
     assert read_tasks(tmp_path) == TASKS[:2]
-    rows = [{"token": "<VQA>"}, {"token": "<TAGS>", "sentence": None, "answer": "boxes", "takes": "nothing"}]
-    (tmp_path / "tasks.json").write_text(json.dumps({"tasks": rows}))
+    bare = [{"token": "<VQA>"}, {"token": "<TAGS>", "sentence": None, "answer": "boxes", "takes": "nothing"}]
+    (tmp_path / "tasks.json").write_text(json.dumps({"tasks": bare}))
     assert read_tasks(tmp_path) == (token_task("<VQA>"), token_task("<TAGS>", "boxes", "nothing"))
 
 

@@ -190,14 +190,13 @@ def test_the_models_own_task_counts() -> None:
 def test_all_problems_of_a_table_are_listed() -> None:
     with pytest.raises(PromptError) as raised:
         TaskTable([Task("<OD>", "x"), Task("depth", " "), Task("<A>", "{input}", answer="masks")])  # type: ignore[arg-type]
-    expected = (
+    for words in (
         "in angle brackets, such as",
         "sentence is empty",
         "answer must be one",
         "must not contain",
         "<OD> already",
-    )
-    for words in expected:
+    ):
         assert words in str(raised.value)
 
 

@@ -151,10 +151,10 @@ def test_two_questions_in_one_folder_have_two_answers(
     """Whether the question stands after the token or in --text, it is part of the work that is done already."""
     out = tmp_path / "out"
     chosen = ("--model", mini_folder, "--device", "cpu", "--beams", 1, "--max-new-tokens", 2, "--out", out)
-    chosen = (tmp_path / "scene.png", *chosen, "--task-kind", "VQA=text")
+    asked = (tmp_path / "scene.png", *chosen, "--task-kind", "VQA=text")
     assert rows.exists()
     for words in (["<VQA>why?"], ["<VQA>how?"], ["vqa", "--text", "why?"]):
-        assert florence("run", words[0], *chosen, *words[1:]) == 0
+        assert florence("run", words[0], *asked, *words[1:]) == 0
     kept = [json.loads(line)["input"] for line in (out / "results.jsonl").read_text().splitlines()]
     assert kept == ["why?", "how?"]
 

@@ -113,12 +113,18 @@ def test_values_that_cannot_be_compared_are_named(plain_folder: Path, damaged: P
 
 
 def test_ties(plain_folder: Path, converted_folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    """One name for the embedding in the native layout; several that differ, in a damaged one."""
+    """One name for the embedding in the native layout; several that differ, in a damaged one; a head of its own."""
     assert run(converted_folder, "--no-spectra", "--top", 0) == 0
     assert "ties: none; every tensor has one name" in capsys.readouterr().out
-    copy_checkpoint(
-        plain_folder, tmp_path / "untied", lambda tensors: tensors["language_model.lm_head.weight"][0].add_(1)
-    )
+    copy_checkpoint(plain_folder, tmp_path / "own", lambda tensors: tensors["language_model.lm_head.weight"][0].add_(1))
+    assert run(tmp_path / "own", "--no-spectra", "--strict") == 0
+    assert "the output map has a weight of its own" in capsys.readouterr().out
+
+    def differ(tensors: dict[str, torch.Tensor]) -> None:
+        shared = tensors["language_model.model.shared.weight"]
+        tensors["language_model.model.decoder.embed_tokens.weight"] = shared + 1
+
+    copy_checkpoint(plain_folder, tmp_path / "untied", differ)
     assert run(tmp_path / "untied", "--no-spectra", "--top", 0) == 0
     assert "not all equal, see the problems" in capsys.readouterr().out
 
