@@ -42,6 +42,13 @@ GPU = "runs on a CUDA device alone; the tests have none"
 SPEED = "another way to the same numbers: they are equal by design, and tested to be"
 WORDS = "chooses the words of a message"
 EQUIVALENT: tuple[Equivalent, ...] = (
+    Equivalent(
+        "florence2/model/config.py",
+        "counts positions, whose number is the same for an image on its side",
+        source="rows, columns = self.grid_size(height, width)",
+        within="VisionConfig.image_tokens",
+        new="self.grid_size(width, height)",
+    ),
     Equivalent("florence2/checkpoints/checks/comparison.py", WORDS, within="_word"),
     Equivalent(
         "florence2/fast/packed.py",
