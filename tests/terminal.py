@@ -1,7 +1,8 @@
-"""The command line in a process of its own, with an environment of its own, which need not import torch anew.
+"""The command line in a process of its own, with an environment of its own, which need not import torch again.
 
 A server process imports torch and this package once, and is forked for every command; the Hub's client, which reads
-its settings when it is imported, is imported by the command alone.
+its settings when it is imported, is imported by the command alone. The server imports the caller's `__main__`: a test
+runner of one's own needs a main guard, and must not import the Hub's client at its top.
 """
 
 import multiprocessing

@@ -283,7 +283,8 @@ def test_a_resized_model_comes_back(nano: Florence2, tmp_path: Path) -> None:
         ({"size": 0}, "size is 0; it must be a whole number of 1 to"),
         ({"size": 2.5}, "size is 2.5"),
         ({"size": 30, "rows": 25}, "rows is 25; it must be a whole number of 1 to 24"),
-        ({"size": 30, "image_size": (0, 5)}, "width of image_size is 0"),
+        ({"size": 30, "image_size": (0, 5)}, "width of image_size is 0; it must be a whole number of 1 to"),
+        ({"size": 30, "image_size": (5, 0)}, "height of image_size is 0; it must be a whole number of 1 to"),
         ({"size": 30, "image_size": 384}, r"image_size is 384; it must be \(width, height\)"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import florence2
+from florence2.checkpoints.presets import preset
 from florence2.cli import main as cli
 from florence2.cli.options import check_order, read_questions
 from florence2.cli.run import split_arguments
@@ -22,7 +23,7 @@ COMMANDS = [line.split("#")[0].strip() for line in SHELL if line.startswith("flo
 
 @pytest.mark.parametrize("block", range(len(PYTHON)))
 def test_python(block: int, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block by itself, with the small checkpoint in place of base."""
+    """Each block by itself, with the small checkpoint in place of base; shapes in its comments hold for both."""
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
     load = florence2.load
@@ -32,7 +33,35 @@ def test_python(block: int, small_folder: Path, tmp_path: Path, monkeypatch: pyt
         return load(small_folder, **settings)
 
     monkeypatch.setattr(florence2, "load", load_small)
-    exec(compile(PYTHON[block], f"README.md, block {block}", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(PYTHON[block], f"README.md, block {block}", "exec"), names)
+    for expression, dimensions in stated_shapes(PYTHON[block]):
+        shape = eval(expression, names).shape
+        assert len(shape) == len(dimensions), f"{expression} is {tuple(shape)}"
+        for size, dimension in zip(shape, dimensions, strict=True):
+            assert not dimension.isdigit() or size in sizes_like(dimension, names["f"]), f"{expression}: {tuple(shape)}"
+
+
+def stated_shapes(block: str) -> list[tuple[str, list[str]]]:
+    """Every `expression  # (a, b, c)` and `name = ...  # (a, b, c)` of a block."""
+    lines = re.findall(r"^ *(?:(\w+) = )?(.+?)  # \((.*?,.*?)\)", block, re.M)
+    return [(name or expression, dimensions.split(", ")) for name, expression, dimensions in lines]
+
+
+def sizes_like(dimension: str, f: florence2.Florence2) -> set[int]:
+    """What a number of base's shapes is in the model `f`: its sides, image tokens, or width."""
+    height, width = f.processor.image_config.height, f.processor.image_config.width
+    config = f.model.config
+    base = {"1": {1}, "3": {3}, "577": {config.vision.image_tokens(height, width)}}
+    return base.get(dimension) or {height, width, config.text.d_model}
+
+
+def test_the_shapes_are_those_of_base() -> None:
+    config = preset("base")
+    (pixels, features, memory, *_) = [shape for block in PYTHON for _, shape in stated_shapes(block)]
+    tokens, width = config.vision.image_tokens(768, 768), config.text.d_model
+    assert pixels == ["1", "3", "768", "768"] and features == ["1", str(tokens), str(width)]
+    assert memory == ["1", f"{tokens} + T", str(width)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -30,6 +30,21 @@ def test_help_lists_every_name_of_a_model(
     assert names in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["run", "cascade", "evaluate", "convert", "info", "audit", "download"])
+def test_pickles_may_be_allowed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert "--allow-pickle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["run", "cascade", "evaluate"])
+def test_every_command_that_answers_takes_the_ways_to_load(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    out = capsys.readouterr().out
+    assert all(option in out for option in ("--adapter", "--dtype", "--attention", "--device", "--revision"))
+
+
 def test_a_task_takes_its_own_input() -> None:
     tasks = ["od", "caption_to_phrase_grounding", "region_to_ocr"]
     questions = read_questions(tasks, ["a car"], [BOX])

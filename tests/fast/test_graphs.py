@@ -91,6 +91,23 @@ def test_a_mask_is_not_ignored_by_a_generator_that_was_made_without_one(model: F
         ] == rows
 
 
+def test_generate_replays_where_that_is_possible(
+    model: Florence2Model, memory: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`generate` gives an installed model its whole search, with memory, options, ids and mask in their places."""
+
+    def on_the_cpu(*arguments: Any) -> Generation | None:
+        calls.append(arguments)
+        return generate_graphed(*arguments, record=call_again)
+
+    calls: list[tuple[Any, ...]] = []
+    mask = torch.tensor([[True] * 5 + [False] * 4] * 3)
+    options = GenerationOptions(max_new_tokens=8)
+    expected = generate(model, memory, options, mask)
+    monkeypatch.setattr("florence2.fast.install.generate_graphed", on_the_cpu)
+    assert same(generate(install(model), memory, options, mask), expected) and len(calls) == 1
+
+
 class OwnRule:
     """A rule that may look at values, as far as anybody knows."""
 

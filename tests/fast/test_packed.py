@@ -260,6 +260,15 @@ def test_fewer_threads_than_promised_get_the_plain_step() -> None:
         assert used == right and (limit == "1" or used == "True")
 
 
+def test_nothing_is_packed_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packed.is_available()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch._C, "_has_mkldnn", False)
+        assert not packed.is_available()
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not packed.is_available()
+
+
 def test_a_wrong_product_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As oneDNN's, whose last thread was missing: the second half of the columns is not written."""
 

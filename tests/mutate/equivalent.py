@@ -42,6 +42,13 @@ GPU = "runs on a CUDA device alone; the tests have none"
 SPEED = "another way to the same numbers: they are equal by design, and tested to be"
 WORDS = "chooses the words of a message"
 EQUIVALENT: tuple[Equivalent, ...] = (
+    Equivalent(
+        "florence2/model/config.py",
+        "counts positions, whose number is the same for an image on its side",
+        source="rows, columns = self.grid_size(height, width)",
+        within="VisionConfig.image_tokens",
+        new="self.grid_size(width, height)",
+    ),
     Equivalent("florence2/checkpoints/checks/comparison.py", WORDS, within="_word"),
     Equivalent(
         "florence2/fast/packed.py",
@@ -55,6 +62,14 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         source="last = max((run.end() for run in _QUADS.finditer(cleaned.text)), default=0)",
         new="1",
     ),
+    Equivalent(
+        "florence2/answers/drawing.py",
+        "Pillow draws a line of width 0 one pixel wide as well",
+        source="thickness = max(1, round(min(canvas.size) / _LINES_PER_SIDE))",
+        old="1",
+        new="0",
+    ),
+    Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:"),
     Equivalent("florence2/fast/graphs.py", GPU, within="record_cuda_graph"),
     Equivalent("florence2/fast/graphs.py", GPU, within="_LateFlags.ask"),
     Equivalent("florence2/fast/graphs.py", GPU, source="record = record or record_cuda_graph"),
