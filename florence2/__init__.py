@@ -18,6 +18,7 @@ __all__ = [
     "Florence2Config",
     "Florence2Error",
     "Florence2Model",
+    "FreePrompt",
     "Generation",
     "GenerationOptions",
     "OnlyLabels",
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from florence2.generation.rules import Rule
     from florence2.generation.state import Generation
     from florence2.inputs.coordinates import bins_to_pixels, pixels_to_bins
-    from florence2.inputs.tasks import TASKS, Task, register_task
+    from florence2.inputs.tasks import TASKS, FreePrompt, Task, register_task
     from florence2.model.config import Florence2Config
     from florence2.model.florence2 import Florence2Model
     from florence2.modify import add_tasks, extend_vocabulary, resize_positions
@@ -74,7 +75,7 @@ else:
             "florence2.generation.rules": ("Rule",),
             "florence2.generation.state": ("Generation",),
             "florence2.inputs.coordinates": ("bins_to_pixels", "pixels_to_bins"),
-            "florence2.inputs.tasks": ("TASKS", "Task", "register_task"),
+            "florence2.inputs.tasks": ("TASKS", "FreePrompt", "Task", "register_task"),
             "florence2.model.config": ("Florence2Config",),
             "florence2.model.florence2": ("Florence2Model",),
             "florence2.modify": ("add_tasks", "extend_vocabulary", "resize_positions"),

@@ -1,8 +1,9 @@
 """Florence2: images and tasks in, answers out. `load` puts everything together."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from florence2.errors import CheckpointError, Florence2Error, OptionError, Promp
 from florence2.fast.install import install
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
-from florence2.inputs.image import ImageInput
+from florence2.inputs.image import Colour, parse_colour
 from florence2.inputs.processor import TaskText
 from florence2.model.absent import find_absent
 from florence2.model.attention import AttentionKind
@@ -102,36 +103,40 @@ class Florence2(Runner):
         text: TaskText = None,
         *,
         box: Sequence[float] | None = None,
+        background: Colour | None = None,
         options: GenerationOptions | None = None,
         **settings: Any,
     ) -> Answer:
         """Answer one task on one image.
 
         Args:
-            task: A token such as "<OD>", its alias "od", or a free prompt.
-            image: A path, the bytes of an image file, a Pillow image, an array, or an `EncodedImage`.
+            task: A token such as "<OD>", its alias "od", or a free prompt: of several words, or a `FreePrompt`.
+            image: A path, the bytes of an image file, a Pillow image, an array (see `open_image`), or an
+                `EncodedImage`.
             text: The task's input: text, a list of classes, or a box. It may also follow the token in `task`.
-            box: The task's input as a box (x1, y1, x2, y2) in pixels of the image.
+            box: The task's input as a box (x1, y1, x2, y2) in pixels of the image: a sequence, an array or a tensor.
+            background: The colour that transparent pixels show, such as "white". None is that of `load`, which by
+                default drops alpha, as the reference does.
             options: Generation settings; None is the checkpoint's own.
             **settings: Single generation settings, such as `num_beams=1` or `max_new_tokens=64`.
 
         Raises:
             PromptError: The task is unknown, or its input is missing, superfluous or wrong.
             ImageError: The image cannot be read.
-            OptionError: A generation setting is unknown or out of range.
+            OptionError: A generation setting is unknown or out of range, or `background` is not a colour.
             Florence2Error: The model was loaded without its decoder.
         """
         if text is not None and box is not None:
-            raise PromptError(f"Task {task} got two inputs, {text!r} and box={box!r}; give one.")
+            raise PromptError(f"Task {task} got two inputs, {shown(text)} and box={shown(box)}; give one.")
         options = self._choose_options(options, settings)
         request = check_request((task, image, text if box is None else box), self.processor.tasks)
-        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
-        return self._answer([request], [encoded], options)[0]
+        return self._answer([request], self._encode_sources([image], background), options)[0]
 
     def run_batch(
         self,
         requests: Sequence[Request],
         *,
+        background: Colour | None = None,
         options: GenerationOptions | None = None,
         batch_size: int = 8,
         **settings: Any,
@@ -142,6 +147,7 @@ class Florence2(Runner):
 
         Args:
             requests: (task, image) or (task, image, input) each, as in `run`.
+            background: The colour that transparent pixels show, as in `run`.
             options: Generation settings; None is the checkpoint's own.
             batch_size: How many requests are computed at once, at least 1; fewer where memory would not suffice.
             **settings: Single generation settings, such as `num_beams=1`.
@@ -156,7 +162,8 @@ class Florence2(Runner):
             raise OptionError(f"batch_size is {shown(batch_size)}; it must be a whole number of at least 1.")
         options = self._choose_options(options, settings)
         checked = check_requests(requests, self.processor.tasks)
-        images = EncodeOnce([request.image for request in checked], self._encode_sources)
+        encode = partial(self._encode_sources, background=background)
+        images = EncodeOnce([request.image for request in checked], encode)
         answers: list[Answer] = []
         for start in range(0, len(checked), batch_size):
             part = slice(start, start + batch_size)
@@ -170,8 +177,8 @@ class Florence2(Runner):
 
         `options` and `settings` are generation settings, as in `run`. Raises as `run`.
         """
-        if detail not in _CAPTIONS:
-            raise PromptError(f"detail is {detail!r}; it must be one of {', '.join(_CAPTIONS)}.")
+        if not isinstance(detail, str) or detail not in _CAPTIONS:
+            raise PromptError(f"detail is {shown(detail)}; it must be one of {', '.join(_CAPTIONS)}.")
         return self.run(_CAPTIONS[detail], image, options=options, **settings)
 
     def detect(
@@ -189,7 +196,7 @@ class Florence2(Runner):
         """
         if classes is None:
             return self.run("<OD>", image, options=options, **settings)
-        if (isinstance(classes, Sized) and not len(classes)) or (isinstance(classes, str) and not classes.strip()):
+        if isinstance(classes, str | list | tuple) and not (classes.strip() if isinstance(classes, str) else classes):
             raise PromptError(
                 f"classes is {classes!r}; name at least one class, or leave out classes to find everything."
             )
@@ -255,13 +262,19 @@ class Florence2(Runner):
         return self.run("<REGION_TO_DESCRIPTION>", image, box=box, options=options, **settings)
 
     def cascade(
-        self, image: AnyImage, detail: Detail = "short", *, options: GenerationOptions | None = None, **settings: Any
+        self,
+        image: AnyImage,
+        detail: Detail = "short",
+        *,
+        background: Colour | None = None,
+        options: GenerationOptions | None = None,
+        **settings: Any,
     ) -> Cascade:
         """Caption the image, find the caption's phrases in it, and outline each; the image is encoded once.
 
-        `options` and `settings` are generation settings, as in `run`. Raises as `run`.
+        `background` is as in `run`; `options` and `settings` are generation settings. Raises as `run`.
         """
-        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
+        encoded = self._encode_sources([image], background)[0]
         caption = self.caption(encoded, detail, options=options, **settings)
         phrases = caption.text.strip()
         if not phrases:
@@ -285,8 +298,13 @@ class Florence2(Runner):
             )
         return options.changed(**settings) if settings else options
 
-    def _encode_sources(self, sources: Sequence[ImageInput]) -> list[EncodedImage]:
-        return self.encode_images([self.prepare_image(source) for source in sources])
+    def _encode_sources(self, sources: Sequence[AnyImage], background: Colour | None = None) -> list[EncodedImage]:
+        """Encode the images that are not encoded yet; return all in order."""
+        if background is not None and any(isinstance(source, EncodedImage) for source in sources):
+            raise OptionError("background has no effect on an EncodedImage; give it to encode_image.")
+        new = [self.prepare_image(image, background) for image in sources if not isinstance(image, EncodedImage)]
+        encoded = iter(self.encode_images(new))
+        return [image if isinstance(image, EncodedImage) else next(encoded) for image in sources]
 
 
 def load(
@@ -302,6 +320,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     changes: Mapping[str, Any] | None = None,
     prepare: Prepare | None = None,
+    background: Colour | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Florence2:
     """Load a checkpoint into a Florence2 that answers.
@@ -327,6 +346,8 @@ def load(
         prepare: A function that changes the empty model before the weights are read: it adds adapters, replaces
             modules, prunes heads, registers hooks. The file must hold exactly the tensors that the model then has;
             `save` writes such files (see `florence2.checkpoints.checks.empty.Prepare`).
+        background: The colour that transparent pixels of images show, such as "white"; it is not saved. None drops
+            alpha, as the reference does, and shows the colours that transparent pixels hide.
         report: Called with a line about the files to fetch, before they are fetched.
 
     Raises:
@@ -336,13 +357,15 @@ def load(
             wrong is listed.
     """
     chosen_device, chosen_dtype = check_loading(device, dtype, attention, parts)
+    if background is not None:
+        background = parse_colour(background)
     if adapter is not None and parts != "all":
         raise OptionError(f'An adapter needs the whole model, but parts is "{parts}"; load with parts="all".')
     path = resolve(name, revision, local_files_only, allow_pickle, report)
     adapter_folder = None if adapter is None else resolve_adapter(adapter, local_files_only)
     problems: list[Florence2Error] = []
     try:
-        processor = Processor.from_folder(checkpoint_folder(path))
+        processor = Processor.from_folder(checkpoint_folder(path)).changed(background=background)
     except Florence2Error as error:
         problems.append(error)
     try:

@@ -1,18 +1,23 @@
 """`f.processor`: a checkpoint's way from images and prompts to tensors and ids, and from generated ids to an Answer."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from florence2.answers.answer import Answer, parse_answer
 from florence2.checkpoints.config_files import read_image_config
 from florence2.checkpoints.files import read_tasks
-from florence2.errors import PromptError
-from florence2.inputs.image import ImageInput
+from florence2.errors import PromptError, shown
+from florence2.inputs.coordinates import check_image_size
+from florence2.inputs.image import Colour, ImageInput
 from florence2.inputs.processor import InputProcessor
 from florence2.inputs.tasks import Task, TaskTable, find_task
 from florence2.inputs.tokenizer import FlorenceTokenizer
+
+Number = TypeVar("Number", int, float)
 
 
 class Processor(InputProcessor):
@@ -34,11 +39,12 @@ class Processor(InputProcessor):
         tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
         return cls(tokenizer, read_image_config(folder), TaskTable(read_tasks(folder)))
 
-    def image(self, source: ImageInput) -> torch.Tensor:
+    def image(self, source: ImageInput, background: Colour | None = None) -> torch.Tensor:
         """Return the pixel values of an image.
 
         Args:
             source: A path, the bytes of an image file, a Pillow image or an array (see `open_image`).
+            background: The colour that transparent pixels show; None is the processor's own.
 
         Returns:
             float32 (1, 3, H, W), resized to the checkpoint's H and W, and normalised.
@@ -46,7 +52,7 @@ class Processor(InputProcessor):
         Raises:
             ImageError: The image cannot be read.
         """
-        return torch.from_numpy(self.image_array(source))
+        return torch.from_numpy(self.image_array(source, background))
 
     def answer(
         self,
@@ -72,13 +78,18 @@ class Processor(InputProcessor):
             finish_reason: "stop" or "length".
 
         Raises:
-            PromptError: Neither or both of `text` and `token_ids` are given, or `token_logprobs` has another length.
+            PromptError: Neither or both of `text` and `token_ids` are given, `token_logprobs` has another length, or an
+                argument has another type.
         """
+        check_image_size(image_size)
+        for name, given in (("task", task), ("text", text)):
+            if given is not None and not isinstance(given, str | Task):
+                raise PromptError(f"{name} is {shown(given)}; it must be a text.")
         if (text is None) == (token_ids is None):
             raise PromptError("An answer is read either from a text or from token_ids; give exactly one of them.")
         known = task if isinstance(task, Task) else find_task(task, self.tasks)
-        ids = [] if token_ids is None else [int(id) for id in token_ids]
-        logprobs = [] if token_logprobs is None else [float(logprob) for logprob in token_logprobs]
+        ids = [] if token_ids is None else _numbers("token_ids", token_ids, operator.index)
+        logprobs = [] if token_logprobs is None else _numbers("token_logprobs", token_logprobs, float)
         if logprobs and len(logprobs) != len(ids) - 1:
             raise PromptError(
                 f"{len(ids)} token_ids, the first being the start id, need {max(len(ids) - 1, 0)} token_logprobs, "
@@ -95,3 +106,12 @@ class Processor(InputProcessor):
             sequence_score=sequence_score,
             finish_reason=finish_reason,
         )
+
+
+def _numbers(name: str, values: Any, convert: Callable[[Any], Number]) -> list[Number]:
+    """Return the numbers of a sequence or tensor. Raises PromptError for anything else."""
+    try:
+        return [convert(value) for value in values]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        kind = "ids (whole numbers)" if convert is operator.index else "numbers"
+        raise PromptError(f"{name} is {shown(values)}; it must be one row of {kind}.") from None

@@ -2,15 +2,15 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
 from florence2.errors import PromptError, shown
 from florence2.inputs.image import ImageInput
-from florence2.inputs.processor import TaskText, input_to_text
+from florence2.inputs.processor import TaskText, input_to_text, read_input
 from florence2.inputs.tasks import TASKS, Task, build_sentence, check_prompt, find_task
 
 
@@ -45,8 +45,6 @@ AnyImage: TypeAlias = "ImageInput | EncodedImage"
 Request: TypeAlias = "tuple[str, AnyImage] | tuple[str, AnyImage, TaskText]"
 """(task, image) or (task, image, input)."""
 
-_ANY_SIZE = (1 << 30, 1 << 30)  # stands for an image's size until it is opened
-
 
 @dataclass(frozen=True)
 class CheckedRequest:
@@ -69,32 +67,31 @@ def check_request(request: Request, tasks: Mapping[str, Task] = TASKS) -> Checke
     if not isinstance(request, tuple) or len(request) not in (2, 3):
         raise PromptError(f"A request must be (task, image) or (task, image, input), not {shown(request)}.")
     prompt, image, given = request if len(request) == 3 else (*request, None)
-    items: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
-    text = input_to_text(items or given, _ANY_SIZE)
-    if items and not isinstance(items[0], str):
-        return CheckedRequest(_region_task(prompt, items, tasks), image, box=items)
-    task, text = check_prompt(prompt, text, tasks)
+    task_input = read_input(given)
+    if isinstance(task_input, tuple):
+        return CheckedRequest(_region_task(prompt, task_input, tasks), image, box=task_input)
+    task, text = check_prompt(prompt, task_input, tasks)
     return CheckedRequest(task or Task(prompt, "{input}", takes="text"), image, text)
 
 
 def check_requests(requests: Iterable[Request], tasks: Mapping[str, Task] = TASKS) -> list[CheckedRequest]:
     """Check every request as `check_request` does. Raises PromptError as it does, and for a lone value."""
-    if not isinstance(requests, Iterable) or isinstance(requests, str | bytes):
+    if not isinstance(requests, Iterable) or isinstance(requests, str | bytes | Mapping | Set):
         raise PromptError(f"requests is {shown(requests)}; give a list of (task, image) or (task, image, input).")
     return [check_request(request, tasks) for request in requests]
 
 
-def _region_task(prompt: str, box: list[Any], tasks: Mapping[str, Task]) -> Task:
+def _region_task(prompt: str, box: tuple[float, ...], tasks: Mapping[str, Task]) -> Task:
     """Return the task of a request with a box, which must take one."""
     task = find_task(prompt, tasks) if isinstance(prompt, str) else None
     if task is None:
         check_prompt(prompt, tasks=tasks)
-        raise PromptError(f"A prompt without a task token takes no box, but got {tuple(box)}; leave it out.")
+        raise PromptError(f"A prompt without a task token takes no box, but got {box}; leave it out.")
     if task.takes != "region":
-        raise PromptError(f"Task {task.token} takes no box, but got {tuple(box)}; leave it out.")
+        raise PromptError(f"Task {task.token} takes no box, but got {box}; leave it out.")
     if prompt not in (task.token, task.alias):
         raise PromptError(
-            f"Task {task.token} got its input twice: in the prompt {prompt!r} and as the box {tuple(box)}; give one."
+            f"Task {task.token} got its input twice: in the prompt {prompt!r} and as the box {box}; give one."
         )
     return task
 

@@ -18,7 +18,7 @@ from florence2.generation.budget import generation_bytes, how_many_fit
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
-from florence2.inputs.image import ImageConfig, ImageInput, image_to_array, open_image
+from florence2.inputs.image import Colour, ImageConfig, ImageInput, image_to_array
 from florence2.inputs.tasks import Task
 from florence2.model.absent import require_complete
 from florence2.model.config import Florence2Config, Layout
@@ -101,27 +101,29 @@ class Runner:
             self.processor.tasks,
         )
 
-    def prepare_image(self, image: ImageInput) -> PreparedImage:
-        """Read and resize an image for `encode_images`, in any thread. Raises ImageError as `encode_image` does."""
-        opened = open_image(image)
+    def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:
+        """Read and resize an image for `encode_images`, in any thread. Takes and raises what `encode_image` does."""
+        opened = self.processor.open_image(image, background)
         pixel_values = torch.from_numpy(image_to_array(opened, self.processor.image_config))
         # what an answer may show itself on later; bytes and consumed files are not worth keeping
         kept = isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "__array__")
         return PreparedImage(pixel_values, opened.size, image if kept else None)
 
-    def encode_image(self, image: ImageInput) -> EncodedImage:
+    def encode_image(self, image: ImageInput, background: Colour | None = None) -> EncodedImage:
         """Run the vision tower on an image, once for all tasks to come.
 
         Args:
             image: A path, the bytes of an image file, a Pillow image or an array (see `open_image`).
+            background: The colour that transparent pixels show, such as "white"; None is that of `load`.
 
         Returns:
             The image's features (1, N, D) and its size. Every method takes it in place of the image.
 
         Raises:
             ImageError: The image cannot be read.
+            OptionError: `background` is not a colour.
         """
-        return self.encode_images([self.prepare_image(image)])[0]
+        return self.encode_images([self.prepare_image(image, background)])[0]
 
     def encode_images(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
         """Run the vision tower on several images; return them in the same order."""

@@ -322,7 +322,7 @@ def test_shorthands_refuse_what_no_task_does(small: florence2.Florence2, picture
 
 
 def test_a_prompt_with_braces_is_read_as_written(small: florence2.Florence2, picture: Image.Image) -> None:
-    for prompt in ("What is {input} here?", "{input}"):
+    for prompt in ("What is {input} here?", florence2.FreePrompt("{input}")):
         (request,) = [check_request((prompt, picture))]
         assert request.sentence(picture.size) == prompt
         assert small.run(prompt, picture, max_new_tokens=2).task == prompt

@@ -18,6 +18,7 @@ from florence2.answers.reference import reference_answer, reference_scores
 from florence2.answers.score import score_regions, score_text
 from florence2.errors import ImageError, shown
 from florence2.inputs.coordinates import bins_to_pixels
+from florence2.inputs.files import is_url
 from florence2.inputs.image import ImageInput, open_image
 from florence2.inputs.tasks import AnswerKind
 
@@ -236,10 +237,10 @@ def image_reference(source: Any) -> ImageReference:
 
     Returns:
         A path for a path; a weak reference to a Pillow image, array or tensor; None for everything else, such as
-        bytes and file objects.
+        bytes, file objects and data URLs.
     """
     if isinstance(source, str | os.PathLike):
-        return Path(source)
+        return None if is_url(os.fspath(source)) else Path(source)
     if isinstance(source, Image.Image) or hasattr(source, "__array__"):
         with contextlib.suppress(TypeError):  # a class with slots may not support weak references
             return weakref.ref(source)

@@ -1,12 +1,15 @@
 """Find the regions in a generated text: their labels, location bins, and positions in the text.
 
 The model writes an answer as text with location tokens, such as
-`</s><s>car<loc_52><loc_332><loc_932><loc_774></s>`. The grammar is the reference's.
+`</s><s>car<loc_52><loc_332><loc_932><loc_774></s>`. The grammar is the reference's. Its patterns try every letter as
+the start of a label, which takes quadratic time on some texts; here runs of tags are found first, then their labels, in
+linear time.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple, TypeAlias
 
 from florence2.inputs.coordinates import LOCATION
@@ -17,24 +20,20 @@ RegionShape: TypeAlias = Literal["box", "quad", "polygon"]
 MARKERS = ("<s>", "</s>", "<pad>")
 """The special tokens around an answer, which are not part of its text."""
 
-_LOC = r"<loc_\d+>"
+_LOC = r"<loc_\d{1,4}>"
 _OUTLINE = rf"(?:{_LOC}|<sep>|<poly>|</poly>)"
 _BOX = re.compile(rf"(?:{_LOC}){{4}}")
 _BOXES = re.compile(rf"(?:{_LOC}){{4,}}")
-# Without the lookbehind, a long text without locations would be searched again from each of its letters.
-_LABELLED_BOXES = re.compile(rf"(?<![^<>])[^<]+(?:{_LOC}){{4,}}")
-_QUAD = re.compile(rf"(.+?)((?:{_LOC}){{8}})")
-_QUADS = re.compile(rf"(?:{_LOC}){{8,}}")
+_QUAD = re.compile(rf"(?:{_LOC}){{8}}")
 _OUTLINES = re.compile(rf"{_OUTLINE}{{4,}}")
-_LABELLED_OUTLINES = re.compile(rf"(?<![^<>])[^<]+{_OUTLINE}{{4,}}")
-_INSTANCE = re.compile(r"<poly>(.*?)</poly>")
-_RING = re.compile(rf"((?:{_LOC})+)(?:<sep>|$)")
-# A label ends at the first tag of its phrase. It cannot contain a line break; such a phrase has no label.
-_LABEL = re.compile(r"\s*(.*?)(?=<loc_|<poly>)")
+_LINE = re.compile(r".+")
+_RING = re.compile(rf"(?:{_LOC})+")
+_LABEL_END = re.compile(r"<loc_|<poly>")
 _STRAY_LOCATION = re.compile(r"loc_\d+>")
-_TAGS = re.compile("|".join(map(re.escape, (*MARKERS, *ADDED_TOKENS))))
-# The rest of a tag before a label: a label cannot contain "<", so the match begins after it.
-_STRAY_TAG = re.compile("|".join([r"loc_\d+>"] + [re.escape(t[1:]) for t in ADDED_TOKENS if not t.startswith("<loc_")]))
+_OTHER_TOKENS = [token for token in ADDED_TOKENS if not LOCATION.fullmatch(token)]
+_TAGS = re.compile("|".join([r"<loc_(?:0|[1-9]\d{0,2})>", *map(re.escape, (*MARKERS, *_OTHER_TOKENS))]), re.ASCII)
+# The rest of tags before a label: a label cannot contain "<", so the match begins after it.
+_STRAY_TAGS = re.compile("(?:" + "|".join([r"loc_\d+>", *(re.escape(token[1:]) for token in _OTHER_TOKENS)]) + ")*")
 
 # Phrases that name no object. The reference drops a phrase that equals one of them.
 _UNGROUNDED = frozenset(
@@ -84,9 +83,9 @@ def find_regions(kind: AnswerKind, text: str) -> list[Region]:
         return list(_find_quads(remove_markers(text, ("<s>",))))
     cleaned = remove_markers(text)
     if kind == "polygons":
-        return list(_find_polygons(_OUTLINES, cleaned))
+        return list(_find_polygons((run.span() for run in _OUTLINES.finditer(cleaned.text)), cleaned))
     if kind == "boxes_or_polygons" and "<poly>" in text:
-        return list(_find_polygons(_LABELLED_OUTLINES, cleaned))
+        return list(_find_polygons(_find_labelled(_OUTLINES, cleaned.text), cleaned))
     phrases = find_box_phrases(kind, cleaned.text)
     return [
         _region("box", phrase.label, cleaned, [box])
@@ -114,11 +113,12 @@ def find_box_phrases(kind: AnswerKind, text: str) -> Iterator[BoxPhrase]:
 
     Every four locations are a box; one to three that remain are dropped. Proposals have empty labels.
     """
-    for match in (_BOXES if kind == "proposals" else _LABELLED_BOXES).finditer(text):
-        label = _read_label(match.group())
+    proposals = (run.span() for run in _BOXES.finditer(text))
+    for span in proposals if kind == "proposals" else _find_labelled(_BOXES, text):
+        label = _read_label(text[slice(*span)])
         ignored = kind == "phrases" and label in _UNGROUNDED
-        boxes = tuple(box.span() for box in _BOX.finditer(text, *match.span()))
-        yield BoxPhrase(None if ignored else label, match.span(), boxes)
+        boxes = tuple(box.span() for box in _BOX.finditer(text, *span))
+        yield BoxPhrase(None if ignored else label, span, boxes)
 
 
 def remove_markers(text: str, markers: Sequence[str] = MARKERS) -> CleanText:
@@ -127,7 +127,7 @@ def remove_markers(text: str, markers: Sequence[str] = MARKERS) -> CleanText:
     for marker in markers:
         if marker in text:
             parts = text.split(marker)
-            starts = [sum(map(len, parts[:i])) + i * len(marker) for i in range(len(parts))]
+            starts = accumulate((len(part) + len(marker) for part in parts[:-1]), initial=0)
             positions = [positions[s + k] for s, part in zip(starts, parts, strict=True) for k in range(len(part))]
             text = "".join(parts)
     return CleanText(text, positions)
@@ -135,35 +135,62 @@ def remove_markers(text: str, markers: Sequence[str] = MARKERS) -> CleanText:
 
 def clean_label(label: str) -> str:
     """Return a label without whole tags, the rest of a tag at its start, and surrounding space."""
-    label = _TAGS.sub("", label)
-    while stray := _STRAY_TAG.match(label):
-        label = label[stray.end() :]
-    return label.strip()
+    return _STRAY_TAGS.sub("", _TAGS.sub("", label), count=1).strip()
+
+
+def _find_labelled(tags: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Yield the span of each label together with the run of `tags` after it.
+
+    A label begins after the last "<" or the last run. A run without a label loses its first tag: as in the reference,
+    the rest of that tag is taken for the label.
+    """
+    end = 0
+    for run in tags.finditer(text):
+        start = max(end, text.rfind("<", end, run.start()) + 1)
+        if start == run.start():
+            if not tags.match(text, text.index(">", start) + 1):
+                continue  # too few tags remain
+            start += 1
+        end = run.end()
+        yield start, end
 
 
 def _find_quads(cleaned: CleanText) -> Iterator[Region]:
     """Find groups of eight locations after at least one character of text in the same line."""
-    # No quad can end after the last eight locations. Searching there from every letter would take quadratic time.
-    last = max((run.end() for run in _QUADS.finditer(cleaned.text)), default=0)
-    for quad in _QUAD.finditer(cleaned.text, 0, last):
-        yield _region("quad", quad.group(1), cleaned, [quad.span(2)])
+    for line in _LINE.finditer(cleaned.text):
+        start = line.start()
+        while quad := _QUAD.search(cleaned.text, start + 1, line.end()):
+            yield _region("quad", cleaned.text[start : quad.start()], cleaned, [quad.span()])
+            start = quad.end()
 
 
-def _find_polygons(pattern: re.Pattern[str], cleaned: CleanText) -> Iterator[Region]:
+def _find_polygons(phrases: Iterable[tuple[int, int]], cleaned: CleanText) -> Iterator[Region]:
     """Find polygons: in `<poly>` ... `</poly>` where a phrase has both, with `<sep>` between their outlines."""
-    for phrase in pattern.finditer(cleaned.text):
-        words = phrase.group()
+    for phrase in phrases:
+        words = cleaned.text[slice(*phrase)]
         stray = _STRAY_LOCATION.match(words)  # the rest of a location token whose "<" ended the phrase before
         label = _read_label(words[stray.end() :] if stray else words)
         if label is None:
             continue
         wrapped = "<poly>" in words and "</poly>" in words
-        parts = [part.span(1) for part in _INSTANCE.finditer(words)] if wrapped else [(0, len(words))]
-        for start, end in parts:
-            offset = phrase.start() + start
-            rings = [(offset + ring.start(1), offset + ring.end(1)) for ring in _RING.finditer(words[start:end])]
-            if rings:
+        for part in _find_instances(cleaned.text, phrase) if wrapped else [phrase]:
+            if rings := list(_find_rings(cleaned.text, part)):
                 yield _region("polygon", label, cleaned, rings)
+
+
+def _find_instances(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the spans between `<poly>` and the next `</poly>`."""
+    start, end = span
+    while (opened := text.find("<poly>", start, end)) >= 0 and (closed := text.find("</poly>", opened, end)) >= 0:
+        yield opened + len("<poly>"), closed
+        start = closed
+
+
+def _find_rings(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of the runs of locations before `<sep>` and at the end."""
+    for run in _RING.finditer(text, *span):
+        if run.end() == span[1] or text.startswith("<sep>", run.end()):
+            yield run.span()
 
 
 def _region(shape: RegionShape, label: str, cleaned: CleanText, spans: Sequence[tuple[int, int]]) -> Region:
@@ -175,5 +202,7 @@ def _region(shape: RegionShape, label: str, cleaned: CleanText, spans: Sequence[
 
 
 def _read_label(phrase: str) -> str | None:
-    label = _LABEL.match(phrase)
-    return label.group().strip() if label else None
+    """Return the text before the first tag; None where it holds a line break, which a label cannot."""
+    tag = _LABEL_END.search(phrase)
+    label = phrase[: tag.start()].lstrip() if tag else "\n"
+    return None if "\n" in label else label.rstrip()

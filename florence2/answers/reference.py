@@ -4,6 +4,7 @@ The quirks: labels of boxes lose their non-ASCII letters, labels keep the remain
 from the wrong tokens. `Answer` has none of them.
 """
 
+import bisect
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,7 +50,7 @@ def reference_scores(token_texts: Sequence[str], token_logprobs: Sequence[float]
     starts = [0, *ends[:-1]]
     scores = []
     for first, last in _looked_up_spans("".join(texts)):
-        tokens = [i for i in range(len(texts)) if ends[i] > first and starts[i] < last]
+        tokens = range(bisect.bisect_right(ends, first), bisect.bisect_left(starts, last))  # those that overlap
         scores.append(mean_probability([token_logprobs[i] for i in tokens]))
     return scores
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from florence2.errors import ImageError
-from florence2.inputs.image import image_suffixes
+from florence2.inputs.files import read_data_url, short_name, url_problem
+from florence2.inputs.formats import image_suffixes
 
 MAX_STDIN_BYTES = 256 << 20
 
@@ -37,17 +38,23 @@ def find_images(arguments: Sequence[str]) -> list[Source]:
     """Return the images that command line arguments name.
 
     Args:
-        arguments: Files, folders, or "-" for an image on stdin. A folder stands for all files in and below it that
-            have an image's ending, in alphabetical order.
+        arguments: Files, folders, data URLs, or "-" for an image on stdin. A folder stands for all files in and below it
+            that have an image's ending, in alphabetical order.
 
     Returns:
         One source for each image, with distinct stems. A file that does not exist is included; reading it fails later.
 
     Raises:
-        ImageError: A folder holds no image, or stdin holds more than `MAX_STDIN_BYTES`.
+        ImageError: An argument is empty or a URL to fetch, a folder holds no image, or stdin holds more than
+            `MAX_STDIN_BYTES`.
     """
     sources: list[Source] = []
     for argument in arguments:
+        if argument[:5].lower() == "data:":
+            sources.append(Source(short_name(argument, 40), read_data_url(argument).getvalue(), "data"))
+            continue
+        if problem := url_problem(argument):
+            raise ImageError(problem)
         path = Path(argument)
         if argument == "-":
             sources.append(Source("-", _read_stdin(), "stdin"))
@@ -82,7 +89,7 @@ def _read_stdin() -> bytes:
 
 def _list_common(suffixes: Iterable[str]) -> str:
     common = [suffix for suffix in (".jpg", ".png", ".webp", ".tif") if suffix in suffixes]
-    return ", ".join(common) + " or another format that Pillow reads"
+    return ", ".join(common) + " or another format that is opened here"
 
 
 def _with_distinct_stems(sources: Iterable[Source]) -> list[Source]:

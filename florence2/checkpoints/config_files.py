@@ -9,6 +9,7 @@ was trained.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,9 @@ from florence2.model.config import (
     find_problems,
 )
 from florence2.model.config import GENERATION_SETTINGS as GENERATION_SETTINGS
+
+_LARGEST_MEAN = 1_000_000  # of channels; with larger ones, and with stds near 0, pixel values overflow
+_SMALLEST_STD = 1e-6
 
 # Fields that transformers writes in addition to the architecture and that do not change what the model computes here.
 _INERT = frozenset(
@@ -300,10 +304,12 @@ def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
         problems.append(f"rescale_factor is {config.rescale_factor}; it must be above 0 and at most 1")
     if not all(1 <= side <= MAX_SIDE for side in (config.height, config.width)):
         problems.append(f"size is {config.height} x {config.width}; each side must be 1 to {MAX_SIDE} pixels")
-    if len(config.mean) != 3 or len(config.std) != 3 or 0 in config.std:
-        problems.append(
-            f"image_mean is {config.mean} and image_std {config.std}; they must be three numbers each, and no std 0"
-        )
+    if len(config.mean) != 3 or len(config.std) != 3:
+        problems.append(f"image_mean is {config.mean} and image_std {config.std}; they must be three numbers each")
+    if not all(abs(mean) <= _LARGEST_MEAN for mean in config.mean):  # false for NaN as well
+        problems.append(f"image_mean is {config.mean}; its numbers must be finite, at most {_LARGEST_MEAN:,}")
+    if not all(_SMALLEST_STD <= std < math.inf for std in config.std):
+        problems.append(f"image_std is {config.std}; its numbers must be finite, and the std above 0 ({_SMALLEST_STD})")
     if config.resample not in list(Image.Resampling):
         problems.append(f"resample is {config.resample}; it must be one of Pillow's filter numbers, 0 to 5")
     if problems:

@@ -4,6 +4,7 @@ JSON is read strictly: its size is limited, no field is ignored, and all problem
 imports torch.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -187,8 +188,10 @@ class Fields:
 
 
 def _as(kind: type, value: Any) -> Any:
-    """Turn a whole number into the float that is wanted; return other values unchanged."""
-    return float(value) if kind is float and type(value) is int else value
+    """Turn a whole number into the float that is wanted; return other values, and numbers too large, unchanged."""
+    with contextlib.suppress(OverflowError):
+        return float(value) if kind is float and type(value) is int else value
+    return value
 
 
 def _placeholder(kind: type) -> Any:

@@ -1,7 +1,6 @@
 """Options that several commands share, so that each means the same everywhere, and how they become arguments."""
 
 import argparse
-import difflib
 import importlib
 import json
 import math
@@ -18,8 +17,9 @@ from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.checkpoints.hub import DEFAULT_MODEL, EMBEDDED_MODEL, NAMES, find_checkpoint, resolve, resolve_adapter
 from florence2.errors import HubError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
+from florence2.inputs.image import parse_colour
 from florence2.inputs.processor import TaskText, input_to_text
-from florence2.inputs.tasks import TASKS, Task, TaskTable, check_prompt, find_task
+from florence2.inputs.tasks import TASKS, FreePrompt, Task, TaskTable, check_prompt, find_task
 
 if TYPE_CHECKING:
     from florence2.pipeline import Florence2
@@ -29,7 +29,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 MODELS = f"{EMBEDDED_MODEL} (comes with the package), {', '.join(NAMES)}, OWNER/NAME, a folder or a file"
 SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
 """The options of sampling, which are settings of `GenerationOptions`."""
-_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle")
+_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle", "background")
 
 # ---- groups of options ---------------------------------------------------------------------------------------------
 
@@ -122,6 +122,31 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         type=parse_box,
         help="the region that a task takes: left, top, right, bottom in pixels (--box=-5,... if negative)",
     )
+    parser.add_argument(
+        "--free-prompt",
+        action="store_true",
+        help="the first argument is a free prompt, which the model reads unchanged, even if it is one word or looks "
+        "like a task",
+    )
+
+
+def add_background(parser: argparse.ArgumentParser) -> None:
+    """Add the colour of transparent pixels."""
+    parser.add_argument(
+        "--background",
+        type=_parse_background,
+        metavar="COLOUR",
+        help="the colour that transparent pixels of images show, such as white or #ffffff (default: transparency is "
+        "dropped, as in the reference, and shows the colours under it)",
+    )
+
+
+def _parse_background(text: str) -> str:
+    try:
+        parse_colour(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -249,7 +274,7 @@ def load_model(options: argparse.Namespace) -> "Florence2":
 
 
 _ALIAS = re.compile(r"[a-z][\w-]*", re.ASCII | re.IGNORECASE)
-"""One word in the form of an alias. On the command line a free prompt has more than one."""
+"""One word in the form of an alias."""
 
 
 def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
@@ -262,7 +287,8 @@ def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
         path = find_checkpoint(options.model, options.revision, getattr(options, "allow_pickle", False))
     except HubError:
         return TaskTable()
-    may_be_own = find_task(word) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
+    is_free = isinstance(word, FreePrompt)
+    may_be_own = not is_free and find_task(word) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
     if path is None and options.model not in NAMES and may_be_own:
         path = check_model(options)
     return TaskTable(() if path is None else read_tasks(checkpoint_folder(path)))
@@ -319,8 +345,6 @@ def _questions_of(
     prompt: str, text: TaskText, boxes: Sequence[tuple[float, ...]], tasks: Mapping[str, Task]
 ) -> list[TaskQuestion]:
     task = find_task(prompt, tasks)
-    if task is None and _ALIAS.fullmatch(prompt):
-        raise _unknown_alias(prompt, tasks)
     if task is None or task.takes == "nothing" or not names_task(prompt, tasks):  # or the input is in the same string
         check_prompt(prompt, tasks=tasks)
         return [TaskQuestion(prompt, None, task)]
@@ -328,17 +352,6 @@ def _questions_of(
         return [TaskQuestion(prompt, box, task) for box in boxes]
     check_prompt(prompt, input_to_text(text), tasks)
     return [TaskQuestion(prompt, text, task)]
-
-
-def _unknown_alias(word: str, tasks: Mapping[str, Task]) -> PromptError:
-    """Return the error for a single word in the form of an alias, with the nearest one if any is near."""
-    aliases = [task.alias for task in tasks.values()]
-    near = difflib.get_close_matches(word.lower(), aliases, n=1)
-    guess = f"; did you mean {near[0]}?" if near else "."
-    return PromptError(
-        f"Unknown task {word!r}{guess} The tasks of this model are {', '.join(aliases)}. A free prompt has more than "
-        "one word."
-    )
 
 
 def _superfluous(tasks: Sequence[str], option: str, other: str | None) -> PromptError:

@@ -15,6 +15,7 @@ from florence2.checkpoints.hub import NAMES
 from florence2.cli.main import EXIT_SOME_FAILED, EXIT_STOPPED
 from florence2.cli.options import (
     SAMPLING,
+    add_background,
     add_generation,
     add_input,
     add_model,
@@ -30,7 +31,7 @@ from florence2.cli.options import (
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError, PromptError
 from florence2.generation.options import GenerationOptions
-from florence2.inputs.tasks import TASKS, Task
+from florence2.inputs.tasks import TASKS, FreePrompt, Task
 
 if TYPE_CHECKING:
     from florence2.pipeline import EncodedImage, Florence2, Request
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 run",
         usage="florence2 run [options] TASK... IMAGE...",
         description=f"Answer one or more tasks on images. Tasks: {names}, and those in tasks.json of the model; or a "
-        "free prompt of more than one word. "
+        "free prompt of more than one word, or of any form with --free-prompt. "
         "With several boxes, each box is a question of its own. "
         'Example: florence2 run "<OD>" photo.jpg',
     )
@@ -60,6 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Answer tasks on images; return the exit code."""
     options = build_parser().parse_args(arguments)
+    if options.free_prompt:
+        options.arguments[0] = FreePrompt(options.arguments[0])
     known = model_tasks(options, options.arguments[0])
     check_order("run", options.arguments, known)
     tasks, images = split_arguments(options.arguments, known)
@@ -95,6 +98,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that answers questions about images."""
     add_model(parser)
     add_weights(parser)
+    add_background(parser)
     add_generation(parser)
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images computed at once (default: 1)")
     parser.add_argument("--json", action="store_true", help="JSON Lines instead of text on stdout")
@@ -148,7 +152,7 @@ def _open_folder(options: argparse.Namespace) -> Folder:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all answers of a run depend on, besides image and question."""
-    names = ("revision", "dtype", "attention", "beams", "max_new_tokens", "prepare", *SAMPLING)
+    names = ("revision", "dtype", "attention", "beams", "max_new_tokens", "prepare", "background", *SAMPLING)
     model = options.model if options.model in NAMES else _absolute(options.model)
     adapter = _absolute(options.adapter) if options.adapter else None
     changes = dict(options.change) or None

@@ -49,7 +49,7 @@ class Greedy(SearchState):
             parents=zeros + torch.arange(K, device=device),  # every sequence continues itself
             done=zeros[:, 0] > 0,
             sequences=sequences,
-            logprobs=torch.zeros(B, K, limit, device=device),
+            logprobs=torch.zeros(B, K, limit, dtype=torch.float32, device=device),
             lengths=zeros,
             ended=zeros > 0,
             **more,
@@ -57,7 +57,8 @@ class Greedy(SearchState):
 
     def advance(self: Independent, logits: Tensor, n: int, trace: Trace = NO_TRACE) -> Independent:
         """Append an id to every sequence that still runs."""
-        scores = self._apply_rules(logits.clone(), self.sequences.flatten(0, 1), n, trace)
+        logits = logits.to(torch.float32, copy=True)  # a model in float64 gives such logits; rules may write into them
+        scores = self._apply_rules(logits, self.sequences.flatten(0, 1), n, trace)
         chosen, tokens = self.choose(trace("scores", scores.log_softmax(dim=-1)), n)  # (B·K,) each
         chosen, tokens = chosen.view_as(self.newest), tokens.view_as(self.newest)  # (B, K)
         generated, ended = self.generated + 1, self.ended | (tokens == self.ids.end)
@@ -115,10 +116,10 @@ class Sampling(Greedy):
         """Return the state before the first step, with all draws."""
         K, limit = options.width, options.max_new_tokens
         if options.seed is None:
-            draws = torch.rand(B, K, limit)
+            draws = torch.rand(B, K, limit, dtype=torch.float32)
         else:  # on the CPU, so that a seed means the same on every device
             generator = torch.Generator().manual_seed(options.seed)
-            draws = torch.rand(K, limit, generator=generator).repeat(B, 1, 1)  # (B, K, limit)
+            draws = torch.rand(K, limit, dtype=torch.float32, generator=generator).repeat(B, 1, 1)  # (B, K, limit)
         return super().start(B, options, ids, device, draws=draws.clamp_(max=_MOST_DRAW).to(device), **more)
 
     def choose(self, scores: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -107,8 +107,9 @@ class _BeamSearch(SearchState):
         zeros = torch.zeros(B, K, dtype=torch.long, device=device)
         sequences = torch.full((B, K, 1 + limit), ids.pad, device=device)
         sequences[:, :, 0] = ids.start
-        logprobs = torch.zeros(B, K, limit, device=device)  # kept for each id, because answers are scored by token
-        sums = torch.full((B, K), _NOT_STARTED, device=device)
+        # kept for each id, because answers are scored by token
+        logprobs = torch.zeros(B, K, limit, dtype=torch.float32, device=device)
+        sums = torch.full((B, K), _NOT_STARTED, dtype=torch.float32, device=device)
         sums[:, 0] = 0.0
         powers = [1.0, *(float(length) ** options.length_penalty for length in range(1, 1 + limit))]
         return cls(
@@ -132,6 +133,7 @@ class _BeamSearch(SearchState):
     def advance(self, logits: Tensor, n: int, trace: Trace = NO_TRACE) -> "_BeamSearch":
         """Compare 2·K candidates: of those that end the first K may finish, and K of the rest continue."""
         B, K = self.newest.shape
+        logits = logits.float()  # a model in float64 gives such logits
         # with beams the rules see log-probabilities, in greedy search raw logits, as in the reference
         scores = self._apply_rules(logits.log_softmax(dim=-1), self.sequences.flatten(0, 1), n, trace)
         scores = trace("scores", scores).view(B, K, -1)

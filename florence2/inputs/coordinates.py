@@ -5,16 +5,20 @@ to its bin; a bin is converted back to its centre. Both are computed in float32,
 are equal bit for bit.
 """
 
+import math
 import re
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from florence2.errors import PromptError
+from florence2.errors import PromptError, shown
 
 NUM_BINS = 1000
-LOCATION = re.compile(r"<loc_(\d+)>")
+MAX_IMAGE_SIDE = 10**9  # pixels; no image is larger
+LOCATION = re.compile(r"<loc_(\d{1,4})>")
+"""A location token in a text. The model has none of more than three digits, and no longer number is read as one."""
 
 
 def pixels_to_bins(coordinates: Any, image_size: tuple[int, int]) -> list[Any]:
@@ -69,20 +73,43 @@ def box_to_tokens(box: Any, image_size: tuple[int, int]) -> str:
     Raises:
         PromptError: The box is not four numbers, its corners are swapped, or it is completely outside the image.
     """
-    width, height = image_size
+    x1, y1, x2, y2 = read_box(box)
+    width, height = check_image_size(image_size)
+    if x2 < 0 or y2 < 0 or x1 >= width or y1 >= height:
+        raise PromptError(f"Box {(x1, y1, x2, y2)} is outside the image of {width} x {height} pixels.")
+    inside = (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
+    return bins_to_tokens(pixels_to_bins(inside, image_size))
+
+
+def read_box(box: Any) -> tuple[float, float, float, float]:
+    """Return a box as four floats. Raises PromptError unless they are finite, with x1 <= x2 and y1 <= y2."""
     try:
+        if isinstance(box, str | bytes | bytearray | memoryview):
+            raise TypeError
         x1, y1, x2, y2 = (float(value) for value in box)
-    except (TypeError, ValueError):
-        raise PromptError(f"A box must be four numbers (x1, y1, x2, y2) in pixels, not {box!r}.") from None
-    if isinstance(box, str | bytes):
-        raise PromptError(f"A box must be four numbers (x1, y1, x2, y2) in pixels, not the text {box!r}.")
-    if not (x1 <= x2 and y1 <= y2):
+    except (TypeError, ValueError, OverflowError):
+        raise PromptError(
+            f"A box must be four numbers (x1, y1, x2, y2) in pixels, as large as floats at most, not {shown(box)}."
+        ) from None
+    if not all(map(math.isfinite, (x1, y1, x2, y2))) or not (x1 <= x2 and y1 <= y2):
         raise PromptError(
             f"Box {(x1, y1, x2, y2)} must have x1 <= x2 and y1 <= y2: left, top, right, bottom in pixels."
         )
-    if x2 < 0 or y2 < 0 or x1 >= width or y1 >= height:
-        raise PromptError(f"Box {(x1, y1, x2, y2)} is outside the image of {width} x {height} pixels.")
-    return bins_to_tokens(pixels_to_bins((x1, y1, x2, y2), image_size))
+    return x1, y1, x2, y2
+
+
+def check_image_size(image_size: Any) -> tuple[int, int]:
+    """Return (width, height). Raises PromptError unless both are numbers of pixels of at least 1."""
+    try:
+        width, height = image_size
+        if all(isinstance(side, Real) and 1 <= float(side) <= MAX_IMAGE_SIDE for side in (width, height)):
+            return width, height
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise PromptError(
+        f"An image's size must be (width, height), at least 1 x 1 pixels and at most {MAX_IMAGE_SIDE:,} each, not "
+        f"{shown(image_size)}."
+    )
 
 
 def bins_to_tokens(bins: Iterable[int]) -> str:
@@ -92,19 +119,18 @@ def bins_to_tokens(bins: Iterable[int]) -> str:
 
 def _rows(values: Any) -> np.ndarray:
     try:
-        rows = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise PromptError(f"Coordinates must be rows of numbers of equal length, not {values!r}.") from None
+        with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, and are refused below
+            rows = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise PromptError(f"Coordinates must be rows of numbers of equal length, not {shown(values)}.") from None
     if rows.ndim == 0 or rows.shape[-1] % 2:
         raise PromptError(f"Coordinates must be pairs x, y, but the shape is {rows.shape}.")
     if not np.isfinite(rows).all():
-        raise PromptError(f"Coordinates must be finite numbers, not {values!r}.")
+        raise PromptError(f"Coordinates must be finite numbers, not {shown(values)}.")
     return rows
 
 
 def _bin_sizes(rows: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    width, height = image_size
-    if width < 1 or height < 1:
-        raise PromptError(f"An image must be at least 1 x 1 pixels, not {width} x {height}.")
+    width, height = check_image_size(image_size)
     # The reference divides Python floats and stores them in a float32 tensor: one rounding, at the end.
     return np.resize(np.array([width / NUM_BINS, height / NUM_BINS]), rows.shape[-1]).astype(np.float32)

@@ -6,22 +6,30 @@ computes a pixel, so the array equals the reference's bit for bit.
 
 import io
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
-import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from florence2.errors import ImageError
+from florence2.errors import ImageError, OptionError, shown
+from florence2.inputs.arrays import (
+    check_deep_colour,
+    check_size,
+    from_array,
+    from_deep_grey,
+    on_background,
+    too_large,
+)
+from florence2.inputs.files import check_regular, read_data_url, read_stream, short_name, url_problem
+from florence2.inputs.formats import check_format, explain_unidentified, open_lazily
+from florence2.inputs.formats import image_suffixes as image_suffixes
 
-MAX_PIXELS = 178_956_970  # 512 MiB as RGB; Pillow refuses to decode larger images as well
 MAX_SIDE = 8192  # pixels of the model's input
-MAX_STREAM_BYTES = 256 << 20
-_CHUNK_BYTES = 1 << 20
 _EXIF_ORIENTATION = 0x0112
+_DEEP_GREY = ("I", "F")  # with all that begin so, such as I;16
+_DEEP_COLOUR = ("RGB", "RGBA", "RGBX", "LA")
 
 
 class BinaryReader(Protocol):
@@ -40,6 +48,8 @@ class SupportsArray(Protocol):
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | BinaryReader | Image.Image | SupportsArray"
 """An image in any form that `open_image` reads."""
+Colour: TypeAlias = str | tuple[int, int, int]
+"""A colour: a name such as "white", "#ffffff", or red, green and blue in 0..255."""
 
 
 @dataclass(frozen=True)
@@ -59,40 +69,49 @@ class ImageConfig:
     image_seq_length: int | None = None
 
 
-def open_image(source: ImageInput) -> Image.Image:
+def open_image(source: ImageInput, background: Colour | None = None) -> Image.Image:
     """Read an image in any form.
 
-    EXIF orientation is applied, alpha is dropped, 16-bit values are scaled to 8 bits. Of an animation the first frame
-    is read.
+    EXIF orientation is applied, 16-bit values are scaled to 8 bits. Of an animation the first frame is read. The
+    formats are JPEG (and MPO), PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM, ICO and QOI.
 
     Args:
         source: One of
 
-            - a path, or the bytes of an image file;
+            - a path, the bytes of an image file, or a data URL with base64 of at most 256 MiB;
             - a file object opened in binary mode, which is read from its position to its end, at most 256 MiB;
-            - a Pillow image;
-            - an array or a torch tensor on the CPU of shape (H, W), (H, W, 1), (H, W, 3), (H, W, 4) or (3, H, W), with
-              uint8 values in RGB(A) order or uint16 values in 0..65535. A shape is read as (3, H, W) only if it begins
-              with 3 and does not end with 1, 3 or 4; (3, 20, 3) is an image 3 pixels high.
+            - a Pillow image of one of the formats, or made in memory;
+            - an array or a torch tensor on the CPU of shape (H, W), (H, W, 1), (H, W, 3), (H, W, 4), (1, H, W) or
+              (3, H, W), in RGB(A) order. Values are uint8, uint16 in 0..65535, or floats in 0..1. A shape is read as
+              (3, H, W) only if it does not end with 1, 3 or 4; (3, 20, 3) is an image 3 pixels high.
+        background: The colour that transparent pixels show: a name such as "white", "#ffffff", or (255, 255, 255).
+            None drops alpha, as the reference does, and shows the colours that transparent pixels hide, often black.
 
     Returns:
         The upright image in mode RGB.
 
     Raises:
-        ImageError: The source is not an image, is truncated, or has more than `MAX_PIXELS` pixels.
+        ImageError: The source is not an image, is truncated, is in another format, has more than 178,956,970 pixels,
+            or holds values whose range is unknown.
+        OptionError: `background` is not a colour.
     """
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "The image")
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _read_file(io.BytesIO(bytes(source)), "The data")
-    if isinstance(source, str | os.PathLike):
-        return _read_file(_regular_file(Path(source)), os.fspath(source))
-    if hasattr(source, "__array__"):
-        return _to_rgb(_from_array(_to_array(source)), "The array")
-    if hasattr(source, "read"):
-        return _read_file(_read_stream(source), "The file object's data")
-    raise ImageError(
-        f"An image must be a path, bytes, a file object, a Pillow image or an array, not {type(source).__name__}."
+    colour = None if background is None else parse_colour(background)
+    try:
+        return _to_rgb(*_open_upright(source), colour)
+    except MemoryError:
+        raise ImageError("The image needs more memory than is free; make it smaller first.") from None
+
+
+def parse_colour(colour: Colour) -> tuple[int, int, int]:
+    """Return the RGB values, 0..255, of a colour as `open_image` takes it. Raises OptionError for anything else."""
+    try:
+        red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else colour
+        if all(type(value) is int and 0 <= value <= 255 for value in (red, green, blue)):
+            return red, green, blue
+    except (TypeError, ValueError):
+        pass
+    raise OptionError(
+        f"background is {shown(colour)}; it must be a colour, such as 'white', '#ffffff' or (255, 255, 255)."
     )
 
 
@@ -110,12 +129,6 @@ def image_to_array(image: Image.Image, config: ImageConfig) -> np.ndarray:
     return pixel_values
 
 
-def image_suffixes() -> frozenset[str]:
-    """Return the file name suffixes of the formats that Pillow reads here, lower-case and with the dot."""
-    Image.init()
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)
-
-
 def _normalised_values(config: ImageConfig) -> np.ndarray:
     """Return the result for each 8-bit value per channel, (3, 256)."""
     # The reference rescales in double and normalises in single precision.
@@ -124,116 +137,76 @@ def _normalised_values(config: ImageConfig) -> np.ndarray:
     return (scaled[None] - mean[:, None]) / std[:, None]
 
 
-def _regular_file(path: Path) -> Path:
-    """Return `path`, but refuse a pipe, socket or device, which could block without end when opened."""
+def _open_upright(source: ImageInput) -> tuple[Image.Image, str]:
+    """Return the upright image with 8 bits a channel, in any mode, and its name for messages."""
+    if isinstance(source, Image.Image):
+        return _load(source, "The image"), "The image"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _read_file(io.BytesIO(bytes(source)), "The data")
+    if isinstance(source, str | os.PathLike):
+        path = os.fsdecode(source)
+        if path[:5].lower() == "data:":
+            return _read_file(read_data_url(path), "The data URL's content")
+        if problem := url_problem(path):
+            raise ImageError(problem)
+        return _read_file(check_regular(path), short_name(path))
+    if hasattr(source, "__array__"):
+        return from_array(source, "The array"), "The array"
+    if hasattr(source, "read"):
+        return _read_file(read_stream(source), "The file object's data")
+    raise ImageError(
+        f"An image must be a path, bytes, a file object, a Pillow image or an array, not {type(source).__name__}."
+    )
+
+
+def _read_file(file: Path | io.BytesIO, name: str) -> tuple[Image.Image, str]:
     try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return path  # opening it raises the error to report
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ImageError(f"{path} is not a regular file. Give the bytes of a pipe, or - on the command line for stdin.")
-    return path
-
-
-def _read_stream(stream: BinaryReader) -> io.BytesIO:
-    """Read a file object from its position to its end."""
-    buffer = io.BytesIO()
-    try:
-        while chunk := stream.read(_CHUNK_BYTES):
-            buffer.write(chunk)
-            if buffer.tell() > MAX_STREAM_BYTES:
-                raise ImageError(f"The file object has more than {MAX_STREAM_BYTES >> 20} MiB, too much for an image.")
-    except ImageError:
-        raise
-    except TypeError:
-        raise ImageError("The file object does not return bytes; open the file in binary mode.") from None
-    except Exception as error:  # noqa: BLE001  closed files, lost connections: any class of the caller's
-        raise ImageError(f"The file object cannot be read: {error or type(error).__name__}.") from None
-    if buffer.tell() == 0:
-        raise ImageError("The file object is empty or at its end; seek(0) goes back to its start.")
-    buffer.seek(0)
-    return buffer
-
-
-def _to_array(source: Any) -> np.ndarray:
-    try:
-        return np.asarray(source)
-    except Exception as error:  # noqa: BLE001  a tensor on a GPU, with gradients, or of a type that NumPy lacks
-        reason = str(error).split("\n")[0]
-        raise ImageError(f"A {type(source).__name__} cannot be read as an array: {reason}") from None
-
-
-def _read_file(file: Path | io.BytesIO, name: str) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            return _to_rgb(image, name)
+        with open_lazily(file) as image:
+            return _load(image, name), name
     except FileNotFoundError:
         raise ImageError(f"{name} does not exist; check the path.") from None
     except IsADirectoryError:
         raise ImageError(f"{name} is a folder, not an image.") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image in a format that Pillow {PIL.__version__} reads.") from None
+        raise explain_unidentified(file, name) from None
     except Image.DecompressionBombError:
-        raise ImageError(_too_large(name)) from None
-    except ImageError:
+        raise ImageError(too_large(name)) from None
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  on hostile files Pillow's decoders raise many classes of errors
-        raise ImageError(f"{name} cannot be read: {error or type(error).__name__}.") from None
+        raise ImageError(f"{name} cannot be read: {short_name(str(error)) or type(error).__name__}.") from None
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.width < 1 or image.height < 1:
-        raise ImageError(f"{name} is empty: {image.width} x {image.height} pixels.")
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{_too_large(name)} It has {image.width} x {image.height}.")
+def _load(image: Image.Image, name: str) -> Image.Image:
+    """Decode an image and turn it upright; deep grey becomes mode L."""
+    check_format(image, name)
+    check_size(image.width, image.height, name, image.mode)
+    stored_deep = any(";16" in str(tile[3:]) for tile in getattr(image, "tile", ()))  # empty once it is decoded
     try:
         image.load()
-    except (OSError, ValueError) as error:  # a truncated file; a closed image
-        raise ImageError(f"{name} cannot be read: {error}.") from None
-    upright = _apply_orientation(image)
-    if upright.mode in ("I", "F") or upright.mode.startswith("I;"):
-        upright = _from_deep_grey(upright, name)
-    try:
-        return upright if upright.mode == "RGB" else upright.convert("RGB")
-    except ValueError:
-        raise ImageError(f"{name} has the colour mode {upright.mode}, which Pillow cannot convert to RGB.") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  a truncated file, a closed image: decoders raise many classes of errors
+        raise ImageError(f"{name} cannot be read: {short_name(str(error)) or type(error).__name__}.") from None
+    if stored_deep and image.mode in _DEEP_COLOUR:
+        check_deep_colour(image, name)
+    if _is_turned(image):
+        check_size(image.width, image.height, name, image.mode, turned=True)
+        image = ImageOps.exif_transpose(image)
+    return from_deep_grey(image, name) if image.mode.startswith(_DEEP_GREY) else image
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
+def _is_turned(image: Image.Image) -> bool:
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
     except Exception:  # noqa: BLE001  real EXIF blocks are broken in many ways; then the image is used as stored
-        return image
-    return image if orientation == 1 else ImageOps.exif_transpose(image)
+        return False
 
 
-def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """Convert one channel of 16 or 32 bits to mode L. Integers span 0..65535."""
-    # Pillow's own conversion would clip at 255.
-    values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise ImageError(
-            f"{name} holds {values.dtype} values from {values.min()} to {values.max()}, so its range is unknown; "
-            "scale it to 8 bits first."
-        )
-    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8))
-
-
-def _from_array(values: np.ndarray) -> Image.Image:
-    given = values.shape
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
-        values = (values >> 8).astype(np.uint8)
-    if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] not in (1, 3, 4):
-        values = values.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    if values.dtype != np.uint8 or not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))):
-        raise ImageError(
-            f"An array must have the shape (H, W), (H, W, 3), (H, W, 4) or (3, H, W) and the type uint8 or uint16, not "
-            f"{given} {values.dtype}; scale floats to 0..255."
-        )
-    return Image.fromarray(np.ascontiguousarray(values))
-
-
-def _too_large(name: str) -> str:
-    return f"{name} has more than the {MAX_PIXELS:,} pixels allowed; make it smaller first."
+def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int] | None) -> Image.Image:
+    try:
+        if background is not None and image.has_transparency_data:
+            return on_background(image, background)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except ValueError:
+        raise ImageError(f"{name} has the colour mode {image.mode}, which Pillow cannot convert to RGB.") from None

@@ -4,6 +4,7 @@ A user writes a task's token; the model reads its sentence. The model was traine
 must not change.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -86,7 +87,32 @@ TASKS: Mapping[str, Task] = MappingProxyType(_TASKS)
 """The tasks of every model by token: the fifteen published ones, then those added by `register_task`."""
 
 _TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
-_REGION = re.compile(r"\s*<loc_(\d+)><loc_(\d+)><loc_(\d+)><loc_(\d+)>\s*")
+_REGION = re.compile(r"\s*<loc_(\d{1,4})><loc_(\d{1,4})><loc_(\d{1,4})><loc_(\d{1,4})>\s*")
+_LIKE_A_TOKEN = re.compile(r"\s*<[^<>]*>")
+_LONGEST_GUESSED = 60  # characters
+_FIRST_WITHOUT_SPACES = "\u0e00"  # from Thai on, scripts write sentences without spaces
+_OTHER_NAMES = {
+    "detect": "<OD>",
+    "detection": "<OD>",
+    "object_detection": "<OD>",
+    "describe": "<DETAILED_CAPTION>",
+    "ground": "<CAPTION_TO_PHRASE_GROUNDING>",
+    "grounding": "<CAPTION_TO_PHRASE_GROUNDING>",
+    "segment": "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "segmentation": "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "read": "<OCR>",
+    "text": "<OCR>",
+}
+"""Words for a task that are not near its alias."""
+
+
+class FreePrompt(str):
+    """A prompt that the model reads unchanged, even where it is one word or looks like a task.
+
+    Prompts of several words need it only where they contain a task's token: `f.run(FreePrompt("detect"), image)`.
+    """
+
+    __slots__ = ()
 
 
 class TaskTable(Mapping[str, Task]):
@@ -173,7 +199,9 @@ def default_input(sentence: str) -> TaskInput:
 
 
 def find_task(prompt: str, tasks: Mapping[str, Task] = TASKS) -> Task | None:
-    """Return the task of `tasks` whose token is in `prompt` or whose alias equals it, or None."""
+    """Return the task of `tasks` whose token is in `prompt` or whose alias equals it; None for a free prompt."""
+    if isinstance(prompt, FreePrompt):
+        return None
     for task in tasks.values():
         if task.token in prompt or task.alias == prompt:
             return task
@@ -192,11 +220,14 @@ def split_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task]
         (task, input), or (None, prompt) for a free prompt.
 
     Raises:
-        PromptError: The prompt is only an unknown task token, or the input is missing, superfluous or given twice.
+        PromptError: The prompt is not a string, or only an unknown task token, or the input is missing, superfluous or
+            given twice.
     """
+    if not isinstance(prompt, str):
+        raise PromptError(f"The task is {shown(prompt)}, not a string; the task comes before the image.")
     task = find_task(prompt, tasks)
     if task is None:
-        if _TOKEN.fullmatch(prompt):
+        if _TOKEN.fullmatch(prompt) and not isinstance(prompt, FreePrompt):
             raise unknown_task(prompt, tasks)
         if text:
             raise PromptError(
@@ -229,20 +260,22 @@ def check_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task]
         tasks: As for `split_prompt`.
 
     Raises:
-        PromptError: The prompt is empty or begins with an unknown task token ("<VQA>how many?"), the input of a region
-            task is not one region, or `split_prompt` refuses it.
+        PromptError: The prompt is empty, is one word ("detect") or begins with an unknown token ("<VQA>how many?",
+            "<od>") and is not a `FreePrompt`; the input of a region task is not one region; or `split_prompt` refuses
+            it.
     """
-    if not isinstance(prompt, str):
-        raise PromptError(f"The task is {shown(prompt)}, not a string; the task comes before the image.")
-    if not prompt.strip():
-        raise PromptError(f"A task must be a token, an alias or a prompt, not {prompt!r}.")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise PromptError(f"A task must be a token, an alias or a prompt, not {shown(prompt)}.")
     task, task_input = split_prompt(prompt, text, tasks)
-    if task is None and (unknown := _TOKEN.match(prompt)):
-        raise unknown_task(unknown.group(), tasks)
+    if task is None and not isinstance(prompt, FreePrompt):
+        if unknown := _LIKE_A_TOKEN.match(prompt):
+            raise unknown_task(unknown.group().strip(), tasks)
+        if len(prompt.split()) == 1 and max(prompt) < _FIRST_WITHOUT_SPACES:
+            raise unknown_task(prompt, tasks)
     if task is not None and task.takes == "region" and not _is_region(task_input):
         raise PromptError(
             f"Task {task.token} needs a region, a box in pixels or four location tokens (left, top, right, bottom, 0 "
-            f"to {NUM_BINS - 1}) such as <loc_52><loc_332><loc_932><loc_774>, but got {task_input!r}."
+            f"to {NUM_BINS - 1}) such as <loc_52><loc_332><loc_932><loc_774>, but got {shown(task_input)}."
         )
     return task, task_input
 
@@ -255,10 +288,22 @@ def _is_region(task_input: str) -> bool:
     return x1 <= x2 < NUM_BINS and y1 <= y2 < NUM_BINS
 
 
-def unknown_task(token: str, tasks: Mapping[str, Task] = TASKS) -> PromptError:
-    """Return the error for an unknown task token."""
+def unknown_task(name: str, tasks: Mapping[str, Task] = TASKS) -> PromptError:
+    """Return the error for an unknown task: a token or a word."""
+    near, is_token = _nearest(name, tasks), name.startswith("<")
+    guess = f"; did you mean {near.token if is_token else near.alias}?" if near else "."
     return PromptError(
-        f"Unknown task {token}. Known tasks: {', '.join(tasks)}. "
+        f"Unknown task {name if _TOKEN.fullmatch(name) else shown(name)}{guess} Known tasks: {', '.join(tasks)}. "
         "Add the tasks of a fine-tuned model with florence2.add_tasks. The published models do not answer free "
-        "questions."
+        "questions. A free prompt has more than one word, or is given as florence2.FreePrompt (--free-prompt on the "
+        "command line)."
     )
+
+
+def _nearest(name: str, tasks: Mapping[str, Task]) -> Task | None:
+    """Return the task whose name is nearest to a misspelt one, if any is near."""
+    names = {word: tasks[token] for word, token in _OTHER_NAMES.items() if token in tasks}
+    names |= {task.alias: task for task in tasks.values()}
+    word = re.sub(r"\W+", "_", name[:_LONGEST_GUESSED].lower()).strip("_")
+    near = difflib.get_close_matches(word, names, n=1)
+    return names[near[0]] if near else None

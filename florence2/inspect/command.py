@@ -12,6 +12,7 @@ from typing import Any
 from florence2.bulk.rows import TaskQuestion
 from florence2.cli.main import require_extra
 from florence2.cli.options import (
+    add_background,
     add_generation,
     add_input,
     add_model,
@@ -24,7 +25,9 @@ from florence2.cli.options import (
 )
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError, PromptError
+from florence2.inputs.files import is_url
 from florence2.inputs.image import open_image
+from florence2.inputs.tasks import FreePrompt
 from florence2.inspect.out_file import check_out, write_out
 
 
@@ -37,8 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
         'Example: florence2 inspect "<CAPTION>" photo.jpg --out report.html',
     )
     parser.add_argument("task", metavar="TASK", help="a task's token or alias, or a free prompt")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
+    parser.add_argument("image", type=_parse_image, metavar="IMAGE", help="an image file")
     add_input(parser)
+    add_background(parser)
     add_report(parser)
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also plot every token, as PNG and SVG")
     parser.add_argument(
@@ -51,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(parser)
     add_generation(parser)
     return parser
+
+
+def _parse_image(text: str) -> Path | str:
+    return text if is_url(text) or not text else Path(text)  # a Path would change a URL
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,6 +88,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(options: argparse.Namespace) -> TaskQuestion:
     """Refuse what cannot work before the slow part begins; return the question."""
+    if options.free_prompt:
+        options.task = FreePrompt(options.task)
     tasks = model_tasks(options, options.task)
     check_order("inspect", [options.task, str(options.image)], tasks)
     if options.out is None and options.plots is None and not options.json:

@@ -23,7 +23,7 @@ from florence2.answers.parsing import find_region_tokens
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.coordinates import LOCATION, NUM_BINS
-from florence2.inputs.image import ImageInput, open_image
+from florence2.inputs.image import ImageInput
 from florence2.inputs.processor import TaskText
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.inspect.attention import AttentionMaps, attention_maps
@@ -154,7 +154,7 @@ def explain(
         raise OptionError("An explanation shows the image, which an EncodedImage does not contain; give the image.")
     if tokens is not None and not saliency:
         raise OptionError(f"tokens={list(tokens)} chooses tokens for saliency, but saliency is off.")
-    opened = open_image(image)
+    opened = f.processor.open_image(image)
     with trace(f, *_NAMES, limit=limit) as t:
         f.run(task, opened, text, box=box, options=options)
     gradients = input_saliency(f.model, t.run, tokens) if saliency else None

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from PIL import Image
-
 from florence2.errors import shown
+from florence2.inputs.formats import open_lazily
 from florence2.inputs.image import open_image
 from florence2.train.entries import DataError
 
@@ -43,7 +42,7 @@ class ImageFolder:
 def upright_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of the image that `open_image` returns; read only the header where that suffices."""
     try:
-        with Image.open(path) as image:
+        with open_lazily(path) as image:
             if image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
                 return image.size
     except Exception:  # noqa: BLE001  open_image explains or tolerates whatever is wrong

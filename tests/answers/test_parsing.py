@@ -1,5 +1,6 @@
 """Generated text -> regions, as the reference reads it."""
 
+import time
 from typing import get_args
 
 import pytest
@@ -102,3 +103,52 @@ def test_labels_without_the_remains_of_tags(label: str, clean: str) -> None:
 def test_long_texts_take_linear_time(kind: AnswerKind) -> None:
     """Without care, a search from each of 100,000 letters to the end of the text: minutes."""
     assert find_regions(kind, "word " * 20_000 + "<loc_1>" * 3) == []
+
+
+TAGS = ("<loc_1>", "<sep>", "<poly>", "</poly>", "<s>", "</s>", "<pad>", "<od>", "<loc_12345>")
+PIECES = (*TAGS, ">", "<", "<>", "<loc_", "<s> ", " ", "a", "\n", "od>", "loc_5>", "a\n", "<loc_1>a", "a" + BOX)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_any_text_takes_linear_time(piece: str) -> None:
+    """100,000 characters of one piece, alone and around regions; where a pattern is quadratic: 5 s to minutes."""
+    text = piece * (100_000 // len(piece))
+    start = time.process_time()
+    for kind in get_args(AnswerKind):
+        for whole in (text, f"{text}{BOX}{BOX}", f"a{BOX}{BOX}{text}", f"{text}\nx{BOX}{BOX}"):
+            for region in find_regions(kind, whole):
+                clean_label(region.label)
+    assert time.process_time() - start < 10  # 28 texts, each under half a second
+
+
+def test_long_rings_and_labels_take_linear_time() -> None:
+    """Runs that no `<sep>` ends, `<poly>` that nothing closes, spaces before a line break: quadratic in patterns."""
+    locations = "<loc_1>" * 14_000
+    start = time.process_time()
+    assert find_regions("polygons", f"<poly>{locations}<poly></poly>") == []
+    assert find_regions("polygons", "</poly>" + "<poly>" * 16_000 + BOX) == []
+    assert find_regions("boxes", " " * 50_000 + "a" * 50_000 + "\n" + BOX) == []
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("digits", [5, 39, 400, 5000])
+@pytest.mark.parametrize("kind", get_args(AnswerKind))
+def test_a_location_has_at_most_four_digits(kind: AnswerKind, digits: int) -> None:
+    long = f"<loc_{'9' * digits}>"
+    assert find_regions(kind, "cat" + long * 8) == []
+    assert all(region.bins == (BINS,) for region in find_regions(kind, f"cat{long}dog{BOX}{long}"))
+    assert [bins for _, bins in labels_and_bins("boxes", "cat" + "<loc_9999>" * 4)] == [((9999,) * 4,)]
+
+
+def test_a_run_without_a_label_loses_its_first_tag() -> None:
+    """As in the reference, where "loc_1>" is then a label, and four more tags are needed."""
+    assert labels_and_bins("boxes", "<loc_1>" + BOX) == [("loc_1>", (BINS,))]
+    assert labels_and_bins("boxes_or_polygons", "<poly>" + BOX) == [("poly>", (BINS,))]
+    assert labels_and_bins("boxes", BOX) == []
+
+
+def test_quads_without_a_label() -> None:
+    """A label has at least one character, if it is a tag; it ends at the line."""
+    assert labels_and_bins("quads", "<loc_7>" + BOX + BOX) == [("<loc_7>", (BINS * 2,))]
+    assert labels_and_bins("quads", f"a\n{BOX}{BOX}\nb{BOX}{BOX}") == [("b", (BINS * 2,))]
+    assert labels_and_bins("quads", f"{BOX}{BOX}and{BOX}{BOX}") == [(f"{BOX}{BOX}and", (BINS * 2,))]

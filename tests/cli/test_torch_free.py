@@ -46,7 +46,7 @@ WRONG = [
     ("run od {image} --seed 3", "set sample=True"),
     ("run <VQA> {image}", "Known tasks"),
     ("run captoin {image}", "did you mean caption?"),
-    ("run depth {image}", "Unknown task 'depth'. The tasks of this model are ocr, "),
+    ("run depth {image}", "Unknown task 'depth'. Known tasks: <OCR>, "),
     ("run depth {image} --model nano", "A free prompt has more than one word"),
     ("run ocr-with-region {image}", "did you mean ocr_with_region?"),
     ("run depth {image} --model nobody/nothing", "nobody/nothing is not in the local cache"),
