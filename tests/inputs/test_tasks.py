@@ -189,3 +189,18 @@ def test_all_problems_of_a_table_are_listed() -> None:
         TaskTable([Task("<OD>", "x"), Task("depth", " "), Task("<A>", "{input}", answer="masks")])  # type: ignore[arg-type]
     for words in ("capitals in angle", "sentence is empty", "answer must be one", "must not contain", "<OD> already"):
         assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("own", [5, None, [{"token": "<A>"}], [["<A>"]], b"<A>", [Task("<A>", ["x"])]])  # type: ignore[arg-type]
+def test_a_table_of_anything_else_is_refused(own: Any) -> None:
+    with pytest.raises(PromptError, match="is not a Task"):
+        TaskTable(own)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"), [("<OD>", "x" * 30_000), ("<OCR>" + "y" * 30_000, "x"), ("free words", "x" * 9999)]
+)
+def test_a_long_text_is_cut_in_the_message(prompt: str, text: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        check_prompt(prompt, text)
+    assert len(str(caught.value)) < 500
