@@ -226,7 +226,7 @@ class Florence2(Runner):
         exactly one of `text` and `box` is given.
         """
         if (text is None) == (box is None):
-            got = "neither text nor box" if text is None else f"both text={text!r} and box={box!r}"
+            got = "neither text nor box" if text is None else f"both text={shown(text)} and box={shown(box)}"
             raise PromptError(f"segment got {got}; give a text that refers to the object, or a box around it.")
         if box is None:
             return self.run("<REFERRING_EXPRESSION_SEGMENTATION>", image, text, options=options, **settings)

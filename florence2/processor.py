@@ -84,7 +84,7 @@ class Processor(InputProcessor):
         """
         check_image_size(image_size)
         for name, given in (("task", task), ("text", text)):
-            if given is not None and not isinstance(given, str | Task):
+            if not isinstance(given, str | Task) and not (name == "text" and given is None):
                 raise PromptError(f"{name} is {shown(given)}; it must be a text.")
         if (text is None) == (token_ids is None):
             raise PromptError("An answer is read either from a text or from token_ids; give exactly one of them.")

@@ -153,9 +153,10 @@ class TaskTable(Mapping[str, Task]):
         Raises PromptError for values that cannot be used, for a token that occurs twice with different meanings, and
         for one that a published task has.
         """
-        self.own = tuple(dict.fromkeys(own))
-        if wrong := [task for task in self.own if not isinstance(task, Task)]:
+        given = list(own) if isinstance(own, Iterable) else [own]
+        if wrong := [task for task in given if not _is_task(task)]:
             raise PromptError(f'{shown(wrong[0])} is not a Task; write Task("<COUNT>", "How many things?").')
+        self.own = tuple(dict.fromkeys(given))
         problems = [f"Task {task.token}: {problem}" for task in self.own for problem in task.problems()]
         problems += _clashes(self.own)
         if problems:
@@ -190,6 +191,11 @@ class TaskTable(Mapping[str, Task]):
 
     def __repr__(self) -> str:
         return f"TaskTable({', '.join(self)})"
+
+
+def _is_task(value: object) -> bool:
+    """Return whether a value is a Task whose fields are texts."""
+    return isinstance(value, Task) and all(isinstance(field, str) for field in vars(value).values())
 
 
 def _clashes(own: Iterable[Task]) -> list[str]:
@@ -297,15 +303,17 @@ def split_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task]
             raise unknown_task(prompt, tasks)
         if text:
             raise PromptError(
-                f"A prompt without a task token takes no separate input, but got {text!r}; put it into the prompt."
+                f"A prompt without a task token takes no separate input, but got {shown(text)}; put it into the prompt."
             )
         return None, prompt
     rest = task.input_of(prompt)
     if text is not None and rest:
-        raise PromptError(f"Task {task.token} got its input twice: {rest!r} in the prompt and {text!r} as text.")
+        raise PromptError(
+            f"Task {task.token} got its input twice: {shown(rest)} in the prompt and {shown(text)} as text."
+        )
     task_input = text if text is not None else rest
     if task.takes == "nothing" and task_input:
-        raise PromptError(f"Task {task.token} takes no input, but got {task_input!r}; leave it out.")
+        raise PromptError(f"Task {task.token} takes no input, but got {shown(task_input)}; leave it out.")
     if task.takes in ("text", "region") and not task_input.strip():
         needed = "a region: a box in pixels, or four location tokens" if task.takes == "region" else "a text"
         raise PromptError(f"Task {task.token} needs {needed}.")

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = share_out(options.cases, options.classes or list(CLASSES))
     table: dict[str, Counter[str]] = {}
     failed = False
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder:
         for name, count in counts.items():
             results = Report(options.verbose)
             keys = (Key(name, options.seed, options.first + i) for i in range(count))

@@ -336,3 +336,18 @@ def test_a_region_has_at_most_four_digits(digits: int) -> None:
     with pytest.raises(PromptError, match="needs a region") as raised:
         check_prompt("<REGION_TO_OCR>", f"<loc_{'9' * digits}>" * 4)
     assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("own", [5, None, [{"token": "<A>"}], [["<A>"]], b"<A>", [Task("<A>", ["x"])]])  # type: ignore[arg-type]
+def test_a_table_of_anything_else_is_refused(own: Any) -> None:
+    with pytest.raises(PromptError, match="is not a Task"):
+        TaskTable(own)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"), [("<OD>", "x" * 30_000), ("<OCR>" + "y" * 30_000, "x"), ("free words", "x" * 9999)]
+)
+def test_a_long_text_is_cut_in_the_message(prompt: str, text: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        check_prompt(prompt, text)
+    assert len(str(caught.value)) < 500
