@@ -82,7 +82,7 @@ def test_wrong_boxes_get_a_sentence(box: object, words: str) -> None:
 
 
 def test_the_border_of_the_image_is_inside_at_0_and_outside_at_its_width() -> None:
-    """A coordinate c is in the image where 0 <= c < width; a box that touches it is cut, and none beyond is moved in."""
+    """A coordinate c is in the image where 0 <= c < width; a box that touches it is cut, none beyond is moved in."""
     size = (640, 480)
     assert box_to_tokens((-10, 5, 0, 9), size) == "<loc_0><loc_10><loc_0><loc_18>"
     assert box_to_tokens((5, -9, 9, 0), size) == "<loc_7><loc_0><loc_14><loc_0>"
