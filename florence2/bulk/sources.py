@@ -136,7 +136,7 @@ def describe_passed_over(paths: Sequence[Path]) -> str:
     hint = " Convert HEIC images to JPEG first." if groups.keys() & _HEIC else ""
     files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
     return (
-        f"{files} passed over, because their names do not end like those of the images that are read here: "
+        f"{files} passed over for lack of the ending of an image format that is read here: "
         f"{', '.join(parts[:_GROUPS])}{more}.{hint}"
     )
 

@@ -81,15 +81,13 @@ def test_files_that_are_not_taken_are_reported(album: Path) -> None:
     names = ["IMG_1.HEIC", "IMG_2.heic", "broken.png", "deeper/scan.xyz", "linked", "notes.txt", "without"]
     assert [path.relative_to(album).as_posix() for path in passed] == names
     text = describe_passed_over(passed)
-    assert text.startswith("7 files are passed over, because") and "2 .heic (IMG_1.HEIC, ...)" in text
+    assert text.startswith("7 files are passed over for lack of") and "2 .heic (IMG_1.HEIC, ...)" in text
     assert "2 without an ending (linked, ...)" in text and text.endswith("Convert HEIC images to JPEG first.")
 
 
 def test_a_folder_of_nothing_else_names_them(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_text("x")
-    with pytest.raises(
-        ImageError, match=r"holds no image: .* 1 file is passed over, .* 1 \.heic \(a\.heic\)\. Convert"
-    ):
+    with pytest.raises(ImageError, match=r"holds no image: .* 1 file is passed over .* 1 \.heic \(a\.heic\)\. Convert"):
         find_images([str(tmp_path)])
 
 

@@ -118,8 +118,8 @@ WRONG = [
     ("evaluate {empty}/absent.jsonl", "absent.jsonl does not exist"),
     ("evaluate {image} --model nowhere", "'nowhere'"),
 ]
-"""A command line without its program, and a part of the message. {image} is a file, {nothing} an empty name; the rest
-are folders."""
+"""A command line without its program, and a part of the message. {image} is a file, {nothing} an empty name; the
+rest are folders."""
 
 UNREADABLE = [
     "run od {empty}/absent.png --model nano",
