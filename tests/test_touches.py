@@ -49,6 +49,10 @@ class Tokenizer:
         opened.add(os.path.abspath(path))
         return backend.from_file(path)
 
+    @staticmethod
+    def from_str(text):
+        return backend.from_str(text)
+
 def safe_open(path, *args, **kwargs):
     opened.add(os.path.abspath(path))
     return open_safetensors(path, *args, **kwargs)

@@ -92,7 +92,7 @@ WRONG = [
     ("cascade {empty}", "holds no image"),
     ("cascade {image} --detail long", "'long'"),
     ("cascade {image} --model nowhere", "'nowhere'"),
-    ("download nowhere", "nowhere is not in the local cache"),
+    ("download nowhere", "'nowhere'"),
     ("convert nowhere {empty}", "'nowhere'"),
     ("init {empty} --tokenizer nowhere", "'nowhere'"),
     ("info nowhere", "'nowhere'"),
