@@ -227,7 +227,8 @@ def why_not_recorded(model: Florence2Model) -> str | None:
     text = model.language_model
     if type(text) is not LanguageModel:
         return f"language_model is of the class {type(text).__name__}, which the faster way does not know"
-    replaced = [name for name in ("step", "logits", "start_cache") if name in vars(model)]
+    own = (*vars(model), *(f"language_model.{name}" for name in vars(text)))
+    replaced = [name for name in ("step", "logits", "start_cache", "language_model.embed_answer") if name in own]
     if replaced:
         return f"the model has a replaced method, {replaced[0]}"
     change = find_change(text.decoder, _KINDS, "language_model.decoder")

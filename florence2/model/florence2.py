@@ -68,7 +68,8 @@ class Florence2Model(nn.Module):
 
     def untie_head(self, weight: Tensor | None = None) -> None:
         """Give the output projection a weight (V, D) of its own; None is a copy of the one that it has."""
-        self.lm_head = Head(self.output_weight.detach().clone() if weight is None else weight)
+        weight = self.output_weight.detach().clone() if weight is None else weight
+        self.lm_head = Head(weight).train(self.training)
         self.config = replace(self.config, text=replace(self.config.text, untied_head=True))
 
     def untie_answers(self, weight: Tensor | None = None) -> None:
@@ -76,7 +77,7 @@ class Florence2Model(nn.Module):
         shared = self.language_model.shared
         weight = shared.weight.detach().clone() if weight is None else weight
         own = nn.Embedding(len(weight), weight.shape[1], padding_idx=shared.padding_idx, _weight=weight)
-        self.language_model.decoder.embed_tokens = own
+        self.language_model.decoder.embed_tokens = own.train(shared.training)
         self.config = replace(self.config, text=replace(self.config.text, untied_answers=True))
 
     def forward(

@@ -202,6 +202,9 @@ CHANGES: dict[str, Callable[[Parts], object]] = {
     "forward in the tower": lambda p: shadow(p.window.window_attn, "forward"),
     "projection reversed": lambda p: flip(p.model.multi_modal_projector.image_projection.weight, 0),
     "lm_head of its own": lambda p: setattr(p.model, "lm_head", florence2_head(p.text.shared.weight.flip(0))),
+    "untied head": lambda p: p.model.untie_head(p.text.shared.weight.detach().flip(0)),
+    "untied answers": lambda p: p.model.untie_answers(p.text.shared.weight.detach().flip(0)),
+    "embed_answer of the language model": lambda p: shadow(p.text, "embed_answer"),
 }
 
 

@@ -1,5 +1,6 @@
 """Generation by replay, with calling in the place of recording: all but the CUDA graph itself."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -61,6 +62,17 @@ def test_same_as_the_search(
     options = GenerationOptions().changed(**changes)
     expected = generate(model, memory, options)
     assert same(replayed(model, memory, options), expected)
+
+
+def test_an_untied_model_is_replayed(model: Florence2Model, memory: Tensor) -> None:
+    """A replay recorded before is not used again, and the weights of its own are read."""
+    untied, options = copy.deepcopy(model), GenerationOptions(num_beams=2, max_new_tokens=8)
+    tied = replayed(untied, memory, options)
+    shared = untied.language_model.shared.weight.detach()
+    untied.untie_head(shared.flip(0))
+    untied.untie_answers(shared.roll(7, 0))
+    found, expected = replayed(untied, memory, options), generate(untied, memory, options)
+    assert same(found, expected) and not same(found, tied)
 
 
 def test_a_generator_serves_again(model: Florence2Model, memory: Tensor) -> None:

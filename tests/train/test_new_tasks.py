@@ -100,7 +100,7 @@ def test_inspect_takes_a_declared_task(rows: Path, mini_folder: Path, tmp_path: 
     chosen = "--task-kind VQA=text --json --no-saliency --device cpu --beams 1 --max-new-tokens 3".split()
     assert florence("inspect", VQA, tmp_path / "scene.png", "--model", mini_folder, *chosen) == 0
     values: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert values["task"] == "<VQA>" and "what colour?" in json.dumps(values["prompt"])
+    assert values["task"] == "<VQA>" and "".join(part["text"] for part in values["prompt"]) == f"<s>{VQA}</s>"
 
 
 def test_an_adapter_and_a_conversion_carry_the_tasks(

@@ -55,7 +55,7 @@ def read_weights(
     copies = names & _copies(targets, expected)
     # the token embedding first, so that those of its copies that may differ can be compared with it
     later = {name for name in copies if targets[name] in MAY_DIFFER[layout]}
-    for name, stored in chain(files.read(names - later), files.read(later)):
+    for name, stored in chain(files.read(names - later), files.read(later) if later else ()):
         canonical = held_name(targets[name], expected)
         assert canonical is not None
         if _misfit(name, headers[name], targets[name], expected[canonical], layout):

@@ -1,4 +1,4 @@
-"""The place of every tensor of an adapter in the model: what is changed by matrices, what is replaced whole."""
+"""The place of every tensor of an adapter in the model: weights that matrices change, and tensors replaced whole."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -78,7 +78,8 @@ def make_plan(
             a, b, *magnitude = (parts[part] for part in sorted(parts, key=_PARTS.index))
             plan.changes[path] = Change(a, b, scales[path], *magnitude)
         else:
-            problems.append(f"{path} has only {', '.join(parts.values())}; LoRA has two matrices, DoRA a vector too")
+            needed = "its two matrices and lengths" if config.dora else "its two matrices"
+            problems.append(f"{path} has only some of {needed}: {', '.join(parts.values())}")
         if f"{path}.weight" in plan.whole:
             problems.append(f"{path} has both matrices and {plan.whole[f'{path}.weight']}")
     used = USES & {*plan.whole, *(f"{path}.weight" for path in plan.changes)}

@@ -86,8 +86,11 @@ def test_the_logits_are_those_of_peft(kind: str, native_folder: Path, tmp_path: 
     layouts: tuple[Layout, ...] = ("native",) if untied[1] else ("native", "microsoft")
     for layout in layouts:
         f.save(tmp_path / layout, layout)
-        again = florence2.load(tmp_path / layout).model(pixels, PROMPT, ANSWER)
-        assert torch.equal(again[..., :51289], logits[..., :51289]), layout
+        again = florence2.load(tmp_path / layout).model.state_dict()
+        assert again.keys() == f.model.state_dict().keys()
+        for name, value in f.model.state_dict().items():
+            if name != "final_logits_bias":  # Microsoft's layout leaves out the rows after the last token
+                assert torch.equal(again[name], value[: len(again[name])]), name
 
 
 @pytest.mark.parametrize(
@@ -111,5 +114,5 @@ def test_dora_needs_its_lengths(native_folder: Path, tmp_path: Path, pixels: Ten
     make_adapter(native_folder, tmp_path, pixels, target_modules=["q_proj"])
     config = tmp_path / "adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
-    with pytest.raises(CheckpointError, match="LoRA has two matrices, DoRA a vector too"):
+    with pytest.raises(CheckpointError, match="has only some of its two matrices and lengths"):
         florence2.load(native_folder, adapter=tmp_path)
