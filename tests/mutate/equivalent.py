@@ -69,6 +69,12 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         old="1",
         new="0",
     ),
+    Equivalent(
+        "florence2/tracing/patches.py",
+        "a value of the same shape is repeated once, which is the value",
+        source="if of_batch or new.shape == value.shape:",
+        new="of_batch",
+    ),
     Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:"),
     Equivalent("florence2/fast/graphs.py", GPU, within="record_cuda_graph"),
     Equivalent("florence2/fast/graphs.py", GPU, within="_LateFlags.ask"),
