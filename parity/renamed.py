@@ -67,7 +67,9 @@ def _native(folder: Path) -> Any:
     tensors = load_file(folder / "model.safetensors")
     bias = tensors.pop("language_model.final_logits_bias")
     tensors["image_projection"] = tensors["image_projection"].T
-    model = Florence2ForConditionalGeneration(Florence2Config(text_config=config["text_config"], vision_config=vision))
+    model: Any = Florence2ForConditionalGeneration(
+        Florence2Config(text_config=config["text_config"], vision_config=vision)
+    )
     wrong = model.load_state_dict({_renamed(name): tensor for name, tensor in tensors.items()}, strict=False)
     assert not wrong.unexpected_keys and all("embed_tokens" in name for name in wrong.missing_keys), wrong
     model.lm_head.bias = torch.nn.Parameter(bias[0].float())

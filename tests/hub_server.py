@@ -93,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_info(self, name: str, folder: Path, send_body: bool) -> None:
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
+        siblings: list[dict[str, object]] = [{"rfilename": str(file.relative_to(folder))} for file in files]
+        if "blobs=" in urlparse(self.path).query:  # like the Hub, which tells sizes only when it is asked for them
+            siblings = [{**entry, "size": file.stat().st_size} for entry, file in zip(siblings, files, strict=True)]
         info = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings, "tags": []}
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, send_body)
 

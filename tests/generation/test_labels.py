@@ -41,6 +41,11 @@ def scenes() -> list[Image.Image]:
     return [scene.image for scene in scenes if len(scene.things) > 3][:2]
 
 
+def test_it_applies_at_every_step(nano: Florence2) -> None:
+    rule = OnlyLabels(LABELS, nano.processor)
+    assert all(rule.applies(generated) for generated in (0, 1, 99))
+
+
 def texts(raw: str) -> list[str]:
     """The texts between locations and markers."""
     return [text for text in re.split(r"(?:<loc_\d+>|<s>|</s>|<pad>)+", raw) if text]

@@ -69,9 +69,20 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         old="1",
         new="0",
     ),
-    Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:"),
+    Equivalent(
+        "florence2/tracing/patches.py",
+        "a value of the same shape is repeated once, which is the value",
+        source="if of_batch or new.shape == value.shape:",
+        new="of_batch",
+    ),
+    Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:", old="1", new="0"),
     Equivalent("florence2/fast/graphs.py", GPU, within="record_cuda_graph"),
     Equivalent("florence2/fast/graphs.py", GPU, within="_LateFlags.ask"),
-    Equivalent("florence2/fast/graphs.py", GPU, source="record = record or record_cuda_graph"),
-    Equivalent("florence2/generation/search.py", "no sum gets there within 1,024 ids", source="_NOT_STARTED = -1e9"),
+    Equivalent("florence2/fast/graphs.py", GPU, source="record = record or record_cuda_graph", new="record"),
+    Equivalent(
+        "florence2/generation/search.py",
+        "no sum gets there within 1,024 ids",
+        source="_NOT_STARTED = -1e9",
+        new="2000000000.0",
+    ),
 )

@@ -33,7 +33,8 @@ def tests_of(root: Path, path: str) -> list[str]:
     direct = [test for test, names in imported.items() if module_name(path) in names]
     users = [source for source, names in _imports(root, "florence2").items() if module_name(path) in names]
     room = _room(mirror)
-    near = [test for test in imported if _room(test) == room != "tests"]
+    rooms = {room, _room(room)} - {"tests", ""}  # a room below another may be tested in that
+    near = [test for test in imported if _room(test) in rooms]
     ranks: dict[str, int] = {}
     for rank, group in enumerate(([mirror], direct, [_mirror(user) for user in users], near)):
         for test in group:
