@@ -38,8 +38,8 @@ def find_images(arguments: Sequence[str]) -> list[Source]:
     """Return the images that command line arguments name.
 
     Args:
-        arguments: Files, folders, data URLs, or "-" for an image on stdin. A folder stands for all files in and below it
-            that have an image's ending, in alphabetical order.
+        arguments: Files, folders, data URLs, or "-" for an image on stdin. A folder stands for all files in and below
+            it that have an image's ending, in alphabetical order.
 
     Returns:
         One source for each image, with distinct stems. A file that does not exist is included; reading it fails later.

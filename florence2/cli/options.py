@@ -307,7 +307,9 @@ def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = 
         return
     task = next((word for word in words[1:] if names_task(word, tasks)), None)
     if task is not None:
-        raise PromptError(f"The task comes before the image: {shlex.join(['florence2', command, task, first])}")
+        raise PromptError(
+            f"The order is wrong. The task comes before the image: {shlex.join(['florence2', command, task, first])}"
+        )
     example = shlex.join(["florence2", command, "<OD>", first])
     raise PromptError(f"The first argument must be a task, not {first!r}; for example: {example}")
 

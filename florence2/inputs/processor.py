@@ -101,8 +101,10 @@ class InputProcessor:
             The ids, with `<s>` first and `</s>` last.
 
         Raises:
-            PromptError: The text contains surrogates, so it is not valid Unicode.
+            PromptError: The text is not a string, or contains surrogates, so it is not valid Unicode.
         """
+        if not isinstance(text, str):
+            raise PromptError(f"The text is {shown(text)}, not a string.")
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:

@@ -1,5 +1,6 @@
 """From command line arguments to images."""
 
+import base64
 import io
 from pathlib import Path
 
@@ -25,6 +26,27 @@ def test_equal_stems_are_numbered(album: Path) -> None:
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="holds no image: no file ends in .jpg"):
         find_images([str(tmp_path)])
+
+
+def test_data_urls_are_images(picture_file: Path) -> None:
+    data = picture_file.read_bytes()
+    (source,) = find_images([f"data:image/png;base64,{base64.b64encode(data).decode()}"])
+    assert source.data == data and source.stem == "data" and len(source.name) < 50
+    with pytest.raises(ImageError, match="does not hold base64"):
+        find_images(["data:image/png;base64,#"])
+
+
+@pytest.mark.parametrize("url", ["https://example.com//a/x.png?u=http://b.c/d", "s3://bucket/x.png", "HTTP://a/b.jpg"])
+def test_urls_are_refused_as_they_were_written(url: str) -> None:
+    with pytest.raises(ImageError) as raised:
+        find_images(["photo.png", url])
+    assert str(raised.value).startswith(f"{url} is a URL, which is not fetched here; download it first")
+
+
+def test_an_empty_name_is_not_the_current_folder(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(album)
+    with pytest.raises(ImageError, match="empty"):
+        find_images([""])
 
 
 def test_stdin(monkeypatch: pytest.MonkeyPatch, picture_file: Path) -> None:

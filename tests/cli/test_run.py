@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import florence2
 from florence2.bulk.rows import Row, TaskQuestion
@@ -175,3 +176,30 @@ def test_json_is_json_on_any_terminal(
     Console(as_json=True, headings=False)(row)
     stream.flush()
     assert json.loads(stream.buffer.getvalue())["image"] == "日本é😀.png"  # type: ignore[attr-defined]
+
+
+def test_a_free_prompt_must_be_said_to_be_one(small_folder: Path, picture_file: Path, capsys: Capture) -> None:
+    common = [picture_file, "--model", small_folder, "--json", *FEW]
+    for word, near in (("OD", "od"), ("<od>", "<OD>"), ("detect", "od"), ("<Caption>", "<CAPTION>")):
+        assert run("run", word, *common) == 2
+        assert f"did you mean {near}?" in capsys.readouterr().err
+        assert run("run", word, *common, "--free-prompt") == 0
+        row = json.loads(capsys.readouterr().out)
+        assert (row["task"], row["kind"]) == (word, "text")
+    assert run("run", "<OD>", "caption", *common, "--free-prompt") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["task"], row["kind"]) for row in rows] == [("<OD>", "text"), ("<CAPTION>", "text")]
+
+
+def test_background(small_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    Image.new("RGBA", (64, 48)).save(tmp_path / "logo.png")
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "white.png")
+    common = ["--model", small_folder, "--json", *FEW]
+    scores = []
+    for arguments in (["logo.png", "--background", "white"], ["white.png"], ["logo.png"]):
+        assert run("run", "caption", tmp_path / arguments[0], *arguments[1:], *common) == 0
+        scores.append(json.loads(capsys.readouterr().out)["score"])
+    assert scores[0] == scores[1] != scores[2]
+    with pytest.raises(SystemExit):
+        run("run", "caption", tmp_path / "logo.png", "--background", "nocolour", *common)
+    assert "background is 'nocolour'; it must be a colour" in capsys.readouterr().err

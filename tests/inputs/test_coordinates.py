@@ -1,5 +1,7 @@
 """The one quantiser."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -67,11 +69,42 @@ def test_box_to_tokens() -> None:
         ((700, 1, 800, 9), "outside the image of 640 x 480"),
         ((-9, 1, -1, 9), "outside"),
         ((float("nan"), 1, 2, 3), "x1 <= x2"),
+        ((0, 0, float("inf"), 3), "x1 <= x2"),
+        ((0, 0, 10**400, 10**400), "four numbers"),
+        (b"\1\2\3\4", "four numbers"),
+        (5, "four numbers"),
+        ((1j, 2, 3, 4), "four numbers"),
     ],
 )
 def test_wrong_boxes_get_a_sentence(box: object, words: str) -> None:
     with pytest.raises(PromptError, match=words):
         box_to_tokens(box, (640, 480))
+
+
+def test_the_border_of_the_image_is_inside_at_0_and_outside_at_its_width() -> None:
+    """A coordinate c is in the image where 0 <= c < width; a box that touches it is cut, and none beyond is moved in."""
+    size = (640, 480)
+    assert box_to_tokens((-10, 5, 0, 9), size) == "<loc_0><loc_10><loc_0><loc_18>"
+    assert box_to_tokens((5, -9, 9, 0), size) == "<loc_7><loc_0><loc_14><loc_0>"
+    assert box_to_tokens((639.99, 479.99, 700, 500), size) == "<loc_999><loc_999><loc_999><loc_999>"
+    for outside in ((640, 5, 700, 9), (5, 480, 9, 500), (5, -9, 9, -1), (-9, 5, -0.01, 9), (641, 0, 650, 9)):
+        with pytest.raises(PromptError, match="is outside the image of 640 x 480 pixels"):
+            box_to_tokens(outside, size)
+
+
+def test_boxes_much_larger_than_the_image_are_cut() -> None:
+    assert box_to_tokens((-1e300, -1e39, 1e39, 1e300), (640, 480)) == "<loc_0><loc_0><loc_999><loc_999>"
+    with pytest.raises(PromptError, match="finite numbers"):
+        pixels_to_bins((0, 0, 1e39, 1e300), (640, 480))
+    with pytest.raises(PromptError, match="rows of numbers"):
+        pixels_to_bins((0, 0, 10**400, 1), (640, 480))
+
+
+@pytest.mark.parametrize("size", [5, None, (5,), (1, 2, 3), ("a", "b"), (0, 5), (float("nan"), 5), (10**400, 5), "ab"])
+def test_wrong_image_sizes_get_a_sentence(size: Any) -> None:
+    for convert in (bins_to_pixels, pixels_to_bins):
+        with pytest.raises(PromptError, match=r"must be \(width, height\), at least 1 x 1 pixels"):
+            convert([1, 2], size)
 
 
 def test_public_names() -> None:

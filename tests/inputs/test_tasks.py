@@ -9,6 +9,7 @@ from florence2.errors import PromptError
 from florence2.inputs import tasks
 from florence2.inputs.tasks import (
     TASKS,
+    FreePrompt,
     Task,
     TaskTable,
     build_sentence,
@@ -204,3 +205,73 @@ def test_a_long_text_is_cut_in_the_message(prompt: str, text: str) -> None:
     with pytest.raises(PromptError) as caught:
         check_prompt(prompt, text)
     assert len(str(caught.value)) < 500
+
+
+# ---- free prompts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "near"),
+    [
+        ("OD", "od"),
+        ("od ", "od"),
+        ("[OD]", "od"),
+        ("OD>", "od"),
+        ("<od>", "<OD>"),
+        ("</OD>", "<OD>"),
+        ("<od> cars", "<OD>"),
+        ("<OD", "<OD>"),
+        ("detect", "od"),
+        ("Caption", "caption"),
+        ("<Caption>", "<CAPTION>"),
+        ("caption:", "caption"),
+        ("captoin", "caption"),
+        ("MORE_DETAILED_CAPTION", "more_detailed_caption"),
+        ("MORE_DETAILED_CAPTION>", "more_detailed_caption"),
+        ("<MORE_DETAILED_CAPTION", "<MORE_DETAILED_CAPTION>"),
+        ("<ocr_with_regions>", "<OCR_WITH_REGION>"),
+        ("ocr-with-region", "ocr_with_region"),
+        ("segment", "referring_expression_segmentation"),
+        ("describe", "detailed_caption"),
+        ("décris", None),
+        ("<>", None),
+        ("<loc_5>", None),
+        ("x" * 100_000, None),
+    ],
+)
+def test_a_word_or_token_that_is_not_a_task_gets_the_nearest_one(prompt: str, near: str | None) -> None:
+    with pytest.raises(PromptError, match="Unknown task .* Known tasks: <OCR>, .*florence2.FreePrompt") as raised:
+        check_prompt(prompt)
+    words = str(raised.value)
+    assert f"; did you mean {near}? Known" in words if near else "did you mean" not in words
+    assert len(words) < 900
+
+
+@pytest.mark.parametrize("prompt", ["two words", "What is <od> here?", "图片里有什么？", "ภาพนี้คืออะไร"])
+def test_several_words_are_a_free_prompt(prompt: str) -> None:
+    """Some scripts have no spaces between words."""
+    assert check_prompt(prompt) == (None, prompt)
+
+
+@pytest.mark.parametrize("prompt", ["detect", "<od>", "<OD>", "od", "<VQA>", "<VQA>how many?", "Look at <OD> here"])
+def test_a_free_prompt_is_whatever_is_said_to_be_one(prompt: str) -> None:
+    assert check_prompt(FreePrompt(prompt)) == (None, prompt) and find_task(FreePrompt(prompt)) is None
+    with pytest.raises(PromptError, match="takes no separate input"):
+        check_prompt(FreePrompt(prompt), "a car")
+
+
+def test_an_empty_free_prompt_is_refused() -> None:
+    with pytest.raises(PromptError, match="must be a token, an alias or a prompt"):
+        check_prompt(FreePrompt(" "))
+
+
+def test_the_nearest_task_may_be_the_models_own() -> None:
+    with pytest.raises(PromptError, match=r"did you mean depth\?"):
+        check_prompt("depht", tasks=TaskTable([DEPTH]))
+
+
+@pytest.mark.parametrize("digits", [5, 39, 5000])
+def test_a_region_has_at_most_four_digits(digits: int) -> None:
+    with pytest.raises(PromptError, match="needs a region") as raised:
+        check_prompt("<REGION_TO_OCR>", f"<loc_{'9' * digits}>" * 4)
+    assert len(str(raised.value)) < 400
