@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from florence2.checkpoints.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, COMPANIONS, SAFETENSORS, find_weight_files
-from florence2.errors import CheckpointError, HubError
+from florence2.errors import CheckpointError, HubError, shown
 
 NAMES = {
     "base": "microsoft/Florence-2-base",
@@ -125,6 +125,8 @@ def download(
     from huggingface_hub import constants
 
     repository = NAMES.get(name, name)
+    if not _HUB_ID.fullmatch(repository):
+        raise HubError(f"{shown(name)} is not a Hub id; give one of {', '.join(NAMES)}, or OWNER/NAME.")
     if local_files_only or constants.HF_HUB_OFFLINE:
         cached = _find_in_cache(name, revision, allow_pickle)
         if cached is None:
