@@ -82,7 +82,7 @@ class Processor(InputProcessor):
             PromptError: Neither or both of `text` and `token_ids` are given, `token_logprobs` has another length, or an
                 argument has another type.
         """
-        check_image_size(image_size)
+        image_size = check_image_size(image_size)
         for name, given in (("task", task), ("text", text)):
             if not isinstance(given, str | Task) and not (name == "text" and given is None):
                 raise PromptError(f"{name} is {shown(given)}; it must be a text.")

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import florence2
 from florence2.errors import CheckpointError, ConfigError, PromptError
 from florence2.inputs.processor import input_to_text
 from florence2.processor import Processor
@@ -94,3 +96,11 @@ def test_missing_files_get_a_sentence(small_folder: Path, tmp_path: Path) -> Non
     (tmp_path / "tokenizer.json").write_bytes((small_folder / "tokenizer.json").read_bytes())
     with pytest.raises(ConfigError, match="preprocessor_config.json does not exist"):
         Processor.from_folder(tmp_path)
+
+
+def test_the_size_of_an_image_may_come_from_numpy(small: florence2.Florence2) -> None:
+    answer = small.processor.answer("<OD>", "a<loc_1><loc_2><loc_3><loc_4>", image_size=np.array([640, 480]))
+    assert answer.to_dict()["image_size"] == [640, 480]
+    for wrong in ({640, 480}, b"\1\2"):
+        with pytest.raises(florence2.Florence2Error, match=r"\(width, height\)"):
+            small.processor.answer("<OD>", "a", image_size=wrong)

@@ -8,6 +8,7 @@ are equal bit for bit.
 import math
 import re
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from numbers import Real
 from typing import Any
 
@@ -99,17 +100,23 @@ def read_box(box: Any) -> tuple[float, float, float, float]:
 
 
 def check_image_size(image_size: Any) -> tuple[int, int]:
-    """Return (width, height). Raises PromptError unless both are numbers of pixels of at least 1."""
+    """Return (width, height) as Python's numbers. Raises PromptError unless both are pixels of at least 1."""
     try:
         width, height = image_size
-        if all(isinstance(side, Real) and 1 <= float(side) <= MAX_IMAGE_SIDE for side in (width, height)):
-            return width, height
+        ordered = not isinstance(image_size, AbstractSet | bytes | bytearray)
+        if ordered and all(isinstance(side, Real) and 1 <= float(side) <= MAX_IMAGE_SIDE for side in (width, height)):
+            return _plain(width), _plain(height)
     except (TypeError, ValueError, OverflowError):
         pass
     raise PromptError(
         f"An image's size must be (width, height), at least 1 x 1 pixels and at most {MAX_IMAGE_SIDE:,} each, not "
         f"{shown(image_size)}."
     )
+
+
+def _plain(side: Any) -> Any:
+    """Return a number of NumPy or another library as Python's, which JSON can hold."""
+    return int(side) if side == int(side) else float(side)
 
 
 def bins_to_tokens(bins: Iterable[int]) -> str:

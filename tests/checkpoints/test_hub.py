@@ -292,3 +292,9 @@ def test_an_adapter_is_fetched_once_and_then_found_offline(small_folder: Path, t
     assert len({file.read_bytes() for file in [*files, small_folder / "model.safetensors"]}) == 2
     assert offline.returncode == 2 and "someone/other is not in the local cache" in offline.stderr
     assert absent.returncode == 2 and "The adapter someone/other cannot be fetched" in absent.stderr
+
+
+@pytest.mark.parametrize("name", ["-", "é.png", "", "a/b/c", "a\udcffb"])
+def test_a_name_that_the_hub_cannot_have_is_not_looked_up(name: str) -> None:
+    with pytest.raises(HubError, match="is not a Hub id; give one of base"):
+        download(name, local_files_only=True)

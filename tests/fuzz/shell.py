@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from florence2 import __main__ as program
 from florence2.cli.main import main
 from tests.fuzz.engine import HANG_SECONDS, PATIENCE
 from tests.fuzz.worker import Hang, expect
@@ -109,8 +110,11 @@ def _live(words: Sequence[str], output: Path, streams: Streams, cwd: Path | None
 
 
 def _main(words: Sequence[str]) -> int:
+    """Run the program as a shell does, with what it does about signals and streams."""
+    launch = getattr(program, "launch", None)
+    sys.argv = ["florence2", *words]
     try:
-        return main(words)
+        return main(words) if launch is None else int(launch())
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 

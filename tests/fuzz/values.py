@@ -134,9 +134,7 @@ def _change_entry(random: Random, parent: Any, key: Any) -> None:
     elif kind == 4 and isinstance(parent, dict):
         parent[random.choice(WORDS)] = plain(random)
     elif kind == 5 and isinstance(parent[key], int | float):
-        parent[key] = random.choice(
-            (-parent[key], parent[key] + 1, parent[key] - 1, parent[key] * 2, float(parent[key]))
-        )
+        parent[key] = random.choice((-parent[key], parent[key] + 1, parent[key] - 1, parent[key] * 2, 0.5))
     elif kind == 6:
         parent[key] = number(random)
     else:
