@@ -49,10 +49,10 @@ def listing(items: Sequence[str], separator: str = ", ", first: int = 8) -> str:
     return separator.join([*items[:first], *rest])
 
 
-def shown(value: object) -> str:
-    """Return the repr of a value for a message, cut to 60 characters."""
+def shown(value: object, most: int = 60) -> str:
+    """Return the repr of a value for a message, cut to `most` characters."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  an int of more than 4,300 digits has no repr, and a user's class may have a broken one
         text = f"a value of the type {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -212,7 +212,7 @@ def test_a_word_that_is_not_a_task_of_the_model_is_refused(
     assert main([*command, "depht", image, "--model", str(deep_folder)]) == 2
     assert "Unknown task 'depht'; did you mean depth?" in capsys.readouterr().err
     assert main([*command, "depth", image, "--model", "nano"]) == 2
-    assert "Unknown task 'depth'. The tasks of this model are ocr, " in capsys.readouterr().err
+    assert "Unknown task 'depth'. Known tasks: <OCR>, " in capsys.readouterr().err
     assert main([*command, "<DEPTH>", image, "--model", "nano"]) == 2
     assert "Unknown task <DEPTH>" in capsys.readouterr().err
 

@@ -96,7 +96,7 @@ def test_every_mutant_of_the_core_can_be_compiled() -> None:
 def test_the_sample_depends_on_the_seed_alone() -> None:
     first, again, other = (command.draw(ROOT, ["florence2/generation"], seed, 20) for seed in (1, 1, 2))
     assert first == again != other and len(set(first)) == 20
-    assert {mutant.path.rpartition("/")[0] for mutant in first} == {"florence2/generation"}
+    assert all(mutant.path.startswith("florence2/generation/") for mutant in first)
     assert not any(map(is_equivalent, first))
 
 

@@ -74,14 +74,14 @@ def find_images(
     """
     sources: list[Source] = []
     for argument in arguments:
+        if not argument:
+            raise ImageError('The name of an image is empty (""); give a file, a folder, or - for stdin.')
         if argument[:5].lower() == "data:":
             sources.append(Source(short_name(argument, 40), read_data_url(argument).getvalue(), "data"))
             continue
         if problem := url_problem(argument):
             raise ImageError(problem)
         path = Path(argument)
-        if not argument:
-            raise ImageError('The name of an image is empty (""); give a file, a folder, or - for stdin.')
         if argument == "-":
             sources.append(Source("-", _read_stdin(), "stdin"))
         elif os.path.isdir(argument):  # noqa: PTH112  Path.is_dir raises for a name that is too long

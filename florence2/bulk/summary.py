@@ -44,7 +44,7 @@ class Summary:
             sentences.append(f"{self._of_all(self.failed)} failed.")
         if self.cut_off:
             limit = "the model's own token limit" if self.limit is None else f"--max-new-tokens {self.limit}"
-            remedy = "--max-new-tokens N sets another" if self.limit is None else "a larger number gives their rest"
+            remedy = "--max-new-tokens N sets another" if self.limit is None else "a larger number gives the rest"
             sentences.append(f"{self._of_all(self.cut_off)} {_were(self.cut_off)} cut off at {limit}; {remedy}.")
         if self.incomplete:
             sentences.append(f"{self._of_all(self.incomplete)} {_were(self.incomplete)} left incomplete.")

@@ -306,6 +306,8 @@ def parse_image_config(values: Mapping[str, Any]) -> ImageConfig:
         resample=fields.take("resample", int, int(Image.Resampling.BICUBIC)),
         image_seq_length=fields.take("image_seq_length", int, None),
     )
+    if problems:  # what could not be read has no value to look at
+        raise ConfigError(listing(problems, "; ") + ".")
     if not 0 < config.rescale_factor <= 1:
         problems.append(f"rescale_factor is {config.rescale_factor}; it must be above 0 and at most 1")
     if not all(1 <= side <= MAX_SIDE for side in (config.height, config.width)):

@@ -200,7 +200,7 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
     """List the keys whose values differ, "batch was 4 and is 2; ..."; an empty text when none do."""
     changed = [key for key in {**before, **now} if key not in ignored and before.get(key) != now.get(key)]
-    return "; ".join(f"{key} was {shown(before.get(key))} and is {shown(now.get(key))}" for key in changed)
+    return "; ".join(f"{key} was {shown(before.get(key), 200)} and is {shown(now.get(key), 200)}" for key in changed)
 
 
 class Fields:

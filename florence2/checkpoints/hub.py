@@ -107,7 +107,7 @@ def _unknown(text: str) -> str:
         reason = f"{text.partition('/')[0]} is a folder here, so this is taken for a path and not looked up on the Hub"
     else:
         reason = f"it is not one of the names {', '.join((EMBEDDED_MODEL, *NAMES))}, and not a Hub id OWNER/NAME"
-    return f"{shown(text)} is not an existing path: {reason}. Check the path."
+    return f"{shown(text, 300)} is not an existing path: {reason}. Check the path."
 
 
 def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False) -> Path:

@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _parse_image(text: str) -> Path | str:
-    return text if is_url(text) or not text else Path(text)  # a Path would change a URL
+    return text if is_url(text) else path_argument(text)  # a Path would change a URL
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -42,7 +42,10 @@ def restore_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: Tr
         if not isinstance(saved, Tensor) or saved.shape != parameter.shape or not torch.isfinite(saved).all():
             raise ConfigError(f"The saved state holds no values of {name} that fit this run. Use another folder.")
     if not _fits(optimizer, state.optimizer):
-        raise ConfigError("The saved state belongs to another optimizer than this run's. Use another folder.")
+        raise ConfigError(
+            "The saved state belongs to another optimizer than this run's, or holds values that are not finite. "
+            "Use another folder."
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state.parameters[name])
@@ -50,7 +53,7 @@ def restore_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: Tr
 
 
 def _fits(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
-    """Return whether a saved optimizer has the same groups and, for each parameter, values of its shape."""
+    """Return whether a saved optimizer has the same groups and, for each parameter, finite values of its shape."""
     own = optimizer.state_dict()["param_groups"]
     try:
         # the learning rate is set at each step
@@ -61,6 +64,7 @@ def _fits(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
             values.keys() == {"step", "exp_avg", "exp_avg_sq"}
             and values["step"].numel() == 1
             and all(values[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq"))
+            and all(bool(torch.isfinite(value).all()) for value in values.values())
             for parameter, values in moments
         )
     except (AttributeError, IndexError, KeyError, TypeError):

@@ -36,7 +36,7 @@ def test_failures_are_counted_but_a_single_one_is_not_said_twice() -> None:
 
 def test_cut_answers_are_counted_with_the_limit() -> None:
     cut = summed(answer("length"), answer(), answer("length"), limit=8)
-    assert cut.sentences() == ["2 of 3 answers were cut off at --max-new-tokens 8; a larger number gives their rest."]
+    assert cut.sentences() == ["2 of 3 answers were cut off at --max-new-tokens 8; a larger number gives the rest."]
     assert cut.complete
     (own,) = summed(answer("length")).sentences()
     assert own == "1 of 1 answer was cut off at the model's own token limit; --max-new-tokens N sets another."

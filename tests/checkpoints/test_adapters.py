@@ -207,7 +207,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_merged(
         "nothing was merged",
         f"base_model.model.model.{LINEAR}.lora_A.weight belong to the same module",
         f"{other}.lora_A.weight is [4, 5], should be [3, {model.get_submodule(other).in_features}]",
-        f"{other} has only some of its two matrices",
+        f"{other} has only some of",
         "layers.7.fc1.lora_A.weight belongs to a module that this model does not have",
         "conv1.fn.dw.lora_A.weight belongs to a DepthwiseConv, into which it cannot be merged",
         "lora_magnitude_vector.weight belongs to DoRA, but use_dora is false",

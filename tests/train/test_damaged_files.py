@@ -103,6 +103,7 @@ SPOILT: dict[str, Callable[[dict[str, Any]], object]] = {
         optimizer=torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1).state_dict()
     ),
     "moments of another shape": lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
+    "moments that are not finite": lambda state: state["optimizer"]["state"][0]["exp_avg_sq"].fill_(float("nan")),
     "no moments": lambda state: state["optimizer"]["state"].update({0: {}}),
     "moments of nothing": lambda state: state["optimizer"]["state"].update({10_000: {}}),
     "a weight of another shape": lambda state: state["parameters"].update({first(state): torch.ones(3)}),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from florence2.checkpoints.layouts import SHARED, TIED_TO_SHARED, to_canonical
 from florence2.checkpoints.tensors import TensorInfo
-from florence2.errors import CheckpointError, listing
+from florence2.errors import MAX_LISTED, CheckpointError, listing
 from florence2.model.florence2 import Head
 
 if TYPE_CHECKING:
@@ -153,5 +153,5 @@ def _shapes(module: nn.Module, rank: int, dora: bool) -> dict[str, tuple[int, ..
 
 def misfits(file: Path, problems: list[str]) -> CheckpointError:
     """Return the error that lists all problems of an adapter's file."""
-    lines = listing([f"  {problem}" for problem in problems], "\n")
+    lines = listing([f"  {problem}" for problem in problems], "\n", MAX_LISTED)
     return CheckpointError(f"{file} does not fit this model; nothing was merged:\n{lines}")
