@@ -135,7 +135,7 @@ def test_cut_answers_are_told_once_at_the_end(small_folder: Path, picture_file: 
     captured = capsys.readouterr()
     assert captured.out.count("(cut off at the token limit)") == 2 and "nothing found" not in captured.out
     assert captured.err == (
-        "florence2: 2 of 2 answers were cut off at --max-new-tokens 2; a larger number gives their rest.\n"
+        "florence2: 2 of 2 answers were cut off at --max-new-tokens 2; a larger number gives the rest.\n"
     )
 
 

@@ -54,7 +54,7 @@ def test_random_schedules(f: Florence2, questions: list[Question], seed: int) ->
 
 
 def test_scores_and_reasons_are_those_of_generate(f: Florence2, image: Tensor) -> None:
-    works = [caption(f, image, max_new_tokens=4), caption(f, image), caption(f, image, num_return_sequences=3)]
+    works = [caption(f, image, max_new_tokens=n, num_return_sequences=k) for n, k in ((4, 1), (25, 1), (25, 3))]
     engine = Engine(f.model)
     tickets = [engine.submit(work) for work in works]
     found = {done.ticket: done.generation for done in finish(engine)}
