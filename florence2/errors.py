@@ -55,4 +55,10 @@ def shown(value: object, most: int = 60) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001  an int of more than 4,300 digits has no repr, and a user's class may have a broken one
         text = f"a value of the type {type(value).__name__}"
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return clip(text, most)
+
+
+def clip(text: object, most: int = 300) -> str:
+    """Return a text for a message, such as that of a library's error, which may quote a whole file, cut to `most`."""
+    whole = str(text)
+    return whole if len(whole) <= most else whole[: most - 3] + "..."

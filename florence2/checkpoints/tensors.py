@@ -15,7 +15,7 @@ from torch import Tensor
 
 from florence2.checkpoints.checks.pickles import UnsafePickle, check_pickle
 from florence2.checkpoints.files import cannot_write, find_weight_files, refuse_pointer, written_whole
-from florence2.errors import MAX_LISTED, CheckpointError, listing
+from florence2.errors import MAX_LISTED, CheckpointError, clip, listing
 
 _DTYPES = {
     "F64": torch.float64,
@@ -156,7 +156,7 @@ def _open_safetensors(path: Path) -> safe_open:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}.") from None
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {clip(error)}.") from None
 
 
 def _pickle_headers(path: Path) -> dict[str, TensorInfo]:

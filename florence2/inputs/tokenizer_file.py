@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import CheckpointError, shown
+from florence2.errors import CheckpointError, clip, shown
 from florence2.inputs.coordinates import NUM_BINS
 
 # The published vocabulary misspells region_to_desciption.
@@ -125,7 +125,7 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} does not exist; copy tokenizer.json from any Florence-2 checkpoint (they all share one)."
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error}.") from None
+        raise CheckpointError(f"{file} cannot be read: {clip(error)}.") from None
     if size > MAX_FILE_BYTES:
         raise CheckpointError(f"{file} is larger than {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer.")
     if content.startswith(_POINTER):
@@ -133,7 +133,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}.") from None
+        raise CheckpointError(f"{file} cannot be read as a tokenizer: {clip(error)}.") from None
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise CheckpointError(f"{file} cannot be read as a tokenizer: it holds no object with a 'model'.")
     return values

@@ -198,3 +198,11 @@ def test_large_files_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest
     write_safetensors(tmp_path / "model.safetensors", tensors)
     found = read(find_weights(tmp_path))
     assert len(found) == 20 and all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_a_library_that_quotes_the_whole_file_is_cut_short(tmp_path: Path) -> None:
+    header = b'{"a": {"dtype": "' + b"[" * 50_000 + b'"}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file") as raised:
+        find_weights(tmp_path).read_headers()
+    assert len(str(raised.value)) < 600
