@@ -14,7 +14,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import CheckpointError, ConfigError, Florence2Error, OutputError, PromptError, listing, shown
+from florence2.errors import (
+    CheckpointError,
+    ConfigError,
+    Florence2Error,
+    OutputError,
+    PromptError,
+    clip,
+    listing,
+    shown,
+)
 from florence2.inputs.tasks import Task, TaskTable, default_input, token_task
 from florence2.model.config import MAX_NUMBER as MAX_NUMBER
 
@@ -216,7 +225,7 @@ class Fields:
         """Return the value of `key`, which must be of type `kind`; without a `default`, its absence is a problem."""
         if key not in self.values:
             if not default:
-                self.problems.append(f"{self.name} lacks {key!r}")
+                self.problems.append(f"{self.name} lacks {shown(key)}")
             return default[0] if default else _placeholder(kind)
         value = _as(kind, self.values.pop(key))
         if type(value) is not kind:
@@ -245,7 +254,7 @@ class Fields:
             if allowed is not None and value not in allowed:
                 self.problems.append(f"{self.name}.{key} is {shown(value)}; only {shown(allowed[0])} is implemented")
             elif allowed is None and key not in inert:
-                self.problems.append(f"{self.name}.{key} is an unknown field (value {shown(value)})")
+                self.problems.append(f"{self.name}.{clip(key, 60)} is an unknown field (value {shown(value)})")
 
 
 def _as(kind: type, value: Any) -> Any:

@@ -190,7 +190,7 @@ def _put_tensors(folder: Path, spoilt: tuple[str, str, Any]) -> None:
         if change != "double":
             del tensors[name]
         if change != "drop":
-            tensors[str(value)] = tensor.clone()
+            tensors[str(value).encode(errors="replace").decode()] = tensor.clone()
     elif change == "dtype":
         kinds = (torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn)
         tensors[name] = tensor.to(kinds[len(name) % len(kinds)])
@@ -210,9 +210,9 @@ def _put_tensors(folder: Path, spoilt: tuple[str, str, Any]) -> None:
 
 
 def _check_weights(f: florence2.Florence2, spoilt: Any) -> None:
-    """Every weight is finite and has the shape that it had."""
+    """Every weight is finite and has its shape; a copy of the embedding that differs is a head of its own."""
     wanted = {name: tensor.shape for name, tensor in material.model().model.state_dict().items()}
-    held = {name: tensor.shape for name, tensor in f.model.state_dict().items()}
+    held = {name: tensor.shape for name, tensor in f.model.state_dict().items() if name != "lm_head.weight"}
     expect(held == wanted, f"other shapes: {set(held.items()) ^ set(wanted.items())}")
     for name, tensor in f.model.state_dict().items():
         expect(not tensor.is_floating_point() or torch.isfinite(tensor).all(), f"{name} is not finite")

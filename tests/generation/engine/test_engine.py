@@ -208,3 +208,16 @@ def test_tickets_are_told_apart(f: Florence2, image: Tensor) -> None:
     engine, work = Engine(f.model), caption(f, image, max_new_tokens=3)
     tickets: list[Ticket] = [engine.submit(work) for _ in range(3)]
     assert len({done.ticket for done in finish(engine)} & set(tickets)) == 3
+
+
+def test_steps_are_prepared_for_rounded_numbers_of_rows_and_again_after_a_pause(
+    f: Florence2, image: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    monkeypatch.setattr(f.model, "prepare_steps", lambda _, rows: prepared.append(rows))
+    engine = Engine(f.model)
+    for count in (1, 5, 1):
+        for _ in range(count):
+            engine.submit(caption(f, image, max_new_tokens=3, min_new_tokens=2))
+        finish(engine)
+    assert prepared == [4, 16, 4]
