@@ -114,7 +114,8 @@ def _changed(random: Random, tensors: dict[str, torch.Tensor]) -> dict[str, torc
     elif kind == 2:
         del tensors[name]
     elif kind == 3:
-        tensors[values.text(random) or "x"] = tensors.pop(name)
+        new = values.text(random).encode(errors="replace").decode()  # safetensors writes valid Unicode alone
+        tensors[new or "x"] = tensors.pop(name)
     elif kind == 4:
         tensors[name] = tensor.to(
             random.choice((torch.int64, torch.float16, torch.float64, torch.bool, torch.float8_e4m3fn))
