@@ -32,7 +32,8 @@ EMBEDDED_MODEL = "nano"
 """A small model that comes with the package, trained on synthetic scenes only; see `weights/nano/README.md`."""
 
 _NEXT_TO_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
-_FILE_SUFFIXES = (".safetensors", ".json", *PICKLE_SUFFIXES)
+_RUN_FOLDER = re.compile(r"checkpoint(?:-\d+)?|adapter")
+_FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".json", *PICKLE_SUFFIXES)
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)
 
 
@@ -93,18 +94,21 @@ def find_adapter(name: str | os.PathLike[str]) -> Path | None:
 def is_hub_id(text: str) -> bool:
     """Return whether a name that does not exist on this machine may be sent to the Hub.
 
-    It must be OWNER/NAME, and must not be a mistyped path: where a folder OWNER exists here, it is taken for one.
+    It must be OWNER/NAME, and must not be a mistyped path: where a folder OWNER exists here, or NAME is one that a
+    training run gives its folders, it is taken for one.
     """
     if not _HUB_ID.fullmatch(text) or Path(text).suffix in _FILE_SUFFIXES:
         return False
-    owner, _, _ = text.partition("/")
-    return not os.path.lexists(owner)
+    owner, _, name = text.partition("/")
+    return not os.path.lexists(owner) and not _RUN_FOLDER.fullmatch(name)
 
 
 def _unknown(text: str) -> str:
     """Return the sentence about a name that is neither on this machine nor one to look up."""
     if _HUB_ID.fullmatch(text) and os.path.lexists(text.partition("/")[0]):
         reason = f"{text.partition('/')[0]} is a folder here, so this is taken for a path and not looked up on the Hub"
+    elif _HUB_ID.fullmatch(text) and _RUN_FOLDER.fullmatch(text.rpartition("/")[2]):
+        reason = "a training run gives its folders such names, so this is not looked up on the Hub"
     else:
         reason = f"it is not one of the names {', '.join((EMBEDDED_MODEL, *NAMES))}, and not a Hub id OWNER/NAME"
     return f"{shown(text, 300)} is not an existing path: {reason}. Check the path."

@@ -109,7 +109,7 @@ _TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
 # the tokens of locations and of sentences have a meaning of their own in every prompt
 _NAME = re.compile(r"<(?!(?:loc_\d+|s|pad|unk|mask)>)[A-Z][\w-]*>", re.ASCII | re.IGNORECASE)
 _LONGEST_TOKEN = 64
-_REGION = re.compile(r"\s*<loc_(\d{1,4})><loc_(\d{1,4})><loc_(\d{1,4})><loc_(\d{1,4})>\s*")
+_REGION = re.compile(r"\s*" + r"<loc_(0|[1-9][0-9]{0,2})>" * 4 + r"\s*")  # as the tokens are spelt, or they are none
 _LIKE_A_TOKEN = re.compile(r"\s*<[^<>]*>")
 _LONGEST_GUESSED = 60  # characters
 _FIRST_WITHOUT_SPACES = "\u0e00"  # from Thai on, scripts write sentences without spaces

@@ -183,6 +183,9 @@ def _check_text(text: TextConfig, vision: VisionConfig) -> list[str]:
             problems.append(f"text_config.d_model {text.d_model} is not divisible by {heads} {side}_attention_heads")
         if not 1 <= layers <= MAX_LAYERS:
             problems.append(f"text_config.{side}_layers is {layers}; it must be 1 to {MAX_LAYERS}")
+    for key in ("dropout", "attention_dropout", "activation_dropout"):
+        if not 0 <= getattr(text, key) <= 1:
+            problems.append(f"text_config.{key} is {getattr(text, key)}; it must be 0 to 1")
     if vision.projection_dim != text.d_model:
         problems.append(
             f"vision_config.projection_dim {vision.projection_dim} is not text_config.d_model {text.d_model}"

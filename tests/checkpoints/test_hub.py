@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import florence2
-from florence2.checkpoints.hub import NAMES, download, find_checkpoint, resolve, resolve_adapter
+from florence2.checkpoints.hub import NAMES, download, find_checkpoint, is_hub_id, resolve, resolve_adapter
 from florence2.errors import HubError
 from tests.hub_server import COMMIT, Hub, serve
 from tests.terminal import Done, type_command
@@ -299,3 +299,13 @@ def test_an_adapter_is_fetched_once_and_then_found_offline(small_folder: Path, t
 def test_a_name_that_the_hub_cannot_have_is_not_looked_up(name: str) -> None:
     with pytest.raises(HubError, match="not one of the names nano, base.* and not a Hub id OWNER/NAME"):
         download(name, local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["run/checkpoint", "runs/checkpoint-500", "run/adapter", "models/x.gguf", "models/x.onnx"]
+)
+def test_a_mistyped_path_of_a_run_is_not_sent_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_id(name) and is_hub_id("owner/name") and is_hub_id("owner/my-adapter")
+    with pytest.raises(HubError, match="is not an existing path"):
+        resolve(name)

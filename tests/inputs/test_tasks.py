@@ -351,3 +351,10 @@ def test_a_long_text_is_cut_in_the_message(prompt: str, text: str) -> None:
     with pytest.raises(PromptError) as caught:
         check_prompt(prompt, text)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("location", ["<loc_05>", "<loc_\u0663>", "<loc_1000>", "<loc_0007>"])
+def test_a_region_is_spelt_as_its_tokens_are(location: str) -> None:
+    """Otherwise the model reads the letters of the location, and no region."""
+    with pytest.raises(PromptError, match="needs a region"):
+        check_prompt("<REGION_TO_OCR>", f"{location}<loc_2><loc_999><loc_999>")

@@ -236,3 +236,9 @@ def test_hostile_sizes_are_refused_before_anything_is_built(key: str, value: Any
     target[key] = value
     with pytest.raises(ConfigError, match=f"{key} is"):
         parse_config(values)
+
+
+@pytest.mark.parametrize("key", ["dropout", "attention_dropout", "activation_dropout"])
+def test_a_dropout_rate_is_a_share(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"text_config.{key} is 3.0; it must be 0 to 1"):
+        change_config(preset("tiny"), {f"text.{key}": 3.0})
