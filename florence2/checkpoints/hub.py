@@ -32,7 +32,7 @@ EMBEDDED_MODEL = "nano"
 """A small model that comes with the package, trained on synthetic scenes only; see `weights/nano/README.md`."""
 
 _NEXT_TO_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
-_RUN_FOLDER = re.compile(r"checkpoint(?:-\d+)?|adapter")
+_RUN_FOLDER = re.compile(r"checkpoint(?:-\d+)?")
 _FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".json", *PICKLE_SUFFIXES)
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)
 

@@ -301,9 +301,7 @@ def test_a_name_that_the_hub_cannot_have_is_not_looked_up(name: str) -> None:
         download(name, local_files_only=True)
 
 
-@pytest.mark.parametrize(
-    "name", ["run/checkpoint", "runs/checkpoint-500", "run/adapter", "models/x.gguf", "models/x.onnx"]
-)
+@pytest.mark.parametrize("name", ["run/checkpoint", "runs/checkpoint-500", "models/x.gguf", "models/x.onnx"])
 def test_a_mistyped_path_of_a_run_is_not_sent_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert not is_hub_id(name) and is_hub_id("owner/name") and is_hub_id("owner/my-adapter")
