@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from florence2.errors import CheckpointError, Florence2Error, PromptError, shown
 from florence2.inputs.coordinates import LOCATION
 from florence2.inputs.tokenizer_file import ADDED_TOKENS as ADDED_TOKENS
-from florence2.inputs.tokenizer_file import BART_TOKENS, read_tokenizer_file
+from florence2.inputs.tokenizer_file import BART_TOKENS, read_known_file, read_tokenizer_file
 
 IMAGE_TOKEN = "<image>"
 """The placeholder for image tokens. Only tokenizers of the native layout have it."""
@@ -37,7 +37,8 @@ class FlorenceTokenizer:
             CheckpointError: The file is missing, larger than 32 MiB or malformed, or it gives a token another id than a
                 Florence-2 model was trained with.
         """
-        self._backend = _build(read_tokenizer_file(file), file)
+        known = read_known_file(file)
+        self._backend = _build(read_tokenizer_file(file), file) if known is None else _build_known(known)
 
     def with_tokens(self, tokens: Sequence[str]) -> "FlorenceTokenizer":
         """Return another tokenizer that has more special tokens. All other tokens keep their ids.
@@ -206,6 +207,14 @@ def _build(values: dict[str, Any], file: Path | str = "The tokenizer") -> Tokeni
     for token in values["added_tokens"]:
         if backend.token_to_id(token["content"]) != token["id"]:
             raise CheckpointError(f"{file} cannot be read: {token['content']!r} would not get the id {token['id']}.")
+    return backend
+
+
+def _build_known(text: str) -> Tokenizer:
+    """Build the library's tokenizer from the text of a known file, which is right: checking it takes longer."""
+    backend = Tokenizer.from_str(text)
+    if backend.token_to_id(ADDED_TOKENS[0]) is None:
+        backend.add_special_tokens([_special(name) for name in ADDED_TOKENS])
     return backend
 
 

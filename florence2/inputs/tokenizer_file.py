@@ -14,6 +14,7 @@ from typing import Any
 
 from florence2.errors import CheckpointError, clip, shown
 from florence2.inputs.coordinates import NUM_BINS
+from florence2.inputs.files import LFS_POINTER, lfs_problem
 
 # The published vocabulary misspells region_to_desciption.
 ADDED_TOKENS: tuple[str, ...] = (
@@ -32,7 +33,6 @@ MAX_FILE_BYTES = 32 << 20
 """The largest `tokenizer.json` that is read; the published one has 1.4 MB, and 3.7 MB as transformers 5 writes it."""
 
 _REMEDY = "Copy tokenizer.json from the checkpoint that this one was made from."
-_POINTER = b"version https://git-lfs"
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 _PUBLISHED = frozenset(ADDED_TOKENS)
 _KNOWN = frozenset((*BART_TOKENS, *ADDED_TOKENS))
@@ -51,6 +51,13 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _ALPHABET = frozenset(map(chr, [*_PRINTABLE, *range(0x100, 0x200 - len(_PRINTABLE))]))
 # Words that no merge makes: special tokens, and the entries that fill BART's vocabulary up to a round number.
 _WHOLE = re.compile(r"<.*>|madeupword\d{4}", re.DOTALL)
+_KNOWN_FILES = frozenset(
+    (
+        "847bbeab6174d66a88898f729d52fa8d355fafe1bea101cf960dd404581df70e",
+        "d5b1f07ff1d079dc06558420506c1b00b5b9b75450001bfafd9e8ea0d8faba08",
+    )
+)
+"""The SHA-256 of the published `tokenizer.json` and of nano's, which need no check."""
 _KNOWN_VOCABULARIES = {
     "0808d0a4a0a026bc0bf22c2fbe402a792d6a443207dad143f345ada31376d6c7": (
         "0d67c742af60436bd1150c685f55271e78642a116acae08177e0887578af2a0a"
@@ -69,8 +76,17 @@ class _Misfit(Exception):
     """The end of a sentence, without its full stop, about something that does not fit Florence-2."""
 
 
+def read_known_file(file: Path) -> str | None:
+    """Return the text of a `tokenizer.json` that is the published one or nano's, byte for byte; None for another.
+
+    The published one holds the words and BART's tokens alone; `ADDED_TOKENS` follow in their order.
+    """
+    content = _read(file)
+    return content.decode() if hashlib.sha256(content).hexdigest() in _KNOWN_FILES else None
+
+
 def read_tokenizer_file(file: Path) -> dict[str, Any]:
-    """Read a `tokenizer.json`.
+    """Read a `tokenizer.json`, and check all of it.
 
     Returns:
         Its values in the one form that Florence-2 has: the pipeline written out, the published tokens added if the file
@@ -80,7 +96,7 @@ def read_tokenizer_file(file: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, larger than 32 MiB or malformed, or a token would not have the id, or a
             text not the ids, that a Florence-2 model was trained with.
     """
-    values = _read(file)
+    values = _parse(file, _read(file))
     try:
         _check_pipeline(values)
         model = {name: values["model"].get(name) for name in ("vocab", "merges", *_MODEL)}
@@ -115,8 +131,8 @@ def _special_token(id: int, content: str) -> dict[str, Any]:
     return {"id": id, "content": content, **_FLAGS, "lstrip": content == MASK, "special": True}
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Read the JSON object in a file."""
+def _read(file: Path) -> bytes:
+    """Read a file of at most `MAX_FILE_BYTES`."""
     try:
         size = file.stat().st_size
         content = b"" if size > MAX_FILE_BYTES else file.read_bytes()
@@ -128,8 +144,13 @@ def _read(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} cannot be read: {clip(error)}.") from None
     if size > MAX_FILE_BYTES:
         raise CheckpointError(f"{file} is larger than {MAX_FILE_BYTES >> 20} MiB, too large for a tokenizer.")
-    if content.startswith(_POINTER):
-        raise CheckpointError(f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder.")
+    if content.startswith(LFS_POINTER):
+        raise CheckpointError(lfs_problem(file))
+    return content
+
+
+def _parse(file: Path, content: bytes) -> dict[str, Any]:
+    """Return the JSON object that a file holds."""
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:

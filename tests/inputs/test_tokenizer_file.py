@@ -1,6 +1,7 @@
 """`tokenizer.json`: a file that would shift an id is refused, every form of Florence-2's own is read."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from florence2.checkpoints.hub import resolve
 from florence2.errors import CheckpointError, PromptError
 from florence2.inputs.tokenizer import ADDED_TOKENS, FlorenceTokenizer
+from florence2.inputs.tokenizer_file import read_known_file
+from parity.cases import random_text
 from parity.recipe import GOLDEN
 
 Change = Callable[[dict[str, Any]], object]
@@ -264,3 +267,25 @@ def test_a_panic_of_the_library_becomes_a_sentence(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tokenizer, "_backend", Panicking(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("folder", [GOLDEN, resolve("nano")])
+def test_a_known_file_is_read_as_if_it_had_been_checked(folder: Path, tmp_path: Path) -> None:
+    """Byte for byte the published one or nano's is taken as it is; with a blank more it is looked through."""
+    file, copy = folder / "tokenizer.json", tmp_path / "tokenizer.json"
+    copy.write_bytes(file.read_bytes() + b" ")
+    assert read_known_file(file) is not None and read_known_file(copy) is None
+    known, checked = FlorenceTokenizer(file), FlorenceTokenizer(copy)
+    assert known._backend.get_vocab() == checked._backend.get_vocab()
+    added = [each._backend.get_added_tokens_decoder() for each in (known, checked)]
+    # `normalized` may differ: there is nothing that normalises
+    assert added[0].keys() == added[1].keys()
+    for id, token in added[0].items():
+        other = added[1][id]
+        assert (token.content, token.special) == (other.content, other.special)
+        assert (token.lstrip, token.rstrip, token.single_word) == (other.lstrip, other.rstrip, other.single_word)
+    rng = random.Random(3)
+    for text in [random_text(rng) for _ in range(300)]:
+        ids = known.encode(text)
+        assert ids == checked.encode(text)
+        assert known.decode(ids) == checked.decode(ids) and known.decode(ids, True) == checked.decode(ids, True)
