@@ -275,7 +275,7 @@ class Florence2(Runner):
         A caption that cannot be grounded, because it is too long, and a box with swapped corners, which cannot be
         outlined, leave a gap; `Cascade.missing` says why.
 
-        `options` and `settings` are generation settings, as in `run`. Raises as `run`.
+        `background` is as in `run`; `options` and `settings` are generation settings. Raises as `run`.
         """
         encoded = self._encode_sources([image], background)[0]
         caption = self.caption(encoded, detail, options=options, **settings)

@@ -83,9 +83,10 @@ class Processor(InputProcessor):
                 argument has another type.
         """
         image_size = check_image_size(image_size)
-        for name, given in (("task", task), ("text", text)):
-            if not isinstance(given, str | Task) and not (name == "text" and given is None):
-                raise PromptError(f"{name} is {shown(given)}; it must be a text.")
+        if not isinstance(task, str | Task):
+            raise PromptError(f"task is {shown(task)}; it must be a task or a text.")
+        if not isinstance(text, str | None):
+            raise PromptError(f"text is {shown(text)}; it must be a text.")
         if (text is None) == (token_ids is None):
             raise PromptError("An answer is read either from a text or from token_ids; give exactly one of them.")
         known = task if isinstance(task, Task) else find_task(task, self.tasks)

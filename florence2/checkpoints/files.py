@@ -24,8 +24,10 @@ from florence2.errors import (
     listing,
     shown,
 )
+from florence2.inputs.files import LFS_POINTER, lfs_problem
 from florence2.inputs.tasks import Task, TaskTable, default_input, token_task
 from florence2.model.config import MAX_NUMBER as MAX_NUMBER
+from florence2.model.config import as_kind
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -44,7 +46,6 @@ COMPANIONS = (
 
 MAX_JSON_BYTES = 16 << 20
 """The largest settings file that is read; Python needs up to 25 times as much memory for it."""
-_POINTER = b"version https://git-lfs"
 MAX_NAME_BYTES = 255
 """The longest file name that common file systems take, in bytes of UTF-8."""
 MAX_TASKS_BYTES, MAX_TASKS = 1 << 20, 1000
@@ -181,11 +182,11 @@ def refuse_pointer(path: Path) -> None:
     """Raise CheckpointError where a clone without Git LFS has left a pointer in the place of a large file."""
     try:
         with path.open("rb") as file:
-            start = file.read(len(_POINTER))
+            start = file.read(len(LFS_POINTER))
     except OSError:
         return  # whoever reads the file says what is wrong with it
-    if start == _POINTER:
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder.")
+    if start == LFS_POINTER:
+        raise CheckpointError(lfs_problem(path))
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -227,7 +228,7 @@ class Fields:
             if not default:
                 self.problems.append(f"{self.name} lacks {shown(key)}")
             return default[0] if default else _placeholder(kind)
-        value = _as(kind, self.values.pop(key))
+        value = as_kind(kind, self.values.pop(key))
         if type(value) is not kind:
             self.problems.append(f"{self.name}.{key} must be {kind.__name__}, not {shown(value)}")
             return _placeholder(kind)
@@ -238,7 +239,7 @@ class Fields:
 
     def take_tuple(self, key: str, kind: type) -> tuple[Any, ...]:
         """Return the value of `key`, a list whose items must all be of type `kind`, and finite if they are numbers."""
-        values = [_as(kind, value) for value in self.take(key, list)]
+        values = [as_kind(kind, value) for value in self.take(key, list)]
         if any(type(value) is not kind or not _is_finite(value) for value in values):
             self.problems.append(f"{self.name}.{key} must be a list of {kind.__name__}, not {shown(values)}")
             return ()
@@ -255,11 +256,6 @@ class Fields:
                 self.problems.append(f"{self.name}.{key} is {shown(value)}; only {shown(allowed[0])} is implemented")
             elif allowed is None and key not in inert:
                 self.problems.append(f"{self.name}.{clip(key, 60)} is an unknown field (value {shown(value)})")
-
-
-def _as(kind: type, value: Any) -> Any:
-    """Turn a whole number into the float that is wanted; return other values, and those too large, unchanged."""
-    return float(value) if kind is float and type(value) is int and abs(value) <= MAX_NUMBER else value
 
 
 def _is_finite(value: Any) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from florence2.inputs.image import BinaryReader
 
 MAX_STREAM_BYTES = 256 << 20
+LFS_POINTER = b"version https://git-lfs"
+"""The first bytes of the text that a clone without Git LFS has in the place of a large file."""
 _CHUNK_BYTES = 1 << 20
 _MAX_NAME = 300  # characters of a path or an URL in a message
 _URL = re.compile(r"([a-z][a-z0-9+.-]*):/+", re.IGNORECASE)  # a Path has lost one of its two slashes
@@ -41,6 +43,11 @@ def url_problem(path: str) -> str | None:
     if scheme.lower() == "file":
         return f"{short_name(url)} is a URL; give the path of the file without file://."
     return f"{short_name(url)} is a URL, which is not fetched here; download it first and give the path of the file."
+
+
+def lfs_problem(name: object) -> str:
+    """Return the sentence about a file that begins with `LFS_POINTER`."""
+    return f"{name} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder."
 
 
 def check_regular(path: str) -> Path:

@@ -11,6 +11,7 @@ from typing import IO
 from PIL import Image, ImageFile
 
 from florence2.errors import ImageError
+from florence2.inputs.files import LFS_POINTER, lfs_problem
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -88,6 +89,10 @@ def explain_unidentified(file: Path | IO[bytes], name: str) -> ImageError:
     else:
         file.seek(0)
         head = file.read(_HEAD_BYTES)
+    if not head:
+        return ImageError(f"{name} is empty.")
+    if head.startswith(LFS_POINTER):
+        return ImageError(lfs_problem(name))
     known = _name_format(head)
     if known is None:
         return ImageError(f"{name} is not an image in a format that is opened here: {', '.join(FORMATS)}.")

@@ -264,12 +264,12 @@ def _fit(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
         return value
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
-        values = [_as(item, each) for each in value] if isinstance(value, list | tuple) else [None]
+        values = [as_kind(item, each) for each in value] if isinstance(value, list | tuple) else [None]
         if all(type(each) is item for each in values):
             return tuple(values)
         problems.append(f"{name} must be a list of {item.__name__}, not {shown(value)}")
         return ()
-    value = _as(kind, value)
+    value = as_kind(kind, value)
     if type(value) is not kind:
         problems.append(f"{name} must be {kind.__name__}, not {shown(value)}")
     elif kind in (int, float) and not 0 <= value <= MAX_NUMBER:
@@ -277,6 +277,6 @@ def _fit(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
     return value
 
 
-def _as(kind: type, value: Any) -> Any:
+def as_kind(kind: type, value: Any) -> Any:
     """Turn a whole number into the float that is wanted; return other values, and those too large, unchanged."""
     return float(value) if kind is float and type(value) is int and abs(value) <= MAX_NUMBER else value

@@ -81,7 +81,7 @@ def test_data_urls() -> None:
         ("data:", "must begin as data:image/png;base64,"),
         ("data:image/png;base64", "must begin as"),
         ("data:image/svg+xml,<svg/>", "must begin as"),
-        ("data:image/png;base64,", "content is not an image"),
+        ("data:image/png;base64,", "content is empty"),
         ("data:image/png;base64,####" + "A" * 200_000, "does not hold base64"),
         ("data:image/png;base64,A" + "é" * 1000, "does not hold base64"),
         ("data:image/png;base64," + "A" * 200_001, "does not hold base64"),

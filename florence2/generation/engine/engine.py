@@ -98,6 +98,7 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._lanes: dict[int, Lane[Ticket]] = {}  # by the number of sequences an answer
+        self._cancelled = False  # whether any question was cancelled since the last step
         self._owed = 0.0  # seconds of decoding that running answers are due before the next one is encoded
 
     @property
@@ -133,7 +134,7 @@ class Engine:
 
     def cancel(self, ticket: Ticket) -> None:
         """Let a question leave at the next step, without a `Done`; one that is finished stays so."""
-        ticket.cancelled = True
+        ticket.cancelled = self._cancelled = True
 
     def step(self) -> list[Done]:
         """Admit what fits, advance every running answer by one id, and return the questions that ended."""
@@ -152,6 +153,9 @@ class Engine:
         return ended
 
     def _drop_cancelled(self) -> None:
+        if not self._cancelled:
+            return
+        self._cancelled = False
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
         self._running = [ticket for ticket in self._running if not ticket.cancelled]
         for lane in self._lanes.values():
