@@ -11,6 +11,7 @@ from florence2.checkpoints.files import describe_changes, read_json, written_who
 from florence2.errors import ConfigError, OptionError
 
 DAMAGED_NAME = "damaged-lines.txt"
+_ANSWERS = frozenset(("text", "caption", "error"))  # one of these is in every row
 _MOST_LETTERS = 600  # of a message about settings
 
 
@@ -90,7 +91,7 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):  # also for numbers of many digits, and for lists of great depth
         return None
     named = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("place", "task"))
-    return row if named else None
+    return row if named and not _ANSWERS.isdisjoint(row) else None
 
 
 def check_settings(file: Path, settings: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ _INERT = frozenset(
     """
     auto_mapping base_model_name_or_path corda_config eva_config
     exclude_modules inference_mode layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config
-    megatron_config megatron_core modules_to_save peft_version qalora_group_size revision runtime_config target_modules
+    megatron_config megatron_core peft_version qalora_group_size revision runtime_config target_modules
     task_type
     """.split()
 )
@@ -81,6 +81,8 @@ class AdapterConfig:
     dora: bool = False
     keeps_ties: bool = False
     """Whether peft kept the uses of the token embedding equal (`ensure_weight_tying`)."""
+    saved: tuple[str, ...] = ()
+    """The ends of the names of modules that were trained whole, so that the file must hold them."""
 
     def __post_init__(self) -> None:
         wrong = [rank for rank in (self.rank, *self.ranks.values()) if not 1 <= rank <= MAX_NUMBER]
@@ -178,7 +180,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         "alphas": _take_patterns(fields, "alpha_pattern", float),
         "dora": _take_flag(fields, "use_dora"),
         "keeps_ties": _take_flag(fields, "ensure_weight_tying"),
+        "saved": fields.take_tuple("modules_to_save", str) if fields.values.get("modules_to_save") else (),
     }
+    fields.values.pop("modules_to_save", None)  # an empty list, or null
     # an unknown setting of a later peft is harmless while it is off
     off = {key for key, value in fields.values.items() if not value}
     fields.finish(_INERT | (off - _FIXED.keys()), _FIXED)

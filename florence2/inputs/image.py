@@ -8,7 +8,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
@@ -181,7 +181,7 @@ def _load(image: Image.Image, name: str) -> Image.Image:
     """Decode an image and turn it upright; deep grey becomes mode L."""
     check_format(image, name)
     check_size(image.width, image.height, name, image.mode)
-    stored_deep = any(";16" in str(tile[3:]) for tile in getattr(image, "tile", ()))  # empty once it is decoded
+    stored_deep = any(map(_is_deep, getattr(image, "tile", ())))  # empty once it is decoded
     try:
         image.load()
     except MemoryError:
@@ -194,6 +194,14 @@ def _load(image: Image.Image, name: str) -> Image.Image:
         check_size(image.width, image.height, name, image.mode, turned=True)
         image = ImageOps.exif_transpose(image)
     return from_deep_grey(image, name) if image.mode.startswith(_DEEP_GREY) else image
+
+
+def _is_deep(tile: Any) -> bool:
+    """Return whether a part of a file has more than 8 bits a channel, by what Pillow's decoder is told."""
+    decoder, _, _, arguments = tile
+    if decoder in ("ppm", "ppm_plain"):
+        return isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255
+    return ";16" in str(arguments)
 
 
 def _is_turned(image: Image.Image) -> bool:

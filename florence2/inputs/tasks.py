@@ -343,7 +343,10 @@ def check_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task]
     task, task_input = split_prompt(prompt, text, tasks)
     if task is None and not isinstance(prompt, FreePrompt):
         if unknown := _LIKE_A_TOKEN.match(prompt):
-            raise unknown_task(unknown.group().strip(), tasks)
+            token = unknown.group().strip()
+            if token in tasks:  # a token that the model reads itself must be the first thing it reads
+                raise PromptError(f"{token} must be the first thing in the prompt; remove the space before it.")
+            raise unknown_task(token, tasks)
         if len(prompt.split()) == 1 and max(prompt) < _FIRST_WITHOUT_SPACES:
             raise unknown_task(prompt, tasks)
     if task is not None and task.takes == "region" and not _is_region(task_input):

@@ -26,7 +26,8 @@ DAMAGES = {
 
 
 def row(place: str, **more: Any) -> dict[str, Any]:
-    return {"image": place, "place": place, "task": "<OD>", **more}
+    answer = {} if "error" in more else {"text": "a cup"}
+    return {"image": place, "place": place, "task": "<OD>", **answer, **more}
 
 
 def line(place: str, **more: Any) -> bytes:
@@ -94,3 +95,10 @@ def test_damaged_settings_are_a_sentence_with_the_remedy(damage: bytes, tmp_path
     with Folder(tmp_path, draw=False, settings={"model": "base"}) as folder:
         assert len(folder.done) == 1
     assert json.loads((tmp_path / "settings.json").read_text()) == {"model": "base"}
+
+
+def test_a_row_without_an_answer_is_damage(tmp_path: Path) -> None:
+    """Taken for an answer, its question would never be asked again."""
+    (tmp_path / "results.jsonl").write_bytes(b'{"place": "/a", "task": "<OD>"}\n' + line("/b"))
+    with Folder(tmp_path, draw=False, settings={}) as folder:
+        assert len(folder.done) == 1 and "1 damaged" in folder.notes[0]

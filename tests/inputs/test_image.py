@@ -152,7 +152,7 @@ def test_what_is_not_an_image_gets_a_sentence(tmp_path: Path) -> None:
         (text, "is not an image in a format that is opened here: JPEG"),
         (tmp_path / "absent.jpg", "does not exist"),
         (tmp_path, "is a folder"),
-        (b"", "is not an image"),
+        (b"", "is empty"),
         (5, "must be a path"),
         (np.zeros((4, 20, 20), np.uint8), r"\(H, W\)"),
         (np.zeros((2, 2, 2, 3), np.uint8), "shape"),
@@ -368,3 +368,24 @@ def test_images_that_need_two_copies_have_a_lower_limit(monkeypatch: pytest.Monk
     for source in (*heavy, np.zeros((11, 11, 4), np.uint8)):
         with pytest.raises(ImageError, match=r"11 x 11 pixels in mode .*More than 100 are read only as upright RGB"):
             open_image(source)
+
+
+@pytest.mark.parametrize("most", [255, 65535])
+@pytest.mark.parametrize("kind", [b"P6", b"P3"])
+def test_eight_bit_values_in_a_deep_ppm_are_refused(kind: bytes, most: int) -> None:
+    values = np.asarray(make_picture(1, 30, 20))
+    if kind == b"P3":
+        data = " ".join(map(str, values.flatten())).encode()
+    else:
+        data = values.astype(">u2" if most > 255 else "u1").tobytes()
+    file = b"%s\n30 20\n%d\n" % (kind, most) + data
+    if most == 255:
+        assert np.array_equal(np.asarray(open_image(file)), values)
+        return
+    with pytest.raises(ImageError, match="would be almost black"):
+        open_image(file)
+
+
+def test_a_pointer_of_git_lfs_is_not_an_image() -> None:
+    with pytest.raises(ImageError, match="is a Git LFS pointer"):
+        open_image(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")

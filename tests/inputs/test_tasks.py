@@ -358,3 +358,8 @@ def test_a_region_is_spelt_as_its_tokens_are(location: str) -> None:
     """Otherwise the model reads the letters of the location, and no region."""
     with pytest.raises(PromptError, match="needs a region"):
         check_prompt("<REGION_TO_OCR>", f"{location}<loc_2><loc_999><loc_999>")
+
+
+def test_a_space_before_a_token_of_a_fine_tune_is_named() -> None:
+    with pytest.raises(PromptError, match="<VQA> must be the first thing in the prompt; remove the space"):
+        check_prompt(" <VQA>what?", tasks=TaskTable([VQA]))

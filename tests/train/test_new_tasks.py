@@ -106,7 +106,6 @@ def test_inspect_takes_a_declared_task(rows: Path, mini_folder: Path, tmp_path: 
 def test_an_adapter_and_a_conversion_carry_the_tasks(
     rows: Path, mini_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    pytest.importorskip("peft")
     assert train(rows, mini_folder, "--lora", 2, "--task-kind", "GENERATE_TAGS=text") == 0
     adapter = tmp_path / "run" / "adapter"
     own = (token_task("<GENERATE_TAGS>"), token_task("<VQA>"))

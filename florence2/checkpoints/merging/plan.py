@@ -1,7 +1,7 @@
 """The place of every tensor of an adapter in the model: weights that matrices change, and tensors replaced whole."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,12 +82,28 @@ def make_plan(
             problems.append(f"{path} has only some of {needed}: {', '.join(parts.values())}")
         if f"{path}.weight" in plan.whole:
             problems.append(f"{path} has both matrices and {plan.whole[f'{path}.weight']}")
+    problems += _missing_whole(config.saved, modules, plan)
     used = USES & {*plan.whole, *(f"{path}.weight" for path in plan.changes)}
     if config.keeps_ties and used:
         problems.append(f"ensure_weight_tying is true for {', '.join(sorted(used))}, which is not implemented")
     if problems or not (plan.changes or plan.whole):
         raise misfits(file, problems or ["it holds no matrices"])
     return plan
+
+
+def _missing_whole(saved: Iterable[str], modules: Mapping[str, nn.Module], plan: Plan) -> list[str]:
+    """List the modules of the model that the adapter says were trained whole, and whose tensors the file lacks."""
+    held = [stored.replace(".base_layer.", ".").rpartition(".")[0] for stored in plan.whole.values()]
+    lacking = [name for name in saved if not any(_ends_with(module, name) for module in held)]
+    return [
+        f"modules_to_save names {name}, but the file holds no tensor of it"
+        for name in lacking
+        if any(_ends_with(path, name) for path in modules)
+    ]
+
+
+def _ends_with(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
 
 
 def _plan_whole(name: str, shape: tuple[int, ...], modules: Mapping[str, nn.Module], plan: Plan) -> list[str]:

@@ -1,5 +1,7 @@
 """Adapters that peft makes of transformers' native model: merged, they give the logits that peft gives."""
 
+import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import florence2
 from florence2.errors import CheckpointError, ConfigError
 from florence2.model.config import Layout
 
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+peft = importlib.import_module("peft")
+transformers = importlib.import_module("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft and transformers warn of each other
 
@@ -116,3 +118,18 @@ def test_dora_needs_its_lengths(native_folder: Path, tmp_path: Path, pixels: Ten
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
     with pytest.raises(CheckpointError, match="has only some of its two matrices and lengths"):
         florence2.load(native_folder, adapter=tmp_path)
+
+
+def test_a_module_that_was_trained_whole_must_be_in_the_file(
+    native_folder: Path, tmp_path: Path, pixels: Tensor
+) -> None:
+    make_adapter(native_folder, tmp_path, pixels, target_modules=["q_proj"])
+    config = tmp_path / "adapter_config.json"
+    for saved, fits in (("lm_head", False), ("classifier", True)):  # this model has no classifier
+        values = json.loads(config.read_text()) | {"modules_to_save": [saved]}
+        config.write_text(json.dumps(values))
+        if fits:
+            florence2.load(native_folder, adapter=tmp_path)
+            continue
+        with pytest.raises(CheckpointError, match="modules_to_save names lm_head, but the file holds no tensor of it"):
+            florence2.load(native_folder, adapter=tmp_path)
