@@ -17,7 +17,16 @@ EXTRAS = {"train", "inspect"}
 TORCH_FREE = (
     *("errors", "lazy", "inputs", "answers", "model.config"),
     *("checkpoints.files", "checkpoints.config_files", "checkpoints.hub"),
-    *("bulk.sources", "bulk.rows", "bulk.journal", "bulk.earlier", "bulk.lock", "bulk.summary", "cli"),
+    *(
+        "bulk.sources",
+        "bulk.rows",
+        "bulk.questions",
+        "bulk.journal",
+        "bulk.earlier",
+        "bulk.lock",
+        "bulk.summary",
+        "cli",
+    ),
 )
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 ONLY_IN = {

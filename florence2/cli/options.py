@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from florence2.bulk.rows import TaskQuestion
+from florence2.bulk.questions import names_task
 from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.checkpoints.hub import (
     DEFAULT_MODEL,
@@ -26,14 +26,12 @@ from florence2.checkpoints.hub import (
 from florence2.errors import HubError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import parse_colour
-from florence2.inputs.processor import TaskText, input_to_text
 from florence2.inputs.tasks import (
     TASKS,
     AnswerKind,
     FreePrompt,
     Task,
     TaskTable,
-    check_prompt,
     find_task,
     parse_task_kind,
 )
@@ -368,12 +366,6 @@ def stored_tasks(options: argparse.Namespace, path: Path) -> TaskTable:
     return TaskTable(read_tasks(checkpoint_folder(path), folder)).declared(options.task_kind)
 
 
-def names_task(word: str, tasks: Mapping[str, Task] = TASKS) -> bool:
-    """Return whether a word is a task's token or alias, and nothing else."""
-    task = find_task(word, tasks)
-    return task is not None and word in (task.token, task.alias)
-
-
 def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> None:
     """Raise PromptError, with the order that works, when an image comes before its task."""
     first = words[0]
@@ -389,49 +381,3 @@ def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = 
 
 def _exists(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110  Path.exists raises for a prompt that is too long for a path
-
-
-def read_questions(
-    tasks: Sequence[str],
-    texts: Sequence[str] | None,
-    boxes: Sequence[tuple[float, ...]] | None,
-    known: Mapping[str, Task] = TASKS,
-) -> list[TaskQuestion]:
-    """Give each task the input that it takes; a task that takes a region becomes one question for each box.
-
-    `known` holds the tasks of the model. Raises PromptError for an unknown task, a missing input, and an input that no
-    task takes.
-    """
-    text: TaskText = texts[0] if texts and len(texts) == 1 else texts
-    asked = (question for task in tasks for question in _questions_of(task, text, boxes or (), known))
-    questions: list[TaskQuestion] = []
-    for question in asked:
-        if question not in questions:  # asked twice, it has one answer
-            questions.append(question)
-    inputs = [question.text for question in questions]
-    if text and text not in inputs:
-        raise _superfluous(tasks, "--text", "--box" if boxes else None)
-    if boxes and not any(box in inputs for box in boxes):
-        raise _superfluous(tasks, "--box", "--text" if text else None)
-    return questions
-
-
-def _questions_of(
-    prompt: str, text: TaskText, boxes: Sequence[tuple[float, ...]], tasks: Mapping[str, Task]
-) -> list[TaskQuestion]:
-    task = find_task(prompt, tasks)
-    if task is None or task.takes == "nothing":
-        check_prompt(prompt, tasks=tasks)
-        return [TaskQuestion(prompt, None, task)]
-    if not names_task(prompt, tasks):  # the input is in the same string
-        _, task_input = check_prompt(prompt, tasks=tasks)
-        return [TaskQuestion(task.token, task_input, task)]
-    if boxes and (task.takes == "region" or (task.takes == "anything" and not text)):
-        return [TaskQuestion(prompt, box, task) for box in boxes]
-    check_prompt(prompt, input_to_text(text), tasks)
-    return [TaskQuestion(prompt, text, task)]
-
-
-def _superfluous(tasks: Sequence[str], option: str, other: str | None) -> PromptError:
-    subject = f"Task {tasks[0]!r} takes no" if len(tasks) == 1 else f"None of the tasks {', '.join(tasks)} takes"
-    return PromptError(f"{subject} {option}{f' when {other} is given' if other else ''}; leave it out.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from florence2.bulk.journal import Folder, check_folder
+from florence2.bulk.questions import names_task, read_questions
 from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
 from florence2.bulk.sources import Source, describe_passed_over, find_images, find_unreadable
 from florence2.bulk.summary import Summary
@@ -29,9 +30,7 @@ from florence2.cli.options import (
     generation_changes,
     load_model,
     model_tasks,
-    names_task,
     path_argument,
-    read_questions,
     say,
 )
 from florence2.cli.progress import Progress

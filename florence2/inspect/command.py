@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from florence2.bulk.questions import read_questions
 from florence2.bulk.rows import TaskQuestion
 from florence2.cli.main import require_extra
 from florence2.cli.options import (
@@ -22,7 +23,6 @@ from florence2.cli.options import (
     load_model,
     model_tasks,
     path_argument,
-    read_questions,
 )
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError, PromptError

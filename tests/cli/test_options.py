@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 
 from florence2.cli.main import COMMANDS, main
-from florence2.cli.options import DTYPES, check_order, find_function, parse_box, parse_change, read_questions
+from florence2.cli.options import DTYPES, check_order, find_function, parse_box, parse_change
 from florence2.devices import DTYPES as TORCH_DTYPES
 from florence2.errors import OptionError, PromptError
 from florence2.train.command import PARTS
 from florence2.train.freeze import PARTS as FREEZABLE
-
-BOX, OTHER_BOX = (1.0, 2.0, 3.0, 4.0), (0.0, 0.0, 9.0, 9.0)
 
 
 def test_names_that_need_no_torch_are_those_of_modules_that_do() -> None:
@@ -43,24 +41,6 @@ def test_every_command_that_answers_takes_the_ways_to_load(name: str, capsys: py
         main([name, "--help"])
     out = capsys.readouterr().out
     assert all(option in out for option in ("--adapter", "--dtype", "--attention", "--device", "--revision"))
-
-
-def test_a_task_takes_its_own_input() -> None:
-    tasks = ["od", "caption_to_phrase_grounding", "region_to_ocr"]
-    questions = read_questions(tasks, ["a car"], [BOX])
-    assert [question.text for question in questions] == [None, "a car", BOX]
-
-
-def test_several_texts_are_classes_and_several_boxes_are_questions() -> None:
-    (detection,) = read_questions(["open_vocabulary_detection"], ["a car", "a dog"], None)
-    assert detection.text == ["a car", "a dog"]
-    questions = read_questions(["region_to_ocr", "region_to_category"], None, [BOX, OTHER_BOX])
-    assert [(question.name, question.text) for question in questions] == [
-        ("<REGION_TO_OCR>", BOX),
-        ("<REGION_TO_OCR>", OTHER_BOX),
-        ("<REGION_TO_CATEGORY>", BOX),
-        ("<REGION_TO_CATEGORY>", OTHER_BOX),
-    ]
 
 
 def test_a_box() -> None:

@@ -1,0 +1,23 @@
+"""Each task of a command line gets the input that it takes."""
+
+from florence2.bulk.questions import read_questions
+
+BOX, OTHER_BOX = (1.0, 2.0, 3.0, 4.0), (0.0, 0.0, 9.0, 9.0)
+
+
+def test_a_task_takes_its_own_input() -> None:
+    tasks = ["od", "caption_to_phrase_grounding", "region_to_ocr"]
+    questions = read_questions(tasks, ["a car"], [BOX])
+    assert [question.text for question in questions] == [None, "a car", BOX]
+
+
+def test_several_texts_are_classes_and_several_boxes_are_questions() -> None:
+    (detection,) = read_questions(["open_vocabulary_detection"], ["a car", "a dog"], None)
+    assert detection.text == ["a car", "a dog"]
+    questions = read_questions(["region_to_ocr", "region_to_category"], None, [BOX, OTHER_BOX])
+    assert [(question.name, question.text) for question in questions] == [
+        ("<REGION_TO_OCR>", BOX),
+        ("<REGION_TO_OCR>", OTHER_BOX),
+        ("<REGION_TO_CATEGORY>", BOX),
+        ("<REGION_TO_CATEGORY>", OTHER_BOX),
+    ]
