@@ -121,8 +121,11 @@ def test_the_mirror_is_asked_first_then_who_imports_it() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A package of one module with its test."""
-    files = {PATH: STEPS, "tests/room/test_steps.py": TEST, "tests/__init__.py": "", "tests/room/__init__.py": ""}
+    """A package of one module with its test. With the `__init__` files it goes before an installed florence2."""
+    files = {PATH: STEPS, "tests/room/test_steps.py": TEST}
+    files |= dict.fromkeys(
+        (f"{folder}/__init__.py" for folder in ("florence2", "florence2/room", "tests", "tests/room")), ""
+    )
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
