@@ -1,7 +1,7 @@
 """Florence2: images and tasks in, answers out. `load` puts everything together."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
@@ -14,8 +14,8 @@ from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
 from florence2.checkpoints.checks.belonging import check_image_settings
 from florence2.checkpoints.checks.empty import Prepare
+from florence2.checkpoints.checks.loading import Parts, check_loading
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
-from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, shown
 from florence2.fast.install import install
 from florence2.generation.options import GenerationOptions
@@ -33,12 +33,14 @@ from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
 from florence2.runner import Runner
+from florence2.stream import IMAGES_AT_ONCE, Asked, answer_stream
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace
 from florence2.tracing.selection import Unknown
 
 Detail = Literal["short", "detailed", "more_detailed"]
+_SHARE = 0.2  # of the time, for the answers of a stream: the first come before all slots are filled
 _CAPTIONS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detailed": "<MORE_DETAILED_CAPTION>"}
 
 
@@ -138,18 +140,20 @@ class Florence2(Runner):
         *,
         background: Colour | None = None,
         options: GenerationOptions | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         **settings: Any,
     ) -> list[Answer]:
         """Answer many requests, whose tasks may differ. Every answer has the tokens that `run` gives.
 
         All requests are checked before anything is computed, and each image is encoded once, when it is first needed.
+        An answer that ends makes room for the next; none waits for a longer one.
 
         Args:
             requests: (task, image) or (task, image, input) each, as in `run`.
             background: The colour that transparent pixels show, as in `run`.
             options: Generation settings; None is the checkpoint's own.
-            batch_size: How many requests are computed at once, at least 1; fewer where memory would not suffice.
+            batch_size: How many requests are answered at once, at least 1; fewer where memory would not suffice. None
+                is as many as a quarter of the free memory holds, at most 64.
             **settings: Single generation settings, such as `num_beams=1`.
 
         Returns:
@@ -158,17 +162,62 @@ class Florence2(Runner):
         Raises:
             As `run`; an ImageError is raised when the image is first needed.
         """
-        if type(batch_size) is not int or batch_size < 1:
-            raise OptionError(f"batch_size is {shown(batch_size)}; it must be a whole number of at least 1.")
-        options = self._choose_options(options, settings)
+        options, size = self._choose_options(options, settings), _check_batch_size(batch_size)
         checked = check_requests(requests, self.processor.tasks)
         encode = partial(self._encode_sources, background=background)
         images = EncodeOnce([request.image for request in checked], encode)
+        parts = (slice(start, start + IMAGES_AT_ONCE) for start in range(0, len(checked), IMAGES_AT_ONCE))
+        asked = (pair for part in parts for pair in zip(checked[part], images.take(part), strict=True))
         answers: list[Answer] = []
-        for start in range(0, len(checked), batch_size):
-            part = slice(start, start + batch_size)
-            answers += self._answer(checked[part], images.take(part), options)
+        for answer in answer_stream(self, asked, options, size):
+            if isinstance(answer, Florence2Error):
+                raise answer
+            answers.append(answer)
         return answers
+
+    def stream(
+        self,
+        requests: "Iterable[Request | Florence2Error]",
+        *,
+        background: Colour | None = None,
+        options: GenerationOptions | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> Iterator[Answer | Florence2Error]:
+        """Answer requests of any number as `run_batch` does, in their order, with errors in place of answers.
+
+        The next request is taken when there is room for it, so `requests` may be a generator that reads images as it
+        goes. Each request's image is encoded for itself: ask several questions about one `encode_image`.
+
+        Args:
+            requests: (task, image) or (task, image, input) each, as in `run`; an error stands for a request that
+                could not be made, and comes back in its place.
+            background: The colour that transparent pixels show, as in `run`.
+            options: Generation settings; None is the checkpoint's own.
+            batch_size: How many requests are answered at once, at least 1; fewer where memory would not suffice. None
+                is as many as a quarter of the free memory holds, at most 64.
+            **settings: Single generation settings, such as `num_beams=1`.
+
+        Yields:
+            For each request its answer, or the PromptError, ImageError or OptionError that kept it from one.
+
+        Raises:
+            OptionError: `batch_size` or a generation setting is wrong.
+            Florence2Error: The model was loaded without its decoder.
+        """
+        options, size = self._choose_options(options, settings), _check_batch_size(batch_size)
+        asked = (self._open(each, background) for each in requests)
+        return answer_stream(self, asked, options, size, decoding_share=_SHARE)
+
+    def _open(self, request: "Request | Florence2Error", background: Colour | None) -> Asked | Florence2Error:
+        """Check a request and encode its image; return the error where that fails."""
+        if isinstance(request, Florence2Error):
+            return request
+        try:
+            checked = check_request(request, self.processor.tasks)
+            return checked, self._encode_sources([checked.image], background)[0]
+        except Florence2Error as error:
+            return error
 
     def caption(
         self, image: AnyImage, detail: Detail = "short", *, options: GenerationOptions | None = None, **settings: Any
@@ -326,6 +375,12 @@ class Florence2(Runner):
         new = [self.prepare_image(image, background) for image in sources if not isinstance(image, EncodedImage)]
         encoded = iter(self.encode_images(new))
         return [image if isinstance(image, EncodedImage) else next(encoded) for image in sources]
+
+
+def _check_batch_size(size: int | None) -> int | None:
+    if size is not None and (type(size) is not int or size < 1):
+        raise OptionError(f"batch_size is {shown(size)}; it must be a whole number of at least 1.")
+    return size
 
 
 def load(

@@ -13,7 +13,7 @@ from florence2.answers.answer import Answer, image_reference
 from florence2.checkpoints.checkpoint import save_folder
 from florence2.checkpoints.checks.belonging import check_image_size, check_vocabulary
 from florence2.checkpoints.checks.empty import Prepare
-from florence2.devices import DTYPES
+from florence2.checkpoints.checks.loading import DTYPES
 from florence2.errors import CheckpointError, OptionError, PromptError, shown
 from florence2.generation.budget import generation_bytes, how_many_fit
 from florence2.generation.generate import generate
@@ -164,8 +164,10 @@ class Runner:
             trace.answer_started(images[part], prompts[part], options)
             generation = self._generate(images[part], prompts[part], options, trace)
             read = [
-                self._read(generation, i, request.task, image, options.num_return_sequences)
-                for i, (request, image) in enumerate(zip(requests[part], images[part], strict=True))
+                self._read(own, request.task, image)
+                for own, request, image in zip(
+                    generation.split(len(prompts[part])), requests[part], images[part], strict=True
+                )
             ]
             trace.answer_done(read)
             answers += read
@@ -198,12 +200,10 @@ class Runner:
         memory_mask = None if padding is None else self.model.memory_mask(features, padding)
         return generate(self.model, memory, options, memory_mask, trace)
 
-    def _read(
-        self, generation: Generation, index: int, task: Task, image: EncodedImage, num_return_sequences: int
-    ) -> Answer:
-        """Read the best answer to one request, with the other hypotheses of its rows as alternatives."""
+    def _read(self, generation: Generation, task: Task, image: EncodedImage) -> Answer:
+        """Read the best answer to one request, with the other hypotheses as alternatives."""
         answers = []
-        for row in range(index * num_return_sequences, (index + 1) * num_return_sequences):
+        for row in range(len(generation.sequences)):
             length = int(generation.lengths[row])
             answer = self.processor.answer(
                 task,

@@ -10,8 +10,8 @@ import florence2
 
 PACKAGE = Path(florence2.__file__).parent
 ORDER = """
-    errors lazy devices inputs model generation answers fast checkpoints processor request runner tracing
-    pipeline modify bulk cli
+    errors lazy inputs model generation answers fast checkpoints processor request runner tracing
+    stream pipeline modify bulk cli
 """.split()
 EXTRAS = {"train", "inspect"}
 TORCH_FREE = (

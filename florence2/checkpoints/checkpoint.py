@@ -23,6 +23,7 @@ from florence2.checkpoints.checks.empty import (
     function_name,
     stored_tensors,
 )
+from florence2.checkpoints.checks.loading import Parts, check_loading
 from florence2.checkpoints.checks.reading import NEEDS_PREPARE, compare_tensors, read_weights
 from florence2.checkpoints.config_files import config_to_files, image_config_to_json, read_config
 from florence2.checkpoints.describe import stored_dtype, weights_layout
@@ -47,7 +48,6 @@ from florence2.checkpoints.layouts import (
 )
 from florence2.checkpoints.layouts import OPTIONAL as OPTIONAL
 from florence2.checkpoints.tensors import WeightFiles, find_weights, is_finite, is_storable, write_safetensors
-from florence2.devices import Parts, check_loading
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
 from florence2.inputs.image import ImageConfig
 from florence2.inputs.tasks import Task, TaskTable

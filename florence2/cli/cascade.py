@@ -1,13 +1,14 @@
 """`florence2 cascade IMAGE...`: caption each image, find the caption's phrases in it, and outline each phrase."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from florence2.bulk.rows import Result
 from florence2.cli.options import name_argument
 from florence2.cli.run import add_answering, answer_all
+from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -51,6 +52,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _ask(
-    model: "Florence2", options: GenerationOptions, pairs: Sequence[tuple["EncodedImage", CascadeQuestion]]
-) -> Sequence[Result]:
-    return [model.cascade(image, question.detail, options=options) for image, question in pairs]
+    model: "Florence2",
+    options: GenerationOptions,
+    pairs: "Iterable[tuple[EncodedImage, CascadeQuestion] | Florence2Error]",
+    _: int | None,
+) -> Iterator[Result | Florence2Error]:
+    """Run one chain after the other: each step needs the one before."""
+    return (pair if isinstance(pair, Florence2Error) else _run_chain(model, *pair, options) for pair in pairs)
+
+
+def _run_chain(
+    model: "Florence2", image: "EncodedImage", question: CascadeQuestion, options: GenerationOptions
+) -> Result | Florence2Error:
+    try:
+        return model.cascade(image, question.detail, options=options)
+    except Florence2Error as error:
+        return error

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     source = resolve_model(options.source, allow_pickle=options.allow_pickle)
     adapter = resolve_adapter(options.adapter) if options.adapter else None
     from florence2.checkpoints.checkpoint import convert_checkpoint
-    from florence2.devices import DTYPES as TORCH_DTYPES
+    from florence2.checkpoints.checks.loading import DTYPES as TORCH_DTYPES
 
     dtype = TORCH_DTYPES[options.dtype] if options.dtype else None
     changes = model_changes(options)

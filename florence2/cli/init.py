@@ -28,8 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(arguments)
     source = resolve_model(options.tokenizer)
     from florence2.checkpoints.checkpoint import checkpoint_folder
+    from florence2.checkpoints.checks.loading import DTYPES as TORCH_DTYPES
     from florence2.checkpoints.presets import init_checkpoint, preset
-    from florence2.devices import DTYPES as TORCH_DTYPES
 
     dtype = TORCH_DTYPES[options.dtype]
     init_checkpoint(options.folder, preset(options.preset), checkpoint_folder(source), options.seed, dtype)

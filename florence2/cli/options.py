@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from florence2.pipeline import Florence2
 
 DTYPES = ("float32", "float16", "bfloat16")
-"""The keys of `florence2.devices.DTYPES`, which needs torch."""
+"""The keys of `florence2.checkpoints.checks.loading.DTYPES`, which needs torch."""
 MODELS = f"{EMBEDDED_MODEL} (comes with the package), {', '.join(NAMES)}, OWNER/NAME, a folder or a file"
 SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
 """The options of sampling, which are settings of `GenerationOptions`."""

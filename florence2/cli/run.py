@@ -4,11 +4,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from florence2.bulk.journal import Folder, check_folder
 from florence2.bulk.questions import names_task, read_questions
@@ -34,12 +34,18 @@ from florence2.cli.options import (
     say,
 )
 from florence2.cli.progress import Progress
-from florence2.errors import OptionError, PromptError
+from florence2.errors import Florence2Error, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.tasks import TASKS, FreePrompt, Task
 
 if TYPE_CHECKING:
-    from florence2.pipeline import EncodedImage, Florence2, Request
+    from florence2.pipeline import EncodedImage, Florence2
+
+    AskModel: TypeAlias = Callable[
+        [Florence2, GenerationOptions, Iterable[tuple[EncodedImage, "Q"] | Florence2Error], int | None],
+        Iterator[Result | Florence2Error],
+    ]
+    """A function that answers pairs with a model, a number of them at once; errors keep their places."""
 
 Q = TypeVar("Q", bound=Question)
 
@@ -91,11 +97,14 @@ def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS)
 
 
 def _ask(
-    model: "Florence2", options: GenerationOptions, pairs: Sequence[tuple["EncodedImage", TaskQuestion]]
-) -> Sequence[Result]:
-    """Answer all pairs as one batch."""
-    requests: list[Request] = [(question.task, image, question.text) for image, question in pairs]
-    return model.run_batch(requests, options=options, batch_size=len(requests))
+    model: "Florence2",
+    options: GenerationOptions,
+    pairs: "Iterable[tuple[EncodedImage, TaskQuestion] | Florence2Error]",
+    batch_size: int | None,
+) -> Iterator[Result | Florence2Error]:
+    """Answer `batch_size` pairs at once."""
+    requests = (pair if isinstance(pair, Florence2Error) else (pair[1].task, pair[0], pair[1].text) for pair in pairs)
+    return model.stream(requests, options=options, batch_size=batch_size)
 
 
 # ---- shared with `cascade` -----------------------------------------------------------------------------------------
@@ -107,7 +116,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     add_background(parser)
     add_generation(parser)
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images computed at once (default: 1)")
+    parser.add_argument("--batch", type=int, metavar="N", help="images answered at once (default: as memory allows)")
     parser.add_argument("--json", action="store_true", help="JSON Lines instead of text on stdout")
     parser.add_argument(
         "--out",
@@ -122,11 +131,11 @@ def answer_all(
     options: argparse.Namespace,
     images: Sequence[str],
     questions: Sequence[Q],
-    ask: Callable[["Florence2", GenerationOptions, Sequence[tuple["EncodedImage", Q]]], Sequence[Result]],
+    ask: "AskModel[Q]",
 ) -> int:
     """Ask every question about every image, and write each row to `--out` and to stdout; return the exit code.
 
-    `ask` answers (image, question) pairs together.
+    `ask` answers (image, question) pairs as it has room for them.
     """
     _check(options)
     generation_changes(options)
@@ -181,7 +190,7 @@ def _answer(
     options: argparse.Namespace,
     sources: Sequence[Source],
     questions: Sequence[Q],
-    ask: Callable[["Florence2", GenerationOptions, Sequence[tuple["EncodedImage", Q]]], Sequence[Result]],
+    ask: "AskModel[Q]",
     done: Collection[RowKey],
     progress: Progress,
 ) -> Iterable[Row]:
@@ -194,8 +203,7 @@ def _answer(
         model,
         sources,
         questions,
-        lambda pairs: ask(model, search, pairs),
-        batch_size=options.batch,
+        lambda pairs: ask(model, search, pairs, None if options.batch is None else options.batch * len(questions)),
         done=done,
         progress=progress,
     )

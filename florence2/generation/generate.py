@@ -64,10 +64,15 @@ def generate(
 def check_memory(memory: Tensor) -> None:
     """Raise Florence2Error when an encoded image and prompt hold values that are not finite."""
     if not memory.isfinite().all():
-        raise Florence2Error(
-            f"The encoded image and prompt hold values that are not finite (in {memory.dtype}): the weights, or what "
-            "they compute, do not fit this type; load the model in float32 or bfloat16."
-        )
+        raise not_finite(memory.dtype)
+
+
+def not_finite(dtype: torch.dtype) -> Florence2Error:
+    """Return the error about an encoded image and prompt, in `dtype`, with values that are not finite."""
+    return Florence2Error(
+        f"The encoded image and prompt hold values that are not finite (in {dtype}): the weights, or what they "
+        "compute, do not fit this type; load the model in float32 or bfloat16."
+    )
 
 
 def fit_options(text: TextConfig, options: GenerationOptions) -> GenerationOptions:

@@ -47,6 +47,22 @@ class Generation:
     lengths: Tensor
     finish_reasons: tuple[str, ...]
 
+    def split(self, inputs: int) -> list["Generation"]:
+        """Return the results of the `inputs` B one by one, each cut to its own longest row."""
+        each = len(self.sequences) // inputs
+        return [self._part(slice(start, start + each)) for start in range(0, len(self.sequences), each)]
+
+    def _part(self, rows: slice) -> "Generation":
+        lengths = self.lengths[rows]
+        T = int(lengths.max())
+        return Generation(
+            self.sequences[rows, : 1 + T],
+            self.token_logprobs[rows, :T],
+            self.sequence_scores[rows],
+            lengths,
+            self.finish_reasons[rows],
+        )
+
 
 def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
     """Return the rules that `options` switch on, in the reference's order: the forced end overrides all others.

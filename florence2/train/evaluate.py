@@ -1,15 +1,17 @@
 """Compare a model's answers with the answers that samples want."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from florence2.answers.answer import Answer
-from florence2.errors import Florence2Error, OptionError
+from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions
-from florence2.pipeline import EncodedImage, Florence2, PreparedImage, Request
+from florence2.pipeline import Florence2, Request
+from florence2.stream import encode_ahead
 from florence2.train.data import Sample, Samples
 from florence2.train.metrics import Metrics, Pair, measure_by_task
 
@@ -27,7 +29,7 @@ class Outcome:
 def evaluate(
     f: Florence2,
     samples: Samples,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     options: GenerationOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Metrics]:
@@ -36,7 +38,8 @@ def evaluate(
     Args:
         f: The model.
         samples: Questions with the answers wanted.
-        batch_size: Questions to compute at once.
+        batch_size: How many questions are answered at once; None is as many as a quarter of the free memory holds, at
+            most 64.
         options: Generation settings; the checkpoint's own by default.
         progress: Called as `progress(done, total)` after each sample.
 
@@ -58,20 +61,49 @@ def evaluate(
 
 
 def answer_samples(
-    f: Florence2, samples: Samples, batch_size: int = 8, options: GenerationOptions | None = None
+    f: Florence2, samples: Samples, batch_size: int | None = None, options: GenerationOptions | None = None
 ) -> Iterator[list[Outcome]]:
     """Yield the outcomes of each sample, in order. An image is encoded once for all its questions.
 
     A bad image or prompt fails only its own questions. The model answers in evaluation mode and then returns to its
-    earlier mode. Raises OptionError for a `batch_size` below 1.
+    earlier mode. Raises OptionError as `Florence2.stream`.
     """
-    if batch_size < 1:
-        raise OptionError(f"batch_size is {batch_size}; it must be at least 1.")
-    for start in range(0, len(samples), batch_size):
-        chunk = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
-        with _evaluation_mode(f.model):
-            outcomes = _answer_together(f, chunk, batch_size, options)
-        yield from outcomes
+    asked: deque[_Asked] = deque()  # a little ahead of the answers
+
+    def requests() -> "Iterator[Request | Florence2Error]":
+        items = (samples[i] for i in range(len(samples)))
+        for sample, image in encode_ahead(f, items, lambda sample: f.prepare_image(sample.image)):
+            asked.append(_Asked(sample, None if isinstance(image, Florence2Error) else image.size))
+            yield from (image if isinstance(image, Florence2Error) else (prefix, image) for prefix, _ in sample.pairs)
+
+    with _evaluation_mode(f.model):
+        for answer in f.stream(requests(), options=options, batch_size=batch_size):
+            while not asked[0].sample.pairs:
+                yield asked.popleft().outcomes
+            if asked[0].add(f, answer):
+                yield asked.popleft().outcomes
+        yield from (left.outcomes for left in asked)
+
+
+@dataclass
+class _Asked:
+    """A sample whose questions are asked, the size of its image if that could be read, and what came back."""
+
+    sample: Sample
+    image_size: tuple[int, int] | None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def add(self, f: Florence2, answer: Answer | Florence2Error) -> bool:
+        """Pair the next question with its answer; return whether it was the last one."""
+        prompt, wanted = self.sample.pairs[len(self.outcomes)]
+        if isinstance(answer, Florence2Error):
+            self.outcomes.append(Outcome(self.sample.name, prompt, error=answer))
+        else:
+            assert self.image_size is not None
+            # written like a model's answer: the parser takes "</s>" as the label of a quad that has none
+            truth = f.processor.answer(prompt, f"</s><s>{wanted}</s>", image_size=self.image_size)
+            self.outcomes.append(Outcome(self.sample.name, prompt, (truth, answer)))
+        return len(self.outcomes) == len(self.sample.pairs)
 
 
 @contextmanager
@@ -84,65 +116,3 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _answer_together(
-    f: Florence2, samples: Sequence[Sample], batch_size: int, options: GenerationOptions | None
-) -> list[list[Outcome]]:
-    images = _encode(f, samples)
-    requests: list[Request] = [
-        (prefix, image)
-        for sample, image in zip(samples, images, strict=True)
-        if isinstance(image, EncodedImage)
-        for prefix, _ in sample.pairs
-    ]
-    answers = iter(_run(f, requests, batch_size, options))
-    return [
-        [_outcome(f, sample.name, prefix, suffix, image, answers) for prefix, suffix in sample.pairs]
-        for sample, image in zip(samples, images, strict=True)
-    ]
-
-
-def _encode(f: Florence2, samples: Sequence[Sample]) -> list[EncodedImage | Florence2Error]:
-    """Encode every sample's image; return the error in place of one that cannot be read."""
-    prepared = [_prepare(f, sample) for sample in samples]
-    encoded = iter(f.encode_images([image for image in prepared if isinstance(image, PreparedImage)]))
-    return [next(encoded) if isinstance(image, PreparedImage) else image for image in prepared]
-
-
-def _prepare(f: Florence2, sample: Sample) -> PreparedImage | Florence2Error:
-    try:
-        return f.prepare_image(sample.image)
-    except Florence2Error as error:
-        return error
-
-
-def _run(
-    f: Florence2, requests: Sequence[Request], batch_size: int, options: GenerationOptions | None
-) -> list[Answer | Florence2Error]:
-    """Answer every request. When the batch is refused, answer them one by one, so that only the bad ones fail."""
-    try:
-        return list(f.run_batch(requests, options=options, batch_size=batch_size))
-    except Florence2Error as error:
-        if len(requests) == 1:
-            return [error]
-    return [answer for request in requests for answer in _run(f, [request], 1, options)]
-
-
-def _outcome(
-    f: Florence2,
-    name: str,
-    prompt: str,
-    wanted: str,
-    image: EncodedImage | Florence2Error,
-    answers: Iterator[Answer | Florence2Error],
-) -> Outcome:
-    """Pair a question with its answer, the next of `answers` if its image could be read."""
-    if isinstance(image, Florence2Error):
-        return Outcome(name, prompt, error=image)
-    answer = next(answers)
-    if isinstance(answer, Florence2Error):
-        return Outcome(name, prompt, error=answer)
-    # written like a model's answer: the parser takes "</s>" as the label of a quad that has none
-    truth = f.processor.answer(prompt, f"</s><s>{wanted}</s>", image_size=image.size)
-    return Outcome(name, prompt, (truth, answer))

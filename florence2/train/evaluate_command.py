@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(parser)
     add_weights(parser)
     add_generation(parser)
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="questions computed at once (default: 8)")
+    parser.add_argument("--batch", type=int, metavar="N", help="questions answered at once (default: as memory allows)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of DATA (default: all)")
     parser.add_argument("--json", action="store_true", help="JSON Lines instead of a table on stdout")
     return parser

@@ -19,12 +19,12 @@ from florence2.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from florence2.checkpoints.checks.empty import Prepare
+from florence2.checkpoints.checks.loading import choose_device
 from florence2.checkpoints.describe import stored_dtype
 from florence2.checkpoints.files import write_tasks
 from florence2.checkpoints.tensors import find_weights
 from florence2.cli.options import model_changes
 from florence2.cli.progress import Progress
-from florence2.devices import choose_device
 from florence2.inputs.tasks import Task, token_task
 from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2

@@ -1,14 +1,16 @@
 """A folder of images, and the answers of the small checkpoint to questions about them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import florence2
 from florence2.bulk.answering import answer_images
-from florence2.bulk.rows import Result, Row, TaskQuestion
+from florence2.bulk.rows import Row, TaskQuestion
 from florence2.bulk.sources import Source
+from florence2.errors import Florence2Error
 from parity.recipe import make_picture
 
 Answering = Callable[..., list[Row]]
@@ -31,11 +33,11 @@ def answer(small: florence2.Florence2) -> Answering:
     """Answer questions in at most six tokens, two images at a time."""
     options = small.options(max_new_tokens=6)
 
-    def ask(pairs: Sequence[tuple[florence2.EncodedImage, TaskQuestion]]) -> Sequence[Result]:
-        requests = [(question.task, image, question.text) for image, question in pairs]
-        return small.run_batch(requests, options=options)
+    def ask(pairs: Iterable[tuple[florence2.EncodedImage, TaskQuestion] | Florence2Error]) -> Iterator[Any]:
+        requests = (p if isinstance(p, Florence2Error) else (p[1].task, p[0], p[1].text) for p in pairs)
+        return small.stream(requests, options=options, batch_size=2)
 
     def answer(sources: list[Source], questions: list[TaskQuestion], **changes) -> list[Row]:
-        return list(answer_images(small, sources, questions, **{"ask": ask, "batch_size": 2, **changes}))
+        return list(answer_images(small, sources, questions, **{"ask": ask, **changes}))
 
     return answer

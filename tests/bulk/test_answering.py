@@ -1,16 +1,17 @@
 """Many images: an error stays with its image, and each image is encoded once."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import florence2
-from florence2.bulk.rows import Result, TaskQuestion
+from florence2.bulk.answering import answer_images
+from florence2.bulk.rows import TaskQuestion
 from florence2.bulk.sources import find_images
-from florence2.errors import PromptError
+from florence2.errors import Florence2Error, PromptError
 from parity.recipe import make_picture
 from tests.bulk.conftest import Answering
 from tests.conftest import count_encodings
@@ -43,33 +44,31 @@ def test_an_image_is_encoded_once_for_all_questions(
     assert sum(calls) == 1 and [row.question for row in rows] == questions
 
 
-def test_pairs_of_a_batch_are_answered_together(album: Path, answer: Answering) -> None:
-    """And one by one when the function refuses them together."""
-    sizes: list[int] = []
+def test_refused_pairs_keep_their_places(album: Path, answer: Answering) -> None:
+    def refuse_all(pairs: Iterable[object]) -> Iterator[Florence2Error]:
+        return (pair if isinstance(pair, Florence2Error) else PromptError("no") for pair in pairs)
 
-    def refuse_all(pairs: Sequence[object]) -> Sequence[Result]:
-        sizes.append(len(pairs))
-        raise PromptError("no")
-
-    sources = find_images([str(album / name) for name in ("a.png", "b.jpg", "d.png")])
-    rows = answer(sources, [TaskQuestion("<OD>")], ask=refuse_all)
-    assert sizes == [2, 1, 1, 1] and [row.error for row in rows] == ["no"] * 3
+    rows = answer(find_images([str(album)]), [TaskQuestion("<OD>")], ask=refuse_all)
+    assert [row.source.stem for row in rows] == ["a", "b", "c", "d", "deeper/a"]
+    assert [row.error == "no" for row in rows] == [True, True, False, True, True]
 
 
-def test_all_questions_of_a_batch_are_one_generation(
-    small: florence2.Florence2, album: Path, answer: Answering, monkeypatch: pytest.MonkeyPatch
+def test_images_are_encoded_as_there_is_room(
+    small: florence2.Florence2, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-    original = small._generate
-
-    def generate(images: Sequence[florence2.EncodedImage], *rest: Any) -> Any:
-        sizes.append(len(images))
-        return original(images, *rest)
-
-    monkeypatch.setattr(small, "_generate", generate)
+    """A row comes before the images after it are encoded, but for those that run with it."""
+    calls = count_encodings(small, monkeypatch)
     sources = find_images([str(album / name) for name in ("a.png", "b.jpg", "d.png")])
-    rows = answer(sources, [TaskQuestion("<OD>"), TaskQuestion("<CAPTION>")])
-    assert sizes == [4, 2] and all(row.answer for row in rows)
+
+    def ask(pairs: Iterable[Any]) -> Iterator[Any]:
+        requests = (("<CAPTION>", image) for image, _ in pairs)
+        return small.stream(requests, options=small.options(max_new_tokens=6), batch_size=1)
+
+    rows = answer_images(small, sources, [TaskQuestion("<CAPTION>")], ask)
+    encoded = []
+    for _ in rows:
+        encoded.append(sum(calls))
+    assert encoded == [1, 2, 3]
 
 
 def test_a_row_knows_the_version_of_its_file(album: Path, answer: Answering) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from florence2.checkpoints.checks.loading import DTYPES as TORCH_DTYPES
 from florence2.cli.main import COMMANDS, main
 from florence2.cli.options import DTYPES, check_order, find_function, parse_box, parse_change
-from florence2.devices import DTYPES as TORCH_DTYPES
 from florence2.errors import OptionError, PromptError
 from florence2.train.command import PARTS
 from florence2.train.freeze import PARTS as FREEZABLE

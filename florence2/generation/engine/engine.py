@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from florence2.errors import Florence2Error, OptionError, PromptError, shown
-from florence2.generation.budget import free_bytes, generation_bytes
+from florence2.generation.budget import USABLE, free_bytes, generation_bytes, how_many_fit
 from florence2.generation.engine.features import FeatureCache
 from florence2.generation.engine.lane import Lane, Outcome
-from florence2.generation.generate import check_memory, fit_options, ordinary, special_ids
+from florence2.generation.generate import fit_options, not_finite, ordinary, special_ids
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
 from florence2.model.florence2 import Florence2Model
 
-_USABLE = 0.9  # of the free bytes
+_TOGETHER = 8  # questions whose prompts are encoded together; more gain nothing on a CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,7 @@ class Engine:
         *,
         cache_bytes: int = 512 << 20,
         memory_bytes: int | None = None,
+        memory_share: float = USABLE,
         decoding_share: float = 0.0,
     ):
         """Make an engine without work.
@@ -79,8 +80,9 @@ class Engine:
             model: What answers.
             slots: How many answers of one number of beams may run at once, at least 1.
             cache_bytes: How many bytes of encoded images are kept for later questions.
-            memory_bytes: How many bytes all running answers may take; what does not fit waits. None is 0.9 of the
-                bytes that are free when an answer is started and none runs.
+            memory_bytes: How many bytes all running answers may take; what does not fit waits. None takes
+                `memory_share` of the free bytes, counted when an answer starts while no other runs.
+            memory_share: That share, above 0 and up to 1; an answer alone may take 0.9.
             decoding_share: The least share of the time, 0 up to 1, that running answers get while others wait: 0 fills
                 every slot at once, for the most answers in all; 0.5 lets a running answer take at most twice its time.
 
@@ -89,12 +91,14 @@ class Engine:
         """
         if type(slots) is not int or slots < 1:
             raise OptionError(f"slots is {shown(slots)}; it must be a whole number of at least 1.")
+        if not 0 < memory_share <= 1:
+            raise OptionError(f"memory_share is {shown(memory_share)}; it must be above 0 and at most 1.")
         if not 0 <= decoding_share < 1:
             raise OptionError(f"decoding_share is {shown(decoding_share)}; it must be at least 0 and below 1.")
         self._model, self._slots, self._share = model, slots, decoding_share
         self._ids = special_ids(model)
         self._features = FeatureCache(cache_bytes)
-        self._memory_bytes, self._room = memory_bytes, 0
+        self._memory_bytes, self._memory_share, self._room = memory_bytes, memory_share, 0
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
         self._lanes: dict[int, Lane[Ticket]] = {}  # by the number of sequences an answer
@@ -112,7 +116,7 @@ class Engine:
         Raises:
             OptionError: A generation setting does not fit the model, or one answer could never fit into
                 `memory_bytes`.
-            PromptError: Image and prompt are longer than the model's positions.
+            PromptError: Image and prompt are longer than the model's positions, or the features are not of this model.
         """
         options = fit_options(self._model.config.text, work.options)
         length = self._image_tokens(work) + len(work.prompt)
@@ -164,38 +168,66 @@ class Engine:
     def _admit(self) -> list[tuple[Ticket, Outcome]]:
         """Start waiting answers in their order while slots, memory and time allow; return those that failed."""
         failed: list[tuple[Ticket, Outcome]] = []
-        while self._waiting and self._has_room(ticket := self._waiting[0]):
-            self._waiting.popleft()
+        while tickets := self._next_tickets():
             started = time.perf_counter()
-            try:
-                self._start(ticket)
-                self._running.append(ticket)
-            except Florence2Error as error:
-                failed.append((ticket, error))
+            failed += self._start(tickets)
             spent = time.perf_counter() - started
             self._owed += spent * self._share / (1 - self._share)
+        self._running = [ticket for ticket in self._running if not any(ticket is other for other, _ in failed)]
         return failed
+
+    def _next_tickets(self) -> list[Ticket]:
+        """Take the waiting questions that start next, together: one where answers get a share of the time meanwhile."""
+        at_once = 1 if self._share else _TOGETHER
+        taken: list[Ticket] = []
+        while self._waiting and len(taken) < at_once and self._has_room(self._waiting[0]):
+            taken.append(self._waiting.popleft())
+            self._running.append(taken[-1])
+        return taken
 
     def _has_room(self, ticket: Ticket) -> bool:
         if not self._running:
             free = free_bytes(self._model.device) if self._memory_bytes is None else None
-            self._room = self._memory_bytes or (1 << 62 if free is None else int(_USABLE * free))
-            return True  # an answer alone is always tried
-        lane = self._lanes.get(ticket.work.options.width)
+            self._room = self._memory_bytes or (1 << 62 if free is None else int(self._memory_share * free))
+            return True  # `_start` refuses an answer that does not fit alone
+        in_lane = sum(running.work.options.width == ticket.work.options.width for running in self._running)
         taken = sum(running.bytes for running in self._running)
-        return self._owed <= 0 and (lane is None or len(lane) < self._slots) and taken + ticket.bytes <= self._room
+        return self._owed <= 0 and in_lane < self._slots and taken + ticket.bytes <= self._room
 
-    def _start(self, ticket: Ticket) -> None:
-        """Encode image and prompt, and let the answer join its lane."""
-        work = ticket.work
-        features = self._encode_image(work).to(self._model.device, self._model.dtype)
-        prompt = torch.tensor([list(work.prompt)], device=self._model.device)
-        memory = self._model.encode(features, prompt)
-        check_memory(memory)
-        width = work.options.width
-        if width not in self._lanes:
-            self._lanes[width] = Lane(self._model, width, self._slots, self._ids)
-        self._lanes[width].join(ticket, memory, work.options)
+    def _start(self, tickets: Sequence[Ticket]) -> list[tuple[Ticket, Outcome]]:
+        """Encode images and prompts, those of equal lengths together, and let the answers join their lanes."""
+        failed: list[tuple[Ticket, Outcome]] = []
+        alike: list[list[tuple[Ticket, Tensor]]] = []
+        for ticket in tickets:
+            try:
+                if ticket.bytes > self._room:
+                    how_many_fit(ticket.bytes, self._model.device)  # raises: not even one
+                features = self._encode_image(ticket.work)
+            except Florence2Error as error:
+                failed.append((ticket, error))
+                continue
+            part = next((part for part in alike if _can_join(part[0], (ticket, features))), None)
+            if part is None:
+                alike.append(part := [])
+            part.append((ticket, features))
+        return failed + [each for part in alike for each in self._join(part)]
+
+    def _join(self, asked: Sequence[tuple[Ticket, Tensor]]) -> list[tuple[Ticket, Outcome]]:
+        """Encode the prompts of questions that are alike; their answers join a lane. Return those that failed."""
+        tickets, options = [ticket for ticket, _ in asked], asked[0][0].work.options
+        features = torch.cat([each for _, each in asked]).to(self._model.device, self._model.dtype)
+        prompts = torch.tensor([list(ticket.work.prompt) for ticket in tickets], device=features.device)
+        memory = self._model.encode(features, prompts)
+        finite = memory.isfinite().flatten(1).all(dim=1).tolist()
+        failed = [ticket for ticket, good in zip(tickets, finite, strict=True) if not good]
+        if failed:
+            memory = memory[torch.tensor(finite, device=memory.device)]
+            tickets = [ticket for ticket, good in zip(tickets, finite, strict=True) if good]
+        if tickets:
+            if options.width not in self._lanes:
+                self._lanes[options.width] = Lane(self._model, options.width, self._slots, self._ids)
+            self._lanes[options.width].join(tickets, memory, options)
+        return [(ticket, not_finite(memory.dtype)) for ticket in failed]
 
     def _encode_image(self, work: Work) -> Tensor:
         if work.features is not None:
@@ -210,10 +242,22 @@ class Engine:
 
     def _image_tokens(self, work: Work) -> int:
         if work.features is not None:
+            if work.features.shape[2] != self._model.config.text.d_model:
+                raise PromptError(
+                    f"The encoded image has {work.features.shape[2]} values a token, but this model reads "
+                    f"{self._model.config.text.d_model}: it comes from a different model; encode it again."
+                )
             return work.features.shape[1]
         if work.pixel_values is None:
             raise PromptError("A question needs pixel_values or features; it has neither.")
         return self._model.config.vision.image_tokens(*work.pixel_values.shape[-2:])
+
+
+def _can_join(asked: tuple[Ticket, Tensor], other: tuple[Ticket, Tensor]) -> bool:
+    """Return whether two questions can be encoded together without padding, and join a lane together."""
+    (one, features), (two, others) = asked, other
+    lengths = len(one.work.prompt), len(two.work.prompt)
+    return features.shape == others.shape and lengths[0] == lengths[1] and one.work.options == two.work.options
 
 
 def _hash(pixel_values: Tensor) -> bytes:

@@ -52,17 +52,17 @@ class Lane(Generic[Name]):
         """Count the running answers."""
         return len(self._cache.positions)
 
-    def join(self, name: Name, memory: Tensor, options: GenerationOptions) -> None:
-        """Start the answer `name` over `memory` (1, S, D)."""
-        row = self._cache.join(memory)
-        state = start_search(1, options, self._ids, memory.device)
+    def join(self, names: Sequence[Name], memory: Tensor, options: GenerationOptions) -> None:
+        """Start the answers `names` over `memory` (B, S, D)."""
+        rows = self._cache.join(memory)
+        state = start_search(len(memory), options, self._ids, memory.device)
         group = next((group for group in self._groups if group.state.options == options), None)
         if group is None:
             self._groups.append(group := _Group(state))
         else:
             group.state = group.state.join(state)
-        group.names.append(name)
-        group.rows.append(row)
+        group.names += names
+        group.rows += rows
 
     def drop(self, unwanted: Callable[[Name], bool]) -> None:
         """Stop the answers whose names are `unwanted`."""
@@ -70,7 +70,7 @@ class Lane(Generic[Name]):
             row for group in self._groups for name, row in zip(group.names, group.rows, strict=True) if unwanted(name)
         }
         if leaving:
-            self._leave(leaving)
+            self._keep(fill_holes(len(self), leaving))
 
     def step(self) -> list[tuple[Name, Outcome]]:
         """Choose the next id of every sequence; return the answers that this ends, which leave."""
@@ -80,13 +80,13 @@ class Lane(Generic[Name]):
         numbers = list(self._cache.positions)  # the number of the id that each answer's logits are about
         ended: list[tuple[Name, int, Outcome]] = []
         for group in self._groups:
-            part = logits if len(group.rows) == len(self) else logits[group.rows]
+            part = logits if len(self._groups) == 1 else logits[group.rows]
             ended += _advance(group, part, [numbers[row] for row in group.rows])
         parents = self._gather(lambda state: state.parents)
         if ended:
-            leaving = {row for _, row, _ in ended}
-            parents = parents[[row for row in range(len(self)) if row not in leaving]]
-            self._leave(leaving)
+            kept = fill_holes(len(self), {row for _, row, _ in ended})
+            parents = parents[kept]
+            self._keep(kept)
         if len(self):
             self._cache.reorder(parents)
         return [(name, outcome) for name, _, outcome in ended]
@@ -100,24 +100,33 @@ class Lane(Generic[Name]):
 
     def _gather(self, read: Callable[[SearchState], Tensor]) -> Tensor:
         """Return a value of every group's state (B', K), put together in the order of the rows: (B, K)."""
-        order = torch.tensor([row for group in self._groups for row in group.rows])
         values = torch.cat([read(group.state) for group in self._groups])
+        if len(self._groups) == 1:
+            return values
+        order = torch.tensor([row for group in self._groups for row in group.rows])
         return values[order.argsort().to(values.device)]
 
-    def _leave(self, leaving: set[int]) -> None:
-        """Take the rows `leaving` out of cache and groups."""
-        kept = [row for row in range(len(self)) if row not in leaving]
+    def _keep(self, kept: list[int]) -> None:
+        """Continue with the rows `kept` alone, in this order."""
         place = {row: i for i, row in enumerate(kept)}
         for group in self._groups:
-            staying = [i for i, row in enumerate(group.rows) if row in place]
-            if len(staying) < len(group.rows):
+            by_place = sorted((place[row], i) for i, row in enumerate(group.rows) if row in place)
+            staying = [i for _, i in by_place]
+            if staying != list(range(len(group.rows))):
                 group.state = group.state.pick(torch.tensor(staying, dtype=torch.long, device=self._model.device))
                 group.names = [group.names[i] for i in staying]
-            group.rows = [place[group.rows[i]] for i in staying]
+            group.rows = [row for row, _ in by_place]
         self._groups = [group for group in self._groups if group.rows]
         self._cache.keep(torch.tensor(kept, dtype=torch.long, device=self._model.device))
         if not kept:
             self._prepared_for = 0  # the weights may change before the next answer
+
+
+def fill_holes(count: int, leaving: set[int]) -> list[int]:
+    """Return which of `count` rows continue, the last ones in the places of those that leave: few move."""
+    left = count - len(leaving)
+    movers = (row for row in range(left, count) if row not in leaving)
+    return [next(movers) if row in leaving else row for row in range(left)]
 
 
 def _advance(group: _Group[Name], logits: Tensor, numbers: Sequence[int]) -> Iterator[tuple[Name, int, Outcome]]:
@@ -128,12 +137,13 @@ def _advance(group: _Group[Name], logits: Tensor, numbers: Sequence[int]) -> Ite
     except Florence2Error:  # a rule of somebody's own left an answer nothing to continue with
         group.state, failed = _advance_each(group.state, logits, numbers)
     limit = group.state.options.max_new_tokens
-    for i, done in enumerate(group.state.done.tolist()):
-        name, row = group.names[i], group.rows[i]
-        if i in failed:
-            yield name, row, failed[i]
-        elif done or numbers[i] == limit:
-            yield name, row, group.state.pick(torch.tensor([i], device=logits.device)).finish()
+    done = [i for i, done in enumerate(group.state.done.tolist()) if (done or numbers[i] == limit) and i not in failed]
+    if done:
+        finished = group.state.pick(torch.tensor(done, device=logits.device)).finish()
+        for i, generation in zip(done, finished.split(len(done)), strict=True):
+            yield group.names[i], group.rows[i], generation
+    for i, error in failed.items():
+        yield group.names[i], group.rows[i], error
 
 
 def _advance_each(

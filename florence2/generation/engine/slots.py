@@ -15,9 +15,9 @@ _ROOM = 64  # positions that are added at a time
 class SlotCache(DecoderCache):
     """A `DecoderCache` of up to `slots` answers, K beams each.
 
-    An answer joins by writing the keys and values of its memory into the next slot, and leaves by moving the later
-    ones down. Slots beyond an answer's own memory and past hold zeros and are masked, so what an answer reads does not
-    depend on its neighbours.
+    An answer joins by writing the keys and values of its memory into the next slot; when it leaves, one of the
+    last moves into its place. Slots beyond an answer's own memory and past hold zeros and are masked, so what an answer
+    reads does not depend on its neighbours.
 
     Attributes:
         positions: How many ids each running answer has read.
@@ -34,21 +34,22 @@ class SlotCache(DecoderCache):
         self._own: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
         self._written = torch.zeros(0, beams, dtype=torch.long, device=device)
 
-    def join(self, memory: Tensor) -> int:
-        """Start an answer over `memory` (1, S, D); return its row among the running ones, the last."""
-        row, length = len(self.positions), memory.shape[1]
+    def join(self, memory: Tensor) -> range:
+        """Start answers over `memory` (B, S, D); return their rows among the running ones, the last."""
+        count, length = memory.shape[:2]
+        rows = range(len(self.positions), len(self.positions) + count)
         for i, attention in enumerate(self._layers):
-            new = attention.keys_values(memory)  # (1, heads, S, d) each
+            new = attention.keys_values(memory)  # (B, heads, S, d) each
             kept = self._memory[i] = self._grown(self._memory[i], new, length)
             for storage, values in zip(kept, new, strict=True):
-                storage[row, :, :length] = values[0]
-        self.positions.append(0)
-        self._memory_lengths.append(length)
+                storage[rows.start : rows.stop, :, :length] = values
+        self.positions += [0] * count
+        self._memory_lengths += [length] * count
         self._show_memory()
-        return row
+        return rows
 
     def keep(self, rows: Tensor) -> None:
-        """Continue with the answers `rows` (B',) alone, in ascending order."""
+        """Continue with the answers `rows` (B',) alone, in this order; each stays where it is or moves down."""
         kept = rows.tolist()
         for storages, ends in ((self._memory, self._memory_lengths), (self._own, self._own_ends())):
             for storage in _tensors(storages):
@@ -56,8 +57,7 @@ class SlotCache(DecoderCache):
                     if new != old:
                         longest = max(ends[new], ends[old])
                         storage[new, :, :longest] = storage[old, :, :longest]
-                for row in range(len(kept), len(ends)):  # what is left behind may not reach a later answer
-                    storage[row, :, : max(ends)] = 0
+                storage[len(kept) : len(ends), :, : max(ends)] = 0  # what is left behind may not reach a later answer
         self.ancestry[: len(kept)] = self.ancestry[rows]
         self.ancestry[len(kept) :] = False
         self.positions = [self.positions[row] for row in kept]

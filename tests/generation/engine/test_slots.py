@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from florence2.generation.engine.lane import fill_holes
 from florence2.generation.engine.slots import SlotCache
 from florence2.model.cache import DecoderCache
 from florence2.model.florence2 import Florence2Model
@@ -41,7 +42,7 @@ def test_joining_leaving_and_reordering(model: Florence2Model, beams: int) -> No
     for _ in range(90):
         if len(alone) < 3 and (not alone or rng.random() < 0.2):
             memory = torch.randn(1, rng.randint(3, 90), model.config.text.d_model, generator=generator).double()
-            assert slots.join(memory) == len(alone)
+            assert list(slots.join(memory)) == [len(alone)]
             alone.append(Alone(model, memory, beams))
             joined += 1
         ids = torch.randint(3, 900, (len(alone), beams), generator=generator)
@@ -49,7 +50,7 @@ def test_joining_leaving_and_reordering(model: Florence2Model, beams: int) -> No
         for own, row, newest in zip(alone, logits, ids, strict=True):
             torch.testing.assert_close(row, own.step(newest), atol=1e-5, rtol=1e-5)
         if rng.random() < 0.15:
-            kept = [i for i in range(len(alone)) if rng.random() < 0.5]
+            kept = fill_holes(len(alone), {i for i in range(len(alone)) if rng.random() < 0.5})
             slots.keep(torch.tensor(kept, dtype=torch.long))
             alone = [alone[i] for i in kept]
         if alone:
@@ -85,3 +86,11 @@ def test_an_empty_cache_starts_again(model: Florence2Model) -> None:
         slots.keep(torch.zeros(0, dtype=torch.long))
         assert slots.positions == [] and slots.projected == []
     torch.testing.assert_close(first, Alone(model, memory, 1).step(torch.tensor([2])))
+
+
+def test_the_last_rows_fill_the_holes() -> None:
+    assert fill_holes(5, {0, 3}) == [4, 1, 2]
+    assert fill_holes(5, {3, 4}) == [0, 1, 2]
+    assert fill_holes(3, {0, 1}) == [2]
+    assert fill_holes(2, {0, 1}) == []
+    assert fill_holes(6, {0, 1, 5}) == [3, 4, 2]

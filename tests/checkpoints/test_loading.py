@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from florence2.devices import Parts, check_loading, choose_device, choose_dtype
+from florence2.checkpoints.checks.loading import Parts, check_loading, choose_device, choose_dtype
 from florence2.errors import OptionError
 from florence2.model.attention import AttentionKind
 

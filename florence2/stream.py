@@ -1,0 +1,206 @@
+"""Many requests, of any number: answers in the order of the requests, each as soon as it and those before are known."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias, TypeVar
+
+from florence2.answers.answer import Answer
+from florence2.errors import Florence2Error
+from florence2.fast.install import plain_class
+from florence2.generation.budget import USABLE
+from florence2.generation.engine.engine import Engine, Ticket, Work
+from florence2.generation.options import GenerationOptions
+from florence2.model.florence2 import Florence2Model
+from florence2.model.trace import NO_TRACE, start_trace
+from florence2.request import CheckedRequest, EncodedImage, PreparedImage
+from florence2.runner import Runner
+
+Item = TypeVar("Item")
+Asked: TypeAlias = tuple[CheckedRequest, EncodedImage]
+IMAGES_AT_ONCE = 8
+"""How many images an accelerator encodes together; more gain little."""
+_SLOTS = 64  # more at once gain little, on a CPU and on a GPU
+_MEMORY_SHARE = 0.25  # of what is free, for the answers that run where nobody has said how many
+_AHEAD = 4  # times the slots: how many answers may wait for a slower one before them
+
+
+def answer_stream(
+    runner: Runner,
+    asked: Iterable[Asked | Florence2Error],
+    options: GenerationOptions,
+    slots: int | None,
+    decoding_share: float = 0.0,
+) -> Iterator[Answer | Florence2Error]:
+    """Answer requests on encoded images; each is taken from `asked` when there is room for it.
+
+    A request that is refused has its error in the place of its answer, and so has one that is an error already.
+
+    Args:
+        runner: What answers.
+        asked: The requests, or errors.
+        options: Generation settings of all.
+        slots: How many are answered at once; None is as many as a quarter of the free memory holds, at most 64.
+        decoding_share: The least share of the time, 0 up to 1, that running answers get while others are taken. With
+            0 all slots are filled first, for the most answers in all; with more, the first answers come sooner.
+    """
+    if _steps_as_known(runner):
+        yield from _AnsweredInOrder(runner, options, slots, decoding_share).run(asked)
+    else:
+        yield from _answer_in_batches(runner, asked, options, slots or _SLOTS)
+
+
+def encode_ahead(
+    runner: Runner, items: Iterable[Item], prepare: Callable[[Item], PreparedImage]
+) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
+    """Yield each item with its encoded image, or why that cannot be had; a thread prepares the next ones meanwhile."""
+
+    def read(part: Sequence[Item]) -> list[PreparedImage | Florence2Error]:
+        return [_or_error(prepare, item) for item in part]
+
+    parts = _parts(items, 1 if runner.model.device.type == "cpu" else IMAGES_AT_ONCE)  # on a CPU, one is as fast
+    with ThreadPoolExecutor(1) as reader:
+        pending: deque[tuple[list[Item], Future[list[PreparedImage | Florence2Error]]]] = deque()
+        for part in parts:
+            pending.append((part, reader.submit(read, part)))
+            if len(pending) > 1:
+                yield from _encode_read(runner, *pending.popleft())
+        for last in pending:
+            yield from _encode_read(runner, *last)
+
+
+def _or_error(prepare: Callable[[Item], PreparedImage], item: Item) -> PreparedImage | Florence2Error:
+    try:
+        return prepare(item)
+    except Florence2Error as error:
+        return error
+
+
+def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    coming = iter(items)
+    while part := list(islice(coming, size)):
+        yield part
+
+
+def _encode_read(
+    runner: Runner, items: Sequence[Item], reading: "Future[list[PreparedImage | Florence2Error]]"
+) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
+    prepared = reading.result()
+    try:
+        encoded = iter(runner.encode_images([image for image in prepared if isinstance(image, PreparedImage)]))
+    except Florence2Error as error:  # about the checkpoint's image size, and so the same for all
+        yield from ((item, error) for item in items)
+        return
+    for item, image in zip(items, prepared, strict=True):
+        yield item, next(encoded) if isinstance(image, PreparedImage) else image
+
+
+def _steps_as_known(runner: Runner) -> bool:
+    """Return whether the engine gives what `generate` gives, and is not slower."""
+    model = runner.model
+    replaced = plain_class(type(model)) is not Florence2Model or {"start_cache", "search"} & vars(model).keys()
+    # a trace is shown a whole batch until its last answer ends; on CUDA, whole batches are replayed (`fast.graphs`)
+    return not replaced and model.device.type != "cuda" and start_trace(runner) is NO_TRACE
+
+
+@dataclass(eq=False)
+class _Place:
+    """Where an answer belongs in the order; `answer` is None until it is known."""
+
+    asked: Asked | None = None
+    answer: Answer | Florence2Error | None = None
+
+
+class _AnsweredInOrder:
+    """The requests that one engine works on, and their answers until it is their turn."""
+
+    def __init__(self, runner: Runner, options: GenerationOptions, slots: int | None, share: float):
+        self._runner, self._options, self._slots, self._share = runner, options, slots or _SLOTS, share
+        self._owed = 0.0  # seconds of decoding that running answers are due before the next request is taken
+        memory_share = _MEMORY_SHARE if slots is None else USABLE
+        self._engine = Engine(runner.model, self._slots, cache_bytes=0, memory_share=memory_share)
+        self._places: deque[_Place] = deque()
+        self._running: dict[Ticket, _Place] = {}
+
+    def run(self, asked: Iterable[Asked | Florence2Error]) -> Iterator[Answer | Florence2Error]:
+        """Yield an answer or error for each of `asked`."""
+        coming = iter(asked)
+        while True:
+            while self._places and (answer := self._places[0].answer) is not None:
+                self._places.popleft()
+                yield answer
+            exhausted = not self._take(coming)
+            if self._running:
+                self._step()
+            elif exhausted and not self._places:
+                return
+
+    def _take(self, coming: Iterator[Asked | Florence2Error]) -> bool:
+        """Submit what there is room and time for. Return False when nothing more comes."""
+        while self._has_room():
+            started = time.perf_counter()
+            each = next(coming, None)  # reads and encodes an image, as a rule
+            if each is None:
+                return False
+            self._submit(each)
+            self._owed += (time.perf_counter() - started) * self._share / (1 - self._share)
+        return True
+
+    def _has_room(self) -> bool:
+        if not self._running:
+            self._owed = 0.0
+        return self._owed <= 0 and len(self._running) < self._slots and len(self._places) < _AHEAD * self._slots
+
+    def _submit(self, each: Asked | Florence2Error) -> None:
+        self._places.append(place := _Place())
+        if isinstance(each, Florence2Error):
+            place.answer = each
+            return
+        request, image = place.asked = each
+        try:
+            prompt = self._runner.processor.encode(request.sentence(image.size))
+            ticket = self._engine.submit(Work(prompt, self._options, features=image.features))
+            self._running[ticket] = place
+        except Florence2Error as error:
+            place.answer = error
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        ended = self._engine.step()
+        self._owed = max(0.0, self._owed - (time.perf_counter() - started))
+        for done in ended:
+            place = self._running.pop(done.ticket)
+            if done.generation is None:
+                place.answer = done.error
+            else:
+                assert place.asked is not None
+                request, image = place.asked
+                place.answer = self._runner._read(done.generation, request.task, image)
+            place.asked = None  # the image's features are large
+
+
+def _answer_in_batches(
+    runner: Runner, asked: Iterable[Asked | Florence2Error], options: GenerationOptions, size: int
+) -> Iterator[Answer | Florence2Error]:
+    """Answer `size` requests after the other."""
+    for part in _parts(asked, size):
+        answers = iter(_answer_together(runner, [each for each in part if isinstance(each, tuple)], options))
+        for each in part:
+            yield next(answers) if isinstance(each, tuple) else each
+
+
+def _answer_together(
+    runner: Runner, asked: Sequence[Asked], options: GenerationOptions
+) -> list[Answer | Florence2Error]:
+    """Answer requests at once; if that is refused, one by one, so that only the culprit fails."""
+    if not asked:
+        return []
+    try:
+        return list(runner._answer([request for request, _ in asked], [image for _, image in asked], options))
+    except Florence2Error as error:
+        if len(asked) == 1:
+            return [error]
+    return [answer for each in asked for answer in _answer_together(runner, [each], options)]

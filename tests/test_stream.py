@@ -1,0 +1,153 @@
+"""Streams: answers in the order of the requests, whatever runs beside them; an error keeps its place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import florence2
+from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
+from florence2.pipeline import Request
+from florence2.stream import encode_ahead
+from parity.recipe import make_picture
+
+TASKS = ("<OD>", "<CAPTION>", "<OCR>", "<DENSE_REGION_CAPTION>", "<MORE_DETAILED_CAPTION>")
+
+
+@pytest.fixture(scope="module")
+def nano() -> florence2.Florence2:
+    return florence2.load("nano", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images(nano: florence2.Florence2) -> list[florence2.EncodedImage]:
+    return [nano.encode_image(make_picture(seed, 64, 48)) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def requests(images: list[florence2.EncodedImage]) -> list[Request]:
+    return [(TASKS[i % 5], images[i % 4]) for i in range(11)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+def test_answers_are_those_of_run(nano: florence2.Florence2, requests: list[Request], batch_size: int) -> None:
+    options = nano.options(max_new_tokens=24)
+    streamed = list(nano.stream(iter(requests), options=options, batch_size=batch_size))
+    assert [each.token_ids for each in streamed] == [nano.run(*each, options=options).token_ids for each in requests]
+
+
+def test_errors_keep_their_places(nano: florence2.Florence2, images: list[florence2.EncodedImage]) -> None:
+    def requests() -> Iterator[Any]:
+        yield "<CAPTION>", images[0]
+        yield ImageError("of my own")
+        yield "<CAPTION>", Path("absent.png")
+        yield "<NOTHING_KNOWN>", images[0]
+        yield "<REGION_TO_OCR>", images[0], (100, 5, 160, 20)
+        yield "<CAPTION>", images[1]
+
+    found = list(nano.stream(requests(), max_new_tokens=5))
+    kinds = [type(each) for each in found]
+    assert kinds == [florence2.Answer, ImageError, ImageError, PromptError, PromptError, florence2.Answer]
+    assert [str(each)[:12] for each in found[1:4]] == ["of my own", "absent.png d", "Unknown task"]
+
+
+def test_the_next_request_is_taken_when_there_is_room(
+    nano: florence2.Florence2, images: list[florence2.EncodedImage]
+) -> None:
+    taken = []
+
+    def requests() -> Iterator[Request]:
+        for i in range(40):
+            taken.append(i)
+            yield "<CAPTION>", images[i % 4]
+
+    stream: Any = nano.stream(requests(), batch_size=2, max_new_tokens=4, num_beams=1)
+    next(stream)
+    assert len(taken) <= 2 * 4 + 1  # a slow answer at the head holds back a few times the slots
+    stream.close()
+    assert len(taken) < 40
+
+
+def test_a_short_answer_makes_room_for_the_next(
+    nano: florence2.Florence2, images: list[florence2.EncodedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once: the sum of all steps over two, and not the sum of the longest of each pair."""
+    steps: list[int] = []
+    original = nano.model.step
+
+    def step(ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        steps.append(len(ids))
+        return original(ids, cache)
+
+    monkeypatch.setattr(nano.model, "step", step)
+    answers = nano.run_batch(
+        [(task, images[0]) for task in ("<OD>", "<CAPTION>", "<OD>", "<CAPTION>")], batch_size=2, num_beams=1
+    )
+    lengths = [len(answer.token_ids) - 1 for answer in answers]
+    assert sum(steps) == sum(lengths)
+    assert len(steps) < max(lengths[:2]) + max(lengths[2:])
+
+
+def test_traced_requests_are_answered_in_batches(nano: florence2.Florence2, requests: list[Request]) -> None:
+    options = nano.options(max_new_tokens=6)
+    plain = list(nano.stream(requests, options=options))
+    with nano.trace("memory") as t:
+        seen = list(nano.stream(requests, options=options, batch_size=4))
+    assert [each.token_ids for each in seen] == [each.token_ids for each in plain] and len(t.runs) == 11
+
+
+def test_a_model_with_a_cache_of_its_own_is_not_stepped_otherwise(
+    nano: florence2.Florence2, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, original = [], nano.model.start_cache
+
+    def start_cache(memory: torch.Tensor, *rest: Any) -> Any:
+        started.append(len(memory))
+        return original(memory, *rest)
+
+    monkeypatch.setattr(nano.model, "start_cache", start_cache)
+    found = list(nano.stream([*requests[:3], PromptError("no"), requests[3]], batch_size=4, max_new_tokens=3))
+    assert started == [3, 1] and [isinstance(each, Florence2Error) for each in found] == [False] * 3 + [True, False]
+
+
+def test_in_batches_only_the_culprit_fails(
+    nano: florence2.Florence2, requests: list[Request], images: list[florence2.EncodedImage]
+) -> None:
+    bad = ("<REGION_TO_OCR>", images[0], (100, 5, 160, 20))
+    with nano.trace("memory"):
+        found = list(nano.stream([requests[0], bad, requests[1]], max_new_tokens=3))
+    assert [type(each) for each in found] == [florence2.Answer, PromptError, florence2.Answer]
+
+
+def test_images_of_another_model(nano: florence2.Florence2, images: list[florence2.EncodedImage]) -> None:
+    foreign = florence2.EncodedImage(torch.zeros(1, 5, 7), (10, 10))
+    found = list(nano.stream([("<OD>", foreign), ("<OD>", images[0])], max_new_tokens=3))
+    assert "a different model" in str(found[0]) and isinstance(found[1], florence2.Answer)
+
+
+def test_what_does_not_fit_alone_is_refused(
+    nano: florence2.Florence2, images: list[florence2.EncodedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("florence2.generation.budget", "florence2.generation.engine.engine"):
+        monkeypatch.setattr(f"{module}.free_bytes", lambda _: 1000)
+    (error,) = nano.stream([("<OD>", images[0])])
+    assert isinstance(error, OptionError) and "lower max_new_tokens or num_beams" in str(error)
+
+
+def test_nothing(nano: florence2.Florence2) -> None:
+    assert list(nano.stream([])) == []
+
+
+def test_images_are_encoded_in_their_order(nano: florence2.Florence2) -> None:
+    def prepare(item: int) -> florence2.pipeline.PreparedImage:
+        if item == 2:
+            raise ImageError("two")
+        return nano.prepare_image(Image.new("RGB", (10 + item, 10)))
+
+    found = list(encode_ahead(nano, iter(range(5)), prepare))
+    assert [item for item, _ in found] == list(range(5))
+    assert [str(i) if isinstance(i, Florence2Error) else i.size[0] for _, i in found] == [10, 11, "two", 13, 14]
+    assert list(encode_ahead(nano, iter(()), prepare)) == []
