@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from benchmarks.machine import describe_machine, name_checkout
 from benchmarks.subject import default_image, make_synthetic_checkpoint, write_jpegs
 from florence2.errors import Florence2Error
 from parity.report import format_rows
+from recipes.nano.exam import Exam
 
 WORKER = Path(__file__).parent / "compare_worker.py"
 NANO = Path(__file__).parent.parent / "weights" / "nano"
+SCENES_SEED, SCENES = 4, 64
 MIN_TOKENS = 9  # the clock of the decode step needs more than the short answer's 8
 
 
@@ -87,10 +90,22 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {
         "folder": str(folder.resolve()),
         "images": write_jpegs(default_image(), options.batch, scratch),
+        "scenes": _write_scenes(scratch) if options.model == "nano" else [],
         "tokens": options.tokens,
         "repeats": options.repeats,
         "threads": options.threads,
     }
+
+
+def _write_scenes(folder: Path) -> list[str]:
+    """Write the scenes of the mixed questions, which only nano can answer; return their paths."""
+    exam, paths = Exam(SCENES_SEED, SCENES), []
+    for i in range(SCENES):
+        image = exam[i].image
+        assert isinstance(image, Image.Image)
+        paths.append(str(folder / f"scene{i}.png"))
+        image.save(paths[-1])
+    return paths
 
 
 def _run_round(options: argparse.Namespace, spec: dict[str, Any], index: int) -> Round:

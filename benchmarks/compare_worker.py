@@ -2,7 +2,8 @@
 
 `benchmarks.compare` runs this file by its path, with the florence2 package of either checkout. It therefore uses only
 the public API, which every version shares. SPEC is a JSON object: `checkout`, `folder` (a checkpoint), `images` (JPEG
-files; all make the batch), `tokens`, `repeats`, `threads`. It prints one JSON object: `seconds`, `bytes`, `tokens`.
+files; all make the batch), `scenes` (image files for mixed questions, or none), `tokens`, `repeats`, `threads`. It
+prints one JSON object: `seconds`, `bytes`, `tokens`.
 """
 
 import json
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 TASKS = ["<OD>", "<CAPTION>", "<OCR>", "<DENSE_REGION_CAPTION>"]
+MIXED = ["<CAPTION>", "<OCR>", "<OD>"]
+"""Their answers differ in length: each ends where the model ends it."""
 SHORT = 8
 """Length of the short answer. The long answer minus the short one gives the time of the steps in between."""
 
@@ -46,6 +49,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     f = clocks.time("load", lambda: florence2.load(spec["folder"], device="cpu", dtype="float32"), warm=False)
     with torch.inference_mode():
         tokens, peaks = _time_answers(f, spec, clocks)
+        tokens += _time_mixed(f, spec, clocks)
         tokens.append(_time_stages(florence2, f, spec, clocks))
     return {"seconds": clocks.seconds, "bytes": peaks, "tokens": tokens}
 
@@ -74,6 +78,16 @@ def _time_answers(f: Any, spec: dict[str, Any], clocks: Clocks) -> tuple[list[li
     answers += clocks.time(f"batch of {len(images)}, per image", batch, per=len(images))
     peaks[f"peak memory, batch of {len(images)}"] = _peak_memory()
     return [list(map(int, answer.token_ids)) for answer in answers], peaks
+
+
+def _time_mixed(f: Any, spec: dict[str, Any], clocks: Clocks) -> list[list[int]]:
+    """Time 8 questions, and one about every scene, by `run_batch` as it stands, from encoded images."""
+    images, answers = [f.encode_image(scene) for scene in spec["scenes"]], []
+    requests = [(MIXED[i % len(MIXED)], image) for i, image in enumerate(images)]
+    for count in (8, len(requests)) if requests else ():
+        name, work = f"{count} mixed questions, each", lambda count=count: f.run_batch(requests[:count])
+        answers += clocks.time(name, work, per=count)
+    return [list(map(int, answer.token_ids)) for answer in answers]
 
 
 def _time_stages(florence2: Any, f: Any, spec: dict[str, Any], clocks: Clocks) -> list[int]:

@@ -40,7 +40,7 @@ class SlotCache(DecoderCache):
         rows = range(len(self.positions), len(self.positions) + count)
         for i, attention in enumerate(self._layers):
             new = attention.keys_values(memory)  # (B, heads, S, d) each
-            kept = self._memory[i] = self._grown(self._memory[i], new, length)
+            kept = self._memory[i] = self._grown(self._memory[i], new, rows.stop, length)
             for storage, values in zip(kept, new, strict=True):
                 storage[rows.start : rows.stop, :, :length] = values
         self.positions += [0] * count
@@ -68,7 +68,7 @@ class SlotCache(DecoderCache):
         """Open the next position of every answer."""
         running, room = len(self.positions), (max(self.positions) + 1) * self.beams
         if self.ancestry.shape[2] < room:
-            self.ancestry = _widened(self.ancestry, _round_up(room))
+            self.ancestry = _widened(self.ancestry, self.slots, _round_up(room))
         starts = torch.tensor(self.positions, device=self.ancestry.device)[:, None] * self.beams
         self._written = starts + torch.arange(self.beams, device=starts.device)  # (B, K): the slot of each beam
         self.ancestry[:running].scatter_(2, self._written[:, :, None], True)
@@ -83,7 +83,7 @@ class SlotCache(DecoderCache):
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
         """Write the newest position of `layer`, (B, heads, K, d) each; return all that its queries may look at."""
         running, end = len(keys), max(self.positions) * self.beams
-        kept = self._own[layer] = self._grown(self._own[layer], (keys, values), end)
+        kept = self._own[layer] = self._grown(self._own[layer], (keys, values), running, end)
         for storage, new in zip(kept, (keys, values), strict=True):
             storage[:running].scatter_(2, self._written[:, None, :, None].expand_as(new), new)
         seen_keys, seen_values = (storage[:running, :, :end] for storage in kept)
@@ -114,15 +114,17 @@ class SlotCache(DecoderCache):
         ]
 
     def _grown(
-        self, kept: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor], length: int
+        self, kept: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor], rows: int, length: int
     ) -> tuple[Tensor, Tensor]:
-        """Return storages (slots, heads, at least `length`, d) that hold what `kept` held, for values like `new`."""
+        """Return storages (at least `rows`, heads, at least `length`, d) of what `kept` held, for values like `new`."""
         if kept is None:
-            # zeros, not empty: a masked slot that held infinity would still spoil its neighbours
-            keys, values = (each.new_zeros(self.slots, each.shape[1], 0, each.shape[3]) for each in new)
+            keys, values = (each.new_zeros(0, each.shape[1], 0, each.shape[3]) for each in new)
             kept = keys, values
-        if kept[0].shape[2] < length:
-            keys, values = (_widened(each, _round_up(length)) for each in kept)
+        has_rows, has_length = kept[0].shape[0], kept[0].shape[2]
+        if has_rows < rows or has_length < length:
+            # rows double, so that an answer is rarely moved; a few answers do not take the memory of all slots
+            more_rows = has_rows if rows <= has_rows else min(self.slots, max(rows, 2 * has_rows))
+            keys, values = (_widened(each, more_rows, max(has_length, _round_up(length))) for each in kept)
             kept = keys, values
         return kept
 
@@ -131,10 +133,11 @@ def _tensors(pairs: list[tuple[Tensor, Tensor] | None]) -> Iterator[Tensor]:
     return (tensor for pair in pairs if pair is not None for tensor in pair)
 
 
-def _widened(storage: Tensor, length: int) -> Tensor:
-    """Return `storage` (slots, ..., old length[, d]) with its third dimension grown to `length`, by zeros."""
-    new = storage.new_zeros(*storage.shape[:2], length, *storage.shape[3:])
-    new[:, :, : storage.shape[2]] = storage
+def _widened(storage: Tensor, rows: int, length: int) -> Tensor:
+    """Return `storage` (old rows, ..., old length[, d]) with its first and third dimensions grown, by zeros."""
+    # zeros, not empty: a masked slot that held infinity would still spoil its neighbours
+    new = storage.new_zeros(rows, storage.shape[1], length, *storage.shape[3:])
+    new[: storage.shape[0], :, : storage.shape[2]] = storage
     return new
 
 
