@@ -109,7 +109,7 @@ def _region_task(prompt: str, box: tuple[float, ...], tasks: Mapping[str, Task])
         raise PromptError(f"Task {task.token} takes no box, but got {box}; leave it out.")
     if prompt not in (task.token, task.alias):
         raise PromptError(
-            f"Task {task.token} got its input twice: in the prompt {prompt!r} and as the box {box}; give one."
+            f"Task {task.token} got its input twice: in the prompt {shown(prompt)} and as the box {box}; give one."
         )
     return task
 

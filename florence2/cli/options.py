@@ -23,7 +23,7 @@ from florence2.checkpoints.hub import (
     resolve,
     resolve_adapter,
 )
-from florence2.errors import HubError, OptionError, PromptError
+from florence2.errors import HubError, OptionError, PromptError, shown
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import parse_colour
 from florence2.inputs.tasks import (
@@ -294,7 +294,7 @@ def find_function(name: str) -> Callable[..., object]:
     """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
-        raise OptionError(f"--prepare is {name!r}; give MODULE:FUNCTION, such as my_changes:insert_adapters.")
+        raise OptionError(f"--prepare is {shown(name)}; give MODULE:FUNCTION, such as my_changes:insert_adapters.")
     if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds strings
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
@@ -376,7 +376,7 @@ def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = 
         right = shlex.join(["florence2", command, task, first])
         raise PromptError(f"The arguments are in the wrong order. The task comes before the image: {right}")
     example = shlex.join(["florence2", command, "<OD>", first])
-    raise PromptError(f"The first argument must be a task, not {first!r}; for example: {example}")
+    raise PromptError(f"The first argument must be a task, not {shown(first)}; for example: {example}")
 
 
 def _exists(path: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
-from florence2.errors import Florence2Error, shown
+from florence2.errors import Florence2Error, clip, shown
 from florence2.inputs.tasks import TASKS, Task, check_prompt
 from florence2.inputs.tokenizer import ADDED_TOKENS
 
@@ -47,7 +47,9 @@ def check_text(name: str, text: str) -> None:
     """Raise DataError when `text`, called `name`, holds an unknown location token or half a character."""
     for token in _LOCATION_LIKE.findall(text):
         if token not in _TOKENS:
-            raise DataError(f"{name} holds {token!r}; location tokens are <loc_0> to <loc_999>, written exactly so.")
+            raise DataError(
+                f"{name} holds {shown(token)}; location tokens are <loc_0> to <loc_999>, written exactly so."
+            )
     if _HALF_CHARACTER.search(text):
         raise DataError(f"{name} holds half a character, {shown(ascii(text))}; write the file as UTF-8.")
 
@@ -117,7 +119,7 @@ class Problems:
         except Florence2Error as error:
             self.count += 1
             if self.count <= LISTED:
-                self.listed.append(f"{place}: {error}")
+                self.listed.append(f"{place}: {clip(error)}")
 
     def check(self) -> None:
         """Raise DataError if there are any problems, with their number and the first twenty."""

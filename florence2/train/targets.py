@@ -7,7 +7,7 @@ The location tokens come from the quantiser that also reads prompts and answers.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from florence2.errors import PromptError
+from florence2.errors import PromptError, shown
 from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
 
 Size = tuple[int, int]
@@ -31,7 +31,7 @@ def boxes_target(boxes: Iterable[tuple[str, Sequence[float]]], image_size: Size)
     for label, box in boxes:
         if len(box) != 4 or not (box[0] <= box[2] and box[1] <= box[3]):
             raise PromptError(
-                f"Box {tuple(box)} of {label!r} must be x1, y1, x2, y2 in pixels with x1 <= x2, y1 <= y2."
+                f"Box {tuple(box)} of {shown(label)} must be x1, y1, x2, y2 in pixels with x1 <= x2, y1 <= y2."
             )
         parts.append(_label(label) + location_tokens(box, image_size))
     return "".join(parts)
@@ -43,7 +43,7 @@ def quads_target(quads: Iterable[tuple[str, Sequence[float]]], image_size: Size)
     for text, quad in quads:
         if len(quad) != 8:
             raise PromptError(
-                f"The quad of {text!r} has {len(quad)} numbers; it must be x1, y1, ..., x4, y4 in pixels."
+                f"The quad of {shown(text)} has {len(quad)} numbers; it must be x1, y1, ..., x4, y4 in pixels."
             )
         parts.append(_label(text) + location_tokens(quad, image_size))
     return "".join(parts)
@@ -60,5 +60,5 @@ def polygons_target(rings: Iterable[Sequence[float]], image_size: Size, label: s
 
 def _label(label: str) -> str:
     if "<" in label or "\n" in label:
-        raise PromptError(f"The label {label!r} cannot be parsed back; leave out '<' and line breaks.")
+        raise PromptError(f"The label {shown(label)} cannot be parsed back; leave out '<' and line breaks.")
     return label

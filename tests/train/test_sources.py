@@ -133,6 +133,7 @@ WRONG_LINES: list[tuple[Any, str]] = [
     ({**GOOD, "prefix": "<REGION_TO_CATEGORY><loc_1><loc_2><loc_3><loc_1000>"}, "needs a region"),
     ({**GOOD, "prefix": "where is <loc_1000>?"}, "prefix holds '<loc_1000>'"),
     ({**GOOD, "suffix": "cup<loc_1><loc_2><loc_999><loc_1000>"}, "suffix holds '<loc_1000>'"),
+    ({**GOOD, "suffix": f"cup<loc_{'[' * 5000}>"}, r"suffix holds '<loc_\[{40,60}\.\.\.; location"),
     ({**GOOD, "suffix": "cup<loc_007>"}, "suffix holds '<loc_007>'"),
     ({**GOOD, "suffix": "cup<LOC_7>"}, "suffix holds '<LOC_7>'"),
     ({**GOOD, "suffix": "cup<loc_-7>"}, "suffix holds '<loc_-7>'"),

@@ -53,3 +53,9 @@ def test_polygons_come_back() -> None:
 def test_what_cannot_be_written_is_refused(build, message) -> None:
     with pytest.raises(PromptError, match=message):
         build()
+
+
+def test_a_long_label_is_cut_in_the_message() -> None:
+    with pytest.raises(PromptError) as refused:
+        boxes_target([("<" * 5000, (1, 2, 3, 4))], SIZE)
+    assert len(str(refused.value)) < 300
