@@ -23,8 +23,10 @@ _MOST_DRAW = 1 - 1e-6  # below 1 by more than rounding, so that a draw lies belo
 class Greedy(SearchState):
     """The likeliest id at every step. The rules see raw logits, and log-probabilities are taken after them."""
 
-    sequences: Tensor  # (B, K, 1 + limit) long, padded
-    logprobs: Tensor  # (B, K, limit), of each generated id
+    by_position = ("sequences", "logprobs")
+
+    sequences: Tensor  # (B, K, 1 + room) long, padded
+    logprobs: Tensor  # (B, K, room), of each generated id
     lengths: Tensor  # (B, K) long: ids before and with the end
     ended: Tensor  # (B, K) bool
 

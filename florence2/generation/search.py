@@ -48,6 +48,7 @@ def search(
     """
     running = _Running(start_search(batch, options, ids, device))
     for n in range(1, options.max_new_tokens + 1):
+        running.make_room_for(n)
         logits = step(running.state.newest.flatten()).float()  # a model in float64 searches as one in float32
         running.state = running.state.advance(logits, n, trace)
         left = int((~running.state.done).sum())  # the one question to the device in each step
@@ -65,6 +66,10 @@ class _Running:
     def __init__(self, state: "SearchState"):
         self.all = self.state = state
         self.rows = torch.arange(len(state.done), device=state.done.device)
+
+    def make_room_for(self, n: int) -> None:
+        """Give every sequence room for its n-th id."""
+        self.all, self.state = self.all.with_room_for(n), self.state.with_room_for(n)
 
     def drop_done(self) -> Tensor:
         """Leave the finished inputs out; return which of the present ones are kept (B',)."""
@@ -89,13 +94,15 @@ def start_search(batch: int, options: GenerationOptions, ids: SpecialIds, device
 class _BeamSearch(SearchState):
     """The K likeliest running sequences of every input, and the K best finished ones."""
 
+    by_position = ("sequences", "logprobs", "hypotheses", "hypothesis_logprobs")
+
     # running, with their summed log-probabilities
-    sequences: Tensor  # (B, K, 1 + limit) long, padded
-    logprobs: Tensor  # (B, K, limit), of each generated id
+    sequences: Tensor  # (B, K, 1 + room) long, padded
+    logprobs: Tensor  # (B, K, room), of each generated id
     sums: Tensor  # (B, K)
     # finished, best first; empty places score -inf
-    hypotheses: Tensor  # (B, K, 1 + limit) long, padded
-    hypothesis_logprobs: Tensor  # (B, K, limit)
+    hypotheses: Tensor  # (B, K, 1 + room) long, padded
+    hypothesis_logprobs: Tensor  # (B, K, room)
     scores: Tensor  # (B, K) float64, as the reference compares them
     lengths: Tensor  # (B, K) long
     ended: Tensor  # (B, K) bool: by the end id

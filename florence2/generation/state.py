@@ -3,9 +3,10 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from florence2.errors import OptionError
@@ -14,6 +15,7 @@ from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, Re
 from florence2.model.trace import NO_TRACE, Trace
 
 NEVER = float("-inf")
+_FIRST_ROOM = 64  # ids; every step of a search reads all the room that its sequences have
 State = TypeVar("State", bound="SearchState")
 
 
@@ -94,6 +96,9 @@ class SearchState(abc.ABC):
     step number of their own (`generation.engine`).
     """
 
+    by_position: ClassVar[tuple[str, ...]]
+    """The fields (B, K, 1 + room) with an id at each position, and (B, K, room) with a number of each generated id."""
+
     options: GenerationOptions
     ids: SpecialIds
     generated: Tensor  # (B,) long: how many ids the running sequences have
@@ -112,6 +117,26 @@ class SearchState(abc.ABC):
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by the name of its field; the first dimension counts inputs."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    @property
+    def room(self) -> int:
+        """How many ids each sequence has room for, up to the limit."""
+        return int(self.tensors()[self.by_position[0]].shape[2]) - 1
+
+    def with_room(self: State, room: int) -> State:
+        """Return this state with room for `room` ids a sequence, as many as any has or more."""
+        resized: dict[str, Any] = {
+            name: _resized(self.tensors()[name], room, self.ids.pad) for name in self.by_position
+        }
+        return replace(self, **resized)
+
+    def with_room_for(self: State, n: int) -> State:
+        """Return this state with room for the n-th id; the room doubles, so that it rarely changes."""
+        room = _FIRST_ROOM
+        while room < n:
+            room *= 2
+        room = min(room, self.options.max_new_tokens)
+        return self if room == self.room else self.with_room(room)
 
     def pick(self: State, rows: Tensor) -> State:
         """Return the state of the inputs `rows` (B',) alone."""
@@ -133,7 +158,7 @@ class SearchState(abc.ABC):
         return replace(self, **joined)
 
     def _apply_rules(self, scores: Tensor, sequences: Tensor, n: int | Sequence[int], trace: Trace) -> Tensor:
-        """Apply the rules to `scores` (R, V) of the n-th id of `sequences` (R, 1 + limit), R a multiple of B."""
+        """Apply the rules to `scores` (R, V) of the n-th id of `sequences` (R, 1 + room), R a multiple of B."""
         beams = len(sequences) // len(self.generated)
         generated = self.generated.repeat_interleave(beams)
         numbers = [n] * len(self.generated) if isinstance(n, int) else n
@@ -165,6 +190,12 @@ class SearchState(abc.ABC):
     def _is_stuck(self, possible: Tensor) -> Tensor:
         """Return the inputs (B,) that cannot continue, by whether each sequence can (B, K): one beam is enough."""
         return ~possible.any(dim=1)
+
+
+def _resized(values: Tensor, room: int, pad: int) -> Tensor:
+    """Cut or pad ids (B, K, 1 + old room), or numbers (B, K, old room), to `room`."""
+    width, fill = (room, 0.0) if values.is_floating_point() else (1 + room, pad)
+    return values[:, :, :width] if width <= values.shape[2] else F.pad(values, (0, width - values.shape[2]), value=fill)
 
 
 def _apply(rule: Rule, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:

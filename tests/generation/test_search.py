@@ -12,7 +12,7 @@ from torch import Tensor
 
 from florence2.generation.options import GenerationOptions
 from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty
-from florence2.generation.search import search
+from florence2.generation.search import search, start_search
 from florence2.generation.state import Generation, SpecialIds, logit_rules
 from tests.slow_search import Table, beam_search, greedy, log_softmax
 
@@ -332,3 +332,13 @@ def test_leaving_out_what_is_done_changes_nothing(changes: dict[str, Any]) -> No
     assert kept.sequence_scores.tolist() == left_out.sequence_scores.tolist()
     assert kept.lengths.tolist() == left_out.lengths.tolist() and kept.finish_reasons == left_out.finish_reasons
     assert torch.equal(kept.token_logprobs, left_out.token_logprobs)
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}, {"sample": True, "seed": 1, "num_beams": 1}])
+def test_room_grows_with_the_answer_up_to_the_limit(settings: dict[str, Any]) -> None:
+    options = GenerationOptions(**{"max_new_tokens": 150, **settings})
+    state = start_search(2, options, IDS, "cpu")
+    assert [state.with_room_for(n).room for n in (1, 64, 65, 128, 129, 150)] == [64, 64, 128, 128, 150, 150]
+    there_and_back = state.with_room_for(1).with_room(150)
+    for name, value in state.tensors().items():
+        assert torch.equal(there_and_back.tensors()[name], value), name

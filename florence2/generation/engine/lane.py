@@ -60,7 +60,7 @@ class Lane(Generic[Name]):
         if group is None:
             self._groups.append(group := _Group(state))
         else:
-            group.state = group.state.join(state)
+            group.state = group.state.join(state.with_room(group.state.room))
         group.names += names
         group.rows += rows
 
@@ -131,6 +131,7 @@ def fill_holes(count: int, leaving: set[int]) -> list[int]:
 
 def _advance(group: _Group[Name], logits: Tensor, numbers: Sequence[int]) -> Iterator[tuple[Name, int, Outcome]]:
     """Advance a group by `logits` (B, K, V); yield name, row and outcome of each answer that ends."""
+    group.state = group.state.with_room_for(max(numbers))
     try:
         group.state = group.state.advance(logits.flatten(0, 1), numbers)
         failed: dict[int, Florence2Error] = {}

@@ -221,3 +221,23 @@ def test_steps_are_prepared_for_rounded_numbers_of_rows_and_again_after_a_pause(
             engine.submit(caption(f, image, max_new_tokens=3, min_new_tokens=2))
         finish(engine)
     assert prepared == [4, 16, 4]
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}, {"sample": True, "seed": 3}])
+def test_answers_longer_than_the_first_room_of_a_search(f: Florence2, image: Tensor, settings: dict[str, Any]) -> None:
+    """A later answer of the same options joins when the first has more room already."""
+    work = caption(f, image, max_new_tokens=140, min_new_tokens=135, no_repeat_ngram_size=3, **settings)
+    engine = Engine(f.model)
+    tickets = [engine.submit(work)]
+    for _ in range(70):
+        engine.step()
+    tickets.append(engine.submit(work))
+    found = {done.ticket: done.generation for done in finish(engine)}
+    with torch.no_grad():
+        memory = f.model.encode(f.model.encode_image(image), torch.tensor([list(work.prompt)]))
+    alone = generate(f.model, memory, work.options)
+    assert alone.sequences.shape[1] > 135
+    for ticket in tickets:
+        generation = found[ticket]
+        assert generation is not None and torch.equal(generation.sequences, alone.sequences)
+        torch.testing.assert_close(generation.token_logprobs, alone.token_logprobs, atol=1e-4, rtol=1e-4)
