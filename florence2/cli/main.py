@@ -16,6 +16,7 @@ from florence2 import __version__
 from florence2.errors import Florence2Error, OptionError
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
+_PLAIN = "\0"  # marks a word that is not an option, as no word of a shell can hold this character
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,21 @@ def build_parser() -> argparse.ArgumentParser:
         extra = f" (needs the extra {command.extra})" if command.extra else ""
         commands.add_parser(name, help=command.help + extra, add_help=False)
     return parser
+
+
+def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command whose options may stand anywhere; after "--" no word is an option.
+
+    argparse itself takes all words of a list from one place. Its way to gather them forgets a "--".
+    """
+    cut = words.index("--") if "--" in words else len(words)
+    options = parser.parse_intermixed_args([*words[:cut], *(_PLAIN + word for word in words[cut + 1 :])])
+    for name, value in vars(options).items():
+        if isinstance(value, list):
+            setattr(options, name, [item.removeprefix(_PLAIN) if isinstance(item, str) else item for item in value])
+        elif isinstance(value, str):
+            setattr(options, name, value.removeprefix(_PLAIN))
+    return options
 
 
 @contextmanager

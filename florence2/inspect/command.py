@@ -91,7 +91,7 @@ def _check(options: argparse.Namespace) -> TaskQuestion:
     """Refuse what cannot work before the slow part begins; return the question."""
     if options.free_prompt:
         options.task = FreePrompt(options.task)
-    tasks = model_tasks(options, options.task)
+    tasks = model_tasks(options, [options.task])
     check_order("inspect", [options.task, str(options.image)], tasks)
     if options.out is None and options.plots is None and not options.json:
         raise OptionError("Where should the explanation go? Give --out report.html, --plots DIR or --json.")
