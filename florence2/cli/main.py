@@ -7,13 +7,14 @@ from the results, such as the answer about an image that cannot be read; 2 for a
 
 import argparse
 import importlib
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from florence2 import __version__
-from florence2.errors import Florence2Error, OptionError
+from florence2.errors import ConfigError, Florence2Error, OptionError
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 _PLAIN = "\0"  # marks a word that is not an option, as no word of a shell can hold this character
@@ -123,6 +124,24 @@ def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argpar
         elif isinstance(value, str):
             setattr(options, name, value.removeprefix(_PLAIN))
     return options
+
+
+def name_options(message: str, options: Mapping[str, str]) -> str:
+    """Return a message about settings with the names of their options, given by the settings' names, in their place."""
+    for setting, option in options.items():
+        # `sample=True` is --sample, `num_beams=1` is --beams 1, and `top_k` alone is --top-k
+        message = re.sub(rf"(?<![\w-]){setting}=(?!True\b)", f"{option} ", message)
+        message = re.sub(rf"(?<![\w-]){setting}(=True)?\b", option, message)
+    return message
+
+
+@contextmanager
+def naming_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Let errors about settings name options, as `name_options` does."""
+    try:
+        yield
+    except (OptionError, ConfigError) as error:
+        raise type(error)(name_options(str(error), options)) from None
 
 
 @contextmanager

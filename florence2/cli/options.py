@@ -23,6 +23,7 @@ from florence2.checkpoints.hub import (
     resolve,
     resolve_adapter,
 )
+from florence2.cli.main import naming_options
 from florence2.errors import HubError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import parse_colour
@@ -44,6 +45,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 MODELS = f"{EMBEDDED_MODEL} (comes with the package), {', '.join(NAMES)}, OWNER/NAME, a folder or a file"
 SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
 """The options of sampling, which are settings of `GenerationOptions`."""
+SETTINGS = {name: f"--{name.replace('_', '-')}" for name in ("max_new_tokens", *SAMPLING)} | {"num_beams": "--beams"}
+"""The settings of `GenerationOptions` that have options, which messages name."""
 _LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle", "background")
 
 # ---- groups of options ---------------------------------------------------------------------------------------------
@@ -255,8 +258,15 @@ def generation_changes(options: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
     given |= {name: getattr(options, name) for name in SAMPLING}
     changes = {name: value for name, value in given.items() if value is not None}
-    GenerationOptions().changed(**changes)
+    with naming_options(SETTINGS):
+        GenerationOptions().changed(**changes)
     return changes
+
+
+def generation_options(options: argparse.Namespace, model: "Florence2") -> GenerationOptions:
+    """Return the settings of the search: the model's own with those given. Raises OptionError where they conflict."""
+    with naming_options(SETTINGS):
+        return model.options(**generation_changes(options))
 
 
 def resolve_model(name: str, revision: str | None = None, allow_pickle: bool = False) -> Path:

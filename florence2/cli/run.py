@@ -16,9 +16,10 @@ from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
 from florence2.bulk.sources import Source, describe_passed_over, find_images, find_unreadable
 from florence2.bulk.summary import Summary
 from florence2.checkpoints.hub import NAMES
-from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, parse_words
+from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, naming_options, parse_words
 from florence2.cli.options import (
     SAMPLING,
+    SETTINGS,
     add_background,
     add_generation,
     add_input,
@@ -28,6 +29,7 @@ from florence2.cli.options import (
     check_model,
     check_order,
     generation_changes,
+    generation_options,
     is_path,
     load_model,
     model_tasks,
@@ -190,12 +192,17 @@ def _answer(
     model = load_model(options)
     from florence2.bulk.answering import answer_images  # which needs torch
 
-    search = model.options(**generation_changes(options))
+    search = generation_options(options, model)
+
+    def ask_model(pairs: Sequence[tuple["EncodedImage", Q]]) -> Sequence[Result]:
+        with naming_options(SETTINGS):  # an answer that would take too much memory
+            return ask(model, search, pairs)
+
     return answer_images(
         model,
         sources,
         questions,
-        lambda pairs: ask(model, search, pairs),
+        ask_model,
         batch_size=options.batch,
         done=done,
         progress=progress,
