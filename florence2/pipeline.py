@@ -16,7 +16,7 @@ from florence2.checkpoints.checks.belonging import check_image_settings
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.devices import Parts, check_loading
-from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, shown
+from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, plain, shown
 from florence2.fast.install import install
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import Colour, parse_colour
@@ -158,6 +158,7 @@ class Florence2(Runner):
         Raises:
             As `run`; an ImageError is raised when the image is first needed.
         """
+        batch_size = plain(batch_size)
         if type(batch_size) is not int or batch_size < 1:
             raise OptionError(f"batch_size is {shown(batch_size)}; it must be a whole number of at least 1.")
         options = self._choose_options(options, settings)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from florence2.errors import ImageError, OptionError, shown
+from florence2.errors import ImageError, OptionError, plain, shown
 from florence2.inputs.arrays import (
     check_size,
     from_array,
@@ -106,7 +106,7 @@ def open_image(source: ImageInput, background: Colour | None = None) -> Image.Im
 def parse_colour(colour: Colour) -> tuple[int, int, int]:
     """Return the RGB values, 0..255, of a colour as `open_image` takes it. Raises OptionError for anything else."""
     try:
-        red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else colour
+        red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else map(plain, colour)
         if all(type(value) is int and 0 <= value <= 255 for value in (red, green, blue)):
             return red, green, blue
     except (TypeError, ValueError):

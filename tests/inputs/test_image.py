@@ -352,6 +352,11 @@ def test_one_transparent_colour_of_a_png() -> None:
             open_image(source, "white")
 
 
+@pytest.mark.parametrize("colour", [np.array([1, 2, 3], np.uint8), [np.int64(1), 2, 3], torch.tensor([1, 2, 3])])
+def test_a_colour_may_be_a_pixel_of_an_array(colour: Any) -> None:
+    assert parse_colour(colour) == (1, 2, 3)
+
+
 @pytest.mark.parametrize("colour", ["no colour", "", 5, (1, 2), (1, 2, 300), (1, 2, 2.5), b"white", [True, 0, 0], {}])
 def test_what_is_not_a_colour(colour: Any) -> None:
     with pytest.raises(OptionError, match="it must be a colour, such as 'white'"):

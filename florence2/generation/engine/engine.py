@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from florence2.errors import Florence2Error, OptionError, PromptError, shown
+from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation.budget import free_bytes, generation_bytes
 from florence2.generation.engine.features import FeatureCache
 from florence2.generation.engine.lane import Lane, Outcome
@@ -87,6 +87,7 @@ class Engine:
         Raises:
             OptionError: A value is out of range.
         """
+        slots, decoding_share = plain(slots), plain(decoding_share)
         if type(slots) is not int or slots < 1:
             raise OptionError(f"slots is {shown(slots)}; it must be a whole number of at least 1.")
         if not 0 <= decoding_share < 1:

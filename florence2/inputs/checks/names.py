@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
 # the tokens of locations and of sentences have a meaning of their own in every prompt
-TASK_TOKEN = re.compile(r"<(?!(?:loc_\d+|s|pad|unk|mask)>)[A-Z][\w-]*>", re.ASCII | re.IGNORECASE)
+TASK_TOKEN = re.compile(r"<(?!(?:loc_[0-9]+|s|pad|unk|mask)>)[A-Z][\w-]*>", re.ASCII | re.IGNORECASE)
 _OPENING, _CLOSING = "<\uff1c\u2039\u27e8\u3008", ">\uff1e\u203a\u27e9\u3009"  # with those that look like them
 _LIKE_A_TOKEN = re.compile(rf"\s*[{_OPENING}][^{_OPENING}{_CLOSING}]*[{_CLOSING}]")
 _LONGEST_NAME = 60  # characters
