@@ -110,7 +110,8 @@ class Florence2(Runner):
         """Answer one task on one image.
 
         Args:
-            task: A token such as "<OD>", its alias "od", or a free prompt: of several words, or a `FreePrompt`.
+            task: A token such as "<OD>", its alias "od", or a free prompt: several words that are
+                not a task's name, or a `FreePrompt`.
             image: A path, the bytes of an image file, a Pillow image, an array (see `open_image`), or an
                 `EncodedImage`.
             text: The task's input: text, a list of classes, or a box. It may also follow the token in `task`.

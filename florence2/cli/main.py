@@ -132,7 +132,7 @@ def name_options(message: str, options: Mapping[str, str]) -> str:
         # `sample=True` is --sample, `num_beams=1` is --beams 1, and `top_k` alone is --top-k
         message = re.sub(rf"(?<![\w-]){setting}=(?!True\b)", f"{option} ", message)
         message = re.sub(rf"(?<![\w-]){setting}(=True)?\b", option, message)
-    return message
+    return message.replace(", or None", "")  # an option is left out instead
 
 
 @contextmanager

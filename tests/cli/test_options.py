@@ -124,6 +124,7 @@ def test_a_function_that_does_not_exist(name: str, words: str, tmp_path: Path, m
         ({"sample": True, "num_beams": 4}, "--sample is True and --beams 4; sampling uses no beams, so set --beams 1."),
         ({"top_k": 5, "num_beams": 1}, "--top-k 5 has no effect without sampling; set --sample as well."),
         ({"top_p": 2}, "--top-p is 2; it must be"),
+        ({"sample": True, "seed": -1}, "--seed is -1; it must be a whole number from 0 to 2**63 - 1."),
         ({"num_return_sequences": 5}, "num_return_sequences 5 is more than --beams 3"),
     ],
 )

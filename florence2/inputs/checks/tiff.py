@@ -98,8 +98,10 @@ class SampleForm:
         parts = [f"{self.bits}-bit {_TYPES.get(self.type, 'untyped ')}{name}"]
         if further > 0:
             parts.append(f"{further} further channel{'s' * (further > 1)}")
-        if self.planar and self.samples > 1:
+        if self.planar:
             parts.append("each channel in a plane of its own")
+        if self.fill_order == 2:
+            parts.append("the lowest bit first")
         if self.photometric == _YCBCR and self.subsampled:
             parts.append("subsampled colours")
         if self.compression not in TiffImagePlugin.COMPRESSION_INFO:

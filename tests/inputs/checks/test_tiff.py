@@ -106,7 +106,7 @@ def test_planes_of_8_bits_are_read(photometric: int, samples: int) -> None:
         (2, 3, 16, 1, True, "16-bit RGB, each channel in a plane of its own"),
         (2, 4, 16, 1, True, "16-bit RGB, 1 further channel, each channel in a plane of its own"),
         (5, 4, 16, 1, True, "16-bit CMYK, each channel in a plane of its own"),
-        (0, 1, 8, 1, True, "8-bit grey, where 0 is white"),
+        (0, 1, 8, 1, True, "8-bit grey, where 0 is white, each channel in a plane of its own"),
         (1, 5, 8, 1, False, "8-bit grey, 4 further channels"),
         (3, 1, 16, 1, False, "16-bit palette"),
         (9, 3, 8, 1, False, r"8-bit ICC L\*a\*b\*"),
@@ -148,6 +148,11 @@ def test_colours_that_are_subsampled_and_not_compressed_are_refused() -> None:
     assert open_image(saved(Image.new("YCbCr", (8, 6)), "TIFF")).size == (8, 6)
     with pytest.raises(ImageError, match="8-bit YCbCr, subsampled colours"):
         open_image(tiff(grey, 8, 6, tags={530: (3, [2, 2])}))
+
+
+def test_a_reversed_order_of_bits_is_named() -> None:
+    with pytest.raises(ImageError, match="16-bit RGB, the lowest bit first"):
+        open_image(tiff(values_of(16, 1, 3), 16, 2, tags={266: (3, [2])}))
 
 
 def test_an_unknown_compression_is_named() -> None:
