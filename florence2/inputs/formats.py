@@ -46,18 +46,7 @@ _REMEDIES = {
     "ZIP": "is an archive; unpack it first.",
 }
 _HEAD_BYTES = 1024
-_HTML_TAGS = (
-    b"<html",
-    b"<!doctype html",
-    b"<head",
-    b"<body",
-    b"<title",
-    b"<meta",
-    b"<script",
-    b"<!--",
-    b"<div",
-    b"<p>",
-)
+_HTML_TAGS = (b"html", b"!doctype html", b"head", b"body", b"title", b"meta", b"script", b"div", b"p>")
 _WEAK_CHECKS = ("CUR", "GBR")  # Pillow's checks of these accept other formats too, such as TGA and GRIB
 _RAW_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # where, which bytes, name; most begin like a TIFF or an MP4
     (8, CR2_MARK, "CR2"),
@@ -153,9 +142,11 @@ def _refusal(name: str, known: str) -> str:
 
 def _name_format(head: bytes) -> str | None:
     """Return the name of a file's format by its first bytes, without starting a decoder."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = head.replace(b"\0", b"").lstrip(b"\xff\xfe\xef\xbb\xbf \t\r\n").lower()  # also of UTF-16, with its mark
     if text.startswith(b"<"):
-        return "SVG" if b"<svg" in text else "HTML" if any(tag in text for tag in _HTML_TAGS) else None
+        drawing, *page = (text.find(b"<" + tag) for tag in (b"svg", *_HTML_TAGS))
+        first = min((place for place in page if place >= 0), default=len(text))
+        return "SVG" if 0 <= drawing < first else "HTML" if first < len(text) else None
     # the brand, then the compatible ones: AVIF may begin with mif1 too
     if head[4:8] == b"ftyp" and b"avif" not in head[:64] and any(brand in head[8:64] for brand in _HEIF_BRANDS):
         return "HEIC"

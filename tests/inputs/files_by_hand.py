@@ -41,9 +41,9 @@ def tiff(
     planar: bool = False,
     deflate: bool = False,
     extra: Sequence[int] = (),
-    tags: Mapping[int, tuple[int, Sequence[int]]] = {},
+    tags: Mapping[int, tuple[int, Sequence[int]] | None] = {},
 ) -> bytes:
-    """A TIFF of values (H, W, S); `type` is SampleFormat, `tags` holds further tags as (type, values)."""
+    """A TIFF of values (H, W, S); `type` is SampleFormat, `tags` holds other tags, None for one to leave out."""
     height, width, samples = values.shape
     planes = list(values.transpose(2, 0, 1)) if planar else [values.reshape(height, width * samples)]
     whole = bits in (8, 16, 32, 64)
@@ -68,7 +68,8 @@ def tiff(
     }
     entries |= {338: (3, extra)} if extra else {}
     body = b"".join(strips)
-    return _head(order, 8 + len(body)) + body + _directory({**entries, **tags}, order, 8 + len(body))
+    chosen = {tag: entry for tag, entry in {**entries, **tags}.items() if entry is not None}
+    return _head(order, 8 + len(body)) + body + _directory(chosen, order, 8 + len(body))
 
 
 def _head(order: str, place: int) -> bytes:

@@ -60,5 +60,8 @@ def test_dim_ink_would_be_almost_white() -> None:
     values = np.random.default_rng(1).integers(0, 4096, (80, 60, 4), np.uint16)
     with pytest.raises(ImageError, match="16-bit values of less than 4,096, so it would be almost white"):
         open_image(tiff(values, 16, 5))
+    black = values.copy()
+    black[:, :, 3] *= 15  # black alone is ink enough
+    assert np.asarray(open_image(tiff(black, 16, 5))).min() < 100
     values[:40] *= 16
     assert np.asarray(open_image(tiff(values, 16, 5))).min() < 100

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from florence2.errors import ImageError
+from florence2.inputs.checks.tiff import _COLOURS
 from florence2.inputs.image import open_image
 from tests.inputs.files_by_hand import tiff
 from tests.inputs.test_image import saved
@@ -146,13 +147,49 @@ def test_colours_that_are_subsampled_and_not_compressed_are_refused() -> None:
     grey = np.full((6, 8, 3), 128)
     assert open_image(tiff(grey, 8, 6, tags={530: (3, [1, 1])})).getpixel((3, 3)) == (128, 128, 128)
     assert open_image(saved(Image.new("YCbCr", (8, 6)), "TIFF")).size == (8, 6)
-    with pytest.raises(ImageError, match="8-bit YCbCr, subsampled colours"):
-        open_image(tiff(grey, 8, 6, tags={530: (3, [2, 2])}))
+    for stated in ({530: (3, [2, 2])}, {530: (3, [2, 1])}, {}):  # 2, 2 where it is not stated
+        with pytest.raises(ImageError, match="8-bit YCbCr, subsampled colours"):
+            open_image(tiff(grey, 8, 6, tags=stated))
+
+
+@pytest.mark.parametrize("photometric", _COLOURS)
+def test_every_colour_space_has_its_name_and_its_channels(photometric: int) -> None:
+    name, channels = _COLOURS[photometric]
+    for further, words in ((0, ""), (1, ", 1 further channel"), (2, ", 2 further channels")):
+        values = values_of(64, 1, channels + further)
+        with pytest.raises(ImageError) as raised:
+            open_image(tiff(values, 64, photometric))
+        end = ", subsampled colours" if photometric == 6 else ""
+        assert f"not read here: 64-bit {name}{words}{end}. Convert it" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("type", "words"), [(2, "signed "), (3, "float "), (4, "untyped "), (5, "complex "), (9, "untyped ")]
+)
+def test_every_type_has_its_name(type: int, words: str) -> None:
+    data = tiff(values_of(8, 1, 1), 8, 1, tags={339: (3, [type])})
+    with pytest.raises(ImageError, match=f"not read here: 8-bit {words}grey. Convert"):
+        open_image(data)
+
+
+def test_one_depth_may_stand_for_all_channels() -> None:
+    values = values_of(8, 1, 3)
+    data = tiff(values, 8, 2, planar=True, deflate=True, tags={258: (3, [8])})
+    assert np.array_equal(np.asarray(open_image(data)), values)
 
 
 def test_a_reversed_order_of_bits_is_named() -> None:
     with pytest.raises(ImageError, match="16-bit RGB, the lowest bit first"):
         open_image(tiff(values_of(16, 1, 3), 16, 2, tags={266: (3, [2])}))
+
+
+def test_a_tiff_without_its_places_is_damaged() -> None:
+    values = values_of(64, 3, 1)
+    with pytest.raises(ImageError, match="64-bit float grey"):
+        open_image(tiff(values, 64, 1, type=3, tags={273: None, 324: (4, [8])}))  # tiles for strips
+    for missing in (256, 257, 273):
+        with pytest.raises(ImageError, match="begins as TIFF, but is damaged"):
+            open_image(tiff(values, 64, 1, type=3, tags={missing: None}))
 
 
 def test_an_unknown_compression_is_named() -> None:
@@ -191,8 +228,9 @@ def test_a_cr2_that_pillow_opens_is_refused_too() -> None:
 def test_a_full_image_with_smaller_copies_is_read() -> None:
     """So are the levels of a pyramid stored; only a thumbnail that comes first hides another image."""
     values = values_of(8, 1, 3)
-    data = tiff(values, 8, 2, tags={254: (4, [0]), 330: (4, [8])})
-    assert np.array_equal(np.asarray(open_image(data)), values)
+    for kind in ((4, [0]), (4, [2]), None):
+        data = tiff(values, 8, 2, tags={254: kind, 330: (4, [8])})
+        assert np.array_equal(np.asarray(open_image(data)), values)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about the same
