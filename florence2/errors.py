@@ -72,7 +72,7 @@ def plain(value: Any) -> Any:
         number = value.item() if getattr(value, "ndim", 1) == 0 else value  # an array or tensor without dimensions
         if isinstance(number, bool) or hasattr(number, "ndim"):
             return number
-        if isinstance(number, numbers.Integral) or hasattr(number, "__index__"):
+        if hasattr(number, "__index__"):
             return int(number.__index__())
         return float(number) if isinstance(number, numbers.Real) else value
     except Exception:  # noqa: BLE001  a tensor without values, a fraction beyond floats, a class of the user's

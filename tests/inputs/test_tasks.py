@@ -311,7 +311,15 @@ def test_a_word_or_token_that_is_not_a_task_gets_the_nearest_one(prompt: str, ne
 @pytest.mark.parametrize(
     "prompt",
     [
-        *("two words", "What is <od> here?", "图片里有什么？", "图片", "ภาพนี้คืออะไร", "写真のOCR結果を教えて"),
+        *(
+            "two words",
+            "What is <od> here?",
+            "图片里有什么？",
+            "图片",
+            "ภาพนี้คืออะไร",
+            "写真のOCR結果を教えて",
+            "ocr\u56fe\u7247\u6587\u5b57",
+        ),
         *(
             "What does the image describe?",
             "Detect the objects.",
@@ -346,6 +354,7 @@ def test_several_words_are_a_free_prompt(prompt: str) -> None:
         ("caption\u3002", "caption"),
         ("caption\u0e2f", "caption"),
         ("detect\u56fe", "od"),
+        ("ocr\u56fe\u7247\u5b57", "ocr"),
         ("caption \U0001f600", "caption"),
         ("object detection", "od"),
         ("Object Detections", "od"),

@@ -70,7 +70,7 @@ class SampleForm:
 
     @property
     def is_misread(self) -> bool:
-        """Whether Pillow opens the form and gives wrong values, or values whose range is unknown."""
+        """Return whether Pillow opens the form and gives wrong values, or values whose range is unknown."""
         # whole numbers of 32 bits are read by their range
         unknown = self.type != _UNSIGNED and (self.type, self.bits) != (_SIGNED, 32)
         inverted = self.photometric == _WHITE_IS_0 and self.bits > 8
