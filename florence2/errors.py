@@ -1,6 +1,8 @@
 """The package's exceptions. Each message names the problem, the value, the limit and the remedy."""
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 
 class Florence2Error(ValueError):
@@ -62,3 +64,16 @@ def clip(text: object, most: int = 300) -> str:
     """Return a text for a message, such as that of a library's error, which may quote a whole file, cut to `most`."""
     whole = str(text)
     return whole if len(whole) <= most else whole[: most - 3] + "..."
+
+
+def plain(value: Any) -> Any:
+    """Return a number of NumPy, torch or another library as Python's, to be checked; anything else unchanged."""
+    try:
+        number = value.item() if getattr(value, "ndim", 1) == 0 else value  # an array or tensor without dimensions
+        if isinstance(number, bool) or hasattr(number, "ndim"):
+            return number
+        if hasattr(number, "__index__"):
+            return int(number.__index__())
+        return float(number) if isinstance(number, numbers.Real) else value
+    except Exception:  # noqa: BLE001  a tensor without values, a fraction beyond floats, a class of the user's
+        return value

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence2.errors import ConfigError, shown
+from florence2.errors import ConfigError, plain, shown
 from florence2.inputs.image import MAX_SIDE
 from florence2.inputs.tasks import Task, TaskTable
 from florence2.model.absent import require_complete
@@ -48,7 +48,7 @@ def extend_vocabulary(f: Florence2, tokens: Sequence[str], *, seed: int = 0) -> 
         Florence2Error: The model was loaded without some of its parts.
     """
     require_complete(f.model)
-    _check_number("seed", seed, 0, (1 << 63) - 1)
+    seed = _check_number("seed", seed, 0, (1 << 63) - 1)
     tokenizer = f.processor.tokenizer.with_tokens(tokens)
     rows = tokenizer.vocab_size
     known = rows - len(tokens)
@@ -112,9 +112,9 @@ def resize_positions(
         CheckpointError: Images of `image_size` do not fit the new table or the text positions.
     """
     old = f.model.config.vision.max_position_embeddings
-    _check_number("size", size, 1, MAX_SIZE)
+    size = _check_number("size", size, 1, MAX_SIZE)
     if rows is not None:
-        _check_number("rows", rows, 1, old)
+        rows = _check_number("rows", rows, 1, old)
     model = _copy(f.model)
     table = model.multi_modal_projector.image_position_embed
     for part in (table.row_embeddings, table.column_embeddings):
@@ -153,14 +153,16 @@ def _with_image_size(f: Florence2, image_size: tuple[int, int]) -> Processor:
     """Return the processor of `f` for images of another size, (width, height)."""
     if not isinstance(image_size, tuple | list) or len(image_size) != 2:
         raise ConfigError(f"image_size is {shown(image_size)}; it must be (width, height) in pixels.")
-    width, height = image_size
-    _check_number("The width of image_size", width, 1, MAX_SIDE)
-    _check_number("The height of image_size", height, 1, MAX_SIDE)
+    width = _check_number("The width of image_size", image_size[0], 1, MAX_SIDE)
+    height = _check_number("The height of image_size", image_size[1], 1, MAX_SIDE)
     tokens = f.model.config.vision.image_tokens(height, width)
     images = replace(f.processor.image_config, height=height, width=width, image_seq_length=tokens)
     return f.processor.changed(image_config=images)
 
 
-def _check_number(name: str, value: int, least: int, most: int) -> None:
+def _check_number(name: str, value: int, least: int, most: int) -> int:
+    """Return a whole number as Python's. Raises ConfigError where it is out of range."""
+    value = plain(value)
     if type(value) is not int or not least <= value <= most:
         raise ConfigError(f"{name} is {shown(value)}; it must be a whole number of {least} to {most}.")
+    return value

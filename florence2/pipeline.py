@@ -16,7 +16,7 @@ from florence2.checkpoints.checks.belonging import check_image_settings
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.checks.loading import Parts, check_loading
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
-from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, shown
+from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, plain, shown
 from florence2.fast.install import install
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import Colour, parse_colour
@@ -112,7 +112,8 @@ class Florence2(Runner):
         """Answer one task on one image.
 
         Args:
-            task: A token such as "<OD>", its alias "od", or a free prompt: of several words, or a `FreePrompt`.
+            task: A token such as "<OD>", its alias "od", or a free prompt: several words that are
+                not a task's name, or a `FreePrompt`.
             image: A path, the bytes of an image file, a Pillow image, an array (see `open_image`), or an
                 `EncodedImage`.
             text: The task's input: text, a list of classes, or a box. It may also follow the token in `task`.
@@ -378,6 +379,7 @@ class Florence2(Runner):
 
 
 def _check_batch_size(size: int | None) -> int | None:
+    size = plain(size)
     if size is not None and (type(size) is not int or size < 1):
         raise OptionError(f"batch_size is {shown(size)}; it must be a whole number of at least 1.")
     return size

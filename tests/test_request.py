@@ -12,6 +12,7 @@ from PIL import Image
 
 import florence2
 from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
+from florence2.inputs.coordinates import box_to_tokens, pixels_to_bins
 from florence2.request import EncodedImage, check_request, check_requests
 
 REGION = "<REGION_TO_OCR>"
@@ -78,6 +79,35 @@ def test_what_is_not_a_box(box: Any, small: florence2.Florence2, encoded: Encode
         with pytest.raises(PromptError) as raised:
             ask()
         assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "box", [torch.zeros(4, device="meta"), [*torch.zeros(4, device="meta")], torch.tensor(BOX).to_sparse()]
+)
+def test_a_box_whose_values_cannot_be_read(box: Any, small: florence2.Florence2, encoded: EncodedImage) -> None:
+    asks: list[Callable[[], object]] = [
+        lambda: small.run(REGION, encoded, box=box),
+        lambda: small.run_batch([(REGION, encoded, box)]),
+        lambda: small.detect(encoded, box),
+        lambda: small.processor.prompt(REGION, box, (320, 200)),
+    ]
+    for ask in asks:
+        with pytest.raises(PromptError, match=r"A (Tensor|list) cannot be read as a task's input: .* holds values\.$"):
+            ask()
+
+
+@pytest.mark.parametrize("use", [box_to_tokens, pixels_to_bins])
+def test_coordinates_without_values(use: Callable[..., object]) -> None:
+    with pytest.raises(PromptError, match="must be"):
+        use(torch.zeros(4, device="meta"), (320, 200))
+
+
+def test_numbers_of_numpy_are_numbers(small: florence2.Florence2, encoded: EncodedImage) -> None:
+    few: dict[str, Any] = {"max_new_tokens": np.int64(2), "num_beams": torch.tensor(1)}
+    batch = small.run_batch([("<OD>", encoded)] * 2, batch_size=np.int64(2), **few)  # type: ignore[arg-type]
+    assert batch[0].token_ids == small.run("<OD>", encoded, max_new_tokens=2, num_beams=1).token_ids
+    with pytest.raises(OptionError, match="batch_size is"):
+        small.run_batch([], batch_size=np.float64(2))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("boxes", [[BOX, BOX], [BOX], np.array([BOX] * 3), torch.tensor([BOX])])

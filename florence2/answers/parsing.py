@@ -20,7 +20,7 @@ RegionShape: TypeAlias = Literal["box", "quad", "polygon"]
 MARKERS = ("<s>", "</s>", "<pad>")
 """The special tokens around an answer, which are not part of its text."""
 
-_LOC = r"<loc_\d{1,4}>"
+_LOC = r"<loc_[0-9]{1,4}>"
 _OUTLINE = rf"(?:{_LOC}|<sep>|<poly>|</poly>)"
 _BOX = re.compile(rf"(?:{_LOC}){{4}}")
 _BOXES = re.compile(rf"(?:{_LOC}){{4,}}")
@@ -29,11 +29,11 @@ _OUTLINES = re.compile(rf"{_OUTLINE}{{4,}}")
 _LINE = re.compile(r".+")
 _RING = re.compile(rf"(?:{_LOC})+")
 _LABEL_END = re.compile(r"<loc_|<poly>")
-_STRAY_LOCATION = re.compile(r"loc_\d+>")
+_STRAY_LOCATION = re.compile(r"loc_[0-9]+>")
 _OTHER_TOKENS = [token for token in ADDED_TOKENS if not LOCATION.fullmatch(token)]
-_TAGS = re.compile("|".join([r"<loc_(?:0|[1-9]\d{0,2})>", *map(re.escape, (*MARKERS, *_OTHER_TOKENS))]), re.ASCII)
+_TAGS = re.compile("|".join([r"<loc_(?:0|[1-9][0-9]{0,2})>", *map(re.escape, (*MARKERS, *_OTHER_TOKENS))]), re.ASCII)
 # The rest of tags before a label: a label cannot contain "<", so the match begins after it.
-_STRAY_TAGS = re.compile("(?:" + "|".join([r"loc_\d+>", *(re.escape(token[1:]) for token in _OTHER_TOKENS)]) + ")*")
+_STRAY_TAGS = re.compile("(?:" + "|".join([r"loc_[0-9]+>", *(re.escape(token[1:]) for token in _OTHER_TOKENS)]) + ")*")
 
 # Phrases that name no object. The reference drops a phrase that equals one of them.
 _UNGROUNDED = frozenset(

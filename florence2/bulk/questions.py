@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from florence2.bulk.rows import TaskQuestion
 from florence2.errors import PromptError
+from florence2.inputs.checks.names import leading_token
 from florence2.inputs.processor import TaskText, input_to_text
 from florence2.inputs.tasks import TASKS, Task, check_prompt, find_task
 
@@ -12,6 +13,11 @@ def names_task(word: str, tasks: Mapping[str, Task] = TASKS) -> bool:
     """Return whether a word is a task's token or alias, and nothing else."""
     task = find_task(word, tasks)
     return task is not None and word in (task.token, task.alias)
+
+
+def holds_task(word: str, tasks: Mapping[str, Task] = TASKS) -> bool:
+    """Return whether a word is a task, with its input or without: "od", "<VQA>how many?", or an unknown "<X>"."""
+    return find_task(word, tasks) is not None or leading_token(word) is not None
 
 
 def read_questions(

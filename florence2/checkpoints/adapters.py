@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from florence2.checkpoints.files import ADAPTER_CONFIG, MAX_NUMBER, Fields, read_json
+from florence2.checkpoints.files import ADAPTER_CONFIG, MAX_NUMBER, Fields, adapter_folder, read_json
 from florence2.checkpoints.files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
 from florence2.checkpoints.layouts import (
     DECODER_EMBEDDING,
@@ -108,7 +108,7 @@ def merge_adapter(model: Florence2Model, folder: Path) -> None:
 
     Args:
         model: A complete model of the checkpoint that the adapter was trained on.
-        folder: Holds `adapter_config.json` and `adapter_model.safetensors`, as peft saves them.
+        folder: Holds `adapter_config.json` and `adapter_model.safetensors`, as peft saves them; or one of these files.
 
     Raises:
         ConfigError: The adapter is not LoRA, rsLoRA or DoRA.
@@ -116,6 +116,7 @@ def merge_adapter(model: Florence2Model, folder: Path) -> None:
         Florence2Error: The model was loaded without some of its parts.
     """
     require_complete(model)
+    folder = adapter_folder(folder)
     config = read_adapter_config(folder)
     files = WeightFiles((_weights_file(folder),), pickled=False)
     modules = _with_all_uses(model)

@@ -30,6 +30,7 @@ from florence2.checkpoints.describe import stored_dtype, weights_layout
 from florence2.checkpoints.files import (
     COMPANIONS,
     SAFETENSORS,
+    adapter_folder,
     new_files,
     read_tasks,
     write_json,
@@ -304,6 +305,7 @@ def convert_checkpoint(
         PromptError: The tasks contradict each other.
     """
     refuse_existing(folder)
+    adapter = None if adapter is None else adapter_folder(adapter)
     table = TaskTable(read_tasks(checkpoint_folder(source), adapter)).declared(tasks)
     files = find_weights(source, allow_pickle)
     model = load_model(

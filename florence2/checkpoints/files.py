@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -253,9 +253,18 @@ class Fields:
         for key, value in self.values.items():
             allowed = (fixed or {}).get(key)
             if allowed is not None and value not in allowed:
-                self.problems.append(f"{self.name}.{key} is {shown(value)}; only {shown(allowed[0])} is implemented")
+                self.problems.append(f"{self.name}.{key} is {shown(value)}; {_implemented(allowed)}")
             elif allowed is None and key not in inert:
                 self.problems.append(f"{self.name}.{clip(key, 60)} is an unknown field (value {shown(value)})")
+
+
+def _implemented(allowed: Sequence[Any]) -> str:
+    """Return the clause about the values that a field may have; null and empty ones mean the same as the usual one."""
+    usual, *others = allowed
+    named = [shown(usual), *(shown(value) for value in others if value not in (None, [], {}))]
+    if len(named) == 1:
+        return f"only {named[0]} is implemented"
+    return f"only {', '.join(named[:-1])} and {named[-1]} are implemented"
 
 
 def _is_finite(value: Any) -> bool:
@@ -266,6 +275,18 @@ def _is_finite(value: Any) -> bool:
 def _placeholder(kind: type) -> Any:
     """Return a stand-in for an unusable value, so that reading continues and finds every problem."""
     return kind() if kind is not int else 1
+
+
+def adapter_folder(path: Path) -> Path:
+    """Return the folder of an adapter, which may be given as one of its files. Raises ConfigError for another file."""
+    if not path.is_file():
+        return path
+    if path.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"):
+        return path.parent
+    raise ConfigError(
+        f"The adapter {path} is a file; give the folder that holds {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as peft "
+        "saves them."
+    )
 
 
 def read_tasks(folder: Path, adapter: Path | None = None) -> tuple[Task, ...]:

@@ -17,6 +17,7 @@ from florence2.checkpoints.files import (
     PICKLE_SUFFIXES,
     SAFETENSORS,
     TASKS_FILE,
+    adapter_folder,
     find_weight_files,
 )
 from florence2.errors import CheckpointError, HubError, shown
@@ -32,7 +33,7 @@ EMBEDDED_MODEL = "nano"
 """A small model that comes with the package, trained on synthetic scenes only; see `weights/nano/README.md`."""
 
 _NEXT_TO_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
-_RUN_FOLDER = re.compile(r"checkpoint(?:-\d+)?")
+_RUN_FOLDER = re.compile(r"checkpoint(?:-[0-9]+)?")
 _FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".json", *PICKLE_SUFFIXES)
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)
 
@@ -82,7 +83,7 @@ def find_adapter(name: str | os.PathLike[str]) -> Path | None:
     """Return the folder of an adapter on this machine, or None where it must be fetched."""
     text = os.fspath(name)
     if text and _exists(text):
-        return Path(text)
+        return adapter_folder(Path(text))
     if not is_hub_id(text):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -118,15 +119,16 @@ def resolve_adapter(name: str | os.PathLike[str], local_files_only: bool = False
     """Return the folder of a LoRA adapter; fetch it from the Hub when it is not on this machine.
 
     Args:
-        name: A folder, or a Hub id OWNER/NAME.
+        name: A folder, one of its files `adapter_model.safetensors` and `adapter_config.json`, or a Hub id OWNER/NAME.
         local_files_only: Fetch nothing.
 
     Raises:
         HubError: The name means nothing, or fetching failed.
+        ConfigError: The name is another file.
     """
     text = os.fspath(name)
     if text and _exists(text):
-        return Path(text)
+        return adapter_folder(Path(text))
     if not is_hub_id(text):
         raise HubError(f"The adapter {_unknown(text)}")
     import huggingface_hub

@@ -57,8 +57,8 @@ _RULES: dict[Layout, tuple[tuple[str, str], ...]] = {
     ),
 }
 _HOLES = {
-    "stage": r"\d+",
-    "index": r"\d+",
+    "stage": r"[0-9]+",
+    "index": r"[0-9]+",
     "block": "spatial_block|channel_block",
     "conv": "conv1|conv2",
     "attn": "window_attn|channel_attn",

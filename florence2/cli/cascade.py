@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from florence2.bulk.rows import Result
+from florence2.cli.main import parse_words
 from florence2.cli.options import name_argument
 from florence2.cli.run import add_answering, answer_all
 from florence2.errors import Florence2Error
@@ -47,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Caption, ground and outline; return the exit code."""
-    options = build_parser().parse_args(arguments)
+    options = parse_words(build_parser(), arguments)
     return answer_all(options, options.images, [CascadeQuestion(options.detail)], _ask)
 
 

@@ -7,15 +7,17 @@ from the results, such as the answer about an image that cannot be read; 2 for a
 
 import argparse
 import importlib
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from florence2 import __version__
-from florence2.errors import Florence2Error, OptionError
+from florence2.errors import ConfigError, Florence2Error, OptionError
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
+_PLAIN = "\0"  # marks a word that is not an option, as no word of a shell can hold this character
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,39 @@ def build_parser() -> argparse.ArgumentParser:
         extra = f" (needs the extra {command.extra})" if command.extra else ""
         commands.add_parser(name, help=command.help + extra, add_help=False)
     return parser
+
+
+def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command whose options may stand anywhere; after "--" no word is an option.
+
+    argparse itself takes all words of a list from one place. Its way to gather them forgets a "--".
+    """
+    cut = words.index("--") if "--" in words else len(words)
+    options = parser.parse_intermixed_args([*words[:cut], *(_PLAIN + word for word in words[cut + 1 :])])
+    for name, value in vars(options).items():
+        if isinstance(value, list):
+            setattr(options, name, [item.removeprefix(_PLAIN) if isinstance(item, str) else item for item in value])
+        elif isinstance(value, str):
+            setattr(options, name, value.removeprefix(_PLAIN))
+    return options
+
+
+def name_options(message: str, options: Mapping[str, str]) -> str:
+    """Return a message about settings with the names of their options, given by the settings' names, in their place."""
+    for setting, option in options.items():
+        # `sample=True` is --sample, `num_beams=1` is --beams 1, and `top_k` alone is --top-k
+        message = re.sub(rf"(?<![\w-]){setting}=(?!True\b)", f"{option} ", message)
+        message = re.sub(rf"(?<![\w-]){setting}(=True)?\b", option, message)
+    return message.replace(", or None", "")  # an option is left out instead
+
+
+@contextmanager
+def naming_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Let errors about settings name options, as `name_options` does."""
+    try:
+        yield
+    except (OptionError, ConfigError) as error:
+        raise type(error)(name_options(str(error), options)) from None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from florence2.bulk.questions import names_task
+from florence2.bulk.questions import holds_task, names_task
 from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.checkpoints.hub import (
     DEFAULT_MODEL,
@@ -23,6 +23,7 @@ from florence2.checkpoints.hub import (
     resolve,
     resolve_adapter,
 )
+from florence2.cli.main import naming_options
 from florence2.errors import HubError, OptionError, PromptError, shown
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import parse_colour
@@ -44,6 +45,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 MODELS = f"{EMBEDDED_MODEL} (comes with the package), {', '.join(NAMES)}, OWNER/NAME, a folder or a file"
 SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
 """The options of sampling, which are settings of `GenerationOptions`."""
+SETTINGS = {name: f"--{name.replace('_', '-')}" for name in ("max_new_tokens", *SAMPLING)} | {"num_beams": "--beams"}
+"""The settings of `GenerationOptions` that have options, which messages name."""
 _LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle", "background")
 
 # ---- groups of options ---------------------------------------------------------------------------------------------
@@ -255,8 +258,15 @@ def generation_changes(options: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
     given |= {name: getattr(options, name) for name in SAMPLING}
     changes = {name: value for name, value in given.items() if value is not None}
-    GenerationOptions().changed(**changes)
+    with naming_options(SETTINGS):
+        GenerationOptions().changed(**changes)
     return changes
+
+
+def generation_options(options: argparse.Namespace, model: "Florence2") -> GenerationOptions:
+    """Return the settings of the search: the model's own with those given. Raises OptionError where they conflict."""
+    with naming_options(SETTINGS):
+        return model.options(**generation_changes(options))
 
 
 def resolve_model(name: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
@@ -335,11 +345,11 @@ _ALIAS = re.compile(r"[a-z][\w-]*", re.ASCII | re.IGNORECASE)
 """One word in the form of an alias."""
 
 
-def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
+def model_tasks(options: argparse.Namespace, words: Sequence[str]) -> TaskTable:
     """Return the tasks of the model that the options name, those of `--task-kind` included, without loading it.
 
-    A model or adapter that is not on this machine is fetched if the task `word` may be one of its own. An unknown name
-    has no tasks of its own; it is reported when the model is loaded. Raises ConfigError for a damaged `tasks.json`.
+    A model or adapter that is not on this machine is fetched if one of the `words` may be a task of its own. An
+    unknown name has no tasks; it is reported when the model is loaded. Raises ConfigError for a damaged `tasks.json`.
     """
     declared = TaskTable().declared(options.task_kind)
     try:
@@ -347,13 +357,20 @@ def model_tasks(options: argparse.Namespace, word: str) -> TaskTable:
     except HubError:
         return declared
     adapter = getattr(options, "adapter", None)
-    is_free = isinstance(word, FreePrompt)
-    may_be_own = not is_free and find_task(word, declared) is None and (word.startswith("<") or _ALIAS.fullmatch(word))
-    if may_be_own and (adapter is not None or (path is None and options.model not in NAMES)):
+    if any(_may_be_own(word, declared) for word in words) and (
+        adapter is not None or (path is None and options.model not in NAMES)
+    ):
         path = check_model(options)
     if path is None:
         return declared
     return stored_tasks(options, path)
+
+
+def _may_be_own(word: str, tasks: TaskTable) -> bool:
+    """Return whether a word may be a task that only the model's files know."""
+    if isinstance(word, FreePrompt) or find_task(word, tasks) is not None or is_path(word):
+        return False
+    return word.startswith("<") or _ALIAS.fullmatch(word) is not None
 
 
 def stored_tasks(options: argparse.Namespace, path: Path) -> TaskTable:
@@ -369,9 +386,9 @@ def stored_tasks(options: argparse.Namespace, path: Path) -> TaskTable:
 def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> None:
     """Raise PromptError, with the order that works, when an image comes before its task."""
     first = words[0]
-    if names_task(first, tasks) or not (first == "-" or _exists(first)):
+    if names_task(first, tasks) or not (first == "-" or is_path(first)):
         return
-    task = next((word for word in words[1:] if names_task(word, tasks)), None)
+    task = next((word for word in words[1:] if holds_task(word, tasks)), None)
     if task is not None:
         right = shlex.join(["florence2", command, task, first])
         raise PromptError(f"The arguments are in the wrong order. The task comes before the image: {right}")
@@ -379,5 +396,6 @@ def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = 
     raise PromptError(f"The first argument must be a task, not {shown(first)}; for example: {example}")
 
 
-def _exists(path: str) -> bool:
+def is_path(path: str) -> bool:
+    """Return whether a file or folder exists at `path`."""
     return os.path.exists(path)  # noqa: PTH110  Path.exists raises for a prompt that is too long for a path

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from florence2.bulk.journal import Folder, check_folder
-from florence2.bulk.questions import names_task, read_questions
+from florence2.bulk.questions import holds_task, read_questions
 from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
 from florence2.bulk.sources import Source, describe_passed_over, find_images, find_unreadable
 from florence2.bulk.summary import Summary
 from florence2.checkpoints.hub import NAMES
-from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED
+from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, name_options, parse_words
 from florence2.cli.options import (
     SAMPLING,
+    SETTINGS,
     add_background,
     add_generation,
     add_input,
@@ -28,6 +29,8 @@ from florence2.cli.options import (
     check_model,
     check_order,
     generation_changes,
+    generation_options,
+    is_path,
     load_model,
     model_tasks,
     path_argument,
@@ -57,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 run",
         usage="florence2 run [options] TASK... IMAGE...",
         description=f"Answer one or more tasks on images. Tasks: {names}, and those in tasks.json of the model or of "
-        "--task-kind; or a free prompt of more than one word, or of any form with --free-prompt. "
+        "--task-kind; or a free prompt: more than one word and not a task's name, or of any form with --free-prompt. "
         "With several boxes, each box is a question of its own. "
         "Scores are token probabilities and rank answers of one kind; of nano, right boxes have low ones (about 0.1), "
         "right captions high ones (about 0.9). "
@@ -73,10 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Answer tasks on images; return the exit code."""
-    options = build_parser().parse_args(arguments)
+    options = parse_words(build_parser(), arguments)
     if options.free_prompt:
         options.arguments[0] = FreePrompt(options.arguments[0])
-    known = model_tasks(options, options.arguments[0])
+    known = model_tasks(options, options.arguments)
     check_order("run", options.arguments, known)
     tasks, images = split_arguments(options.arguments, known)
     return answer_all(options, images, read_questions(tasks, options.text, options.box, known), _ask)
@@ -85,11 +88,11 @@ def main(arguments: Sequence[str]) -> int:
 def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS) -> tuple[list[str], list[str]]:
     """Split the arguments into tasks and images.
 
-    The first is a task or a free prompt; so is each next one that names a `known` task, up to the first that does not.
-    Raises PromptError when no image is left.
+    The first is a task or a free prompt; each next one is a task, with its input or without, up to the first that
+    is not or that is a file. Raises PromptError when no image is left.
     """
     count = 1
-    while count < len(arguments) and names_task(arguments[count], known) and not Path(arguments[count]).exists():
+    while count < len(arguments) and holds_task(arguments[count], known) and not is_path(arguments[count]):
         count += 1
     if count == len(arguments):
         raise PromptError("Which image? Give files, folders, or - for stdin, after the task.")
@@ -198,12 +201,20 @@ def _answer(
     model = load_model(options)
     from florence2.bulk.answering import answer_images  # which needs torch
 
-    search = model.options(**generation_changes(options))
+    search = generation_options(options, model)
+
+    slots = None if options.batch is None else options.batch * len(questions)
+
+    def ask_model(pairs: "Iterable[tuple[EncodedImage, Q] | Florence2Error]") -> Iterator[Result | Florence2Error]:
+        for result in ask(model, search, pairs, slots):
+            # such as of an answer that would take too much memory
+            yield OptionError(name_options(str(result), SETTINGS)) if isinstance(result, OptionError) else result
+
     return answer_images(
         model,
         sources,
         questions,
-        lambda pairs: ask(model, search, pairs, None if options.batch is None else options.batch * len(questions)),
+        ask_model,
         done=done,
         progress=progress,
     )

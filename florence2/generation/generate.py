@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import torch
 from torch import Tensor
 
-from florence2.errors import Florence2Error, OptionError, PromptError, shown
+from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation.options import GenerationOptions
 from florence2.generation.search import search
 from florence2.generation.state import Generation, SpecialIds
@@ -217,7 +217,7 @@ def stepper(
         OptionError: `beams` or `max_length` is out of range.
     """
     positions = model.config.text.max_position_embeddings
-    length = positions if max_length is None else max_length
+    beams, length = plain(beams), positions if max_length is None else plain(max_length)
     if type(beams) is not int or beams < 1:
         raise OptionError(f"beams is {shown(beams)}; it must be a whole number of at least 1.")
     if type(length) is not int or not 1 <= length <= positions:

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from florence2.errors import OptionError, shown
+from florence2.errors import OptionError, plain, shown
 from florence2.inputs.coordinates import NUM_BINS
 
 _NEVER = float("-inf")
@@ -62,10 +62,10 @@ class OnlyLabels:
         Raises:
             OptionError: No label is given, one is empty or contains special tokens, or another argument is wrong.
         """
-        self.name, self.locations = name, locations
+        self.name, self.locations = name, plain(locations)
         if isinstance(tokenizer, str) or not callable(getattr(tokenizer, "encode", None)):
             raise OptionError(f"tokenizer is {shown(tokenizer)}, which cannot encode text; give f.processor.")
-        if type(locations) is not int or locations < 0:
+        if type(self.locations) is not int or self.locations < 0:
             raise OptionError(f"locations is {shown(locations)}; it must be a whole number of at least 0.")
         begin, *places, closing = tokenizer.encode("".join(f"<loc_{bin}>" for bin in range(NUM_BINS)))
         self.begin, self.end, self.places = begin, closing if end is None else end, places

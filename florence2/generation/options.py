@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from florence2.errors import OptionError, shown
+from florence2.errors import OptionError, plain, shown
 
 if TYPE_CHECKING:
     from florence2.generation.rules import Rule  # needs torch
@@ -80,6 +80,8 @@ class GenerationOptions:
     built-in rules and before the forced ids."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         problems = [*_out_of_range(self), *_rule_problems(self.extra_rules)] or [*_conflicts(self)]
         if problems:
             raise OptionError("; ".join(problems) + ".")
@@ -115,7 +117,7 @@ class GenerationOptions:
         unknown = [name for name in changes if name not in known]
         if unknown:
             raise OptionError(f"Unknown generation settings: {', '.join(unknown)}. Known ones: {', '.join(known)}.")
-        if changes.get("sample") is True:
+        if plain(changes.get("sample")) is True:
             changes = {"num_beams": 1, **changes}  # the checkpoint's own number is one of beams
         return replace(self, **changes)
 

@@ -7,12 +7,13 @@ import numpy as np
 from PIL import Image
 
 from florence2.errors import ImageError
+from florence2.inputs.checks.depth import DEEPEST, check_depth
 
 MAX_PIXELS = 178_956_970  # 512 MiB as RGB; Pillow refuses to decode larger images as well
 MAX_COPIED_PIXELS = 120_000_000  # of images that are converted or turned, for which memory must hold two of four bytes
 _BLOCK_PIXELS = 1 << 20
-_DEEPEST = 65535
-_DIMMEST = 4096  # values of 12 bits and fewer, which would be almost black
+_SPREAD = {"L;2": 85, "L;4": 17}
+"""Raw modes of a PNG whose values Pillow spreads over 0..255, with the factor."""
 _LIGHT = ("1", "L", "P", "RGB", "I;16", "I;16L", "I;16B", "I;16N", "I")
 """Modes that become RGB without a second copy of four bytes a pixel."""
 
@@ -49,33 +50,55 @@ def from_array(source: Any, name: str) -> Image.Image:
 
 
 def from_deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """Convert one channel of 16 or 32 bits to mode L. Integers span 0..65535."""
+    """Convert one channel of 16 or 32 bits to mode L, or LA where one of its values is transparent.
+
+    Integers span 0..65535.
+    """
     # Pillow's own conversion would clip at 255.
     bands = [(0, top, image.width, bottom) for top, bottom in _blocks(*image.size)]
     extremes = [(values.min(), values.max()) for values in (np.asarray(image.crop(band)) for band in bands)]
     lowest, highest = min(low for low, _ in extremes), max(high for _, high in extremes)
-    if lowest.dtype.kind == "f" or not 0 <= lowest <= highest <= _DEEPEST:
+    if lowest.dtype.kind == "f" or not 0 <= lowest <= highest <= DEEPEST:
         raise ImageError(
             f"{name} holds {lowest.dtype} values from {lowest} to {highest}, so its range is unknown; scale it to 8 "
             "bits first."
         )
-    _check_depth(int(highest), name)
-    grey = Image.new("L", image.size)
+    check_depth((np.asarray(image.crop(band)) for band in bands), name)
+    clear = image.info.get("transparency")
+    mode = "LA" if isinstance(clear, int) else "L"
+    check_size(*image.size, name, mode)
+    grey = Image.new(mode, image.size)
     for band in bands:
-        grey.paste(Image.fromarray((np.asarray(image.crop(band)) >> 8).astype(np.uint8)), band[:2])
+        values = np.asarray(image.crop(band))
+        part = Image.fromarray((values >> 8).astype(np.uint8))
+        if mode == "LA":  # the value is compared in 16 bits, as the file means it
+            part = Image.merge("LA", (part, Image.fromarray(np.uint8(255) * (values != clear).astype(np.uint8))))
+        grey.paste(part, band[:2])
     return grey
 
 
-def check_deep_colour(image: Image.Image, name: str) -> None:
-    """Raise ImageError for an image of 16 bits a channel, which Pillow reads as 8, that became almost black."""
-    bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
-    highest = max(int(band[1]) for band in bands if isinstance(band, tuple))
-    if highest < _DIMMEST >> 8:
-        raise ImageError(_too_dim(name, f"less than {(highest + 1) << 8:,}"))
+def mend_transparency(image: Image.Image, stored: str) -> Image.Image:
+    """Return a decoded PNG whose transparent value is in the scale of its pixels, as Pillow leaves it in the file's.
+
+    `stored` is the raw mode of the file. Of a colour with 16 bits a channel 8 are left, which no longer say whether a
+    pixel is the transparent colour: the value becomes None.
+    """
+    clear = image.info.get("transparency")
+    if stored in _SPREAD and isinstance(clear, int):
+        image.info["transparency"] = clear * _SPREAD[stored]
+    elif stored.startswith("RGB;16") and clear is not None:
+        image = image.copy()
+        image.info["transparency"] = None
+    return image
 
 
-def on_background(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Return an image with transparency as RGB on a colour."""
+def on_background(image: Image.Image, colour: tuple[int, int, int], name: str) -> Image.Image:
+    """Return an image with transparency as RGB on a colour. Raises ImageError where the transparent pixels are lost."""
+    if image.info.get("transparency", 0) is None:
+        raise ImageError(
+            f"{name} is a PNG with 16 bits a channel and one transparent colour (tRNS), which a background cannot "
+            "replace; convert it to RGBA first, or give no background."
+        )
     result = Image.new("RGB", image.size)
     for top, bottom in _blocks(*image.size):
         part = image.crop((0, top, image.width, bottom)).convert("RGBA")
@@ -114,7 +137,8 @@ def _converter(values: np.ndarray, name: str) -> Callable[[np.ndarray], np.ndarr
     if values.dtype == np.uint8:
         return lambda block: block
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
-        _check_depth(int(values.max()), name)
+        colours = values if values.ndim == 2 else values[:, :, :3]  # alpha may be bright where the image is not
+        check_depth((colours[top:bottom] for top, bottom in _blocks(*values.shape[1::-1])), name)
         return lambda block: (block >> 8).astype(np.uint8)
     if values.dtype.kind != "f":
         raise ImageError(
@@ -128,19 +152,6 @@ def _converter(values: np.ndarray, name: str) -> Callable[[np.ndarray], np.ndarr
             "values in 0..255 by 255, undo a normalisation by mean and std, or clip what a filter overshot."
         )
     return lambda block: np.rint(block.astype(np.float32) * 255).astype(np.uint8)
-
-
-def _check_depth(highest: int, name: str) -> None:
-    """Raise ImageError where 16-bit values are likely of fewer bits; an image of zeros is black in any depth."""
-    if 0 < highest < _DIMMEST:
-        raise ImageError(_too_dim(name, f"at most {highest:,}"))
-
-
-def _too_dim(name: str, reach: str) -> str:
-    return (
-        f"{name} has 16-bit values of {reach}, so it would be almost black: 16 bits reach {_DEEPEST:,}. If the values "
-        "are of fewer bits, scale them to 0..255 and give 8 bits (uint8)."
-    )
 
 
 def _blocks(width: int, height: int) -> Iterator[tuple[int, int]]:

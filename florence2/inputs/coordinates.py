@@ -18,7 +18,7 @@ from florence2.errors import PromptError, shown
 
 NUM_BINS = 1000
 MAX_IMAGE_SIDE = 10**9  # pixels; no image is larger
-LOCATION = re.compile(r"<loc_(\d{1,4})>")
+LOCATION = re.compile(r"<loc_([0-9]{1,4})>")
 """A location token in a text. The model has none of more than three digits, and no longer number is read as one."""
 
 
@@ -88,7 +88,7 @@ def read_box(box: Any) -> tuple[float, float, float, float]:
         if isinstance(box, str | bytes | bytearray | memoryview):
             raise TypeError
         x1, y1, x2, y2 = (float(value) for value in box)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last for a tensor without values
         raise PromptError(
             f"A box must be four numbers (x1, y1, x2, y2) in pixels, as large as floats at most, not {shown(box)}."
         ) from None
@@ -128,7 +128,7 @@ def _rows(values: Any) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, and are refused below
             rows = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last for a tensor without values
         raise PromptError(f"Coordinates must be rows of numbers of equal length, not {shown(values)}.") from None
     if rows.ndim == 0 or rows.shape[-1] % 2:
         raise PromptError(f"Coordinates must be pairs x, y, but the shape is {rows.shape}.")

@@ -11,6 +11,7 @@ from typing import IO
 from PIL import Image, ImageFile
 
 from florence2.errors import ImageError
+from florence2.inputs.checks.tiff import CR2_MARK, explain_tiff, raw_refusal
 from florence2.inputs.files import LFS_POINTER, lfs_problem
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -36,9 +37,29 @@ _OTHER_SUFFIXES = frozenset(
     """.split()
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_REMEDIES = {
+    "HEIC": "Pillow cannot read. Convert it to JPEG, or in Python install pillow-heif and call "
+    "pillow_heif.register_heif_opener() first.",
+    "HTML": "is a web page and not an image; open the page and download the image itself.",
+    "MP4": "is a video and not an image; save one of its frames as PNG or JPEG first.",
+    "gzip": "is a compressed file; unpack it first.",
+    "ZIP": "is an archive; unpack it first.",
+}
 _HEAD_BYTES = 1024
+_HTML_TAGS = (b"html", b"!doctype html", b"head", b"body", b"title", b"meta", b"script", b"div", b"p>")
 _WEAK_CHECKS = ("CUR", "GBR")  # Pillow's checks of these accept other formats too, such as TGA and GRIB
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # where, which bytes, name
+_RAW_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # where, which bytes, name; most begin like a TIFF or an MP4
+    (8, CR2_MARK, "CR2"),
+    (4, b"ftypcrx ", "CR3"),
+    (0, b"IIRO", "ORF"),
+    (0, b"IIRS", "ORF"),
+    (0, b"MMOR", "ORF"),
+    (0, b"IIU\0", "RW2"),
+    (0, b"FUJIFILMCCD-RAW", "RAF"),
+    (0, b"FOVb", "X3F"),
+    (0, b"\0MRM", "MRW"),
+)
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # in the same form
     (0, b"%!PS", "EPS"),
     (0, b"\xc5\xd0\xd3\xc6", "EPS"),
     (0, b"%PDF", "PDF"),
@@ -83,19 +104,26 @@ def check_format(image: Image.Image, name: str) -> None:
 
 def explain_unidentified(file: Path | IO[bytes], name: str) -> ImageError:
     """Return the error for a file that `open_lazily` did not identify, with the name of its format if it is known."""
-    if isinstance(file, Path):
-        with file.open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-    else:
-        file.seek(0)
-        head = file.read(_HEAD_BYTES)
+    if not isinstance(file, Path):
+        return _explain(file, name)
+    with file.open("rb") as stream:
+        return _explain(stream, name)
+
+
+def _explain(stream: IO[bytes], name: str) -> ImageError:
+    stream.seek(0)
+    head = stream.read(_HEAD_BYTES)
     if not head:
         return ImageError(f"{name} is empty.")
     if head.startswith(LFS_POINTER):
         return ImageError(lfs_problem(name))
+    if raw := _by_signature(head, _RAW_SIGNATURES):
+        return ImageError(raw_refusal(name, raw))
     known = _name_format(head)
     if known is None:
         return ImageError(f"{name} is not an image in a format that is opened here: {', '.join(FORMATS)}.")
+    if known == "TIFF":
+        return explain_tiff(stream, name)
     if known in FORMATS:
         return ImageError(f"{name} cannot be read: it begins as {known}, but is damaged.")
     return ImageError(_refusal(name, known))
@@ -108,27 +136,25 @@ def _opened() -> list[str]:
 
 
 def _refusal(name: str, known: str) -> str:
-    if known == "HEIC":
-        return (
-            f"{name} is in the format HEIC, which Pillow cannot read. Convert it to JPEG, or in Python install "
-            "pillow-heif and call pillow_heif.register_heif_opener() first."
-        )
-    return f"{name} is in the format {known}, which is not opened here; convert it to PNG or JPEG first."
+    remedy = _REMEDIES.get(known, "is not opened here; convert it to PNG or JPEG first.")
+    return f"{name} is in the format {known}, which {remedy}"
 
 
 def _name_format(head: bytes) -> str | None:
     """Return the name of a file's format by its first bytes, without starting a decoder."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = head.replace(b"\0", b"").lstrip(b"\xff\xfe\xef\xbb\xbf \t\r\n").lower()  # also of UTF-16, with its mark
     if text.startswith(b"<"):
-        return "SVG" if b"<svg" in text else "HTML" if b"<html" in text or b"<!doctype html" in text else None
+        drawing, *page = (text.find(b"<" + tag) for tag in (b"svg", *_HTML_TAGS))
+        first = min((place for place in page if place >= 0), default=len(text))
+        return "SVG" if 0 <= drawing < first else "HTML" if first < len(text) else None
     # the brand, then the compatible ones: AVIF may begin with mif1 too
     if head[4:8] == b"ftyp" and b"avif" not in head[:64] and any(brand in head[8:64] for brand in _HEIF_BRANDS):
         return "HEIC"
-    return _by_pillow(head, opened=True) or _by_signature(head) or _by_pillow(head, opened=False)
+    return _by_pillow(head, opened=True) or _by_signature(head, _SIGNATURES) or _by_pillow(head, opened=False)
 
 
-def _by_signature(head: bytes) -> str | None:
-    return next((name for at, bytes_, name in _SIGNATURES if head.startswith(bytes_, at)), None)
+def _by_signature(head: bytes, signatures: tuple[tuple[int, bytes, str], ...]) -> str | None:
+    return next((name for at, bytes_, name in signatures if head.startswith(bytes_, at)), None)
 
 
 def _by_pillow(head: bytes, opened: bool) -> str | None:

@@ -13,15 +13,17 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from florence2.errors import ImageError, OptionError, shown
+from florence2.errors import ImageError, OptionError, plain, shown
 from florence2.inputs.arrays import (
-    check_deep_colour,
     check_size,
     from_array,
     from_deep_grey,
+    mend_transparency,
     on_background,
     too_large,
 )
+from florence2.inputs.checks.depth import DEEP_COLOUR, check_deep_colour
+from florence2.inputs.checks.tiff import check_tiff
 from florence2.inputs.files import check_regular, read_data_url, read_stream, short_name, url_problem
 from florence2.inputs.formats import check_format, explain_unidentified, open_lazily
 from florence2.inputs.formats import image_suffixes as image_suffixes
@@ -29,7 +31,6 @@ from florence2.inputs.formats import image_suffixes as image_suffixes
 MAX_SIDE = 8192  # pixels of the model's input
 _EXIF_ORIENTATION = 0x0112
 _DEEP_GREY = ("I", "F")  # with all that begin so, such as I;16
-_DEEP_COLOUR = ("RGB", "RGBA", "RGBX", "LA")
 
 
 class BinaryReader(Protocol):
@@ -105,7 +106,7 @@ def open_image(source: ImageInput, background: Colour | None = None) -> Image.Im
 def parse_colour(colour: Colour) -> tuple[int, int, int]:
     """Return the RGB values, 0..255, of a colour as `open_image` takes it. Raises OptionError for anything else."""
     try:
-        red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else colour
+        red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else map(plain, colour)
         if all(type(value) is int and 0 <= value <= 255 for value in (red, green, blue)):
             return red, green, blue
     except (TypeError, ValueError):
@@ -180,16 +181,19 @@ def _read_file(file: Path | io.BytesIO, name: str) -> tuple[Image.Image, str]:
 def _load(image: Image.Image, name: str) -> Image.Image:
     """Decode an image and turn it upright; deep grey becomes mode L."""
     check_format(image, name)
+    check_tiff(image, name)
     check_size(image.width, image.height, name, image.mode)
-    stored_deep = any(map(_is_deep, getattr(image, "tile", ())))  # empty once it is decoded
+    tiles = [*getattr(image, "tile", ())]  # none once it is decoded
     try:
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  a truncated file, a closed image: decoders raise many classes of errors
         raise ImageError(f"{name} cannot be read: {short_name(str(error)) or type(error).__name__}.") from None
-    if stored_deep and image.mode in _DEEP_COLOUR:
+    if image.mode in DEEP_COLOUR and any(map(_is_deep, tiles)):
         check_deep_colour(image, name)
+    if image.format == "PNG" and tiles:
+        image = mend_transparency(image, str(tiles[0][3]))
     if _is_turned(image):
         check_size(image.width, image.height, name, image.mode, turned=True)
         image = ImageOps.exif_transpose(image)
@@ -214,7 +218,9 @@ def _is_turned(image: Image.Image) -> bool:
 def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int] | None) -> Image.Image:
     try:
         if background is not None and image.has_transparency_data:
-            return on_background(image, background)
+            return on_background(image, background, name)
         return image if image.mode == "RGB" else image.convert("RGB")
+    except ImageError:
+        raise
     except ValueError:
         raise ImageError(f"{name} has the colour mode {image.mode}, which Pillow cannot convert to RGB.") from None

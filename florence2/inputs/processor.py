@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from PIL import Image
 
-from florence2.errors import PromptError, shown
+from florence2.errors import PromptError, clip, shown
 from florence2.inputs.coordinates import box_to_tokens, read_box
 from florence2.inputs.image import Colour, ImageConfig, ImageInput, image_to_array, open_image, parse_colour
 from florence2.inputs.tasks import TaskTable, build_sentence, split_prompt
@@ -161,8 +161,14 @@ def _to_list(values: Any) -> list[Any]:
         return []
     if not isinstance(values, Iterable) and not hasattr(values, "tolist"):
         return []
-    plain = values.tolist() if hasattr(values, "tolist") else [*values]
-    return [_to_plain(item) for item in plain] if isinstance(plain, list) else []
+    try:
+        plain = values.tolist() if hasattr(values, "tolist") else [*values]
+        return [_to_plain(item) for item in plain] if isinstance(plain, list) else []
+    except Exception as error:  # noqa: BLE001  a tensor without values (on meta), a sparse one, a class of the user's
+        raise PromptError(
+            f"A {type(values).__name__} cannot be read as a task's input: {clip(error, 100).rstrip('.!')}. Give a box "
+            "as four numbers, or as a dense tensor or array that holds values."
+        ) from None
 
 
 def _to_plain(item: Any) -> Any:

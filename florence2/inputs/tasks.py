@@ -4,7 +4,6 @@ A user writes a task's token; the model reads its sentence. The model was traine
 must not change.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Literal, cast, get_args
 
 from florence2.errors import PromptError, shown
+from florence2.inputs.checks.names import TASK_TOKEN, TOKEN, is_one_word, leading_token, names_a_task, unknown_task
 from florence2.inputs.coordinates import NUM_BINS
 
 TaskInput = Literal["nothing", "text", "region", "anything"]
@@ -60,7 +60,7 @@ class Task:
     def problems(self) -> list[str]:
         """Return a sentence, without its full stop, for each value that cannot be used."""
         found = []
-        if len(self.token) > _LONGEST_TOKEN or not _NAME.fullmatch(self.token):
+        if len(self.token) > _LONGEST_TOKEN or not TASK_TOKEN.fullmatch(self.token):
             found.append(
                 f"a task token must be a word of at most {_LONGEST_TOKEN} characters in angle brackets, such as "
                 f"'<COUNT>', not {shown(self.token)}"
@@ -105,33 +105,15 @@ _TASKS = dict(_PUBLISHED)
 TASKS: Mapping[str, Task] = MappingProxyType(_TASKS)
 """The tasks of every model by token: the fifteen published ones, then those added by `register_task`."""
 
-_TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
-# the tokens of locations and of sentences have a meaning of their own in every prompt
-_NAME = re.compile(r"<(?!(?:loc_\d+|s|pad|unk|mask)>)[A-Z][\w-]*>", re.ASCII | re.IGNORECASE)
 _LONGEST_TOKEN = 64
 _REGION = re.compile(r"\s*" + r"<loc_(0|[1-9][0-9]{0,2})>" * 4 + r"\s*")  # as the tokens are spelt, or they are none
-_LIKE_A_TOKEN = re.compile(r"\s*<[^<>]*>")
-_LONGEST_GUESSED = 60  # characters
-_FIRST_WITHOUT_SPACES = "\u0e00"  # from Thai on, scripts write sentences without spaces
-_OTHER_NAMES = {
-    "detect": "<OD>",
-    "detection": "<OD>",
-    "object_detection": "<OD>",
-    "describe": "<DETAILED_CAPTION>",
-    "ground": "<CAPTION_TO_PHRASE_GROUNDING>",
-    "grounding": "<CAPTION_TO_PHRASE_GROUNDING>",
-    "segment": "<REFERRING_EXPRESSION_SEGMENTATION>",
-    "segmentation": "<REFERRING_EXPRESSION_SEGMENTATION>",
-    "read": "<OCR>",
-    "text": "<OCR>",
-}
-"""Words for a task that are not near its alias."""
 
 
 class FreePrompt(str):
     """A prompt that the model reads unchanged, even where it is one word or looks like a task.
 
-    Prompts of several words need it only where they contain a task's token: `f.run(FreePrompt("detect"), image)`.
+    Prompts of several words need it only where they contain a task's token or are the name of a task:
+    `f.run(FreePrompt("object detection"), image)`.
     """
 
     __slots__ = ()
@@ -299,7 +281,7 @@ def split_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task]
         raise PromptError(f"The task is {shown(prompt)}, not a string; the task comes before the image.")
     task = find_task(prompt, tasks)
     if task is None:
-        if _TOKEN.fullmatch(prompt) and not isinstance(prompt, FreePrompt):
+        if TOKEN.fullmatch(prompt) and not isinstance(prompt, FreePrompt):
             raise unknown_task(prompt, tasks)
         if text:
             raise PromptError(
@@ -334,20 +316,19 @@ def check_prompt(prompt: str, text: str | None = None, tasks: Mapping[str, Task]
         tasks: As for `split_prompt`.
 
     Raises:
-        PromptError: The prompt is empty, is one word ("detect") or begins with an unknown token ("<VQA>how many?",
-            "<od>") and is not a `FreePrompt`; the input of a region task is not one region; or `split_prompt` refuses
-            it.
+        PromptError: The prompt is empty; is one word ("detect"), names a task in words ("detailed caption") or begins
+            with an unknown token ("<VQA>how many?", "<od>"), and is not a `FreePrompt`; the input of a region task is
+            not one region; or `split_prompt` refuses it.
     """
     if isinstance(prompt, str) and not prompt.strip():
         raise PromptError(f"A task must be a token, an alias or a prompt, not {shown(prompt)}.")
     task, task_input = split_prompt(prompt, text, tasks)
     if task is None and not isinstance(prompt, FreePrompt):
-        if unknown := _LIKE_A_TOKEN.match(prompt):
-            token = unknown.group().strip()
+        if token := leading_token(prompt):
             if token in tasks:  # a token that the model reads itself must be the first thing it reads
                 raise PromptError(f"{token} must be the first thing in the prompt; remove the space before it.")
             raise unknown_task(token, tasks)
-        if len(prompt.split()) == 1 and max(prompt) < _FIRST_WITHOUT_SPACES:
+        if is_one_word(prompt) or names_a_task(prompt, tasks):
             raise unknown_task(prompt, tasks)
     if task is not None and task.takes == "region" and not _is_region(task_input):
         raise PromptError(
@@ -363,25 +344,3 @@ def _is_region(task_input: str) -> bool:
         return False
     x1, y1, x2, y2 = (int(bin) for bin in match.groups())
     return x1 <= x2 < NUM_BINS and y1 <= y2 < NUM_BINS
-
-
-def unknown_task(name: str, tasks: Mapping[str, Task] = TASKS) -> PromptError:
-    """Return the error for an unknown task: a token or a word."""
-    near, is_token = _nearest(name, tasks), name.startswith("<")
-    own = name.strip("<>") if _NAME.fullmatch(name) else "NAME"
-    guess = f"; did you mean {near.token if is_token else near.alias}?" if near else "."
-    return PromptError(
-        f"Unknown task {name if _TOKEN.fullmatch(name) else shown(name)}{guess} Known tasks: {', '.join(tasks)}. "
-        f"If a fine-tuned model has it, declare it with --task-kind {own}=text (text or another kind of answer), in "
-        "Python with florence2.add_tasks. The published models do not answer free questions. A free prompt has more "
-        "than one word, or is given as florence2.FreePrompt (--free-prompt on the command line)."
-    )
-
-
-def _nearest(name: str, tasks: Mapping[str, Task]) -> Task | None:
-    """Return the task whose name is nearest to a misspelt one, if any is near."""
-    names = {word: tasks[token] for word, token in _OTHER_NAMES.items() if token in tasks}
-    names |= {task.alias: task for task in tasks.values()}
-    word = re.sub(r"\W+", "_", name[:_LONGEST_GUESSED].lower()).strip("_")
-    near = difflib.get_close_matches(word, names, n=1)
-    return names[near[0]] if near else None

@@ -50,7 +50,7 @@ _MODEL: dict[str, tuple[Any, ...]] = {
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _ALPHABET = frozenset(map(chr, [*_PRINTABLE, *range(0x100, 0x200 - len(_PRINTABLE))]))
 # Words that no merge makes: special tokens, and the entries that fill BART's vocabulary up to a round number.
-_WHOLE = re.compile(r"<.*>|madeupword\d{4}", re.DOTALL)
+_WHOLE = re.compile(r"<.*>|madeupword[0-9]{4}", re.DOTALL)
 _KNOWN_FILES = frozenset(
     (
         "847bbeab6174d66a88898f729d52fa8d355fafe1bea101cf960dd404581df70e",

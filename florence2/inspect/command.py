@@ -11,8 +11,9 @@ from typing import Any
 
 from florence2.bulk.questions import read_questions
 from florence2.bulk.rows import TaskQuestion
-from florence2.cli.main import require_extra
+from florence2.cli.main import naming_options, require_extra
 from florence2.cli.options import (
+    SETTINGS,
     add_background,
     add_generation,
     add_input,
@@ -20,6 +21,7 @@ from florence2.cli.options import (
     add_report,
     check_order,
     generation_changes,
+    generation_options,
     load_model,
     model_tasks,
     path_argument,
@@ -91,7 +93,7 @@ def _check(options: argparse.Namespace) -> TaskQuestion:
     """Refuse what cannot work before the slow part begins; return the question."""
     if options.free_prompt:
         options.task = FreePrompt(options.task)
-    tasks = model_tasks(options, options.task)
+    tasks = model_tasks(options, [options.task])
     check_order("inspect", [options.task, str(options.image)], tasks)
     if options.out is None and options.plots is None and not options.json:
         raise OptionError("Where should the explanation go? Give --out report.html, --plots DIR or --json.")
@@ -111,15 +113,17 @@ def _explain(options: argparse.Namespace, question: TaskQuestion) -> dict[str, A
     model = load_model(options)
     from florence2.inspect.explanation import explain  # which needs torch
 
-    explanation = explain(
-        model,
-        question.task,
-        options.image,
-        question.text,
-        options=model.options(**generation_changes(options)),
-        saliency=options.saliency,
-        name=_public_name(options.model),
-    )
+    search = generation_options(options, model)
+    with naming_options(SETTINGS):
+        explanation = explain(
+            model,
+            question.task,
+            options.image,
+            question.text,
+            options=search,
+            saliency=options.saliency,
+            name=_public_name(options.model),
+        )
     values: dict[str, Any] = explanation.to_dict()
     return values
 

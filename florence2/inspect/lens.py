@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from florence2.errors import OptionError
+from florence2.errors import OptionError, plain
 from florence2.model.florence2 import Florence2Model
 from florence2.tracing.runs import Run
 
@@ -52,6 +52,7 @@ def logit_lens(model: Florence2Model, run: Run, k: int = 3, alternative: int = 0
     Raises:
         OptionError: `k` is out of range, the values were not kept, or the run has no such alternative.
     """
+    k = plain(k)
     if type(k) is not int or not 1 <= k <= model.config.text.vocab_size:
         raise OptionError(f"k is {k!r}; it must be 1 to {model.config.text.vocab_size}, the size of the vocabulary.")
     ids = torch.tensor(run.answer_ids(alternative), device=model.device)[:, None]  # (T, 1)

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from florence2.errors import OptionError
+from florence2.errors import OptionError, plain
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.processor import TaskText
 from florence2.inspect.probe_data import Images, Target, encode_targets, list_images, order_targets
@@ -184,7 +184,7 @@ def collect(
     f: Florence2, images: Sequence[AnyImage], reading: Reading, report: ProgressCallback = ignore_progress
 ) -> Tensor:
     """Return the pooled value of each image: (images, features), float64, on the CPU."""
-    known, position = _find_name(f, reading.name), reading.position
+    known, position = _find_name(f, reading.name), plain(reading.position)
     if type(position) is not int and position not in ("mean", "max", "last") and not callable(position):
         raise OptionError(f"position is {position!r}; it must be 'mean', 'max', 'last', a number, or a function.")
     if not images:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from florence2.errors import OptionError
+from florence2.errors import OptionError, plain
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import Trace
 from florence2.tracing.runs import Run
@@ -92,7 +92,7 @@ def choose_tokens(tokens: Sequence[int] | None, length: int) -> tuple[int, ...]:
     """Return the numbers of the chosen tokens of an answer of `length`. Raises OptionError for any it does not have."""
     if not isinstance(tokens, Iterable | None):
         raise OptionError(f"tokens is {tokens!r}; it must be several token numbers, as [3].")
-    chosen = tuple(range(length)) if tokens is None else tuple(tokens)
+    chosen = tuple(range(length)) if tokens is None else tuple(map(plain, tokens))
     wrong = [token for token in chosen if type(token) is not int or not 0 <= token < length]
     if wrong:
         raise OptionError(

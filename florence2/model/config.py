@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from florence2.errors import ConfigError, listing, shown
+from florence2.errors import ConfigError, listing, plain, shown
 
 Layout = Literal["microsoft", "native"]
 FEATURE_SOURCES = ("spatial_avg_pool", "temporal_avg_pool", "last_frame")
@@ -260,11 +260,12 @@ def _unknown_setting(name: str, known: Mapping[str, Any]) -> str:
 
 def _fit(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
     """Return `value` as the type that a setting has in the configuration; note a problem where it has another."""
+    value = plain(value)
     if kind is Any:
         return value
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
-        values = [as_kind(item, each) for each in value] if isinstance(value, list | tuple) else [None]
+        values = [as_kind(item, plain(each)) for each in value] if isinstance(value, list | tuple) else [None]
         if all(type(each) is item for each in values):
             return tuple(values)
         problems.append(f"{name} must be a list of {item.__name__}, not {shown(value)}")

@@ -121,13 +121,13 @@ def describe_names(config: Florence2Config) -> str:
 
 def starred(name: str) -> str:
     """Return a name with * in place of every number."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+    return re.sub(r"(?<=\.)[0-9]+(?=\.|$)", "*", name)
 
 
 _VISION_MODULE = re.compile(
-    r"vision_tower(\.convs\.[\d*]+|\.blocks\.[\d*]+\.[\d*]+\.(spatial|channel)_block(\.(window|channel)_attn|\.ffn)?)?"
+    r"vision_tower(\.convs\.[0-9*]+|\.blocks\.[0-9*]+\.[0-9*]+\.(spatial|channel)_block(\.(window|channel)_attn|\.ffn)?)?"
 )
-_LAYER = re.compile(r"((?:en|de)coder\.layers\.[\d*]+)\.?(.*)")
+_LAYER = re.compile(r"((?:en|de)coder\.layers\.[0-9*]+)\.?(.*)")
 _IN_LAYER = {
     "": "",
     "self_attention": ".self_attn",

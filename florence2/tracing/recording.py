@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from florence2.answers.answer import Answer
-from florence2.errors import OptionError
+from florence2.errors import OptionError, plain
 from florence2.generation.options import GenerationOptions
 from florence2.model.config import Florence2Config
 from florence2.model.trace import Trace, TraceBlock
@@ -98,7 +98,8 @@ class Tracing:
         unknown: Unknown = "refuse",
     ):
         """`pixel_shape` (1, 3, H, W) is assumed for an EncodedImage that was made before the block."""
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        limit = plain(limit)
+        if type(limit) is not int or limit < 1:
             raise OptionError(f"limit is {limit!r}; it must be a number of bytes of at least 1.")
         self.config, self.limit, self.dtype = config, limit, dtype
         self.selection = Selection(config, patterns, pixel_shape, unknown)

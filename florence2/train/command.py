@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
+from florence2.cli.main import naming_options
 from florence2.cli.options import add_model, check_at_least, check_model, path_argument
 from florence2.errors import OptionError
 from florence2.train.settings import TrainSettings
@@ -136,9 +137,9 @@ def training_settings(options: argparse.Namespace, count: int) -> TrainSettings:
     warmup = options.warmup if options.warmup is not None else min(100, steps // 10)
     names = "batch micro_batch learning_rate weight_decay clip seed precision gradient_checkpointing log_every workers"
     given = {name: getattr(options, name) for name in names.split()}
-    return TrainSettings(
-        steps=steps, warmup=warmup, freeze=tuple(options.freeze), save_every=options.save_every, **given
-    )
+    given |= {"steps": steps, "warmup": warmup, "save_every": options.save_every}
+    with naming_options({name: f"--{name.replace('_', '-')}" for name in given}):
+        return TrainSettings(freeze=tuple(options.freeze), **given)
 
 
 def _check(options: argparse.Namespace) -> None:

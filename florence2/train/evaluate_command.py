@@ -6,17 +6,21 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from florence2.cli.main import name_options
 from florence2.cli.options import (
+    SETTINGS,
     add_generation,
     add_model,
     add_weights,
     check_at_least,
     check_model,
     generation_changes,
+    generation_options,
     load_model,
     stored_tasks,
 )
 from florence2.cli.progress import Progress
+from florence2.errors import OptionError
 from florence2.train.command import add_data, check_data
 
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(arguments)
     check_at_least(options, 1, "batch", "limit")
     check_data(options, "data", "images")
-    changes = generation_changes(options)
+    generation_changes(options)
     known = stored_tasks(options, check_model(options))
     from florence2.train.evaluate import answer_samples
     from florence2.train.metrics import measure_by_task
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
     samples = read_samples(options.data, options.images, sys.maxsize, options.task, known)[: options.limit]
     model = load_model(options)
-    results = answer_samples(model, samples, options.batch, model.options(**changes))
+    results = answer_samples(model, samples, options.batch, generation_options(options, model))
     pairs, failed = _collect(results, len(samples), options.json)
     _print_metrics(measure_by_task(pairs, known), options.json)
     return 1 if failed else 0
@@ -85,10 +89,13 @@ def _collect(results: Iterable[list["Outcome"]], total: int, as_json: bool) -> t
 
 
 def _print_failure(outcome: "Outcome", as_json: bool) -> None:
+    error = str(outcome.error)
+    if isinstance(outcome.error, OptionError):  # an answer that would take too much memory
+        error = name_options(error, SETTINGS)
     if as_json:
-        print(json.dumps({"sample": outcome.name, "prefix": outcome.prompt, "error": str(outcome.error)}), flush=True)
+        print(json.dumps({"sample": outcome.name, "prefix": outcome.prompt, "error": error}), flush=True)
     else:
-        print(f"florence2: {outcome.name}, {outcome.prompt}: {outcome.error}", file=sys.stderr)
+        print(f"florence2: {outcome.name}, {outcome.prompt}: {error}", file=sys.stderr)
 
 
 def _print_metrics(metrics: Mapping[str, "Metrics"], as_json: bool) -> None:

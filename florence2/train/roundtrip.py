@@ -20,9 +20,9 @@ from florence2.train.entries import DataError, check_text
 _SIZE_IN_BINS = (NUM_BINS, NUM_BINS)
 """The size of an image whose pixels are bins, so that regions compare without the real size."""
 _CONTROL = (*MARKERS, "<unk>", "<mask>")
-_LOCATIONS = re.compile(r"((?:<loc_\d+>)+)")
-_OUTLINES = re.compile(r"((?:<loc_\d+>|<sep>|<poly>|</poly>)+)")
-_INSTANCES = re.compile(r"(?:<poly>(?:<loc_\d+>|<sep>)+</poly>)+")
+_LOCATIONS = re.compile(r"((?:<loc_[0-9]+>)+)")
+_OUTLINES = re.compile(r"((?:<loc_[0-9]+>|<sep>|<poly>|</poly>)+)")
+_INSTANCES = re.compile(r"(?:<poly>(?:<loc_[0-9]+>|<sep>)+</poly>)+")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 
 from florence2.answers.parsing import clean_label, find_region_tokens, find_regions, remove_markers
+from florence2.inputs.coordinates import LOCATION
 from florence2.inputs.tasks import AnswerKind
 
 BOX = "<loc_100><loc_200><loc_300><loc_400>"
@@ -138,6 +139,17 @@ def test_a_location_has_at_most_four_digits(kind: AnswerKind, digits: int) -> No
     assert find_regions(kind, "cat" + long * 8) == []
     assert all(region.bins == (BINS,) for region in find_regions(kind, f"cat{long}dog{BOX}{long}"))
     assert [bins for _, bins in labels_and_bins("boxes", "cat" + "<loc_9999>" * 4)] == [((9999,) * 4,)]
+
+
+@pytest.mark.parametrize("digit", ["\u0663", "\uff13", "\u0969", "\U0001d7d1"])
+@pytest.mark.parametrize("kind", get_args(AnswerKind))
+def test_a_digit_of_a_location_is_0_to_9(kind: AnswerKind, digit: str) -> None:
+    """The model has no other tokens, so other digits are letters that it wrote or that a user put in."""
+    other = f"<loc_{digit}>"
+    assert not LOCATION.search(other)
+    assert find_regions(kind, "cat" + other * 8) == []
+    assert all(region.bins == (BINS,) for region in find_regions(kind, f"cat{BOX}{other}"))
+    assert clean_label(f"loc_{digit}>cat") == f"loc_{digit}>cat" and clean_label("loc_3>cat") == "cat"
 
 
 def test_a_run_without_a_label_loses_its_first_tag() -> None:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 import florence2
 from florence2.checkpoints.adapters import MAX_NAMES, MAX_PATTERNS, merge_adapter, read_adapter_config
 from florence2.checkpoints.checkpoint import convert_checkpoint, load_model
-from florence2.checkpoints.hub import resolve_adapter
+from florence2.checkpoints.files import write_tasks
+from florence2.checkpoints.hub import find_adapter, resolve_adapter
 from florence2.checkpoints.layouts import from_canonical
 from florence2.checkpoints.merging.plan import _possible_paths
 from florence2.cli.main import main
 from florence2.errors import CheckpointError, ConfigError
+from florence2.inputs.tasks import TaskTable, token_task
 from florence2.model.florence2 import Florence2Model
 
 MICROSOFT = {
@@ -295,11 +297,15 @@ def test_a_weight_that_becomes_infinite_spoils_no_other(value: float, small_fold
     [
         ({"peft_type": "IA3"}, "is of the type 'IA3'; only LORA can be merged"),
         ({"use_dora": "yes"}, "adapter.use_dora must be bool, not 'yes'"),
-        ({"bias": "some"}, "adapter.bias is 'some'; only 'none' is implemented"),
+        ({"bias": "some"}, "adapter.bias is 'some'; only 'none', 'all' and 'lora_only' are implemented"),
         ({"trainable_token_indices": [5]}, "trainable_token_indices"),
         ({"lora_bias": True}, "lora_bias"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'; only True"),
+        (
+            {"init_lora_weights": "pissa"},
+            "'pissa'; only True, False, 'gaussian', 'eva' and 'orthogonal' are implemented",
+        ),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is [[0, 2]]; only None is implemented"),
         ({"something_new": 1}, "something_new is an unknown field"),
         ({"r": 0}, "every rank must be at least 1"),
         ({"rank_pattern": {"fc1": -2}}, "rank_pattern.fc1 must be a number from 0 to 2**53"),
@@ -439,3 +445,41 @@ def test_the_command_line(
 def test_a_name_that_is_none_is_never_looked_up() -> None:
     with pytest.raises(florence2.Florence2Error, match="not an existing path: .*not a Hub id OWNER/NAME"):
         resolve_adapter("a/b/c")
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_may_be_named_by_one_of_its_files(
+    file: str, small_folder: Path, model: Florence2Model, picture_file: Path, tmp_path: Path
+) -> None:
+    folder = adapter(tmp_path / "adapter", model, CANONICAL)
+    write_tasks(folder, TaskTable([token_task("<VQA>")]))
+    assert resolve_adapter(folder / file) == find_adapter(str(folder / file)) == folder
+    merged = florence2.load(small_folder, adapter=folder)
+    named = florence2.load(small_folder, adapter=folder / file)
+    merge_adapter(model, folder / file)
+    expected = merged.model.state_dict()
+    for one in (named.model, model):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in one.state_dict().items())
+    assert named.processor.tasks.own == merged.processor.tasks.own
+    convert_checkpoint(small_folder, tmp_path / "whole", adapter=folder / file)
+    assert florence2.load(tmp_path / "whole").processor.tasks.own == merged.processor.tasks.own
+    words = ["run", "<VQA>why?", str(picture_file), "--model", str(small_folder), "--max-new-tokens", "3"]
+    assert main([*words, "--adapter", str(folder / file)]) == 0
+
+
+def test_another_file_is_not_an_adapter(
+    small_folder: Path, model: Florence2Model, picture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = adapter(tmp_path / "adapter", model, CANONICAL)
+    other = (folder / "adapter_model.safetensors").rename(folder / "mine.safetensors")
+    words = "mine.safetensors is a file; give the folder that holds adapter_config.json and adapter_model.safetensors"
+    with pytest.raises(ConfigError, match=words):
+        florence2.load(small_folder, adapter=other)
+    with pytest.raises(ConfigError, match=words):
+        merge_adapter(model, other)
+    assert main(["run", "od", str(picture_file), "--model", str(small_folder), "--adapter", str(other)]) == 2
+    assert words in capsys.readouterr().err
+    pickled = folder / "adapter_model.bin"
+    pickled.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="has no adapter_model.safetensors; if it holds an adapter_model.bin"):
+        florence2.load(small_folder, adapter=pickled)

@@ -45,7 +45,7 @@ def run(*arguments: object) -> int:
         (["run", "<OD>", "x.png", "--batch", "0"], "--batch is 0; it must be at least 1."),
         (["run", "<OD>", "x.png", "--model", "no/such/place.safetensors"], "no/such/place.safetensors"),
         (["run", "<OD>", "x.png", "--device", "tpu"], "cannot be used here"),
-        (["run", "<OD>", "x.png", "--beams", "0"], "num_beams is 0"),
+        (["run", "<OD>", "x.png", "--beams", "0"], "--beams is 0; it must be a whole number of at least 1."),
         (["convert", "nowhere/at/all", "out"], "nowhere/at/all"),
         (["info", "nowhere/at/all"], "nowhere/at/all"),
     ],

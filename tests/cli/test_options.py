@@ -1,14 +1,18 @@
 """What commands share: names of types and models, and the order and inputs of tasks."""
 
 import argparse
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from florence2.checkpoints.checks.loading import DTYPES as TORCH_DTYPES
-from florence2.cli.main import COMMANDS, main
-from florence2.cli.options import DTYPES, check_order, find_function, parse_box, parse_change
+from florence2.cli.main import COMMANDS, main, naming_options
+from florence2.cli.options import DTYPES, SETTINGS, check_order, find_function, parse_box, parse_change
 from florence2.errors import OptionError, PromptError
+from florence2.generation.options import GenerationOptions
 from florence2.train.command import PARTS
 from florence2.train.freeze import PARTS as FREEZABLE
 
@@ -110,6 +114,39 @@ def test_a_function_that_does_not_exist(name: str, words: str, tmp_path: Path, m
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(OptionError, match=words):
         find_function(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_beams": 0}, "--beams is 0; it must be"),
+        ({"max_new_tokens": -1}, "--max-new-tokens is -1"),
+        ({"sample": True, "num_beams": 4}, "--sample is True and --beams 4; sampling uses no beams, so set --beams 1."),
+        ({"top_k": 5, "num_beams": 1}, "--top-k 5 has no effect without sampling; set --sample as well."),
+        ({"top_p": 2}, "--top-p is 2; it must be"),
+        ({"sample": True, "seed": -1}, "--seed is -1; it must be a whole number from 0 to 2**63 - 1."),
+        ({"num_return_sequences": 5}, "num_return_sequences 5 is more than --beams 3"),
+    ],
+)
+def test_settings_are_called_by_the_names_of_their_options(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError) as raised, naming_options(SETTINGS):
+        GenerationOptions().changed(**changes)
+    message = str(raised.value)
+    assert message.startswith(words) and not re.search(r"num_beams|max_new|top_[kp]|sample=|(?<!-)-sample", message)
+
+
+def test_an_answer_that_takes_too_much_names_the_options_too(
+    small_folder: Path, picture_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("florence2.generation.budget.free_bytes", lambda device: 1000)
+    assert main(["run", "od", str(picture_file), "--model", str(small_folder)]) == 1
+    assert "lower --max-new-tokens or --beams, or free some memory" in capsys.readouterr().err
+    rows = picture_file.parent / "rows.jsonl"
+    rows.write_text(json.dumps({"image": picture_file.name, "prefix": "<OCR>", "suffix": "x"}) + "\n")
+    for words in ([], ["--json"]):
+        assert main(["evaluate", str(rows), "--model", str(small_folder), *words]) == 1
+        captured = capsys.readouterr()
+        assert "lower --max-new-tokens or --beams" in captured.out + captured.err
 
 
 @pytest.mark.parametrize("name", ["run", "cascade", "convert", "train", "evaluate", "inspect"])

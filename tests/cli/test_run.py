@@ -287,6 +287,67 @@ def test_a_free_prompt_must_be_said_to_be_one(small_folder: Path, picture_file: 
     assert [(row["task"], row["kind"]) for row in rows] == [("<OD>", "text"), ("<CAPTION>", "text")]
 
 
+def test_a_task_named_in_words_is_not_a_free_prompt(small_folder: Path, picture_file: Path, capsys: Capture) -> None:
+    common = [picture_file, "--model", small_folder, *FEW]
+    assert run("run", "more detailed caption", *common) == 2
+    assert "did you mean more_detailed_caption?" in capsys.readouterr().err
+    assert run("run", "more detailed caption", *common, "--free-prompt") == 0
+
+
+def test_options_may_stand_between_tasks_and_images(
+    small_folder: Path, picture_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    model = ["--model", small_folder]
+    odd = tmp_path / "-odd.png"
+    odd.write_bytes(picture_file.read_bytes())
+    for words in (
+        ["<OD>", *model, picture_file, *FEW, "--beams", 1, odd],
+        [*model, "<OD>", "--beams", 1, picture_file, odd, *FEW],
+    ):
+        assert run("run", *words, "--json") == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(row["task"], row["image"]) for row in rows] == [("<OD>", str(picture_file)), ("<OD>", str(odd))]
+    assert run("cascade", picture_file, *model, odd, *FEW, "--json") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_after_two_hyphens_no_word_is_an_option(
+    small_folder: Path, picture_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-odd.png").write_bytes(picture_file.read_bytes())
+    for words in (["--json", "--", "od", "-odd.png"], ["od", "--json", "--", "-odd.png"]):
+        assert run("run", "--model", small_folder, *FEW, *words) == 0
+        assert json.loads(capsys.readouterr().out)["image"] == "-odd.png"
+    with pytest.raises(SystemExit):
+        run("run", "od", "-odd.png")
+
+
+def test_several_prompts_of_a_task_in_a_row(small_folder: Path, picture_file: Path, capsys: Capture) -> None:
+    common = [picture_file, "--model", small_folder, "--json", *FEW]
+    prompts = ["<VQA>what colour?", "<VQA>how many?", "<CAPTION_TO_PHRASE_GROUNDING>a car", "od"]
+    assert run("run", *prompts, *common, "--task-kind", "VQA=text") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["task"], row.get("input")) for row in rows] == [
+        ("<VQA>", "what colour?"),
+        ("<VQA>", "how many?"),
+        ("<CAPTION_TO_PHRASE_GROUNDING>", "a car"),
+        ("<OD>", None),
+    ]
+    assert run("run", "od", "<VQA>how many?", *common) == 2
+    assert "Unknown task <VQA>. Known tasks" in capsys.readouterr().err
+
+
+def test_a_file_that_is_named_like_a_task_is_an_image(
+    small_folder: Path, picture_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("<VQA>what?", "ocr", "<OD>.png"):
+        Path(name).write_bytes(picture_file.read_bytes())
+        assert run("run", "od", name, "--model", small_folder, "--json", *FEW) == 0
+        assert json.loads(capsys.readouterr().out)["image"] == name
+
+
 def test_background(small_folder: Path, tmp_path: Path, capsys: Capture) -> None:
     Image.new("RGBA", (64, 48)).save(tmp_path / "logo.png")
     Image.new("RGB", (64, 48), "white").save(tmp_path / "white.png")

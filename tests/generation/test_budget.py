@@ -12,7 +12,6 @@ from florence2.checkpoints.presets import preset
 from florence2.errors import OptionError
 from florence2.generation import budget as memory
 from florence2.generation.budget import free_bytes, generation_bytes, how_many_fit
-from florence2.generation.engine import engine
 from parity.recipe import make_picture
 
 CPU = torch.device("cpu")
@@ -145,8 +144,7 @@ def test_a_batch_that_does_not_fit_is_split(small: florence2.Florence2, monkeypa
     options = small.options(max_new_tokens=5)
     together = small.run_batch(requests, options=options)
     each = generation_bytes(small.model.config, options, 600, torch.float32)
-    for module in (memory, engine):
-        monkeypatch.setattr(module, "free_bytes", lambda _: 8.8 * each)  # of which a quarter is planned
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 8.8 * each)  # of which a quarter is planned
     rows, original = [], small.model.step
 
     def step(newest, cache):
@@ -157,8 +155,7 @@ def test_a_batch_that_does_not_fit_is_split(small: florence2.Florence2, monkeypa
     split = small.run_batch(requests, options=options)
     assert [answer.token_ids for answer in split] == [answer.token_ids for answer in together]
     assert max(rows) == 2 * options.num_beams
-    for module in (memory, engine):
-        monkeypatch.setattr(module, "free_bytes", lambda _: each)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: each)
     with pytest.raises(OptionError, match="lower max_new_tokens or num_beams"):
         small.run_batch(requests, options=small.options(num_beams=500))
     with pytest.raises(OptionError, match="lower max_new_tokens or num_beams"):

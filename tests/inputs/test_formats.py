@@ -90,6 +90,33 @@ def test_files_that_pillow_writes_in_other_formats_are_refused(format: str) -> N
         open_image(Image.open(io.BytesIO(data)))
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (OTHERS["HTML"], "HTML, which is a web page and not an image; open the page and download the image itself"),
+        (b"<head><title>404</title></head>", "HTML, which is a web page and not an image"),
+        (b"<!-- cached --><p>Sign in first</p>", "HTML, which is a web page and not an image"),
+        (b"<!DOCTYPE html><body><svg></svg></body>", "HTML, which is a web page and not an image"),
+        ("\ufeff<html>".encode("utf-16-le"), "HTML, which is a web page and not an image"),
+        (b"PK\x03\x04" + bytes(40), "ZIP, which is an archive; unpack it first"),
+        (b"\x1f\x8b" + bytes(40), "gzip, which is a compressed file; unpack it first"),
+        (OTHERS["MP4"], "MP4, which is a video and not an image; save one of its frames"),
+    ],
+)
+def test_files_that_no_program_converts_to_png_get_another_remedy(data: bytes, words: str) -> None:
+    with pytest.raises(ImageError, match=words) as raised:
+        open_image(data)
+    assert "convert it" not in str(raised.value)
+
+
+def test_a_drawing_with_a_title_is_not_a_page() -> None:
+    for data in (b"<!-- made by hand --><svg><title>x</title></svg>", b'<?xml version="1.0"?><svg><script/></svg>'):
+        with pytest.raises(ImageError, match="is in the format SVG, which is not opened here; convert it to PNG"):
+            open_image(data)
+    with pytest.raises(ImageError, match="is not an image in a format that is opened here"):
+        open_image(b"<data><row/></data>")
+
+
 def test_heic_gets_the_hint_that_mends_it() -> None:
     for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         data = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0" + brand + bytes(40)

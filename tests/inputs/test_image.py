@@ -18,6 +18,7 @@ from florence2.errors import ConfigError, ImageError, OptionError
 from florence2.inputs import arrays
 from florence2.inputs.image import image_to_array, open_image, parse_colour
 from parity.recipe import GOLDEN, make_picture
+from tests.inputs.files_by_hand import png
 
 PUBLISHED = {
     "size": {"height": 768, "width": 768},
@@ -321,6 +322,39 @@ def test_every_kind_of_transparency_gets_the_background() -> None:
     assert open_image(saved(palette, transparency=0), "#fff").getpixel((0, 0)) == (255, 255, 255)
     opaque = make_picture(1, 5, 5)
     assert np.array_equal(np.asarray(open_image(opaque, "white")), np.asarray(opaque))
+
+
+GREY_VALUES = {1: [0, 1, 1, 0], 2: [0, 1, 2, 3], 4: [0, 1, 7, 15], 8: [0, 1, 127, 255], 16: [0, 255, 256, 65535]}
+
+
+@pytest.mark.parametrize("bits", GREY_VALUES)
+def test_one_transparent_value_of_a_grey_png_gets_the_background(bits: int) -> None:
+    """The value in the file is of the file's depth; the pixels have 8 bits once they are read."""
+    values = np.array([GREY_VALUES[bits]])
+    for clear in GREY_VALUES[bits]:
+        data = png(values, bits, 0, struct.pack(">H", clear))
+        plain = np.asarray(open_image(data))
+        expected = np.where((values == clear)[:, :, None], np.array([255, 0, 9]), plain)
+        for source in (data, Image.open(io.BytesIO(data))):
+            assert np.array_equal(np.asarray(open_image(source, (255, 0, 9))), expected), clear
+        assert np.abs(plain[:, :, 0] - 255 * values / (2**bits - 1)).max() < 1
+
+
+def test_one_transparent_colour_of_a_png() -> None:
+    row = np.array([[0, 0, 0, 255, 0, 0, 1, 2, 3]])
+    assert np.asarray(open_image(png(row, 8, 2, struct.pack(">3H", 1, 2, 3)), "white")).tolist() == [
+        [[0, 0, 0], [255, 0, 0], [255, 255, 255]]
+    ]
+    deep = png(row * 257, 16, 2, struct.pack(">3H", 0, 0, 0))
+    assert np.asarray(open_image(deep)).tolist() == [[[0, 0, 0], [255, 0, 0], [1, 2, 3]]]
+    for source in (deep, Image.open(io.BytesIO(deep))):
+        with pytest.raises(ImageError, match=r"16 bits a channel and one transparent colour \(tRNS\).*convert it to"):
+            open_image(source, "white")
+
+
+@pytest.mark.parametrize("colour", [np.array([1, 2, 3], np.uint8), [np.int64(1), 2, 3], torch.tensor([1, 2, 3])])
+def test_a_colour_may_be_a_pixel_of_an_array(colour: Any) -> None:
+    assert parse_colour(colour) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("colour", ["no colour", "", 5, (1, 2), (1, 2, 300), (1, 2, 2.5), b"white", [True, 0, 0], {}])

@@ -308,10 +308,88 @@ def test_a_word_or_token_that_is_not_a_task_gets_the_nearest_one(prompt: str, ne
     assert len(words) < 900
 
 
-@pytest.mark.parametrize("prompt", ["two words", "What is <od> here?", "图片里有什么？", "ภาพนี้คืออะไร"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *(
+            "two words",
+            "What is <od> here?",
+            "图片里有什么？",
+            "图片",
+            "ภาพนี้คืออะไร",
+            "写真のOCR結果を教えて",
+            "ocr\u56fe\u7247\u6587\u5b57",
+        ),
+        *(
+            "What does the image describe?",
+            "Detect the objects.",
+            "Describe the image",
+            "a detailed caption of the dog",
+        ),
+        *("caption this", "Is there text?", "Read the text in the image", "the caption", "x " * 1000, "od " * 50),
+        *(task.sentence for task in TASKS.values()),
+    ],
+)
 def test_several_words_are_a_free_prompt(prompt: str) -> None:
     """Some scripts have no spaces between words."""
     assert check_prompt(prompt) == (None, prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "near"),
+    [
+        ("detailed caption", "detailed_caption"),
+        ("more detailed caption", "more_detailed_caption"),
+        ("More Detailed Caption.", "more_detailed_caption"),
+        ("  DETAILED  CAPTION  ", "detailed_caption"),
+        ("detailed-caption!", "detailed_caption"),
+        ("\u201cdetailed caption\u201d", "detailed_caption"),
+        ("\u2018caption\u2019", "caption"),
+        (
+            "\uff44\uff45\uff54\uff41\uff49\uff4c\uff45\uff44 \uff43\uff41\uff50\uff54\uff49\uff4f\uff4e",
+            "detailed_caption",
+        ),
+        ("\uff2f\uff24", "od"),
+        ("\uff1cOD\uff1e", "<OD>"),
+        ("caption\u3002", "caption"),
+        ("caption\u0e2f", "caption"),
+        ("detect\u56fe", "od"),
+        ("ocr\u56fe\u7247\u5b57", "ocr"),
+        ("caption \U0001f600", "caption"),
+        ("object detection", "od"),
+        ("Object Detections", "od"),
+        ("caption with region", "dense_region_caption"),
+        ("dense region captions", "dense_region_caption"),
+        ("region proposals", "region_proposal"),
+        ("caption to phrase grounding", "caption_to_phrase_grounding"),
+        ("Phrase Grounding", "caption_to_phrase_grounding"),
+        ("referring expression segmentation", "referring_expression_segmentation"),
+        ("open vocabulary detection", "open_vocabulary_detection"),
+        ("open-vocabulary detection", "open_vocabulary_detection"),
+        ("region to segmentation", "region_to_segmentation"),
+        ("ocr with region", "ocr_with_region"),
+        ("OCR with regions:", "ocr_with_region"),
+        ("region to OCR", "region_to_ocr"),
+        ("< detailed caption >", "<DETAILED_CAPTION>"),
+    ],
+)
+def test_the_name_of_a_task_in_words_gets_the_task(prompt: str, near: str) -> None:
+    with pytest.raises(PromptError, match=f"; did you mean {near}\\? Known tasks: <OCR>, ") as raised:
+        check_prompt(prompt)
+    assert "than one word and is not the name of a task, or is given as florence2.FreePrompt" in str(raised.value)
+    assert check_prompt(FreePrompt(prompt)) == (None, prompt)
+
+
+def test_every_task_is_known_in_words() -> None:
+    for task in (*TASKS.values(), DEPTH):
+        with pytest.raises(PromptError, match=f"did you mean {task.alias}\\?"):
+            check_prompt(f"{task.alias.replace('_', ' ')} .", tasks=TaskTable([DEPTH]))
+    assert check_prompt("depth map", tasks=TaskTable([DEPTH])) == (None, "depth map")
+
+
+def test_a_token_in_full_width_brackets_is_looked_up_too() -> None:
+    with pytest.raises(PromptError, match="Unknown task '\uff1cVQA\uff1e'. Known tasks"):
+        check_prompt("\uff1cVQA\uff1e how many?")
 
 
 @pytest.mark.parametrize("prompt", ["detect", "<od>", "<OD>", "od", "<VQA>", "<VQA>how many?", "Look at <OD> here"])

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -161,6 +162,13 @@ def test_a_change_is_as_if_the_file_had_said_it() -> None:
     values["text_config"] |= {"dropout": 0, "num_beams": 1, "max_new_tokens": 7, "early_stopping": None}
     before = preset("base")
     assert change_config(before, changes) == parse_config(values)
+    arrays = {
+        "vision.window_size": np.int64(8),
+        "vision.depths": list(np.array([1, 1, 8, 1])),
+        "text.dropout": np.float32(0),
+    }
+    changed = change_config(before, {**changes, **arrays, "generation.num_beams": torch.tensor(1)})
+    assert changed == parse_config(values) and json.dumps(config_to_json(changed, "microsoft", "float16"))
     assert before == preset("base") and change_config(before, {}) == before
 
 

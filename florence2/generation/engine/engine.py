@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from florence2.errors import Florence2Error, OptionError, PromptError, shown
-from florence2.generation.budget import USABLE, free_bytes, generation_bytes, how_many_fit
+from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
+from florence2.generation import budget
 from florence2.generation.engine.features import FeatureCache
 from florence2.generation.engine.lane import Lane, Outcome
 from florence2.generation.generate import fit_options, not_finite, ordinary, special_ids
@@ -71,7 +71,7 @@ class Engine:
         *,
         cache_bytes: int = 512 << 20,
         memory_bytes: int | None = None,
-        memory_share: float = USABLE,
+        memory_share: float = budget.USABLE,
         decoding_share: float = 0.0,
     ):
         """Make an engine without work.
@@ -89,6 +89,7 @@ class Engine:
         Raises:
             OptionError: A value is out of range.
         """
+        slots, memory_share, decoding_share = plain(slots), plain(memory_share), plain(decoding_share)
         if type(slots) is not int or slots < 1:
             raise OptionError(f"slots is {shown(slots)}; it must be a whole number of at least 1.")
         if not 0 < memory_share <= 1:
@@ -126,7 +127,7 @@ class Engine:
                 f"{length} positions (image tokens count too) are more than the {positions} of this checkpoint; "
                 "shorten the text."
             )
-        needed = generation_bytes(self._model.config, options, length, self._model.dtype)
+        needed = budget.generation_bytes(self._model.config, options, length, self._model.dtype)
         if self._memory_bytes is not None and needed > self._memory_bytes:
             raise OptionError(
                 f"One answer may take {needed / 1e9:.1f} GB, more than the {self._memory_bytes / 1e9:.1f} GB of this "
@@ -187,7 +188,7 @@ class Engine:
 
     def _has_room(self, ticket: Ticket) -> bool:
         if not self._running:
-            free = free_bytes(self._model.device) if self._memory_bytes is None else None
+            free = budget.free_bytes(self._model.device) if self._memory_bytes is None else None
             self._room = self._memory_bytes or (1 << 62 if free is None else int(self._memory_share * free))
             return True  # `_start` refuses an answer that does not fit alone
         in_lane = sum(running.work.options.width == ticket.work.options.width for running in self._running)
@@ -201,7 +202,7 @@ class Engine:
         for ticket in tickets:
             try:
                 if ticket.bytes > self._room:
-                    how_many_fit(ticket.bytes, self._model.device)  # raises: not even one
+                    budget.how_many_fit(ticket.bytes, self._model.device)  # raises: not even one
                 features = self._encode_image(ticket.work)
             except Florence2Error as error:
                 failed.append((ticket, error))

@@ -35,7 +35,7 @@ from florence2.inspect.progress import ProgressCallback, ignore_progress
 from florence2.model.config import Florence2Config
 
 _LAYER = re.compile(
-    r"vision_tower\.(convs\.\d+|blocks\.\d+\.\d+)|multi_modal_projector|language_model\.(encoder|decoder)\.layers\.\d+"
+    r"vision_tower\.(convs\.[0-9]+|blocks\.[0-9]+\.[0-9]+)|multi_modal_projector|language_model\.(encoder|decoder)\.layers\.[0-9]+"
     r"|language_model\.\w+|[^.]+"
 )
 _PARTS = ("vision_tower", "multi_modal_projector", "language_model.shared", "language_model.enc", "language_model.dec")
@@ -216,7 +216,7 @@ def sorted_names(names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, .
 def _place(name: str) -> tuple[Any, ...]:
     part = next((i for i, start in enumerate(_PARTS) if name.startswith(start)), len(_PARTS))
     # a stage's convolution comes before its blocks
-    name = re.sub(r"^vision_tower\.(c|b)\w+\.(\d+)", lambda m: f"{m[2]}.{'0' if m[1] == 'c' else '1'}", name)
+    name = re.sub(r"^vision_tower\.(c|b)\w+\.([0-9]+)", lambda m: f"{m[2]}.{'0' if m[1] == 'c' else '1'}", name)
     return (part, name.startswith("unknown: "), [(int(w), "") if w.isdecimal() else (-1, w) for w in name.split(".")])
 
 

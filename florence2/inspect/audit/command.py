@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from florence2.cli.main import parse_words
 from florence2.cli.options import MODELS, add_pickle, add_report, check_at_least, name_argument, resolve_model
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         Florence2Error: A checkpoint cannot be read at all.
     """
-    options = build_parser().parse_args(arguments)
+    options = parse_words(build_parser(), arguments)
     _check(options)
     first = resolve_model(options.checkpoint, options.revision, options.allow_pickle)
     if options.other is None:

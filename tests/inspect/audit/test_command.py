@@ -206,3 +206,10 @@ def test_a_pickle_only_when_asked(plain_folder: Path, tmp_path: Path, capsys: Ca
     assert run(tmp_path) == 2 and "only as a pickle" in capsys.readouterr().err
     assert run(tmp_path, "--allow-pickle", "--no-spectra", "--strict") == 0
     assert audit(plain_folder, spectra=False).sha256 in capsys.readouterr().out
+
+
+def test_options_may_stand_between_the_checkpoints(plain_folder: Path, damaged: Path, capsys: Capture) -> None:
+    assert run(plain_folder, damaged, "--top", 2, "--no-spectra") == 0
+    expected = capsys.readouterr().out
+    assert run(plain_folder, "--top", 2, damaged, "--no-spectra") == 0
+    assert capsys.readouterr().out == expected
