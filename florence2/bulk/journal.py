@@ -62,8 +62,7 @@ class Folder:
 
     def _open(self, settings: Mapping[str, Any]) -> None:
         """Tidy up after an earlier run, and open the file of rows."""
-        if not self._lock.works:
-            self.notes.append(f"The file system of {self.path} has no locks; start no second run with this folder.")
+        self.notes += [self._lock.note] if self._lock.note else []
         self.results, file = self.path / "results.jsonl", self.path / "settings.json"
         self.earlier = read_earlier(self.results, self._requested)
         self.done = self.earlier.done
