@@ -9,6 +9,7 @@ added to the model, is stored as "extra." and the canonical name, in both layout
 
 import re
 from collections.abc import Container, Iterable
+from functools import lru_cache
 
 from florence2.model.config import Layout
 
@@ -105,6 +106,7 @@ def _count_known(names: list[str]) -> dict[Layout, int]:
     return {layout: sum(to_canonical(name, layout) is not None for name in names) for layout in _TO_CANONICAL}
 
 
+@lru_cache(maxsize=4096)  # a checkpoint's names are looked up many times
 def to_canonical(name: str, layout: Layout) -> str | None:
     """Return the canonical name of a name in the layout; None when no rule knows it."""
     return _rename(name, _TO_CANONICAL[layout])
