@@ -121,9 +121,9 @@ def weights_layout(files: WeightFiles, names: Iterable[str]) -> Layout:
         which = f"All {count}" if count == len(names) else f"{count} of {len(names)}"
         begin = listing(sorted(map(shown, prefixes)), " or ")
         raise CheckpointError(
-            f"{which} tensors of {files.paths[0]} have names that begin with {begin}, which a wrapper such as Lightning, "
-            "DistributedDataParallel or torch.compile has put there. Save the model inside the wrapper, or remove "
-            f"{begin} from every name."
+            f"{which} tensors of {files.paths[0]} have names that begin with {begin}, which a wrapper such as "
+            "Lightning, DistributedDataParallel or torch.compile has put there. Save the model inside the wrapper, or "
+            f"remove {begin} from every name."
         )
     if layout is None:
         some = listing(names, first=3) or "none"
