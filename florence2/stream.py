@@ -23,7 +23,8 @@ Item = TypeVar("Item")
 Asked: TypeAlias = tuple[CheckedRequest, EncodedImage]
 IMAGES_AT_ONCE = 8
 """How many images an accelerator encodes together; more gain little."""
-_SLOTS = 64  # more at once gain little, on a CPU and on a GPU
+MAX_SLOTS = 64
+"""How many answers run at once where nobody says it; more gain little, on a CPU and on a GPU."""
 _MEMORY_SHARE = 0.25  # of what is free, for the answers that run where nobody has said how many
 _AHEAD = 4  # times the slots: how many answers may wait for a slower one before them
 
@@ -50,7 +51,7 @@ def answer_stream(
     if _steps_as_known(runner):
         yield from _AnsweredInOrder(runner, options, slots, decoding_share).run(asked)
     else:
-        yield from _answer_in_batches(runner, asked, options, slots or _SLOTS)
+        yield from _answer_in_batches(runner, asked, options, slots or MAX_SLOTS)
 
 
 def encode_ahead(
@@ -118,7 +119,7 @@ class _AnsweredInOrder:
     """The requests that one engine works on, and their answers until it is their turn."""
 
     def __init__(self, runner: Runner, options: GenerationOptions, slots: int | None, share: float):
-        self._runner, self._options, self._slots, self._share = runner, options, slots or _SLOTS, share
+        self._runner, self._options, self._slots, self._share = runner, options, slots or MAX_SLOTS, share
         self._owed = 0.0  # seconds of decoding that running answers are due before the next request is taken
         memory_share = _MEMORY_SHARE if slots is None else USABLE
         self._engine = Engine(runner.model, self._slots, cache_bytes=0, memory_share=memory_share)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from florence2.answers.answer import parse_answer
 from florence2.checkpoints.checkpoint import load_model
@@ -105,22 +106,27 @@ def compare_answers() -> Iterator[Comparison]:
 
 
 def compare_model(
-    change: Callable[[Florence2Model], None] | None = None, runs: int | None = None
+    change: Callable[[Florence2Model], None] | None = None, runs: int | None = None, folder: Path | None = None
 ) -> Iterator[Comparison]:
     """Compare the stages of the recorded checkpoint, on all recorded runs or the first few.
 
-    `change` may damage the model first, to show that the comparison then fails.
+    The stages come before the searches, so that nobody need wait for these. `change` may damage the model first, to
+    show that the comparison then fails. `folder` holds the checkpoint, if it has been made already.
     """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as made:
+            make_recorded_checkpoint(Path(made))
+            yield from compare_model(change, runs, Path(made))
+        return
     golden, arrays = read_record("tiny/golden.json"), np.load(GOLDEN / "tiny" / "golden.npz")
-    with tempfile.TemporaryDirectory() as folder:
-        make_recorded_checkpoint(Path(folder))
-        model = install(load_model(Path(folder)))
-        if change is not None:
-            change(model)
-        tokenizer, image_config = FlorenceTokenizer(Path(folder) / "tokenizer.json"), read_image_config(Path(folder))
+    model = install(load_model(folder))
+    if change is not None:
+        change(model)
+    tokenizer, image_config = FlorenceTokenizer(folder / "tokenizer.json"), read_image_config(folder)
     worst = dict.fromkeys(("features", "encoder", "logits", "loss", "scores"), 0.0)
     counts = dict.fromkeys(worst, 0)
     count, choices = TokenCount(), 0
+    encoded: list[tuple[list[dict[str, Any]], Callable[[], Tensor], Tensor]] = []
 
     def note(stage: str, ours: Any, theirs: Any) -> None:
         worst[stage], counts[stage] = max(worst[stage], largest_difference(ours, theirs)), counts[stage] + 1
@@ -140,15 +146,17 @@ def compare_model(
             if f"{key}.{stage}.index" in arrays:
                 note(stage, tensor.flatten().numpy()[arrays[f"{key}.{stage}.index"]], arrays[f"{key}.{stage}.value"])
         choices += logits[0].argmax(dim=-1).tolist() == run["logits_argmax"]
-        for recorded in run["generations"]:
-            options = GenerationOptions.from_settings(model.config.generation).changed(**recorded["options"])
-            generation = generate(model, memory, options)
-            same = count.add(model, encode, generation.sequences.tolist(), recorded["sequences"])
-            if same and "sequences_scores" in recorded:
-                note("scores", generation.token_logprobs, recorded["transition_scores"])
+        encoded.append((run["generations"], encode, memory))
     for stage in ("features", "encoder", "logits", "loss"):
         yield Comparison(_GROUP, _SUBJECT, stage, counts[stage], counts[stage], worst[stage])
     yield Comparison(_GROUP, _SUBJECT, "likeliest next tokens", choices, len(golden["runs"][:runs]))
+    for generations, encode_again, memory in encoded:
+        for recorded in generations:
+            options = GenerationOptions.from_settings(model.config.generation).changed(**recorded["options"])
+            generation = generate(model, memory, options)
+            same = count.add(model, encode_again, generation.sequences.tolist(), recorded["sequences"])
+            if same and "sequences_scores" in recorded:
+                note("scores", generation.token_logprobs, recorded["transition_scores"])
     yield Comparison(_GROUP, _SUBJECT, "tokens, all settings", count.equal, count.total, ties=count.ties)
     yield Comparison(_GROUP, _SUBJECT, "token log-probabilities", counts["scores"], counts["scores"], worst["scores"])
     if runs is None:

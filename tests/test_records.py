@@ -18,8 +18,8 @@ from florence2.generation.state import SpecialIds
 from florence2.model import bart
 from florence2.model.florence2 import Florence2Model
 from florence2.model.projection import PositionTable
-from parity.records import compare_model, compare_pixels, compare_records
-from parity.report import Comparison, load_tolerances
+from parity.records import compare_model, compare_pixels, compare_records, make_recorded_checkpoint
+from parity.report import load_tolerances
 
 
 def test_everything_recorded() -> None:
@@ -39,11 +39,20 @@ def test_tolerances_are_measured_not_round() -> None:
 # ---- mutations: every one must be noticed --------------------------------------------------------------------------
 
 
-def differs(change: Callable[[Florence2Model], None] | None = None) -> bool:
-    """Return whether the comparison on the first recorded run fails."""
+Differs = Callable[..., bool]
+
+
+@pytest.fixture(scope="module")
+def differs(tmp_path_factory: pytest.TempPathFactory) -> Differs:
+    """Return whether the comparison on the first recorded run fails, up to its first row that does."""
+    folder = tmp_path_factory.mktemp("recorded")
+    make_recorded_checkpoint(folder)
     tolerances = load_tolerances()
-    rows: list[Comparison] = list(compare_model(change, runs=1))
-    return any(not row.passes(tolerances) for row in rows)
+
+    def differs(change: Callable[[Florence2Model], None] | None = None) -> bool:
+        return any(not row.passes(tolerances) for row in compare_model(change, runs=1, folder=folder))
+
+    return differs
 
 
 def other_epsilon(model: Florence2Model) -> None:
@@ -79,11 +88,11 @@ def untransposed_projection(model: Florence2Model) -> None:
     "change",
     [other_epsilon, no_depthwise, swapped_pooling, no_frame_embedding, no_final_bias, untransposed_projection],
 )
-def test_damaged_models_are_noticed(change: Callable[[Florence2Model], None]) -> None:
+def test_damaged_models_are_noticed(change: Callable[[Florence2Model], None], differs: Differs) -> None:
     assert differs(change)
 
 
-def test_an_undamaged_model_is_not() -> None:
+def test_an_undamaged_model_is_not(differs: Differs) -> None:
     assert not differs()
 
 
@@ -111,13 +120,13 @@ def no_forced_ids(options: Any, ids: SpecialIds) -> list[Any]:
     ids=["gelu-tanh", "position-offset", "rows-before-columns", "no-forced-ids", "beams-alike-at-start"],
 )
 def test_changed_formulas_are_noticed(
-    monkeypatch: pytest.MonkeyPatch, target: Any, name: str, replacement: Any
+    monkeypatch: pytest.MonkeyPatch, target: Any, name: str, replacement: Any, differs: Differs
 ) -> None:
     assert differs(lambda model: monkeypatch.setattr(target, name, replacement))
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_an_ngram_rule_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
+def test_an_ngram_rule_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch, shift: int, differs: Differs) -> None:
     original = NoRepeatNgram.__call__
     monkeypatch.setattr(
         NoRepeatNgram,
@@ -127,7 +136,7 @@ def test_an_ngram_rule_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch, sh
     assert differs()
 
 
-def test_another_length_penalty_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_length_penalty_is_noticed(monkeypatch: pytest.MonkeyPatch, differs: Differs) -> None:
     """Counting the start id as well."""
     original = decoding._BeamSearch.start
 

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ KEPT = {task.sentence for task in florence2.TASKS.values()}
 """The sentences that the model was trained on."""
 
 
+@cache
+def every_text() -> list[tuple[Path, int, str]]:
+    return [(path, line, text) for path in sorted(PACKAGE.rglob("*.py")) for line, text in texts(path)]
+
+
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """Every string of a file, docstrings, help and messages among them, with its line."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -43,8 +49,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
 def test_no_string_of_the_package_reads_like_a_translation(phrase: str) -> None:
     places = [
         f"{path.relative_to(PACKAGE)}:{line} {found.group()!r} in {text[:100]!r}; better: {BANNED[phrase]}"
-        for path in sorted(PACKAGE.rglob("*.py"))
-        for line, text in texts(path)
+        for path, line, text in every_text()
         if text not in KEPT and (found := re.search(phrase, text))
     ]
     assert not places, "\n".join(places)

@@ -46,6 +46,11 @@ class Cascade:
         return cls(caption, grounding, tuple(_labelled(outline, box.label) for outline, box in pairs), tuple(missing))
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """(width, height) of the original image in pixels."""
+        return self.caption.image_size
+
+    @property
     def boxes(self) -> tuple[Box, ...]:
         """The boxes of the phrases."""
         return self.grounding.boxes

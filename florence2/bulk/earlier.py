@@ -1,12 +1,12 @@
 """The rows and settings that an earlier run left in an output folder. No row is lost, and no damage stops a run."""
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florence2.bulk.rows import RowKey, row_key
+from florence2.bulk.rows import Row, RowKey, has_changed, is_cut_off, row_key
 from florence2.checkpoints.files import describe_changes, read_json, written_whole
 from florence2.errors import ConfigError, OptionError
 
@@ -15,46 +15,65 @@ _ANSWERS = frozenset(("text", "caption", "error"))  # one of these is in every r
 _MOST_LETTERS = 600  # of a message about settings
 
 
-@dataclass(frozen=True)
+@dataclass
 class Earlier:
     """The lines of an earlier `results.jsonl`, by their numbers from 0.
 
     Attributes:
-        done: The keys of the rows with an answer.
+        done: The keys of the rows with an answer that still holds.
         damaged: The lines that are not rows.
         dropped: The rows to write again, and a last line that was not written to its end.
         ended: Whether the last line ends as a line must.
+        requested: The number of answers that still hold and that this run requests.
+        changed: The number of answers to write again because their images have changed.
+        cut_off: The number of requested answers that the token limit ended.
+        incomplete: The number of requested answers that lack a part.
     """
 
-    done: frozenset[RowKey] = frozenset()
-    damaged: tuple[int, ...] = ()
-    dropped: tuple[int, ...] = ()
+    done: set[RowKey] = field(default_factory=set)
+    damaged: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
     ended: bool = True
+    requested: int = 0
+    changed: int = 0
+    cut_off: int = 0
+    incomplete: int = 0
+
+    def add(self, number: int, row: Mapping[str, Any], requested: Mapping[RowKey, Row] | None) -> None:
+        """Sort a row into those that hold and those to write again."""
+        key = row_key(row)
+        own = None if requested is None else requested.get(key)
+        if "error" in row:
+            self.dropped += [number] if own or requested is None else []
+        elif own and has_changed(row, own.source):
+            self.dropped.append(number)
+            self.changed += 1
+        elif key not in self.done:
+            self.done.add(key)
+            self.requested += own is not None
+            self.cut_off += own is not None and is_cut_off(row)
+            self.incomplete += own is not None and bool(row.get("missing"))
 
 
-def read_earlier(results: Path, retried: Collection[RowKey] | None = None) -> Earlier:
+def read_earlier(results: Path, requested: Mapping[RowKey, Row] | None = None) -> Earlier:
     """Read an earlier `results.jsonl`, if it exists.
 
-    Failures whose key is in `retried` are to be dropped, because this run asks again; None drops all failures.
+    Among the `requested` rows, failures and answers about images that have changed are to be dropped, because this run
+    writes them again; None stands for all rows, and drops all failures.
     """
+    earlier = Earlier()
     if not results.exists():
-        return Earlier()
+        return earlier
     if not results.is_file():
         raise OptionError(f"{results} is not a regular file; choose another folder.")
-    done: set[RowKey] = set()
-    damaged: list[int] = []
-    dropped: list[int] = []
-    ended = True
     with results.open("rb") as lines:
         for number, line in enumerate(lines):
-            row, ended = _parse_row(line), line.endswith(b"\n")
-            if row is None:
-                (damaged if ended else dropped).append(number)
-            elif "error" not in row:
-                done.add(row_key(row))
-            elif retried is None or row_key(row) in retried:
-                dropped.append(number)
-    return Earlier(frozenset(done), tuple(damaged), tuple(dropped), ended)
+            row, earlier.ended = parse_row(line), line.endswith(b"\n")
+            if row is not None:
+                earlier.add(number, row, requested)
+            else:
+                (earlier.damaged if earlier.ended else earlier.dropped).append(number)
+    return earlier
 
 
 def tidy_up(results: Path, earlier: Earlier) -> str | None:
@@ -84,7 +103,23 @@ def _copy_lines(source: Path, target: Path, numbers: Collection[int], mode: str,
                 copy.write(line if line.endswith(b"\n") else line + b"\n")
 
 
-def _parse_row(line: bytes) -> dict[str, Any] | None:
+def change_lines(results: Path, numbers: Collection[int], change: Callable[[bytes], bytes]) -> None:
+    """Rewrite `results.jsonl` with the lines of these numbers changed; Ctrl-C keeps the changes made so far."""
+    stopped: KeyboardInterrupt | None = None
+    with results.open("rb") as lines, written_whole(results) as draft, draft.open("wb") as copy:
+        for number, line in enumerate(lines):
+            changed = line
+            if number in numbers and stopped is None:
+                try:
+                    changed = change(line)
+                except KeyboardInterrupt as error:
+                    stopped = error
+            copy.write(changed)
+    if stopped is not None:
+        raise stopped
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
     """Return the row of a line, or None when the line is not a row."""
     try:
         row = json.loads(line.decode("utf-8"))

@@ -5,14 +5,14 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from florence2.bulk.earlier import check_settings, read_earlier, tidy_up
+from florence2.bulk.earlier import change_lines, check_settings, parse_row, read_earlier, tidy_up
 from florence2.bulk.lock import FolderLock
-from florence2.bulk.rows import Result, Row, RowKey
+from florence2.bulk.rows import Result, Row, restore_result, row_key
 from florence2.checkpoints.files import MAX_NAME_BYTES, clip_name, write_json, written_whole
 from florence2.errors import ImageError, OptionError
 from florence2.inputs.image import open_image
@@ -22,19 +22,21 @@ class Folder:
     """An output folder: `results.jsonl`, `settings.json`, and drawn images when `draw` is set.
 
     Attributes:
-        done: The keys of the rows that an earlier run finished; its failures are tried again.
+        earlier: The rows of earlier runs, counted.
+        done: The keys of those that are finished. Failures, and answers about images that have changed, are written
+            again.
         notes: Sentences for the user about the state of the folder.
     """
 
-    def __init__(self, path: Path, draw: bool, settings: Mapping[str, Any], retried: Collection[RowKey] | None = None):
+    def __init__(self, path: Path, draw: bool, settings: Mapping[str, Any], rows: Sequence[Row] | None = None):
         """Open or make the folder, and lock it until it is closed.
 
         Args:
             path: The folder.
             draw: Draw each answer that has regions.
             settings: What all answers depend on. A folder without answers takes any.
-            retried: The keys of the rows that this run may write; earlier failures among them are removed. None
-                removes all failures.
+            rows: The rows that this run requests, without answers. Earlier failures and outdated answers among them
+                are removed; None removes all failures.
 
         Raises:
             OptionError: `path` is a file or cannot be written, another run writes to it, or it holds answers made with
@@ -42,6 +44,7 @@ class Folder:
         """
         self.path, self.draw = path, draw
         self.notes: list[str] = []
+        self._requested = None if rows is None else {row.key: row for row in rows}
         check_folder(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -49,7 +52,7 @@ class Folder:
         except OSError as error:
             raise _unwritable(path, error) from None
         try:
-            self._open(settings, retried)
+            self._open(settings)
         except OSError as error:
             self._lock.release()
             raise _unwritable(path, error) from None
@@ -57,17 +60,22 @@ class Folder:
             self._lock.release()
             raise
 
-    def _open(self, settings: Mapping[str, Any], retried: Collection[RowKey] | None) -> None:
+    def _open(self, settings: Mapping[str, Any]) -> None:
         """Tidy up after an earlier run, and open the file of rows."""
-        if not self._lock.works:
-            self.notes.append(f"The file system of {self.path} has no locks; start no second run with this folder.")
+        self.notes += [self._lock.note] if self._lock.note else []
         self.results, file = self.path / "results.jsonl", self.path / "settings.json"
-        earlier = read_earlier(self.results, retried)
-        self.done = earlier.done
+        self.earlier = read_earlier(self.results, self._requested)
+        self.done = self.earlier.done
         if self.done:  # without answers nothing can be mixed
             check_settings(file, settings)
-        moved = tidy_up(self.results, earlier)
+        moved = tidy_up(self.results, self.earlier)
         self.notes += [moved] if moved else []
+        if changed := self.earlier.changed:
+            self.notes.append(
+                "1 answer is about an image that has changed since, so it is computed again."
+                if changed == 1
+                else f"{changed} answers are about images that have changed since, so they are computed again."
+            )
         if not (self.done and file.exists()):
             write_json(file, dict(settings))
         self._file = self.results.open("ab", buffering=0)
@@ -90,9 +98,60 @@ class Folder:
         """
         if self.draw and row.answer is not None and has_regions(row.answer):
             row = self._draw(row, row.answer)
-        line = json.dumps(row.to_dict(), ensure_ascii=False) + "\n"
-        self._append(line.encode("utf-8", "backslashreplace"))
+        self._append(_to_line(row.to_dict(file=True)))
         return row
+
+    def draw_earlier(self, progress: Callable[[int, int], None] = lambda *_: None) -> list[Row]:
+        """Draw the requested answers of earlier runs that have no drawing, from their rows and without the model.
+
+        Args:
+            progress: Called with the number of answers drawn so far and their total, after each.
+
+        Returns:
+            The rows whose answers could not be drawn, each with its `drawing_error`.
+
+        Raises:
+            OptionError: The rows cannot be written; all of them stay unchanged.
+        """
+        with self.results.open("rb") as lines:
+            undrawn = [number for number, line in enumerate(lines) if self._undrawn(line) is not None]
+        failed: list[Row] = []
+        done = itertools.count(1)
+
+        def change(line: bytes) -> bytes:
+            row = self._undrawn(line)
+            if row is None:
+                return line
+            drawn = row if row.answer is None else self._draw(row, row.answer)
+            failed.extend([drawn] if drawn.drawing_error else [])
+            progress(next(done), len(undrawn))
+            return _to_line(_with_drawing(parse_row(line) or {}, drawn))
+
+        if undrawn:
+            self._file.close()  # it is replaced
+            try:
+                change_lines(self.results, undrawn, change)
+            except OSError as error:
+                raise _unwritable(self.path, error) from None
+            finally:
+                self._file = self.results.open("ab", buffering=0)
+        return failed
+
+    def _undrawn(self, line: bytes) -> Row | None:
+        """Return the requested row of a line if its answer has regions and its drawing is missing, otherwise None."""
+        values = parse_row(line) or {"error": "damaged"}
+        requested = (self._requested or {}).get(row_key(values))
+        if requested is None or "error" in values:
+            return None
+        drawing = values.get("drawing")
+        if isinstance(drawing, str) and os.path.isfile(self.path / drawing):  # noqa: PTH113  Path.is_file raises for NUL
+            return None
+        try:
+            answer = restore_result(values)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            reason = f"{self.results} holds a damaged answer, which cannot be drawn."
+            return replace(requested, answer=None, drawing_error=reason)
+        return replace(requested, answer=answer) if has_regions(answer) else None
 
     def _append(self, line: bytes) -> None:
         """Write a line wholly or not at all."""
@@ -114,7 +173,8 @@ class Folder:
         """Draw the answer on its image; return the row with the new file's path inside the folder, or the error."""
         try:
             image = open_image(row.source.data)
-            if row.version is not None and row.source.version() != row.version:
+            changed = row.version is not None and row.source.version() != row.version
+            if changed or image.size != answer.image_size:
                 raise ImageError(f"{row.source.name} has changed since it was read, so its answer was not drawn.")
             target = self._unused(Path(row.source.stem), row.question.alias)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +191,17 @@ class Folder:
         names = (_drawing_name(stem.name, alias, count) for count in itertools.count(1))
         paths = (self.path / stem.parent / name for name in names)
         return next(path for path in paths if not path.exists())
+
+
+def _with_drawing(values: Mapping[str, Any], row: Row) -> dict[str, Any]:
+    """Return the values of a stored row with the drawing of `row`, or the error instead of it."""
+    drawn = {"drawing": row.drawing, "drawing_error": row.drawing_error}
+    kept = {key: value for key, value in values.items() if key not in drawn}
+    return kept | {key: value for key, value in drawn.items() if value is not None}
+
+
+def _to_line(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def check_folder(path: Path) -> None:

@@ -1,11 +1,11 @@
 """One question about one image, and the row that its result becomes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from florence2.answers.answer import Answer
+from florence2.answers.answer import Answer, Box, Polygon, Quad
 from florence2.answers.cascade import Cascade
 from florence2.bulk.sources import FileVersion, Source
 from florence2.inputs.processor import TaskText
@@ -83,10 +83,14 @@ class Row:
         """The key of the row, known before its result is (see `row_key`)."""
         return row_key(self._head())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: the image, its place, the question, then the answer's fields or the error."""
+    def to_dict(self, file: bool = False) -> dict[str, Any]:
+        """Return plain JSON values: the image, its place, the question, then the answer's fields or the error.
+
+        `file` adds the size and time of the image's file, by which a later run sees that the image has changed.
+        """
         drawn = {"drawing": self.drawing, "drawing_error": self.drawing_error}
         values = self._head() | (self.answer.to_dict() if self.answer else {"error": self.error})
+        values |= {"file": _file_values(self.version)} if file and self.version is not None else {}
         return values | {key: value for key, value in drawn.items() if value is not None}
 
     def _head(self) -> dict[str, Any]:
@@ -96,3 +100,55 @@ class Row:
 def row_key(row: Mapping[str, Any]) -> RowKey:
     """Return the key of a row in the form of `Row.to_dict`."""
     return tuple(json.dumps(row.get(part)) for part in ("place", "task", "input", "detail"))
+
+
+def has_changed(row: Mapping[str, Any], source: Source) -> bool:
+    """Return whether an image's file is another than the one that a stored row answers; False where that is unknown."""
+    stored, version = row.get("file"), source.version()
+    return isinstance(stored, dict) and version is not None and stored != _file_values(version)
+
+
+def _file_values(version: FileVersion) -> dict[str, int]:
+    _, size, modified = version  # a file system that is mounted again may number its files otherwise
+    return {"bytes": size, "modified_ns": modified}
+
+
+def is_cut_off(row: Mapping[str, Any]) -> bool:
+    """Return whether the token limit ended the answer that a stored row holds, or any part of it."""
+    segments = row.get("segments")
+    parts = (row, row.get("caption"), row.get("grounding"), *(segments if isinstance(segments, list) else ()))
+    return any(isinstance(part, dict) and part.get("finish_reason") == "length" for part in parts)
+
+
+def restore_result(row: Mapping[str, Any]) -> Result:
+    """Return the result that a stored row holds, as far as it can be drawn: without scores and alternatives.
+
+    Raises KeyError, TypeError or ValueError for values that are not those of `Row.to_dict`.
+    """
+    if "caption" not in row:
+        return _restore_answer(row)
+    segments = tuple(map(_restore_answer, row["segments"]))
+    caption, grounding = _restore_answer(row["caption"]), _restore_answer(row["grounding"])
+    return Cascade(caption, grounding, segments, tuple(row.get("missing", ())))
+
+
+def _restore_answer(values: Mapping[str, Any]) -> Answer:
+    width, height = values["image_size"]
+
+    def points(numbers: Sequence[float], count: int | None = None) -> Any:
+        if len(numbers) % 2 or (count or len(numbers)) != len(numbers):
+            raise ValueError(f"{len(numbers)} coordinates are not those of a region.")
+        if not all(0 <= number <= max(width, height) for number in numbers):  # false for NaN too
+            raise ValueError("A coordinate is outside the image.")
+        return tuple(numbers)
+
+    def rings(polygon: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
+        return tuple(points(ring) for ring in polygon["rings"])
+
+    regions: dict[str, Any] = {
+        "boxes": tuple(Box(points(box["xyxy"], 4), str(box["label"])) for box in values.get("boxes", ())),
+        "quads": tuple(Quad(points(quad["xyxyxyxy"], 8), str(quad["label"])) for quad in values.get("quads", ())),
+        "polygons": tuple(Polygon(rings(each), str(each["label"])) for each in values.get("polygons", ())),
+    }
+    head = {name: values[name] for name in ("task", "kind", "text", "raw_text")}
+    return Answer(**head, image_size=(width, height), finish_reason=values.get("finish_reason"), **regions)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from florence2.answers.cascade import Cascade
+from florence2.bulk.earlier import Earlier
 from florence2.bulk.rows import Row
 
 
@@ -30,7 +31,17 @@ class Summary:
         self.failed += row.error is not None
         self.cut_off += row.answer is not None and row.answer.is_cut_off
         self.incomplete += isinstance(row.answer, Cascade) and bool(row.answer.missing)
+        self.add_drawing(row)
+
+    def add_drawing(self, row: Row) -> None:
+        """Note why a row's answer could not be drawn, if it could not."""
         self.drawing_errors += [row.drawing_error] if row.drawing_error else []
+
+    def add_earlier(self, earlier: Earlier) -> None:
+        """Count the requested answers of earlier runs, which a resumed run does not compute again."""
+        self.rows += earlier.requested
+        self.cut_off += earlier.cut_off
+        self.incomplete += earlier.incomplete
 
     @property
     def complete(self) -> bool:

@@ -19,7 +19,7 @@ from florence2.checkpoints.layouts import (
     SHARED,
     TRANSPOSED,
     detect_layout,
-    foreign_prefix,
+    foreign_prefixes,
     held_name,
     to_canonical,
 )
@@ -115,12 +115,15 @@ def read_stored(files: WeightFiles, names: Sequence[str]) -> Iterator[Tensor]:
 def weights_layout(files: WeightFiles, names: Iterable[str]) -> Layout:
     """Return the layout of the tensor `names` in `files`. Raises CheckpointError for neither of Florence-2's."""
     names = list(names)
-    layout, prefix = detect_layout(names), foreign_prefix(names)
-    if prefix:
+    layout, prefixes = detect_layout(names), foreign_prefixes(names)
+    if prefixes:
+        count = sum(prefixes.values())
+        which = f"All {count}" if count == len(names) else f"{count} of {len(names)}"
+        begin = listing(sorted(map(shown, prefixes)), " or ")
         raise CheckpointError(
-            f"All {len(names)} tensors of {files.paths[0]} have names that begin with {shown(prefix)}, which a wrapper "
-            "such as Lightning, DistributedDataParallel or torch.compile has put there. Save the model inside the "
-            f"wrapper, or remove {shown(prefix)} from every name."
+            f"{which} tensors of {files.paths[0]} have names that begin with {begin}, which a wrapper such as "
+            "Lightning, DistributedDataParallel or torch.compile has put there. Save the model inside the wrapper, or "
+            f"remove {begin} from every name."
         )
     if layout is None:
         some = listing(names, first=3) or "none"

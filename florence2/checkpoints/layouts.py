@@ -8,7 +8,10 @@ added to the model, is stored as "extra." and the canonical name, in both layout
 """
 
 import re
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from functools import lru_cache
+from itertools import chain, islice
 
 from florence2.model.config import Layout
 
@@ -31,6 +34,7 @@ OPTIONAL = frozenset(("final_logits_bias",))
 """Canonical names of tensors that the native layout does not have; they are zero then."""
 _EXTRA = "extra."
 _MOST_WRAPPERS = 5  # prefixes that are looked for, one inside another
+_FEW = 10  # fewer names than one in so many do not show a wrapper
 
 _BLOCK = "vision_tower.blocks.{stage}.{index}."
 _RULES: dict[Layout, tuple[tuple[str, str], ...]] = {
@@ -82,22 +86,36 @@ def detect_layout(names: Iterable[str]) -> Layout | None:
     return best if known[best] else None
 
 
-def foreign_prefix(names: Iterable[str]) -> str:
-    """Return what a wrapper has put before all names, such as "module."; an empty text when they fit better as stored.
+def foreign_prefixes(names: Iterable[str]) -> dict[str, int]:
+    """Return what wrappers have put before names, such as "module.", each with the number of these names.
 
-    Native names begin with "model." themselves, so the rules decide: with the prefix removed, more names are known.
+    Native names begin with "model." themselves, so the rules decide: with a prefix removed, a name is known. Modules of
+    the user's own are stored as "extra.", and copies of others would then be there twice; neither has a prefix. Nor
+    have a few names among many, which are damage.
     """
     names = list(names)
-    if not names:
-        return ""
-    first, last = min(names), max(names)  # what these two share, all share
-    length = next((i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first))
-    prefixes = [first[: dot.end()] for dot in re.finditer(r"\.", first[:length])]
-    counts = {
-        prefix: max(_count_known([name.removeprefix(prefix) for name in names]).values())
-        for prefix in ["", *prefixes[:_MOST_WRAPPERS]]
-    }
-    return max(counts, key=counts.__getitem__)  # of equal counts the shortest prefix
+    best = max((_prefixes(names, layout) for layout in _TO_CANONICAL), key=_fewest_unknown)
+    prefixed = [prefix for name, prefix in best.items() if prefix and not name.startswith(_EXTRA)]
+    bare = {name.removeprefix(prefix) for name, prefix in best.items()}
+    if len(bare) < len(best) or _FEW * len(prefixed) < len(names):
+        return {}
+    return dict(Counter(prefixed))
+
+
+def _prefixes(names: Iterable[str], layout: Layout) -> dict[str, str]:
+    """Return the shortest prefix of each name without which the layout's rules know it."""
+    found: dict[str, str] = {}
+    for name in names:
+        dots = islice(re.finditer(r"\.", name), _MOST_WRAPPERS)
+        for prefix in chain([""], (name[: dot.end()] for dot in dots)):
+            if to_canonical(name.removeprefix(prefix), layout) is not None:
+                found[name] = prefix
+                break
+    return found
+
+
+def _fewest_unknown(prefixes: Mapping[str, str]) -> tuple[int, int]:
+    return len(prefixes), -sum(map(bool, prefixes.values()))
 
 
 def _count_known(names: list[str]) -> dict[Layout, int]:
@@ -105,6 +123,7 @@ def _count_known(names: list[str]) -> dict[Layout, int]:
     return {layout: sum(to_canonical(name, layout) is not None for name in names) for layout in _TO_CANONICAL}
 
 
+@lru_cache(maxsize=4096)  # a checkpoint's names are looked up many times
 def to_canonical(name: str, layout: Layout) -> str | None:
     """Return the canonical name of a name in the layout; None when no rule knows it."""
     return _rename(name, _TO_CANONICAL[layout])

@@ -11,7 +11,7 @@ from florence2.checkpoints.checkpoint import copy_companions, refuse_existing, s
 from florence2.checkpoints.checks.belonging import check_image_size
 from florence2.checkpoints.config_files import parse_image_config
 from florence2.checkpoints.files import new_files, read_json, write_json
-from florence2.errors import CheckpointError, ConfigError
+from florence2.errors import CheckpointError, ConfigError, OptionError, shown
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.inputs.tokenizer_file import BEGIN, END, PADDING
 from florence2.model.config import FEATURE_SOURCES, Florence2Config, TextConfig, VisionConfig
@@ -104,7 +104,10 @@ def init_checkpoint(
     Raises:
         CheckpointError: `folder` already holds a checkpoint, or `tokenizer` holds no tokenizer.json, a damaged one, or
             image settings that do not fit the model; nothing is written.
+        OptionError: `seed` is out of range.
     """
+    if not 0 <= seed < 1 << 63:
+        raise OptionError(f"seed is {shown(seed)}; it must be a whole number from 0 to 2**63 - 1.")
     refuse_existing(folder)
     if not (tokenizer / "tokenizer.json").is_file():
         raise CheckpointError(

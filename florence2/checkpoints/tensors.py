@@ -6,6 +6,7 @@ looked through first, then read with `weights_only=True`, so that no code in the
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -95,9 +96,8 @@ class WeightFiles:
             yield from (held[name] for name in names)
             return
         files = {name: path for path in self.paths for name in _safetensors_headers(path)}
-        for name in names:
-            with _open_safetensors(files[name]) as file:  # opening again releases the pages of the tensor before
-                yield file.get_tensor(name)
+        for path, group in groupby(names, files.__getitem__):
+            yield from (tensor for _, tensor in _read_in_order(path, list(group)))
 
 
 def find_weights(path: Path, allow_pickle: bool = False) -> WeightFiles:
@@ -136,7 +136,11 @@ def _safetensors_headers(path: Path) -> dict[str, TensorInfo]:
 
 def _read_safetensors(path: Path, wanted: Container[str] | None) -> Iterator[tuple[str, Tensor]]:
     with _open_safetensors(path) as file:
-        names: Sequence[str] = [name for name in file.keys() if wanted is None or name in wanted]  # noqa: SIM118
+        names = [name for name in file.keys() if wanted is None or name in wanted]  # noqa: SIM118
+    yield from _read_in_order(path, names)
+
+
+def _read_in_order(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     while names:
         taken, mapped = 0, 0
         # Opening again releases the pages read so far; otherwise they would add up to the size of the file.

@@ -1,18 +1,18 @@
 """Options that several commands share, so that each means the same everywhere, and how they become arguments."""
 
 import argparse
-import importlib
 import json
 import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from florence2.bulk.questions import holds_task, names_task
+from florence2.checkpoints.checks.functions import find_function
 from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.checkpoints.hub import (
     DEFAULT_MODEL,
@@ -292,36 +292,9 @@ def check_model(options: argparse.Namespace) -> Path:
 def model_changes(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load` that `--change` and `--prepare` stand for.
 
-    Raises OptionError when the function does not exist. This runs the code of its module.
+    Raises OptionError when the function cannot be used (see `find_function`). This runs the code of its module.
     """
     return {"changes": dict(options.change), "prepare": options.prepare and find_function(options.prepare)}
-
-
-def find_function(name: str) -> Callable[..., object]:
-    """Import a function, given as MODULE:FUNCTION; the current folder is searched first, as by `python -m`.
-
-    Raises OptionError when the module or the function does not exist.
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise OptionError(f"--prepare is {shown(name)}; give MODULE:FUNCTION, such as my_changes:insert_adapters.")
-    if os.getcwd() not in sys.path:  # noqa: PTH109  sys.path holds strings
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise OptionError(
-                f"--prepare {name}: {module_name} imports {error.name}, which is not installed."
-            ) from None
-        raise OptionError(
-            f"--prepare {name}: the module {module_name} was not found, neither in the current folder nor among the "
-            "installed packages."
-        ) from None
-    function: Callable[..., object] | None = getattr(module, function_name, None)
-    if not callable(function):
-        raise OptionError(f"--prepare {name}: {module.__file__} has no function {function_name}.")
-    return function
 
 
 def load_model(options: argparse.Namespace) -> "Florence2":

@@ -147,13 +147,16 @@ def answer_all(
     check_model(options)  # before the folder is made, so that a misspelt name leaves nothing
     if passed_over:
         say(f"florence2: {describe_passed_over(passed_over)}")
-    folder = _open_folder(options, sources, questions) if options.out is not None else None
+    requested = [Row(source, question) for source in sources for question in questions]
+    folder = _open_folder(options, requested) if options.out is not None else None
     headings = len(sources) * len(questions) > 1 or any(os.path.isdir(image) for image in images)  # noqa: PTH112
     console = Console(options.json, headings, needed=folder is None)
     summary, progress = Summary(options.max_new_tokens, passed_over), Progress()
     with folder or nullcontext():
-        left = [Row(source, question) for source in sources for question in questions]
-        left = [row for row in left if folder is None or row.key not in folder.done]
+        if folder is not None:
+            summary.add_earlier(folder.earlier)
+            _draw_earlier(folder, console, summary)
+        left = [row for row in requested if folder is None or row.key not in folder.done]
         rows = _refuse_unreadable(left)
         if left and not rows:
             rows = _answer(options, sources, questions, ask, folder.done if folder else frozenset(), progress)
@@ -169,10 +172,9 @@ def _check(options: argparse.Namespace) -> None:
     check_at_least(options, 1, "batch")
 
 
-def _open_folder(options: argparse.Namespace, sources: Sequence[Source], questions: Sequence[Question]) -> Folder:
+def _open_folder(options: argparse.Namespace, requested: Sequence[Row]) -> Folder:
     """Open `--out`; say how many answers it holds."""
-    keys = {Row(source, question).key for source in sources for question in questions}
-    folder = Folder(options.out, options.draw, _settings(options), retried=keys)
+    folder = Folder(options.out, options.draw, _settings(options), requested)
     for note in folder.notes:
         say(f"florence2: {note}")
     if folder.done:
@@ -181,6 +183,16 @@ def _open_folder(options: argparse.Namespace, sources: Sequence[Source], questio
             "again."
         )
     return folder
+
+
+def _draw_earlier(folder: Folder, console: "Console", summary: Summary) -> None:
+    """Draw the answers of earlier runs that `--draw` now wants drawn."""
+    if folder.draw:
+        with Progress(things="drawings") as progress:
+            failed = folder.draw_earlier(progress)
+        for row in failed:
+            console.report_drawing(row)
+            summary.add_drawing(row)
 
 
 def _refuse_unreadable(left: Iterable[Row]) -> Iterable[Row]:
@@ -272,8 +284,7 @@ class Console:
 
     def __call__(self, row: Row) -> None:
         """Print one row."""
-        if row.drawing_error is not None:
-            say(f"florence2: {_named(row.source.name, row.drawing_error)}")
+        self.report_drawing(row)
         if row.error is not None and not self.as_json:
             say(f"florence2: {_named(row.source.name, row.error)}")
         elif not self._closed:
@@ -285,6 +296,11 @@ class Console:
                 self._closed = True
                 if not isinstance(error, BrokenPipeError):
                     self.problems.append(f"{str(error).rstrip('.')}; the rows in --out are complete.")
+
+    def report_drawing(self, row: Row) -> None:
+        """Say why a row's answer could not be drawn, if it could not."""
+        if row.drawing_error is not None:
+            say(f"florence2: {_named(row.source.name, row.drawing_error)}")
 
     def _print(self, row: Row) -> None:
         if self.as_json:

@@ -58,7 +58,7 @@ class FlorenceTokenizer:
         problems = _unusable(names) or [f"{name!r} exists already" for name in names if self.token_id(name) is not None]
         if problems:
             raise PromptError(f"The vocabulary cannot be extended: {'; '.join(problems)}.")
-        longer = self.without_image_token()
+        longer = _with_backend(_copy(self.without_image_token()._backend))
         longer._backend.add_special_tokens([_special(name) for name in names])
         for name in names:
             ids = longer.encode(f"a{name}b")[1:-1]
@@ -158,9 +158,8 @@ class FlorenceTokenizer:
             max_length: The number of the model's positions.
         """
         settings: dict[str, Any] = {"model_max_length": max_length}
-        backend = self.without_image_token()._backend
+        backend = self._with_image_token() if layout == "native" else self.without_image_token()._backend
         if layout == "native":
-            backend.add_special_tokens([_special(IMAGE_TOKEN)])
             settings["tokenizer_class"] = "BartTokenizer"
             settings["extra_special_tokens"] = {"image_token": IMAGE_TOKEN}
         return {
@@ -168,14 +167,31 @@ class FlorenceTokenizer:
             "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
         }
 
+    def _with_image_token(self) -> Tokenizer:
+        """Return the library's tokenizer with the placeholder `<image>` as the last token."""
+        if self._backend.get_added_tokens_decoder().get(self.vocab_size - 1) == _special(IMAGE_TOKEN):
+            return self._backend
+        backend = _copy(self.without_image_token()._backend)
+        backend.add_special_tokens([_special(IMAGE_TOKEN)])
+        return backend
+
     def without_image_token(self) -> "FlorenceTokenizer":
         """Return a tokenizer without the placeholder `<image>`, if that is the last token."""
+        if self.token_id(IMAGE_TOKEN) != self.vocab_size - 1:
+            return self
         values: dict[str, Any] = json.loads(self._backend.to_str())
-        if self.token_id(IMAGE_TOKEN) == self.vocab_size - 1:
-            values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != IMAGE_TOKEN]
-        shorter: FlorenceTokenizer = object.__new__(type(self))
-        shorter._backend = _build(values)
-        return shorter
+        values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != IMAGE_TOKEN]
+        return _with_backend(_build(values))
+
+
+def _with_backend(backend: Tokenizer) -> FlorenceTokenizer:
+    tokenizer: FlorenceTokenizer = object.__new__(FlorenceTokenizer)
+    tokenizer._backend = backend
+    return tokenizer
+
+
+def _copy(backend: Tokenizer) -> Tokenizer:
+    return Tokenizer.from_str(backend.to_str())
 
 
 def _special(name: str) -> AddedToken:

@@ -55,9 +55,16 @@ _KNOWN_FILES = frozenset(
     (
         "847bbeab6174d66a88898f729d52fa8d355fafe1bea101cf960dd404581df70e",
         "d5b1f07ff1d079dc06558420506c1b00b5b9b75450001bfafd9e8ea0d8faba08",
+        "ab71353737671d3e83cab335e0639b3164175b92a1e26fb15ecdd88eacaa1f1d",
+        "3ad7001f773409abe6bba33eac92662611a73d72f459bda2f00d2a221dd31ce4",
+        "2d6ba35a9a3286b14f521864fee17176fc7d721b62237bed7bdcc90ee71ef338",
+        "9de68cefef68bcb4d012ee715aa3b8716f642c87784e384c61a330cecab72047",
     )
 )
-"""The SHA-256 of the published `tokenizer.json` and of nano's, which need no check."""
+"""The SHA-256 of each `tokenizer.json` that needs no check.
+
+The published one and nano's, then each as this package writes it in Microsoft's and in the native layout.
+"""
 _KNOWN_VOCABULARIES = {
     "0808d0a4a0a026bc0bf22c2fbe402a792d6a443207dad143f345ada31376d6c7": (
         "0d67c742af60436bd1150c685f55271e78642a116acae08177e0887578af2a0a"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from florence2.bulk.summary import Summary
 from florence2.cli.main import name_options
 from florence2.cli.options import (
     SETTINGS,
@@ -17,6 +18,7 @@ from florence2.cli.options import (
     generation_changes,
     generation_options,
     load_model,
+    say,
     stored_tasks,
 )
 from florence2.cli.progress import Progress
@@ -45,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answer the questions of a data file and print the metrics of each task; progress goes to stderr.
+    """Answer the questions of a data file and print the metrics of each task; progress and counts go to stderr.
 
     With `--json`, stdout has one JSON object for each question that could not be answered, then one for each task.
 
@@ -69,6 +71,9 @@ def main(arguments: Sequence[str]) -> int:
     results = answer_samples(model, samples, options.batch, generation_options(options, model))
     pairs, failed = _collect(results, len(samples), options.json)
     _print_metrics(measure_by_task(pairs, known), options.json)
+    cut_off = sum(answer.is_cut_off for _, answer in pairs)
+    for sentence in Summary(options.max_new_tokens, (), len(pairs) + failed, failed, cut_off).sentences():
+        say(f"florence2: {sentence}")
     return 1 if failed else 0
 
 
@@ -95,7 +100,7 @@ def _print_failure(outcome: "Outcome", as_json: bool) -> None:
     if as_json:
         print(json.dumps({"sample": outcome.name, "prefix": outcome.prompt, "error": error}), flush=True)
     else:
-        print(f"florence2: {outcome.name}, {outcome.prompt}: {error}", file=sys.stderr)
+        say(f"florence2: {outcome.name}, {outcome.prompt}: {error}")
 
 
 def _print_metrics(metrics: Mapping[str, "Metrics"], as_json: bool) -> None:

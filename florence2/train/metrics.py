@@ -23,6 +23,7 @@ Labelled: TypeAlias = tuple[str, Area]
 LEAST_IOU = 0.5
 """Two regions count as the same one from this IoU."""
 FREE_PROMPTS = "free prompts"
+_COUNTS = ("count", "cut_off")
 
 
 def measure_by_task(pairs: Sequence[Pair], tasks: Mapping[str, Task] = TASKS) -> dict[str, Metrics]:
@@ -30,7 +31,8 @@ def measure_by_task(pairs: Sequence[Pair], tasks: Mapping[str, Task] = TASKS) ->
 
     Returns:
         The metrics of each task by its token; those of prompts without a token are under FREE_PROMPTS. A task has
-        `count`, the number of pairs, and the metrics of its kind of answer: see `measure_text`, `measure_boxes`,
+        `count`, the number of pairs, `cut_off`, how many of the answers given the token limit ended, and the metrics of
+        its kind of answer: see `measure_text`, `measure_boxes`,
         `measure_quads` and `measure_polygons`. Open-vocabulary detection has those of boxes or polygons, whichever its
         truths hold, or its answers where a truth is empty.
     """
@@ -86,11 +88,12 @@ def measure_polygons(pairs: Sequence[Pair]) -> Metrics:
 
 
 def format_metrics(metrics: Mapping[str, Metrics]) -> str:
-    """Format one line for each task: its token, the number of answers, and its metrics."""
+    """Format one line for each task: its token, the number of answers, its metrics, and how many were cut off."""
     width = max(map(len, metrics), default=0)
     rows = []
     for task, values in metrics.items():
-        named = [f"{name} {value:.3f}" for name, value in values.items() if name != "count"]
+        named = [f"{name} {value:.3f}" for name, value in values.items() if name not in _COUNTS]
+        named += [f"{values['cut_off']} cut off"] if values.get("cut_off") else []
         rows.append("  ".join([f"{task:<{width}}", f"{values['count']:>6}", *named]))
     return "\n".join(rows)
 
@@ -114,7 +117,7 @@ def _measure(pairs: Sequence[Pair]) -> Metrics:
             deciding = truth if truth.boxes or truth.polygons else answer  # an empty truth has no kind
             kind = "polygons" if deciding.polygons else "boxes"
         parts[kind].append((truth, answer))
-    metrics: Metrics = {"count": len(pairs)}
+    metrics: Metrics = {"count": len(pairs), "cut_off": sum(answer.is_cut_off for _, answer in pairs)}
     for kind, part in parts.items():
         metrics |= _MEASURES[kind](part)
     return metrics

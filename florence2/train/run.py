@@ -64,11 +64,15 @@ def run(options: argparse.Namespace, path: Path) -> int:
         return 1 if findings else 0
     if any(finding.fault in ("refused", "unreadable") for finding in findings):
         raise DataError("Some prompts or images cannot be used (see above). Correct them or leave them out.")
-    _train(options, settings, lora, f, samples, held_out)
-    from florence2.train.trainer import is_first_process
-
-    if is_first_process():
-        print(_write_result(f, options, path, changes["prepare"]))
+    _train(
+        options,
+        settings,
+        lora,
+        f,
+        samples,
+        held_out,
+        finish=lambda: print(_write_result(f, options, path, changes["prepare"])),
+    )
     return 0
 
 
@@ -135,6 +139,7 @@ def _train(
     f: Florence2,
     samples: list[Sample],
     held_out: list[Sample],
+    finish: Callable[[], None],
 ) -> None:
     from florence2.train.trainer import train  # accelerate takes a second, and --check does without
 
@@ -144,7 +149,8 @@ def _train(
         return {"evaluation": _measure(f, held_out)} if held_out else {}
 
     _say(_describe(f.model, settings))
-    train(f.model, f.processor, samples, settings, options.out, _notes(options, lora, samples), after_save)
+    notes = _notes(options, lora, samples)
+    train(f.model, f.processor, samples, settings, options.out, notes, after_save, finish=finish)
 
 
 def _describe(model: Florence2Model, settings: TrainSettings) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from torch import nn
 
+from florence2.bulk.lock import FolderLock
 from florence2.checkpoints.files import describe_changes, read_json, write_json
-from florence2.errors import ConfigError
+from florence2.errors import ConfigError, OptionError
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.checkpoints import TrainState, capture_state, load_state, restore_state, save_state
@@ -52,6 +53,7 @@ def train(
     after_save: AfterSave | None = None,
     objective: LossModule | None = None,
     collate: Collate = make_batch,
+    finish: Callable[[], None] | None = None,
 ) -> None:
     """Train `model` in place for `settings.steps` updates, or resume the run in `folder`.
 
@@ -68,10 +70,13 @@ def train(
             repeats a call that was interrupted.
         objective: A loss module around `model` with its own loss, and possibly parameters that are trained too.
         collate: Makes a batch of samples, as `make_batch` does.
+        finish: Called after the last update, with the model in eval mode, in the process that writes results. No other
+            run can write to `folder` until it returns.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the update under way was finished and saved.
         ConfigError: `folder` holds a run with other settings, or the gradient is not finite. Saved files stay.
+        OptionError: Another run writes to `folder`, or it cannot be written.
     """
     accelerator = Accelerator(
         mixed_precision="no",  # accelerate fixes the precision for the whole process; `_Run._loss` sets it per run
@@ -84,21 +89,29 @@ def train(
     objective = (objective or LossModule(model)).train()
     freeze(model, settings.freeze)
     run = _Run(model, objective, settings, folder, accelerator, after_save)
-    run.open({**asdict(settings), **(notes or {})})
-    try:
-        with (
-            gradient_checkpointing(model, settings.gradient_checkpointing),
-            catch_stop_signals(announce=accelerator.is_main_process) as stop,
+    with _lock(folder, accelerator):
+        run.open({**asdict(settings), **(notes or {})})
+        try:
+            _train_steps(run, data)
+        finally:
+            run.log.close()
+        model.eval()
+        if finish is not None and is_first_process():
+            finish()
+
+
+def _train_steps(run: "_Run", data: StepData) -> None:
+    """Make the updates that are left."""
+    with (
+        gradient_checkpointing(run.model, run.settings.gradient_checkpointing),
+        catch_stop_signals(announce=run.accelerator.is_main_process) as stop,
+    ):
+        run.make_up_evaluation(stop)
+        for step, batches in zip(
+            range(run.first + 1, run.settings.steps + 1), load_steps(data, run.first), strict=True
         ):
-            run.make_up_evaluation(stop)
-            for step, batches in zip(
-                range(run.first + 1, settings.steps + 1), load_steps(data, run.first), strict=True
-            ):
-                run.update(step - 1, batches)
-                run.save_and_evaluate(step, stop)
-    finally:
-        run.log.close()
-    model.eval()
+            run.update(step - 1, batches)
+            run.save_and_evaluate(step, stop)
 
 
 def is_first_process() -> bool:
@@ -143,7 +156,6 @@ class _Run:
 
     def open(self, values: dict[str, Any]) -> None:
         """Resume the run that the folder holds, or begin one; `values` are all its settings."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = load_state(self.folder)
         _keep_settings(self.folder, values, state is not None, self.accelerator)
         if state is not None:
@@ -246,6 +258,26 @@ class _Run:
             if row:
                 self.log.write({"step": step, **row})
             set_training(self.model)
+
+
+def _lock(folder: Path, accelerator: Accelerator) -> AbstractContextManager[object]:
+    """Make the folder and lock it for this run. Raises OptionError in every process when one of them cannot do so."""
+    lock: FolderLock | None = None
+    problem: OptionError | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder) if accelerator.is_main_process else None
+    except OptionError as error:
+        problem = error
+    except OSError as error:
+        problem = OptionError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder.")
+    if _any_process(problem is not None, accelerator):
+        if lock is not None:
+            lock.release()
+        raise problem or OptionError(f"Another process of this run cannot use {folder}; see its message.")
+    if lock is not None and lock.note:
+        print(lock.note, file=sys.stderr)
+    return lock or nullcontext()
 
 
 def _keep_settings(folder: Path, values: dict[str, Any], resumed: bool, accelerator: Accelerator) -> None:

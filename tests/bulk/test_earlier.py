@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from florence2.bulk.earlier import DAMAGED_NAME
+from florence2.bulk.earlier import DAMAGED_NAME, read_earlier
 from florence2.bulk.journal import Folder
-from florence2.bulk.rows import row_key
+from florence2.bulk.rows import Row, TaskQuestion, row_key
+from florence2.bulk.sources import Source
 from florence2.errors import OptionError
 
+REQUESTED = Row(Source("/b", Path("/b"), "b"), TaskQuestion("<OD>"))
 DAMAGES = {
     "deep": b"[" * 100_000,
     "deep row": b'{"place": "/a", "task": "<OD>", "x": ' + b"[" * 100_000,
@@ -67,7 +69,7 @@ def test_failures_of_other_images_stay(tmp_path: Path) -> None:
     """Only those that this run asks again are removed."""
     results = tmp_path / "results.jsonl"
     results.write_bytes(line("/a", error="bad") + line("/b", error="bad"))
-    with Folder(tmp_path, draw=False, settings={}, retried={row_key(row("/b"))}):
+    with Folder(tmp_path, draw=False, settings={}, rows=[REQUESTED]):
         pass
     assert results.read_bytes() == line("/a", error="bad")
 
@@ -102,3 +104,22 @@ def test_a_row_without_an_answer_is_damage(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_bytes(b'{"place": "/a", "task": "<OD>"}\n' + line("/b"))
     with Folder(tmp_path, draw=False, settings={}) as folder:
         assert len(folder.done) == 1 and "1 damaged" in folder.notes[0]
+
+
+def test_requested_answers_are_counted_once(tmp_path: Path) -> None:
+    """Those that were cut off or lack a part too, wherever in a cascade the cut is."""
+    cut = {"finish_reason": "length"}
+    more: list[dict[str, Any]] = [
+        {},
+        cut,
+        {"segments": [{}, cut]},
+        {"grounding": cut},
+        {"missing": ["It is too long."]},
+    ]
+    places = [f"/{i}" for i in range(len(more))]
+    lines = [line(place, **values) for place, values in zip(places, more, strict=True)]
+    (tmp_path / "results.jsonl").write_bytes(b"".join([*lines, lines[1], line("/other", **cut), line("/e", error="x")]))
+    rows = [Row(Source(place, Path(place), "x"), TaskQuestion("<OD>")) for place in (*places, "/e", "/new")]
+    earlier = read_earlier(tmp_path / "results.jsonl", {row.key: row for row in rows})
+    assert (earlier.requested, earlier.cut_off, earlier.incomplete) == (5, 3, 1)
+    assert len(earlier.done) == 6 and earlier.dropped == [7]

@@ -152,6 +152,63 @@ def test_an_image_that_cannot_be_drawn_keeps_its_answer(
     assert "drawing_error" not in rows[1] and len(list((tmp_path / "out").rglob("*.png"))) == 1
 
 
+def undrawn(small: florence2.Florence2, folder: Path, *names: str) -> list[Row]:
+    """Make images, and a folder with an answer about each that is not drawn."""
+    rows = [row_with_a_box(small, save_image(folder / name)) for name in names]
+    rows = [replace(row, source=replace(row.source, stem=Path(row.source.name).stem)) for row in rows]
+    with Folder(folder / "out", draw=False, settings={}) as journal:
+        for row in rows:
+            journal(replace(row, version=row.source.version()))
+    return rows
+
+
+def stored(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "out" / "results.jsonl").read_text().splitlines()]
+
+
+def test_earlier_answers_are_drawn_in_their_rows(small: florence2.Florence2, tmp_path: Path) -> None:
+    rows = undrawn(small, tmp_path, "a.png", "b.png", "c.png")
+    before, calls = stored(tmp_path), []
+    with Folder(tmp_path / "out", draw=True, settings={}, rows=rows[:2]) as folder:
+        assert folder.draw_earlier(lambda *call: calls.append(call)) == [] and calls == [(1, 2), (2, 2)]
+        folder(row_with_a_box(small, tmp_path / "c.png", "<CAPTION_TO_PHRASE_GROUNDING>"))
+    drawings = [{"drawing": "a.od.png"}, {"drawing": "b.od.png"}, {}]
+    assert stored(tmp_path)[:3] == [{**row, **drawing} for row, drawing in zip(before, drawings, strict=True)]
+    assert len(stored(tmp_path)) == 4
+    fresh = rows[0].answer.draw(tmp_path / "a.png")
+    assert open_image(tmp_path / "out" / "a.od.png").tobytes() == fresh.tobytes()
+
+
+def test_a_drawing_that_failed_is_tried_again(small: florence2.Florence2, tmp_path: Path) -> None:
+    (row,) = undrawn(small, tmp_path, "a.png")
+    results = tmp_path / "out" / "results.jsonl"
+    sound = stored(tmp_path)[0]
+    for spoilt in ({**sound, "boxes": [7]}, {**sound, "image_size": [400, 300]}):
+        results.write_text(json.dumps(spoilt) + "\n")
+        with Folder(tmp_path / "out", draw=True, settings={}, rows=[row]) as folder:
+            (failed,) = folder.draw_earlier()
+        assert stored(tmp_path) == [{**spoilt, "drawing_error": failed.drawing_error}] and failed.drawing_error
+    results.write_text(json.dumps({**sound, "drawing_error": "The disk was full."}) + "\n")
+    with Folder(tmp_path / "out", draw=True, settings={}, rows=[row]) as folder:
+        assert folder.draw_earlier() == []
+    assert stored(tmp_path) == [{**sound, "drawing": "a.od.png"}]
+
+
+def test_a_stopped_drawing_keeps_every_row(small: florence2.Florence2, tmp_path: Path) -> None:
+    rows = undrawn(small, tmp_path, "a.png", "b.png", "c.png")
+
+    def stop(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Folder(tmp_path / "out", draw=True, settings={}, rows=rows) as folder:
+        folder.draw_earlier(stop)
+    assert [row.get("drawing") for row in stored(tmp_path)] == ["a.od.png", None, None]
+    with Folder(tmp_path / "out", draw=True, settings={}, rows=rows) as folder:
+        assert folder.draw_earlier() == []
+    assert all("drawing" in row for row in stored(tmp_path))
+
+
 def save_image(path: Path) -> Path:
     make_picture(5, 320, 200).save(path)
     return path

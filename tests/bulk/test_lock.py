@@ -1,15 +1,19 @@
 """One run at a time writes to a folder."""
 
 import errno
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from florence2.bulk.journal import Folder
-from florence2.bulk.lock import LOCK_NAME
+from florence2.bulk.lock import LOCK_NAME, FolderLock
 from florence2.errors import OptionError
 
 HOLD = """
@@ -59,6 +63,29 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
         process.wait(60)
     with Folder(tmp_path, draw=False, settings={}):
         assert (tmp_path / LOCK_NAME).exists()
+
+
+def hold_on(ready: Event) -> None:
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_forked_process_holds_no_lock(tmp_path: Path) -> None:
+    """A worker of a run that was killed may live for some seconds more."""
+    lock = FolderLock(tmp_path)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=hold_on, args=(ready,))
+    worker.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(OptionError, match="Another run"):  # the worker has not released the lock of its parent
+            FolderLock(tmp_path)
+        os.close(lock._descriptor)  # the system does no more for a process that is killed
+        FolderLock(tmp_path).release()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

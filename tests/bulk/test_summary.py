@@ -5,6 +5,7 @@ from pathlib import Path
 
 from florence2.answers.answer import Answer, parse_answer
 from florence2.answers.cascade import Cascade
+from florence2.bulk.earlier import Earlier
 from florence2.bulk.rows import Result, Row, TaskQuestion
 from florence2.bulk.sources import Source
 from florence2.bulk.summary import Summary
@@ -47,6 +48,17 @@ def test_a_part_of_a_cascade_may_be_cut_off_or_missing() -> None:
     assert len(summed(replace(whole, grounding=answer("length"))).sentences()) == 1
     gap = summed(replace(whole, missing=("too long",)))
     assert gap.sentences() == ["1 of 1 answer was left incomplete."] and not gap.complete
+
+
+def test_earlier_answers_count_like_new_ones() -> None:
+    summary = Summary(8)
+    summary.add_earlier(Earlier(requested=4, cut_off=2, incomplete=1))
+    summary.add(Row(SOURCE, QUESTION, answer("length")))
+    assert [sentence.split(";")[0] for sentence in summary.sentences()] == [
+        "3 of 5 answers were cut off at --max-new-tokens 8",
+        "1 of 5 answers was left incomplete.",
+    ]
+    assert not summary.complete
 
 
 def test_drawings_that_failed_and_files_passed_over() -> None:

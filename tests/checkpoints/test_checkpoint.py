@@ -246,6 +246,46 @@ def test_names_with_a_prefix_are_one_line(
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("prefixes", "words"),
+    [
+        (("module.", "_orig_mod."), "All [0-9]+ tensors .* begin with '_orig_mod.' or 'module.', which a wrapper"),
+        (("module.", "_orig_mod.", "model."), "begin with '_orig_mod.' or 'model.' or 'module.', which a wrapper"),
+        (("module.", ""), "[0-9]+ of [0-9]+ tensors .* begin with 'module.', which a wrapper"),
+        (("", "net._orig_mod.", ""), "[0-9]+ of [0-9]+ tensors .* begin with 'net._orig_mod.', which a wrapper"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["microsoft", "native"])
+def test_a_mix_of_prefixes_is_one_line(
+    prefixes: tuple[str, ...], words: str, layout: str, small_folder: Path, native_folder: Path, tmp_path: Path
+) -> None:
+    copy_checkpoint(small_folder if layout == "microsoft" else native_folder, tmp_path / "c")
+    tensors = load_file(tmp_path / "c" / "model.safetensors")
+    mixed = {f"{prefixes[i % len(prefixes)]}{name}": tensor for i, (name, tensor) in enumerate(tensors.items())}
+    save_file(mixed, tmp_path / "c" / "model.safetensors")
+    for use in (load_model, describe_checkpoint):
+        with pytest.raises(CheckpointError, match=words) as error:
+            use(tmp_path / "c")
+        assert "\n" not in str(error.value) and "Save the model inside the wrapper, or remove" in str(error.value)
+
+
+def test_names_that_wrappers_do_not_make_are_listed(small_folder: Path, tmp_path: Path) -> None:
+    """A few strange names, and a second tower of a model that was changed."""
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["module.image_projection"] = tensors.pop("image_projection")
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tower = {name: tensor for name, tensor in tensors.items() if name.startswith("vision_tower.")}
+        for prefix in ("extra.", "twin."):
+            tensors.update({f"{prefix}{name}": tensor.clone() for name, tensor in tower.items()})
+
+    for name, change in (("renamed", rename), ("added", add)):
+        copy_checkpoint(small_folder, tmp_path / name, change)
+        with pytest.raises(CheckpointError, match="does not fit its config.json; nothing was loaded"):
+            load_model(tmp_path / name)
+
+
 def test_a_native_checkpoint_whose_names_all_begin_with_model(native_folder: Path, tmp_path: Path) -> None:
     """The output projection is tied, and transformers may leave it out."""
     copy_checkpoint(native_folder, tmp_path / "c", lambda tensors: tensors.pop("lm_head.weight", None))

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from florence2.checkpoints.checks.functions import find_function
 from florence2.checkpoints.checks.loading import DTYPES as TORCH_DTYPES
 from florence2.cli.main import COMMANDS, main, naming_options
-from florence2.cli.options import DTYPES, SETTINGS, check_order, find_function, parse_box, parse_change
+from florence2.cli.options import DTYPES, SETTINGS, check_order, parse_box, parse_change
 from florence2.errors import OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.train.command import PARTS
@@ -100,16 +101,26 @@ def test_changes_are_json_or_text() -> None:
     [
         ("insert", "give MODULE:FUNCTION, such as"),
         (":insert", "give MODULE:FUNCTION, such as"),
+        (".mine:insert", "give MODULE:FUNCTION, such as"),
         ("no_such_module:insert", "the module no_such_module was not found, neither in the current folder"),
         ("json.no_such_module:insert", "the module json.no_such_module was not found"),
         ("mine:missing", "mine.py has no function missing"),
         ("mine:NUMBER", "mine.py has no function NUMBER"),
         ("needy:insert", "needy imports no_such_package, which is not installed"),
+        ("sys:version", "sys has no function version"),
+        ("half:insert", r"importing half raised SyntaxError: .* \(half.py, line 2\)"),
+        ("broken:insert", r"importing broken raised ZeroDivisionError: division by zero \(broken.py, line 1\)"),
+        ("leaving:insert", r"importing leaving raised SystemExit: 0 \(leaving.py, line 1\)"),
+        ("lazy_names:insert", r"lazy_names raised KeyError: 'insert' \(lazy_names.py, line 2\)"),
     ],
 )
 def test_a_function_that_does_not_exist(name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("NUMBER = 3\n")
     (tmp_path / "needy.py").write_text("import no_such_package\n")
+    (tmp_path / "half.py").write_text("\ndef insert(\n")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
+    (tmp_path / "lazy_names.py").write_text("def __getattr__(name):\n    return {}[name]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(OptionError, match=words):
@@ -147,6 +158,66 @@ def test_an_answer_that_takes_too_much_names_the_options_too(
         assert main(["evaluate", str(rows), "--model", str(small_folder), *words]) == 1
         captured = capsys.readouterr()
         assert "lower --max-new-tokens or --beams" in captured.out + captured.err
+
+
+USERS = """
+class Silent(Exception):
+    def __str__(self):
+        return self.nothing
+
+def breaks(model):
+    raise RuntimeError("one\\ntwo " + 5000 * "x")
+
+def calls(model):
+    breaks(model)
+
+def leaves(model):
+    raise SystemExit(0)
+
+def silent(model):
+    raise Silent
+
+def takes_two(model, size):
+    pass
+
+def steps(model):
+    yield model
+
+async def later(model):
+    pass
+
+def unconfigured(model):
+    model.config = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "os.path:join",
+            r"--prepare os.path:join: the function raised TypeError: expected str, bytes .*Florence2Model\.",
+        ),
+        ("users:breaks", r"the function raised RuntimeError: one two x{270,300}\.\.\. \(users.py, line 7\)\."),
+        ("users:calls", r"the function raised RuntimeError: one .* \(users.py, line 7\)\."),
+        ("users:leaves", r"the function raised SystemExit: 0 \(users.py, line 13\)\."),
+        ("users:silent", r"the function raised Silent: .* \(users.py, line 16\)\."),
+        ("users:takes_two", r"the function raised TypeError: takes_two\(\) missing 1 required .*'size'\."),
+        ("users:steps", "the function is a generator or a coroutine, so calling it changes nothing"),
+        ("users:later", "the function is a generator or a coroutine, so calling it changes nothing"),
+        ("users:unconfigured", "prepare replaces the model's configuration by None"),
+    ],
+)
+def test_a_function_of_the_user_that_fails_is_one_sentence(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "users.py").write_text(USERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["convert", "nano", "out", "--prepare", name]) == 2
+    errors = capsys.readouterr().err
+    assert re.search(words, errors) and errors.startswith("florence2: ") and errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["run", "cascade", "convert", "train", "evaluate", "inspect"])

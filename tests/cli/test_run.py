@@ -182,6 +182,59 @@ def test_an_output_folder_inside_the_input_is_not_answered(small_folder: Path, t
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
 
 
+def test_earlier_answers_are_drawn_without_the_model(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_scene(8, 2).image.save(tmp_path / "scene.png")
+    common = ["run", "od", tmp_path / "scene.png", "--model", "nano", "--beams", 1]
+    assert run(*common, "--out", tmp_path / "drawn", "--draw") == 0
+    assert run(*common, "--out", tmp_path / "out") == 0
+    monkeypatch.setattr("florence2.cli.run.load_model", None)
+    for _ in range(2):  # the second finds all drawn
+        assert run(*common, "--out", tmp_path / "out", "--draw") == 0
+        for name in ("results.jsonl", "scene.od.png"):
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "drawn" / name).read_bytes()
+    (tmp_path / "out" / "scene.od.png").unlink()
+    (tmp_path / "scene.png").unlink()
+    capsys.readouterr()
+    assert run(*common, "--out", tmp_path / "out", "--draw") == 1
+    errors = capsys.readouterr().err
+    assert "scene.png does not exist" in errors and "1 of 1 answer was not drawn. The first reason" in errors
+
+
+def test_a_changed_image_is_answered_again(small_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The answer to the old image is replaced, that to the other image is not computed again."""
+    for name in ("a.png", "b.png"):
+        make_picture(1, 40, 30).save(tmp_path / name)
+    images = [tmp_path / name for name in ("a.png", "b.png")]
+    common = ["run", "<CAPTION>", "od", *images, "--model", small_folder, "--out", tmp_path / "out", *FEW]
+    assert run(*common) == 0
+    make_picture(2, 50, 30).save(tmp_path / "b.png")
+    capsys.readouterr()
+    assert run(*common) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("== ") == 2 == captured.out.count("b.png")
+    assert "2 answers are about images that have changed since, so they are computed again." in captured.err
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [(Path(row["image"]).name, row["image_size"]) for row in rows] == [("a.png", [40, 30])] * 2 + [
+        ("b.png", [50, 30])
+    ] * 2
+    assert run(*common) == 0
+    assert "changed since" not in capsys.readouterr().err
+
+
+def test_a_resumed_run_counts_the_cut_answers_of_the_earlier(
+    small_folder: Path, picture_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    common = [picture_file, "--model", small_folder, "--out", tmp_path / "out", "--max-new-tokens", 2]
+    assert run("run", "od", *common) == run("cascade", *common) == 0
+    capsys.readouterr()
+    assert run("run", "od", "<CAPTION>", *common) == 0
+    assert "2 of 2 answers were cut off at --max-new-tokens 2;" in capsys.readouterr().err
+    assert run("cascade", *common) == 0
+    assert "1 of 1 answer was cut off at --max-new-tokens 2;" in capsys.readouterr().err
+
+
 def test_a_misspelt_model_leaves_no_folder(picture_file: Path, small_folder: Path, tmp_path: Path) -> None:
     common = ["run", "od", picture_file, "--out", tmp_path / "out", *FEW]
     assert run(*common, "--model", "nanno") == 2 and not (tmp_path / "out").exists()

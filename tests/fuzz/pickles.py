@@ -35,7 +35,7 @@ _CALLS = (
     ("torch.utils.cpp_extension", "load_inline", ("canary", "int f();")),
     ("numpy", "save", ("canary", 1)),
     ("florence2.cli.main", "main", (["init", "canary", "--preset", "tiny"],)),
-    ("florence2.cli.options", "find_function", ("os:system",)),
+    ("florence2.checkpoints.checks.functions", "find_function", ("os:system",)),
     ("builtins", "bytearray", (3 << 30,)),
     ("builtins", "range", (1 << 62,)),
     ("torch", "zeros", (1 << 40,)),

@@ -269,10 +269,15 @@ def test_a_panic_of_the_library_becomes_a_sentence(monkeypatch: pytest.MonkeyPat
         tokenizer.encode("a")
 
 
+@pytest.mark.parametrize("layout", [None, "microsoft", "native"])
 @pytest.mark.parametrize("folder", [GOLDEN, resolve("nano")])
-def test_a_known_file_is_read_as_if_it_had_been_checked(folder: Path, tmp_path: Path) -> None:
-    """Byte for byte the published one or nano's is taken as it is; with a blank more it is looked through."""
+def test_a_known_file_is_read_as_if_it_had_been_checked(folder: Path, layout: str | None, tmp_path: Path) -> None:
+    """Byte for byte the published one or nano's, or either as written here; with a blank more it is looked through."""
     file, copy = folder / "tokenizer.json", tmp_path / "tokenizer.json"
+    if layout is not None:
+        text = FlorenceTokenizer(file).to_files(layout, 1024)["tokenizer.json"]
+        file = tmp_path / "written.json"
+        file.write_text(text)
     copy.write_bytes(file.read_bytes() + b" ")
     assert read_known_file(file) is not None and read_known_file(copy) is None
     known, checked = FlorenceTokenizer(file), FlorenceTokenizer(copy)

@@ -15,6 +15,7 @@ from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from recipes.nano.train import make_model, nano_config, write_processor
 from recipes.nano.write_scenes import write_scenes
+from tests.train.shared_run import SIZES
 from tests.two_stages import two_stages
 
 
@@ -46,10 +47,8 @@ def mini_config(processor: Processor) -> Florence2Config:
     """Two stages and one layer each, with every kind of dropout."""
     config = nano_config(processor.tokenizer.vocab_size)
     vision = replace(two_stages(config.vision), drop_path_rate=0.2)
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
     rates = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
-    return replace(config, vision=vision, text=replace(config.text, **heads, **sizes, **rates))
+    return replace(config, vision=vision, text=replace(config.text, **SIZES, **rates))
 
 
 @pytest.fixture

@@ -14,6 +14,13 @@ from florence2.train.settings import TrainSettings
 from florence2.train.trainer import train
 from recipes.nano.places import SceneSample
 from recipes.nano.train import SceneSamples, make_model, nano_config
+from tests.two_stages import two_stages
+
+SIZES: dict[str, int] = {
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 32},
+    **{"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
+}
+"""Of the text model, one layer each."""
 
 
 class Signalled(SceneSamples):
@@ -29,6 +36,7 @@ def run(processor_folder: Path, out: Path) -> None:
     full = Processor.from_folder(processor_folder)
     processor = Processor(full.tokenizer, replace(full.image_config, height=64, width=64))
     config = nano_config(processor.tokenizer.vocab_size)
+    config = replace(config, vision=two_stages(config.vision), text=replace(config.text, **SIZES))
     settings = TrainSettings(
         steps=3, batch=5, micro_batch=2, learning_rate=1e-4, warmup=1, log_every=1, workers=0, save_every=10
     )

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from florence2.errors import Florence2Error
+from florence2.bulk.lock import LOCK_NAME, FolderLock
+from florence2.errors import Florence2Error, OptionError
 from florence2.pipeline import Florence2
 from florence2.train.command import main
 from florence2.train.data import Sample
@@ -46,7 +47,7 @@ def test_a_run(given: list[str], data: Path, mini_folder: Path, tmp_path: Path, 
     run = tmp_path / "run"
     assert capsys.readouterr().out == f"{run / 'checkpoint'}\n"
     files = {path.name for path in run.iterdir()}
-    assert files == {"settings.json", "log.jsonl", "state.pt", "curve.png", "checkpoint"}
+    assert files == {LOCK_NAME, "settings.json", "log.jsonl", "state.pt", "curve.png", "checkpoint"}
     assert {p.name for p in (run / "checkpoint").iterdir()} == {p.name for p in mini_folder.iterdir()}
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     before, after = (load_file(folder / "model.safetensors") for folder in (mini_folder, run / "checkpoint"))
@@ -97,6 +98,30 @@ def test_what_cannot_be_meant(given: list[str], words: str, sentence: str, tmp_p
     with pytest.raises(Florence2Error, match=sentence):
         main([*given, *words.split()])
     assert not (tmp_path / "run").exists()
+
+
+def test_one_run_at_a_time_writes_to_a_folder(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its checkpoint is written."""
+    (tmp_path / "run").mkdir()
+    with (
+        FolderLock(tmp_path / "run"),
+        pytest.raises(OptionError, match=r"Another run is writing to .*run; wait until it ends, or choose another"),
+    ):
+        main(given)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_NAME]
+    held: list[str] = []
+
+    def write(*_: object) -> Path:
+        with pytest.raises(OptionError, match="Another run") as error:
+            FolderLock(tmp_path / "run")
+        held.append(str(error.value))
+        return tmp_path
+
+    monkeypatch.setattr("florence2.train.run._write_result", write)
+    assert main(given) == 0 and len(held) == 1
+    FolderLock(tmp_path / "run").release()
 
 
 def test_a_run_goes_on_and_says_so(given: list[str], capsys: Capture) -> None:

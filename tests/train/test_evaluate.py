@@ -58,7 +58,7 @@ def test_a_model_agrees_with_itself(
     metrics = evaluate(small, own_samples, 4, options, progress=lambda *done: seen.append(done))
     assert sorted(metrics) == sorted(TOKENS) and seen == [(1, 2), (2, 2)] and sum(encoded) == 2
     for task, values in metrics.items():
-        assert values.pop("count") == 2
+        assert values.pop("count") == 2 >= values.pop("cut_off")
         assert values == pytest.approx(dict.fromkeys(values, 1.0)), task
     assert {"map_50", "map_50_95", "f1"} <= metrics["<DENSE_REGION_CAPTION>"].keys()
 

@@ -37,6 +37,23 @@ def test_a_table(given: list[str], capsys: Capture) -> None:
     assert "exact_match 0.000" in lines[0] and "map_50_95 0.000" in lines[1]
 
 
+def test_cut_answers_are_counted(given: list[str], capsys: Capture) -> None:
+    """In the table, in JSON, and at the end; a limit that no answer reaches is not mentioned."""
+    assert main([*given, "--max-new-tokens", "2"]) == 0
+    captured = capsys.readouterr()
+    assert [line.split("  ")[-1] for line in captured.out.splitlines()] == ["1 cut off", "3 cut off"]
+    sentence = "4 of 4 answers were cut off at --max-new-tokens 2; a larger number gives the rest."
+    assert captured.err == f"florence2: {sentence}\n"
+    assert main([*given, "--max-new-tokens", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    assert [(row["task"], row["cut_off"]) for row in rows] == [("<CAPTION>", 1), ("<OD>", 3)]
+    assert captured.err == f"florence2: {sentence}\n"
+    assert main([*given, "--max-new-tokens", "80"]) == 0
+    captured = capsys.readouterr()
+    assert "cut off" not in captured.out + captured.err
+
+
 def test_json_of_the_first_images(given: list[str], capsys: Capture) -> None:
     assert main([*given, "--json", "--limit", "2", "--batch", "3"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -70,6 +87,7 @@ def test_failures_go_to_stderr(given: list[str], data: Path, capsys: Capture) ->
     assert main([*given, "--limit", "1"]) == 1
     captured = capsys.readouterr()
     assert captured.err.count("florence2: 0.png") == 2 and captured.out == ""
+    assert captured.err.endswith("florence2: 2 of 2 answers failed.\n")
 
 
 @pytest.mark.parametrize("option", ["--batch", "--limit"])

@@ -1,5 +1,7 @@
 """Every metric against cases computed by hand, through the parser."""
 
+from dataclasses import replace
+
 import pytest
 
 from florence2.answers.answer import Answer, Box, parse_answer
@@ -156,10 +158,16 @@ def test_by_task() -> None:
     pairs = [(outline, outline), (box, box), (box, outline), *texts(("a", "b")), (free, free)]
     metrics = measure_by_task(pairs)
     assert list(metrics) == ["<OCR>", detect, FREE_PROMPTS]  # in the order of TASKS
-    assert metrics["<OCR>"] == {"count": 1, "exact_match": 0, "edit_similarity": 0, "word_accuracy": 0}
+    assert metrics["<OCR>"] == {"count": 1, "cut_off": 0, "exact_match": 0, "edit_similarity": 0, "word_accuracy": 0}
     assert metrics[detect]["count"] == 3 and metrics[detect]["miou"] == 1
     assert metrics[detect]["recall"] == 0.5 and metrics[detect]["precision"] == 1
     assert metrics[FREE_PROMPTS]["exact_match"] == 1
+
+
+def test_answers_that_were_cut_off_are_counted() -> None:
+    right, wrong = texts(("a", "a"), ("a", "b"))
+    cut = (right[0], replace(right[1], finish_reason="length"))
+    assert measure_by_task([right, cut, wrong, cut])["<OCR>"]["cut_off"] == 2
 
 
 def test_every_kind_of_answer_is_measured() -> None:
@@ -169,5 +177,9 @@ def test_every_kind_of_answer_is_measured() -> None:
 
 
 def test_the_table() -> None:
-    table = format_metrics({"<OD>": {"count": 12, "map_50": 0.5, "f1": 2 / 3}, "<OCR>": {"count": 3, "exact_match": 1}})
-    assert table.splitlines() == ["<OD>       12  map_50 0.500  f1 0.667", "<OCR>       3  exact_match 1.000"]
+    boxes = {"count": 12, "cut_off": 2, "map_50": 0.5, "f1": 2 / 3}
+    table = format_metrics({"<OD>": boxes, "<OCR>": {"count": 3, "cut_off": 0, "exact_match": 1}})
+    assert table.splitlines() == [
+        "<OD>       12  map_50 0.500  f1 0.667  2 cut off",
+        "<OCR>       3  exact_match 1.000",
+    ]

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from florence2.errors import CheckpointError, ConfigError, ImageError
+from florence2.bulk.lock import LOCK_NAME, FolderLock
+from florence2.errors import CheckpointError, ConfigError, ImageError, OptionError
 from florence2.train.checkpoints import TrainState, load_state, save_state
 from florence2.train.data import Sample
 from florence2.train.loader import _start_worker
 from florence2.train.settings import TrainSettings
-from florence2.train.trainer import _check_same_step, make_optimizer, train
+from florence2.train.trainer import _check_same_step, _lock, make_optimizer, train
 from recipes.nano.places import SceneSample
 from recipes.nano.train import SceneSamples, make_model
 from tests.train import shared_run
@@ -292,7 +293,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_state(mini, processor, tm
     with pytest.raises(CheckpointError, match="step 7 cannot be written .*make room and .*the same command"):
         save_state(tmp_path, TrainState(7, {}, {}))
     assert (tmp_path / "state.pt").read_bytes() == old
-    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "log.jsonl", "state.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK_NAME, "settings.json", "log.jsonl", "state.pt"}
 
 
 def test_processes_that_found_different_states_do_not_start(tmp_path) -> None:
@@ -305,6 +306,40 @@ def test_processes_that_found_different_states_do_not_start(tmp_path) -> None:
     _check_same_step(0, tmp_path, Two())
     with pytest.raises(ConfigError, match=r"steps, \[4, 0\]: all machines must share"):
         _check_same_step(4, tmp_path, Two())
+
+
+def test_two_runs_do_not_mix_in_a_folder(mini, processor, tmp_path) -> None:
+    settings = replace(SETTINGS, steps=1)
+    train(mini, processor, SceneSamples(1, 8), settings, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with FolderLock(tmp_path), pytest.raises(OptionError, match="Another run is writing to"):
+        train(mini, processor, SceneSamples(1, 8), settings, tmp_path)
+    with pytest.raises(ConfigError, match="other settings"):
+        train(mini, processor, SceneSamples(1, 8), replace(settings, batch=2), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    train(mini, processor, SceneSamples(1, 8), settings, tmp_path)
+
+
+def test_no_process_starts_where_one_cannot_use_the_folder(tmp_path) -> None:
+    """The first of them alone holds the lock; the others would wait for it for a day."""
+
+    class Process:
+        device = torch.device("cpu")
+
+        def __init__(self, first: bool, failed: int):
+            self.is_main_process, self.failed = first, failed
+
+        def reduce(self, failed: torch.Tensor, reduction: str) -> torch.Tensor:
+            return failed + self.failed
+
+    for first in (False, True):
+        with pytest.raises(OptionError, match="Another process of this run cannot use"):
+            _lock(tmp_path / "run", Process(first, failed=1))
+    with _lock(tmp_path / "run", Process(True, failed=0)), _lock(tmp_path / "run", Process(False, failed=0)):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="file cannot be written: File exists. Choose another folder"):
+        _lock(tmp_path / "file", Process(False, failed=0))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(mini, processor, tmp_path) -> None:

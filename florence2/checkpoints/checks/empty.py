@@ -41,6 +41,10 @@ def empty_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         prepare(model)
+    if not isinstance(model.config, Florence2Config):
+        raise CheckpointError(
+            f"prepare replaces the model's configuration by {shown(model.config)}; it must stay a Florence2Config."
+        )
     names = model.state_dict()
     taken = [
         name
