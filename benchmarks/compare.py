@@ -27,7 +27,7 @@ from recipes.nano.exam import Exam
 
 WORKER = Path(__file__).parent / "compare_worker.py"
 NANO = Path(__file__).parent.parent / "weights" / "nano"
-SCENES_SEED, SCENES = 4, 64
+SCENES_SEED = 4
 MIN_TOKENS = 9  # the clock of the decode step needs more than the short answer's 8
 
 
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="how often each checkout is started (3)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of a clock in one process (3)")
     parser.add_argument("--batch", type=int, default=8, help="images in the batch clock (8)")
+    parser.add_argument("--mixed", type=int, default=64, help="mixed questions, which only nano is asked (64)")
     parser.add_argument("--tokens", type=int, default=64, help=f"exact length of every answer, from {MIN_TOKENS} (64)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each process")
     parser.add_argument("--output", type=Path, help="also write the table")
@@ -76,7 +77,14 @@ def _check(options: argparse.Namespace) -> None:
     for checkout in (options.old, options.new):
         if not (checkout / "florence2" / "__init__.py").is_file():
             raise Florence2Error(f"{checkout} is not a checkout: florence2/__init__.py is missing.")
-    for name, least in (("rounds", 1), ("repeats", 1), ("batch", 1), ("threads", 1), ("tokens", MIN_TOKENS)):
+    for name, least in (
+        ("rounds", 1),
+        ("repeats", 1),
+        ("batch", 1),
+        ("mixed", 1),
+        ("threads", 1),
+        ("tokens", MIN_TOKENS),
+    ):
         if getattr(options, name) < least:
             raise Florence2Error(f"--{name} is {getattr(options, name)}; it must be at least {least}.")
 
@@ -90,17 +98,17 @@ def _prepare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {
         "folder": str(folder.resolve()),
         "images": write_jpegs(default_image(), options.batch, scratch),
-        "scenes": _write_scenes(scratch) if options.model == "nano" else [],
+        "scenes": _write_scenes(options.mixed, scratch) if options.model == "nano" else [],
         "tokens": options.tokens,
         "repeats": options.repeats,
         "threads": options.threads,
     }
 
 
-def _write_scenes(folder: Path) -> list[str]:
+def _write_scenes(count: int, folder: Path) -> list[str]:
     """Write the scenes of the mixed questions, which only nano can answer; return their paths."""
-    exam, paths = Exam(SCENES_SEED, SCENES), []
-    for i in range(SCENES):
+    exam, paths = Exam(SCENES_SEED, count), []
+    for i in range(count):
         image = exam[i].image
         assert isinstance(image, Image.Image)
         paths.append(str(folder / f"scene{i}.png"))

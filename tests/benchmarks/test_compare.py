@@ -11,7 +11,7 @@ from benchmarks.compare import Round, format_comparison
 from benchmarks.machine import name_checkout
 
 ROOT = Path(__file__).parent.parent.parent
-WORDS = "--rounds 1 --repeats 1 --batch 2 --tokens 10 --threads 1".split()
+WORDS = "--rounds 1 --repeats 1 --batch 2 --mixed 3 --tokens 10 --threads 1".split()
 
 
 def measured(seconds: list[float], tokens: list[list[int]]) -> dict[str, object]:
@@ -23,7 +23,7 @@ def test_a_checkout_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture
     table = capsys.readouterr().out
     assert (tmp_path / "c.md").read_text() == table.rstrip("\n") + "\n" and "All tokens are the same." in table
     clocks = "import, beyond torch's own|load|image file to answer|four tasks, one image|batch of 2, per image"
-    clocks += "|vision tower|encoder|first step|decode step|peak memory, one answer|peak memory, batch of 2"
+    clocks += "|3 mixed questions, each|vision tower|encoder|first step|decode step|peak memory, one answer|peak memory, batch of 2"
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
     assert rows[2:] == clocks.split("|")
 
