@@ -23,7 +23,8 @@ def test_a_checkout_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture
     table = capsys.readouterr().out
     assert (tmp_path / "c.md").read_text() == table.rstrip("\n") + "\n" and "All tokens are the same." in table
     clocks = "import, beyond torch's own|load|image file to answer|four tasks, one image|batch of 2, per image"
-    clocks += "|3 mixed questions, each|vision tower|encoder|first step|decode step|peak memory, one answer|peak memory, batch of 2"
+    clocks += "|3 mixed questions, each|vision tower|encoder|first step|decode step"
+    clocks += "|peak memory, one answer|peak memory, batch of 2"
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
     assert rows[2:] == clocks.split("|")
 
