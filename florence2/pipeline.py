@@ -166,6 +166,8 @@ class Florence2(Runner):
         options, size = self._choose_options(options, settings), _check_batch_size(batch_size)
         checked = check_requests(requests, self.processor.tasks)
         encode = partial(self._encode_sources, background=background)
+        if background is not None and any(isinstance(request.image, EncodedImage) for request in checked):
+            raise OptionError("background has no effect on an EncodedImage; give it to encode_image.")
         images = EncodeOnce([request.image for request in checked], encode)
         parts = (slice(start, start + IMAGES_AT_ONCE) for start in range(0, len(checked), IMAGES_AT_ONCE))
         asked = (pair for part in parts for pair in zip(checked[part], images.take(part), strict=True))
@@ -207,6 +209,8 @@ class Florence2(Runner):
             Florence2Error: The model was loaded without its decoder.
         """
         options, size = self._choose_options(options, settings), _check_batch_size(batch_size)
+        if not isinstance(requests, Iterable) or isinstance(requests, str | bytes | Mapping):
+            raise PromptError(f"requests is {shown(requests)}; give (task, image) or (task, image, input) in a row.")
         asked = (self._open(each, background) for each in requests)
         return answer_stream(self, asked, options, size, decoding_share=_SHARE)
 

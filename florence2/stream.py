@@ -1,4 +1,4 @@
-"""Many requests, of any number: answers in the order of the requests, each as soon as it and those before are known."""
+"""Any number of requests: answers in their order, while the next ones are taken, read and encoded."""
 
 import time
 from collections import deque
@@ -26,7 +26,7 @@ IMAGES_AT_ONCE = 8
 MAX_SLOTS = 64
 """How many answers run at once where nobody says it; more gain little, on a CPU and on a GPU."""
 _MEMORY_SHARE = 0.25  # of what is free, for the answers that run where nobody has said how many
-_AHEAD = 4  # times the slots: how many answers may wait for a slower one before them
+_AHEAD = 2  # times the slots: how many answers may wait for a slower one before them
 
 
 def answer_stream(
@@ -48,7 +48,7 @@ def answer_stream(
         decoding_share: The least share of the time, 0 up to 1, that running answers get while others are taken. With
             0 all slots are filled first, for the most answers in all; with more, the first answers come sooner.
     """
-    if _steps_as_known(runner):
+    if _can_use_engine(runner):
         yield from _AnsweredInOrder(runner, options, slots, decoding_share).run(asked)
     else:
         yield from _answer_in_batches(runner, asked, options, slots or MAX_SLOTS)
@@ -99,7 +99,7 @@ def _encode_read(
         yield item, next(encoded) if isinstance(image, PreparedImage) else image
 
 
-def _steps_as_known(runner: Runner) -> bool:
+def _can_use_engine(runner: Runner) -> bool:
     """Return whether the engine gives what `generate` gives, and is not slower."""
     model = runner.model
     replaced = plain_class(type(model)) is not Florence2Model or {"start_cache", "search"} & vars(model).keys()
@@ -123,6 +123,7 @@ class _AnsweredInOrder:
         self._owed = 0.0  # seconds of decoding that running answers are due before the next request is taken
         memory_share = _MEMORY_SHARE if slots is None else USABLE
         self._engine = Engine(runner.model, self._slots, cache_bytes=0, memory_share=memory_share)
+        self._failure: Exception | None = None
         self._places: deque[_Place] = deque()
         self._running: dict[Ticket, _Place] = {}
 
@@ -133,17 +134,23 @@ class _AnsweredInOrder:
             while self._places and (answer := self._places[0].answer) is not None:
                 self._places.popleft()
                 yield answer
-            exhausted = not self._take(coming)
+            exhausted = self._failure is not None or not self._take(coming)
             if self._running:
                 self._step()
             elif exhausted and not self._places:
-                return
+                break
+        if self._failure is not None:
+            raise self._failure
 
     def _take(self, coming: Iterator[Asked | Florence2Error]) -> bool:
         """Submit what there is room and time for. Return False when nothing more comes."""
         while self._has_room():
             started = time.perf_counter()
-            each = next(coming, None)  # reads and encodes an image, as a rule
+            try:
+                each = next(coming, None)  # reads and encodes an image, as a rule
+            except Exception as error:  # noqa: BLE001  of the caller's; the answers before it come first
+                self._failure = error
+                return False
             if each is None:
                 return False
             self._submit(each)
@@ -153,6 +160,8 @@ class _AnsweredInOrder:
     def _has_room(self) -> bool:
         if not self._running:
             self._owed = 0.0
+        if self._places and self._places[0].answer is not None:  # to be given out first
+            return False
         return self._owed <= 0 and len(self._running) < self._slots and len(self._places) < _AHEAD * self._slots
 
     def _submit(self, each: Asked | Florence2Error) -> None:

@@ -159,6 +159,6 @@ def test_a_signal_during_a_run_keeps_its_rows(number: signal.Signals, small_fold
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert f"images; finished answers are kept in {results.parent}." in errors
+    assert f"images; the rows written so far are kept in {results.parent}." in errors
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert 3 <= len(rows) < 150 and not list(results.parent.glob(".results*"))

@@ -136,6 +136,51 @@ def test_what_does_not_fit_alone_is_refused(
     assert isinstance(error, OptionError) and "lower max_new_tokens or num_beams" in str(error)
 
 
+def test_a_failing_source_keeps_the_answers_before_it(
+    nano: florence2.Florence2, images: list[florence2.EncodedImage]
+) -> None:
+    def requests() -> Iterator[Request]:
+        yield from [("<CAPTION>", images[0])] * 5
+        raise RuntimeError("of the caller")
+
+    found = []
+    with pytest.raises(RuntimeError, match="of the caller"):
+        for answer in nano.stream(requests(), max_new_tokens=4):
+            found.append(answer)  # noqa: PERF402  the error comes last
+    assert len(found) == 5
+
+
+def test_errors_come_out_before_more_is_taken(nano: florence2.Florence2) -> None:
+    taken: list[int] = []
+
+    def requests() -> Iterator[Any]:
+        for i in range(9):
+            taken.append(i)
+            yield ImageError(str(i))
+
+    for count, _ in enumerate(nano.stream(requests()), 1):
+        assert len(taken) == count
+
+
+@pytest.mark.parametrize("shape", [(5, 160), (2, 5, 160)])
+def test_features_of_a_wrong_shape(nano: florence2.Florence2, shape: tuple[int, ...]) -> None:
+    (error,) = nano.stream([("<OD>", florence2.EncodedImage(torch.zeros(shape), (10, 10)))])
+    assert "it must be (1, tokens, values)" in str(error)
+
+
+@pytest.mark.parametrize("wrong", [5, None, "abc", {"a": 1}])
+def test_requests_that_are_not_a_row(nano: florence2.Florence2, wrong: Any) -> None:
+    with pytest.raises(PromptError, match="requests is "):
+        nano.stream(wrong)
+
+
+def test_a_background_for_an_encoded_image_is_refused(
+    nano: florence2.Florence2, images: list[florence2.EncodedImage]
+) -> None:
+    with pytest.raises(OptionError, match="no effect on an EncodedImage"):
+        nano.run_batch([("<OD>", images[0])], background="white")
+
+
 def test_nothing(nano: florence2.Florence2) -> None:
     assert list(nano.stream([])) == []
 

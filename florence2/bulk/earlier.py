@@ -22,10 +22,11 @@ class Earlier:
     Attributes:
         done: The keys of the rows with an answer that still holds.
         damaged: The lines that are not rows.
-        dropped: The rows to write again, and a last line that was not written to its end.
+        dropped: Failures to write again, answers that a later line replaces, and a last line without its end.
+        outdated: The lines of the answers about images that have changed, which stay until their questions are
+            answered again.
         ended: Whether the last line ends as a line must.
         requested: The number of answers that still hold and that this run requests.
-        changed: The number of answers to write again because their images have changed.
         cut_off: The number of requested answers that the token limit ended.
         incomplete: The number of requested answers that lack a part.
     """
@@ -33,9 +34,9 @@ class Earlier:
     done: set[RowKey] = field(default_factory=set)
     damaged: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
+    outdated: dict[RowKey, int] = field(default_factory=dict)
     ended: bool = True
     requested: int = 0
-    changed: int = 0
     cut_off: int = 0
     incomplete: int = 0
 
@@ -46,9 +47,10 @@ class Earlier:
         if "error" in row:
             self.dropped += [number] if own or requested is None else []
         elif own and has_changed(row, own.source):
-            self.dropped.append(number)
-            self.changed += 1
+            self.dropped += [self.outdated[key]] if key in self.outdated else []
+            self.outdated[key] = number
         elif key not in self.done:
+            self.dropped += [self.outdated.pop(key)] if key in self.outdated else []
             self.done.add(key)
             self.requested += own is not None
             self.cut_off += own is not None and is_cut_off(row)
@@ -58,8 +60,8 @@ class Earlier:
 def read_earlier(results: Path, requested: Mapping[RowKey, Row] | None = None) -> Earlier:
     """Read an earlier `results.jsonl`, if it exists.
 
-    Among the `requested` rows, failures and answers about images that have changed are to be dropped, because this run
-    writes them again; None stands for all rows, and drops all failures.
+    Among the `requested` rows, failures are to be dropped, because this run writes them again, and so are answers about
+    images that have changed, once they are replaced; None stands for all rows, and drops all failures.
     """
     earlier = Earlier()
     if not results.exists():
@@ -85,14 +87,19 @@ def tidy_up(results: Path, earlier: Earlier) -> str | None:
         _copy_lines(results, results.parent / DAMAGED_NAME, frozenset(earlier.damaged), mode="ab")
     left_out = frozenset((*earlier.damaged, *earlier.dropped))
     if left_out or not earlier.ended:
-        with written_whole(results) as draft:
-            _copy_lines(results, draft, left_out, mode="wb", others=True)
+        leave_out(results, left_out)
     if not earlier.damaged:
         return None
     return (
         f"{results} has {len(earlier.damaged)} damaged lines, the first of them line {earlier.damaged[0] + 1}; they "
         f"were moved to {DAMAGED_NAME} next to it, and their questions count as not answered."
     )
+
+
+def leave_out(results: Path, numbers: Collection[int]) -> None:
+    """Rewrite `results.jsonl` without the lines of these numbers."""
+    with written_whole(results) as draft:
+        _copy_lines(results, draft, numbers, mode="wb", others=True)
 
 
 def _copy_lines(source: Path, target: Path, numbers: Collection[int], mode: str, others: bool = False) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from florence2.bulk.earlier import change_lines, check_settings, parse_row, read_earlier, tidy_up
+from florence2.bulk.earlier import change_lines, check_settings, leave_out, parse_row, read_earlier, tidy_up
 from florence2.bulk.lock import FolderLock
 from florence2.bulk.rows import Result, Row, restore_result, row_key
 from florence2.checkpoints.files import MAX_NAME_BYTES, clip_name, write_json, written_whole
@@ -66,17 +66,22 @@ class Folder:
         self.results, file = self.path / "results.jsonl", self.path / "settings.json"
         self.earlier = read_earlier(self.results, self._requested)
         self.done = self.earlier.done
-        if self.done:  # without answers nothing can be mixed
+        answered = self.done or self.earlier.outdated
+        if answered:  # without answers nothing can be mixed
             check_settings(file, settings)
         moved = tidy_up(self.results, self.earlier)
         self.notes += [moved] if moved else []
-        if changed := self.earlier.changed:
+        self._outdated = self.earlier.outdated
+        if self.earlier.dropped or self.earlier.damaged:  # the lines have other numbers now
+            self._outdated = read_earlier(self.results, self._requested).outdated
+        self._replaced: list[int] = []
+        if changed := len(self._outdated):
             self.notes.append(
                 "1 answer is about an image that has changed since, so it is computed again."
                 if changed == 1
                 else f"{changed} answers are about images that have changed since, so they are computed again."
             )
-        if not (self.done and file.exists()):
+        if not (answered and file.exists()):
             write_json(file, dict(settings))
         self._file = self.results.open("ab", buffering=0)
 
@@ -85,6 +90,9 @@ class Folder:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        with contextlib.suppress(OSError):  # such as on a full disk: the next run leaves them out
+            if self._replaced:
+                leave_out(self.results, frozenset(self._replaced))
         self._lock.release()
 
     def __call__(self, row: Row) -> Row:
@@ -99,6 +107,7 @@ class Folder:
         if self.draw and row.answer is not None and has_regions(row.answer):
             row = self._draw(row, row.answer)
         self._append(_to_line(row.to_dict(file=True)))
+        self._replaced += [self._outdated.pop(row.key)] if row.key in self._outdated else []
         return row
 
     def draw_earlier(self, progress: Callable[[int, int], None] = lambda *_: None) -> list[Row]:
@@ -130,7 +139,7 @@ class Folder:
         if undrawn:
             self._file.close()  # it is replaced
             try:
-                change_lines(self.results, undrawn, change)
+                change_lines(self.results, frozenset(undrawn), change)
             except OSError as error:
                 raise _unwritable(self.path, error) from None
             finally:

@@ -261,7 +261,7 @@ def _write_rows(
                 summary.add(kept)
     except KeyboardInterrupt:
         stopped = True
-        where = f"; finished answers are kept in {folder.path}" if folder else ""
+        where = f"; the rows written so far are kept in {folder.path}" if folder else ""
         say(f"\nflorence2: stopped after {progress.done} of {progress.total} images{where}.")
     for sentence in (*summary.sentences(), *console.problems):
         say(f"florence2: {sentence}")

@@ -76,13 +76,17 @@ def answer_samples(
             asked.append(_Asked(sample, None if isinstance(image, Florence2Error) else image.size))
             yield from (image if isinstance(image, Florence2Error) else (prefix, image) for prefix, _ in sample.pairs)
 
-    with _evaluation_mode(f.model):
-        for answer in f.stream(requests(), options=options, batch_size=batch_size):
-            while not asked[0].sample.pairs:
-                yield asked.popleft().outcomes
-            if asked[0].add(f, answer):
-                yield asked.popleft().outcomes
-        yield from (left.outcomes for left in asked)
+    answers = f.stream(requests(), options=options, batch_size=batch_size)
+    while True:
+        with _evaluation_mode(f.model):  # for this answer alone: between two, the model is the caller's
+            answer = next(answers, None)
+        if answer is None:
+            break
+        while not asked[0].sample.pairs:
+            yield asked.popleft().outcomes
+        if asked[0].add(f, answer):
+            yield asked.popleft().outcomes
+    yield from (left.outcomes for left in asked)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -413,3 +414,25 @@ def test_background(small_folder: Path, tmp_path: Path, capsys: Capture) -> None
     with pytest.raises(SystemExit):
         run("run", "caption", tmp_path / "logo.png", "--background", "nocolour", *common)
     assert "background is 'nocolour'; it must be a colour" in capsys.readouterr().err
+
+
+def test_answers_about_changed_images_stay_until_they_are_replaced(
+    small_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """And the settings are checked against them: a run that cannot begin takes nothing away."""
+    for name in ("a.png", "b.png"):
+        make_picture(1, 40, 30).save(tmp_path / name)
+    words = ["run", "caption", str(tmp_path), "--model", str(small_folder), "--out", str(tmp_path / "out")]
+    assert main([*words, "--max-new-tokens", "4"]) == 0
+    results = tmp_path / "out" / "results.jsonl"
+    before = results.read_bytes()
+    for name in ("a.png", "b.png"):
+        os.utime(tmp_path / name, (1, 1))
+    capsys.readouterr()
+    assert main([*words, "--max-new-tokens", "5"]) != 0
+    assert "max_new_tokens" in capsys.readouterr().err and results.read_bytes() == before
+    assert main([*words, "--max-new-tokens", "4", "--device", "nowhere"]) != 0 and results.read_bytes() == before
+    assert main([*words, "--max-new-tokens", "4"]) == 0
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["a.png", "b.png"]
+    assert all(row["file"]["modified_ns"] == 10**9 for row in rows)

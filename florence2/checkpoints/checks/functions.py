@@ -89,11 +89,11 @@ def _describe(error: BaseException) -> str:
     """Return type, message and place of an error of the user's code: "KeyError: 'x' (my_changes.py, line 3)"."""
     # unlike str(error), this does not fail where the message itself cannot be made
     text = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
-    text = text[text.index(type(error).__name__) :]  # a SyntaxError begins with the line
+    text = text[max(0, text.find(type(error).__name__)) :]  # a SyntaxError begins with the line
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in _BETWEEN]
     frames = [frame for frame in frames if frame.filename == frames[0].filename]  # the user's file calls others
     places = [(frame.filename, frame.lineno) for frame in frames if not frame.filename.startswith("<")]
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.lineno is not None:
         places.append((error.filename or "", error.lineno))
     place = f" ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else ""
     return f"{clip(text)}{place}"

@@ -243,6 +243,11 @@ class Engine:
 
     def _image_tokens(self, work: Work) -> int:
         if work.features is not None:
+            if work.features.ndim != 3 or len(work.features) != 1:
+                raise PromptError(
+                    f"The features of an encoded image have the shape {tuple(work.features.shape)}; it must be "
+                    "(1, tokens, values)."
+                )
             if work.features.shape[2] != self._model.config.text.d_model:
                 raise PromptError(
                     f"The encoded image has {work.features.shape[2]} values a token, but this model reads "

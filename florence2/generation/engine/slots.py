@@ -9,6 +9,7 @@ from torch import Tensor
 from florence2.model.bart import Decoder, DecoderLayer
 from florence2.model.cache import DecoderCache, KeysValues
 
+_ROWS = 8  # answers whose room is added at a time
 _ROOM = 64  # positions that are added at a time
 
 
@@ -122,8 +123,8 @@ class SlotCache(DecoderCache):
             kept = keys, values
         has_rows, has_length = kept[0].shape[0], kept[0].shape[2]
         if has_rows < rows or has_length < length:
-            # rows double, so that an answer is rarely moved; a few answers do not take the memory of all slots
-            more_rows = has_rows if rows <= has_rows else min(self.slots, max(rows, 2 * has_rows))
+            # in steps, so that answers are rarely moved and few take about the memory that is planned for few
+            more_rows = has_rows if rows <= has_rows else min(self.slots, -(-rows // _ROWS) * _ROWS)
             keys, values = (_widened(each, more_rows, max(has_length, _round_up(length))) for each in kept)
             kept = keys, values
         return kept

@@ -19,7 +19,10 @@ TOKEN = re.compile(r"<[A-Z][A-Z0-9_]*>")
 # the tokens of locations and of sentences have a meaning of their own in every prompt
 TASK_TOKEN = re.compile(r"<(?!(?:loc_[0-9]+|s|pad|unk|mask)>)[A-Z][\w-]*>", re.ASCII | re.IGNORECASE)
 _OPENING, _CLOSING = "<\uff1c\u2039\u27e8\u3008", ">\uff1e\u203a\u27e9\u3009"  # with those that look like them
-_LIKE_A_TOKEN = re.compile(rf"\s*[{_OPENING}][^{_OPENING}{_CLOSING}]*[{_CLOSING}]")
+# a letter comes first: "<3 cats>" and "< 5" are words; location tokens and BART's own mean something in every prompt
+_LIKE_A_TOKEN = re.compile(
+    rf"\s*[{_OPENING}](?!(?:loc_[0-9]+|s|pad|unk|mask)[{_CLOSING}])[A-Za-zＡ-Ｚａ-ｚ][^{_OPENING}{_CLOSING}?？]*[{_CLOSING}]"
+)
 _LONGEST_NAME = 60  # characters
 _FIRST_WITHOUT_SPACES = "\u0e00"  # from Thai on, scripts write sentences without spaces
 _OTHER_NAMES = {
