@@ -33,7 +33,7 @@ from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
 from florence2.runner import Runner
-from florence2.stream import IMAGES_AT_ONCE, Asked, answer_stream
+from florence2.stream import Asked, answer_stream, images_at_once
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace
@@ -153,8 +153,8 @@ class Florence2(Runner):
             requests: (task, image) or (task, image, input) each, as in `run`.
             background: The colour that transparent pixels show, as in `run`.
             options: Generation settings; None is the checkpoint's own.
-            batch_size: How many requests are answered at once, at least 1; fewer where memory would not suffice. None
-                is as many as a quarter of the free memory holds, at most 64.
+            batch_size: How many requests are answered at once, at least 1; fewer where memory would not suffice. By
+                default as many as fit into a quarter of the free memory, at most 64.
             **settings: Single generation settings, such as `num_beams=1`.
 
         Returns:
@@ -166,10 +166,10 @@ class Florence2(Runner):
         options, size = self._choose_options(options, settings), _check_batch_size(batch_size)
         checked = check_requests(requests, self.processor.tasks)
         encode = partial(self._encode_sources, background=background)
-        if background is not None and any(isinstance(request.image, EncodedImage) for request in checked):
-            raise OptionError("background has no effect on an EncodedImage; give it to encode_image.")
-        images = EncodeOnce([request.image for request in checked], encode)
-        parts = (slice(start, start + IMAGES_AT_ONCE) for start in range(0, len(checked), IMAGES_AT_ONCE))
+        sources = [request.image for request in checked]
+        _check_background(background, sources)
+        images, at_once = EncodeOnce(sources, encode), images_at_once(size)
+        parts = (slice(start, start + at_once) for start in range(0, len(checked), at_once))
         asked = (pair for part in parts for pair in zip(checked[part], images.take(part), strict=True))
         answers: list[Answer] = []
         for answer in answer_stream(self, asked, options, size):
@@ -190,15 +190,15 @@ class Florence2(Runner):
         """Answer requests of any number as `run_batch` does, in their order, with errors in place of answers.
 
         The next request is taken when there is room for it, so `requests` may be a generator that reads images as it
-        goes. Each request's image is encoded for itself: ask several questions about one `encode_image`.
+        goes. Images are not compared: to ask several questions about one, encode it once with `encode_image`.
 
         Args:
             requests: (task, image) or (task, image, input) each, as in `run`; an error stands for a request that
                 could not be made, and comes back in its place.
             background: The colour that transparent pixels show, as in `run`.
             options: Generation settings; None is the checkpoint's own.
-            batch_size: How many requests are answered at once, at least 1; fewer where memory would not suffice. None
-                is as many as a quarter of the free memory holds, at most 64.
+            batch_size: How many requests are answered at once, at least 1; fewer where memory would not suffice. By
+                default as many as fit into a quarter of the free memory, at most 64.
             **settings: Single generation settings, such as `num_beams=1`.
 
         Yields:
@@ -210,7 +210,7 @@ class Florence2(Runner):
         """
         options, size = self._choose_options(options, settings), _check_batch_size(batch_size)
         if not isinstance(requests, Iterable) or isinstance(requests, str | bytes | Mapping):
-            raise PromptError(f"requests is {shown(requests)}; give (task, image) or (task, image, input) in a row.")
+            raise PromptError(f"requests is {shown(requests)}; give an iterable of (task, image[, input]).")
         asked = (self._open(each, background) for each in requests)
         return answer_stream(self, asked, options, size, decoding_share=_SHARE)
 
@@ -375,11 +375,15 @@ class Florence2(Runner):
 
     def _encode_sources(self, sources: Sequence[AnyImage], background: Colour | None = None) -> list[EncodedImage]:
         """Encode the images that are not encoded yet; return all in order."""
-        if background is not None and any(isinstance(source, EncodedImage) for source in sources):
-            raise OptionError("background has no effect on an EncodedImage; give it to encode_image.")
+        _check_background(background, sources)
         new = [self.prepare_image(image, background) for image in sources if not isinstance(image, EncodedImage)]
         encoded = iter(self.encode_images(new))
         return [image if isinstance(image, EncodedImage) else next(encoded) for image in sources]
+
+
+def _check_background(background: Colour | None, images: Sequence[AnyImage]) -> None:
+    if background is not None and any(isinstance(image, EncodedImage) for image in images):
+        raise OptionError("background has no effect on an EncodedImage; give it to encode_image.")
 
 
 def _check_batch_size(size: int | None) -> int | None:

@@ -1,11 +1,11 @@
 """Any number of requests: answers in their order, while the next ones are taken, read and encoded."""
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeAlias, TypeVar
 
 from florence2.answers.answer import Answer
@@ -55,14 +55,17 @@ def answer_stream(
 
 
 def encode_ahead(
-    runner: Runner, items: Iterable[Item], prepare: Callable[[Item], PreparedImage]
+    runner: Runner, items: Iterable[Item], prepare: Callable[[Item], PreparedImage], at_once: int | None = None
 ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
-    """Yield each item with its encoded image, or why that cannot be had; a thread prepares the next ones meanwhile."""
+    """Yield each item with its encoded image, or why it has none; a thread prepares the next ones meanwhile.
+
+    An accelerator encodes up to `at_once` images together, at most `IMAGES_AT_ONCE`; a CPU is as fast with one.
+    """
 
     def read(part: Sequence[Item]) -> list[PreparedImage | Florence2Error]:
         return [_or_error(prepare, item) for item in part]
 
-    parts = _parts(items, 1 if runner.model.device.type == "cpu" else IMAGES_AT_ONCE)  # on a CPU, one is as fast
+    parts = _parts(items, 1 if runner.model.device.type == "cpu" else images_at_once(at_once))
     with ThreadPoolExecutor(1) as reader:
         pending: deque[tuple[list[Item], Future[list[PreparedImage | Florence2Error]]]] = deque()
         for part in parts:
@@ -71,6 +74,11 @@ def encode_ahead(
                 yield from _encode_read(runner, *pending.popleft())
         for last in pending:
             yield from _encode_read(runner, *last)
+
+
+def images_at_once(slots: int | None) -> int:
+    """Return how many images are encoded together where `slots` requests are answered at once."""
+    return min(slots or IMAGES_AT_ONCE, IMAGES_AT_ONCE)
 
 
 def _or_error(prepare: Callable[[Item], PreparedImage], item: Item) -> PreparedImage | Florence2Error:
@@ -82,7 +90,7 @@ def _or_error(prepare: Callable[[Item], PreparedImage], item: Item) -> PreparedI
 
 def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     coming = iter(items)
-    while part := list(islice(coming, size)):
+    while part := list(itertools.islice(coming, size)):
         yield part
 
 
@@ -90,11 +98,11 @@ def _encode_read(
     runner: Runner, items: Sequence[Item], reading: "Future[list[PreparedImage | Florence2Error]]"
 ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
     prepared = reading.result()
+    encoded: Iterator[EncodedImage | Florence2Error]
     try:
         encoded = iter(runner.encode_images([image for image in prepared if isinstance(image, PreparedImage)]))
     except Florence2Error as error:  # about the checkpoint's image size, and so the same for all
-        yield from ((item, error) for item in items)
-        return
+        encoded = itertools.repeat(error)
     for item, image in zip(items, prepared, strict=True):
         yield item, next(encoded) if isinstance(image, PreparedImage) else image
 
@@ -118,11 +126,12 @@ class _Place:
 class _AnsweredInOrder:
     """The requests that one engine works on, and their answers until it is their turn."""
 
-    def __init__(self, runner: Runner, options: GenerationOptions, slots: int | None, share: float):
-        self._runner, self._options, self._slots, self._share = runner, options, slots or MAX_SLOTS, share
-        self._owed = 0.0  # seconds of decoding that running answers are due before the next request is taken
+    def __init__(self, runner: Runner, options: GenerationOptions, slots: int | None, decoding_share: float):
+        self._runner, self._options, self._slots = runner, options, slots or MAX_SLOTS
         memory_share = _MEMORY_SHARE if slots is None else USABLE
-        self._engine = Engine(runner.model, self._slots, cache_bytes=0, memory_share=memory_share)
+        self._engine = Engine(
+            runner.model, self._slots, cache_bytes=0, memory_share=memory_share, decoding_share=decoding_share
+        )
         self._failure: Exception | None = None
         self._places: deque[_Place] = deque()
         self._running: dict[Ticket, _Place] = {}
@@ -153,16 +162,15 @@ class _AnsweredInOrder:
                 return False
             if each is None:
                 return False
+            self._engine.charge(time.perf_counter() - started)
             self._submit(each)
-            self._owed += (time.perf_counter() - started) * self._share / (1 - self._share)
         return True
 
     def _has_room(self) -> bool:
-        if not self._running:
-            self._owed = 0.0
         if self._places and self._places[0].answer is not None:  # to be given out first
             return False
-        return self._owed <= 0 and len(self._running) < self._slots and len(self._places) < _AHEAD * self._slots
+        few = len(self._running) < self._slots and len(self._places) < _AHEAD * self._slots
+        return few and not self._engine.owes_decoding
 
     def _submit(self, each: Asked | Florence2Error) -> None:
         self._places.append(place := _Place())
@@ -178,10 +186,7 @@ class _AnsweredInOrder:
             place.answer = error
 
     def _step(self) -> None:
-        started = time.perf_counter()
-        ended = self._engine.step()
-        self._owed = max(0.0, self._owed - (time.perf_counter() - started))
-        for done in ended:
+        for done in self._engine.step():
             place = self._running.pop(done.ticket)
             if done.generation is None:
                 place.answer = done.error

@@ -66,7 +66,7 @@ def test_the_next_request_is_taken_when_there_is_room(
 
     stream: Any = nano.stream(requests(), batch_size=2, max_new_tokens=4, num_beams=1)
     next(stream)
-    assert len(taken) <= 2 * 4 + 1  # a slow answer at the head holds back a few times the slots
+    assert len(taken) <= 2 * 2 + 1  # a slow answer at the head holds back a few times the slots
     stream.close()
     assert len(taken) < 40
 

@@ -22,6 +22,7 @@ def answer_images(
     questions: Sequence[Q],
     ask: Ask[Q],
     *,
+    batch_size: int | None = None,
     done: Collection[RowKey] = frozenset(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Row]:
@@ -32,6 +33,7 @@ def answer_images(
         sources: The images.
         questions: What to ask about each image.
         ask: Answers (image, question) pairs.
+        batch_size: Number of images that an accelerator may encode together; None leaves it open.
         done: Keys of rows that an earlier run finished; they are left out.
         progress: Called with the number of finished images and their total, at the start and after each image.
 
@@ -39,7 +41,7 @@ def answer_images(
         One row for each question about each image, image by image, with an answer or an error.
     """
     left = {source: [q for q in questions if Row(source, q).key not in done] for source in sources}
-    waiting = [source for source in sources if left[source]]
+    waiting = [source for source, asked in left.items() if asked]
     coming: deque[Row] = deque()  # without their answers
     finished, report = 0, progress or (lambda *_: None)
     report(finished, len(waiting))
@@ -51,15 +53,16 @@ def answer_images(
         return model.prepare_image(source.data)
 
     def pairs() -> Iterator[tuple[EncodedImage, Q] | Florence2Error]:
-        for source, image in encode_ahead(model, waiting, prepare):
+        for source, image in encode_ahead(model, waiting, prepare, batch_size):
+            version = versions.pop(source)
             for question in left[source]:
-                coming.append(Row(source, question, version=versions[source]))
+                coming.append(Row(source, question, version=version))
                 yield image if isinstance(image, Florence2Error) else (image, question)
 
     for result in ask(pairs()):
         row = coming.popleft()
         yield _with_result(row, result)
-        if row.question == left[row.source][-1]:
+        if row.question is left[row.source][-1]:
             finished += 1
             report(finished, len(waiting))
 

@@ -1,6 +1,7 @@
 """The rows and settings that an earlier run left in an output folder. No row is lost, and no damage stops a run."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ def read_earlier(results: Path, requested: Mapping[RowKey, Row] | None = None) -
 
 
 def tidy_up(results: Path, earlier: Earlier) -> str | None:
-    """Rewrite `results.jsonl` without its dropped and damaged lines, if it has any.
+    """Rewrite `results.jsonl` without its dropped and damaged lines, if it has any, and number the outdated ones again.
 
     Damaged lines are kept in a file of their own; the sentence that says so is returned.
     """
@@ -88,6 +89,8 @@ def tidy_up(results: Path, earlier: Earlier) -> str | None:
     left_out = frozenset((*earlier.damaged, *earlier.dropped))
     if left_out or not earlier.ended:
         leave_out(results, left_out)
+        ascending = sorted(left_out)
+        earlier.outdated = {key: line - bisect_left(ascending, line) for key, line in earlier.outdated.items()}
     if not earlier.damaged:
         return None
     return (

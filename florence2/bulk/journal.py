@@ -12,7 +12,7 @@ from typing import Any
 
 from florence2.bulk.earlier import change_lines, check_settings, leave_out, parse_row, read_earlier, tidy_up
 from florence2.bulk.lock import FolderLock
-from florence2.bulk.rows import Result, Row, restore_result, row_key
+from florence2.bulk.rows import Result, Row, has_changed, restore_result, row_key
 from florence2.checkpoints.files import MAX_NAME_BYTES, clip_name, write_json, written_whole
 from florence2.errors import ImageError, OptionError
 from florence2.inputs.image import open_image
@@ -35,8 +35,8 @@ class Folder:
             path: The folder.
             draw: Draw each answer that has regions.
             settings: What all answers depend on. A folder without answers takes any.
-            rows: The rows that this run requests, without answers. Earlier failures and outdated answers among them
-                are removed; None removes all failures.
+            rows: The rows that this run requests, without answers. Earlier failures among them are removed, and
+                outdated answers once they are replaced; None removes all failures.
 
         Raises:
             OptionError: `path` is a file or cannot be written, another run writes to it, or it holds answers made with
@@ -71,11 +71,8 @@ class Folder:
             check_settings(file, settings)
         moved = tidy_up(self.results, self.earlier)
         self.notes += [moved] if moved else []
-        self._outdated = self.earlier.outdated
-        if self.earlier.dropped or self.earlier.damaged:  # the lines have other numbers now
-            self._outdated = read_earlier(self.results, self._requested).outdated
-        self._replaced: list[int] = []
-        if changed := len(self._outdated):
+        self._replaced: list[int] = []  # outdated lines whose questions were answered again
+        if changed := len(self.earlier.outdated):
             self.notes.append(
                 "1 answer is about an image that has changed since, so it is computed again."
                 if changed == 1
@@ -107,7 +104,8 @@ class Folder:
         if self.draw and row.answer is not None and has_regions(row.answer):
             row = self._draw(row, row.answer)
         self._append(_to_line(row.to_dict(file=True)))
-        self._replaced += [self._outdated.pop(row.key)] if row.key in self._outdated else []
+        if row.answer is not None and row.key in self.earlier.outdated:
+            self._replaced.append(self.earlier.outdated.pop(row.key))
         return row
 
     def draw_earlier(self, progress: Callable[[int, int], None] = lambda *_: None) -> list[Row]:
@@ -150,7 +148,7 @@ class Folder:
         """Return the requested row of a line if its answer has regions and its drawing is missing, otherwise None."""
         values = parse_row(line) or {"error": "damaged"}
         requested = (self._requested or {}).get(row_key(values))
-        if requested is None or "error" in values:
+        if requested is None or "error" in values or has_changed(values, requested.source):
             return None
         drawing = values.get("drawing")
         if isinstance(drawing, str) and os.path.isfile(self.path / drawing):  # noqa: PTH113  Path.is_file raises for NUL

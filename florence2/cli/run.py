@@ -227,6 +227,7 @@ def _answer(
         sources,
         questions,
         ask_model,
+        batch_size=options.batch,
         done=done,
         progress=progress,
     )

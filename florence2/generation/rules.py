@@ -1,7 +1,8 @@
 """The rules of the logits: each changes the scores of the next id, given the sequence so far.
 
-Dimensions: R sequences, L ids that each has room for, V vocabulary. `Rule` says what a rule is given. `applies` depends
-on the number of ids alone, so one recorded step serves every step at which the same rules apply.
+Dimensions: R sequences, L ids that each has room for (the room grows with the answer), V vocabulary. `Rule` says what a
+rule is given. `applies` depends on the number of ids alone, so one recorded step serves every step at which the same
+rules apply.
 """
 
 from dataclasses import dataclass

@@ -121,13 +121,12 @@ class SearchState(abc.ABC):
     @property
     def room(self) -> int:
         """How many ids each sequence has room for, up to the limit."""
-        return int(self.tensors()[self.by_position[0]].shape[2]) - 1
+        sequences: Tensor = getattr(self, self.by_position[0])
+        return sequences.shape[2] - 1
 
     def with_room(self: State, room: int) -> State:
         """Return this state with room for `room` ids a sequence, as many as any has or more."""
-        resized: dict[str, Any] = {
-            name: _resized(self.tensors()[name], room, self.ids.pad) for name in self.by_position
-        }
+        resized: dict[str, Any] = {name: _resized(getattr(self, name), room, self.ids.pad) for name in self.by_position}
         return replace(self, **resized)
 
     def with_room_for(self: State, n: int) -> State:

@@ -72,7 +72,7 @@ def answer_samples(
 
     def requests() -> "Iterator[Request | Florence2Error]":
         items = (samples[i] for i in range(len(samples)))
-        for sample, image in encode_ahead(f, items, lambda sample: f.prepare_image(sample.image)):
+        for sample, image in encode_ahead(f, items, lambda sample: f.prepare_image(sample.image), batch_size):
             asked.append(_Asked(sample, None if isinstance(image, Florence2Error) else image.size))
             yield from (image if isinstance(image, Florence2Error) else (prefix, image) for prefix, _ in sample.pairs)
 

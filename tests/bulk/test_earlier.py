@@ -1,11 +1,14 @@
 """An earlier run's files: nothing in them is lost, and no damage ends in a traceback."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from florence2.answers.answer import parse_answer
 from florence2.bulk.earlier import DAMAGED_NAME, read_earlier
 from florence2.bulk.journal import Folder
 from florence2.bulk.rows import Row, TaskQuestion, row_key
@@ -123,3 +126,23 @@ def test_requested_answers_are_counted_once(tmp_path: Path) -> None:
     earlier = read_earlier(tmp_path / "results.jsonl", {row.key: row for row in rows})
     assert (earlier.requested, earlier.cut_off, earlier.incomplete) == (5, 3, 1)
     assert len(earlier.done) == 6 and earlier.dropped == [7]
+
+
+def test_an_outdated_answer_stays_until_an_answer_replaces_it(tmp_path: Path) -> None:
+    """And nothing else does, although the lines before it are tidied up: not an error, not a drawing of it."""
+    image = tmp_path / "a.png"
+    Image.new("RGB", (10, 10)).save(image)
+    place, out = str(image), tmp_path / "out"
+    out.mkdir()
+    results = out / "results.jsonl"
+    outdated = line(place, kind="boxes", file={"bytes": 1, "modified_ns": 1})
+    results.write_bytes(b"damage\n" + outdated + line("/c"))
+    asked = Row(Source(place, image, place), TaskQuestion("<OD>"))
+    with Folder(out, True, {}, rows=[asked]) as folder:
+        assert folder.done == {row_key(row("/c"))} and folder.draw_earlier() == []
+        folder(replace(asked, error="no memory"))
+    assert results.read_bytes().startswith(outdated)
+    with Folder(out, True, {}, rows=[asked]) as folder:
+        folder(replace(asked, answer=parse_answer("<OD>", "boxes", "", (10, 10)), version=asked.source.version()))
+    places = [json.loads(each)["place"] for each in results.read_text().splitlines()]
+    assert places == ["/c", place] and read_earlier(results, {asked.key: asked}).outdated == {}

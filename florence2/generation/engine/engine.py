@@ -141,6 +141,15 @@ class Engine:
         """Let a question leave at the next step, without a `Done`; one that is finished stays so."""
         ticket.cancelled = self._cancelled = True
 
+    def charge(self, seconds: float) -> None:
+        """Count seconds for which running answers waited; `decoding_share` says how much decoding they get for them."""
+        self._owed += seconds * self._share / (1 - self._share)
+
+    @property
+    def owes_decoding(self) -> bool:
+        """Whether running answers are due some decoding before more work is taken."""
+        return self.busy and self._owed > 0
+
     def step(self) -> list[Done]:
         """Admit what fits, advance every running answer by one id, and return the questions that ended."""
         with torch.inference_mode():
@@ -155,6 +164,8 @@ class Engine:
         self._owed = max(0.0, self._owed - (time.perf_counter() - started))
         for ticket, _ in ended:
             self._running.remove(ticket)
+        if not self._running:
+            self._owed = 0.0
         return ended
 
     def _drop_cancelled(self) -> None:
@@ -172,9 +183,9 @@ class Engine:
         while tickets := self._next_tickets():
             started = time.perf_counter()
             failed += self._start(tickets)
-            spent = time.perf_counter() - started
-            self._owed += spent * self._share / (1 - self._share)
-        self._running = [ticket for ticket in self._running if not any(ticket is other for other, _ in failed)]
+            self.charge(time.perf_counter() - started)
+        for ticket, _ in failed:
+            self._running.remove(ticket)
         return failed
 
     def _next_tickets(self) -> list[Ticket]:
@@ -218,7 +229,10 @@ class Engine:
         tickets, options = [ticket for ticket, _ in asked], asked[0][0].work.options
         features = torch.cat([each for _, each in asked]).to(self._model.device, self._model.dtype)
         prompts = torch.tensor([list(ticket.work.prompt) for ticket in tickets], device=features.device)
-        memory = self._model.encode(features, prompts)
+        try:
+            memory = self._model.encode(features, prompts)
+        except Florence2Error as error:  # of a module of the user's
+            return [(ticket, error) for ticket in tickets]
         finite = memory.isfinite().flatten(1).all(dim=1).tolist()
         failed = [ticket for ticket, good in zip(tickets, finite, strict=True) if not good]
         if failed:
