@@ -1,8 +1,8 @@
 """Every question gets the answer that it gets alone; what is wrong with one of them stays with it."""
 
 import random
-import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,7 +181,7 @@ def test_wrong_shares(f: Florence2, share: float) -> None:
 def test_encoding_does_not_starve_decoding(f: Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an image took 10 s, the running answer gets 10 s of steps, 1 s each, before the next image."""
     clock, events = [0.0], []
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("florence2.generation.engine.engine.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     encode, step = f.model.encode_image, f.model.step
 
     def slow_encode(pixels: Tensor) -> Tensor:
