@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast import bands, linear, packed
-from florence2.fast.graphs import why_not_recorded
+from florence2.fast.cuda.graphs import why_not_recorded
 from florence2.fast.install import FastFlorence2Model
 from florence2.generation.options import GenerationOptions
 from florence2.model.absent import find_absent

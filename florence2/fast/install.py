@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
-from florence2.fast.graphs import generate_graphed
+from florence2.fast.cuda.graphs import generate_graphed
 from florence2.fast.linear import Linear, linear
 from florence2.fast.packed import Packed, in_force, pack
 from florence2.fast.unchanged import is_unchanged, remember

@@ -16,7 +16,7 @@ from torch import Tensor
 import florence2
 from florence2 import Florence2, GenerationOptions
 from florence2.errors import OptionError
-from florence2.fast.graphs import generate_graphed
+from florence2.fast.cuda.graphs import generate_graphed
 from florence2.fast.install import install
 from florence2.generation.options import RULE_NAMES
 from florence2.generation.rules import Rule

@@ -81,9 +81,9 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         new="of_batch",
     ),
     Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:", old="1", new="0"),
-    Equivalent("florence2/fast/graphs.py", GPU, within="record_cuda_graph"),
-    Equivalent("florence2/fast/graphs.py", GPU, within="_LateFlags.ask"),
-    Equivalent("florence2/fast/graphs.py", GPU, source="record = record or record_cuda_graph", new="record"),
+    Equivalent("florence2/fast/cuda/graphs.py", GPU, within="record_cuda_graph"),
+    Equivalent("florence2/fast/cuda/graphs.py", GPU, within="_LateFlags.ask"),
+    Equivalent("florence2/fast/cuda/graphs.py", GPU, source="record = record or record_cuda_graph", new="record"),
     Equivalent(
         "florence2/generation/search.py",
         "no sum gets there within 1,024 ids",

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence2.fast import graphs as graphed
-from florence2.fast.graphs import StaticCache, generate_graphed
+from florence2.fast.cuda import graphs as graphed
+from florence2.fast.cuda.graphs import StaticCache, generate_graphed
 from florence2.fast.install import install
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
