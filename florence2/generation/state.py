@@ -92,8 +92,8 @@ class SearchState(abc.ABC):
     """The state between two steps, a value; `advance` makes the next one.
 
     `advance` has no control flow that depends on data, and no shape changes; only the step number n selects the rules.
-    A step can therefore be captured as a CUDA graph and replayed (`fast.cuda.graphs`). Inputs that joined later are at a
-    step number of their own (`generation.engine`).
+    A step can therefore be captured as a CUDA graph and replayed (`fast.cuda.graphs`). Inputs that joined later are
+    at a step number of their own (`generation.engine`).
     """
 
     by_position: ClassVar[tuple[str, ...]]
