@@ -326,7 +326,7 @@ class Remote:
 
     def pixels_to_bins(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the bins of boxes (N, 4) in pixels."""
-        bins: Tensor = self.processor.post_processor.box_quantizer.pixels_to_bins(boxes, size)
+        bins: Tensor = self.processor.post_processor.box_quantizer.quantize(boxes, size)
         return bins
 
     def _forward(self, pixel_values: Tensor, ids: Sequence[int], **others: Any) -> Any:
