@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from florence2.fast import bands, linear, packed
+from florence2.fast import bands, decoder, linear, packed
 from florence2.fast.cuda.graphs import why_not_recorded
 from florence2.fast.install import FastFlorence2Model
 from florence2.generation.options import GenerationOptions
@@ -38,7 +38,7 @@ def explain_path(f: HasModel, num_beams: int | None = None) -> str:
         num_beams: The rows of a step, for one image; None takes the checkpoint's own setting.
 
     Returns:
-        A line each for the blocks of the vision tower, linear maps, the decoder's steps and CUDA graphs.
+        A line each for the blocks of the vision tower, linear maps, the decoder's layers and steps, and CUDA graphs.
     """
     model, trace = f.model, start_trace(f)
     beams = num_beams or GenerationOptions.from_settings(model.config.generation).num_beams
@@ -46,6 +46,7 @@ def explain_path(f: HasModel, num_beams: int | None = None) -> str:
         lines = {
             "vision tower": _explain_blocks(model, trace),
             "linear maps": _explain_maps(model),
+            "decoder's layers": _explain_layers(model, trace),
             "decoder's steps": _explain_steps(model, beams),
             "CUDA graphs": _explain_graphs(model, trace),
         }
@@ -111,6 +112,21 @@ def _explain_maps(model: Florence2Model) -> str:
     chosen = [f"{routine} for {count}" for routine, count in linear.chosen_so_far().items() if count]
     text = f"measured routine for {measured}; chosen so far, by shape: {', '.join(chosen) or 'none yet'}"
     return f"{text}; as they are: {_join(others)}" if others else text
+
+
+def _explain_layers(model: Florence2Model, trace: Trace) -> str:
+    absent = find_absent(model)
+    if absent is not None:
+        return f"none. {absent.error()}"
+    stack = model.language_model.decoder
+    reason = _why_model_is_plain(model)
+    if reason is None and trace is not NO_TRACE:
+        reason = "a trace or patch is in force"
+    if reason is None and type(stack) is not decoder.DirectDecoder:
+        reason = f"language_model.decoder is of the class {type(stack).__name__}, which the faster way does not know"
+    reason = reason or linear.why_plain(model.device, model.dtype)
+    reason = reason or decoder.why_called(stack.layers, "language_model.decoder.layers")
+    return f"plain: {reason}" if reason else f"all {len(stack.layers)} computed without calling their modules"
 
 
 def _explain_steps(model: Florence2Model, rows: int) -> str:

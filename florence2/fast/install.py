@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
 from florence2.fast.cuda.graphs import generate_graphed
+from florence2.fast.decoder import DirectDecoder
 from florence2.fast.linear import Linear, linear
 from florence2.fast.packed import Packed, in_force, pack
 from florence2.fast.unchanged import is_unchanged, remember
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
-from florence2.model.bart import Attention
+from florence2.model.bart import Attention, Decoder
 from florence2.model.cache import DecoderCache
 from florence2.model.davit import ChannelBlock, SpatialBlock
 from florence2.model.florence2 import Florence2Model
@@ -84,6 +85,7 @@ _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     SpatialBlock: BandedSpatialBlock,
     ChannelBlock: BandedChannelBlock,
+    Decoder: DirectDecoder,
     Florence2Model: FastFlorence2Model,
 }
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence2.fast.packed import is_plain, packed_product
+from florence2.fast.packed import is_any_packed, is_plain, packed_product
 from florence2.fast.unchanged import find_mode
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -47,19 +47,26 @@ def is_replaced() -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return what `F.linear` gives, up to rounding: x (..., in), weight (out, in), bias (out) -> (..., out)."""
-    if why_plain(x.device, x.dtype) is not None or not _are_plain(x, weight, bias):
+    if why_plain(x.device, x.dtype) is not None:
+        return F.linear(x, weight, bias)
+    return product(x, weight, bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the same where the caller knows that `why_plain` has no reason."""
+    rows = x.numel() // max(x.shape[-1], 1)
+    if (rows < _MIN_ROWS and not is_any_packed()) or not _are_plain(x, weight, bias):
         return F.linear(x, weight, bias)
     packed = packed_product(x, weight, bias)
     if packed is not None:
         return packed
-    rows = x.numel() // x.shape[-1]
     if rows < _MIN_ROWS:
         return F.linear(x, weight, bias)
     key = (torch.get_num_threads(), 1 << (min(rows, _MEASURED_ROWS) - 1).bit_length(), *weight.shape)
-    product = _chosen.get(key)
-    if product is None:
-        product = _chosen.setdefault(key, _fastest(x.reshape(rows, -1)[:_MEASURED_ROWS], weight, bias))
-    return product(x, weight, bias)
+    routine = _chosen.get(key)
+    if routine is None:
+        routine = _chosen.setdefault(key, _fastest(x.reshape(rows, -1)[:_MEASURED_ROWS], weight, bias))
+    return routine(x, weight, bias)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -152,6 +152,11 @@ def in_force(packed: Packed | None) -> Iterator[None]:
         _in_force.reset(token)
 
 
+def is_any_packed() -> bool:
+    """Return whether any copies are in force, in this thread or task."""
+    return _in_force.get() is not None
+
+
 def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """Return the product with the copy of `weight` that is in force; None where there is none."""
     packed = _in_force.get()

@@ -5,6 +5,7 @@ subclassed or patched. What this cannot see is a replaced function of a module (
 load the model with `attention="eager"` for such an experiment.
 """
 
+import operator
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-Kinds = frozenset[type[nn.Module]]
+Kinds = frozenset[type]
 
 
 def is_unchanged(module: nn.Module, kinds: Kinds) -> bool:
@@ -70,6 +71,32 @@ def _find_change_of(part: nn.Module, kinds: Kinds) -> str | None:
     return None
 
 
+class Watch:
+    """A module in which `find_change` found nothing, so that asking again takes microseconds.
+
+    It says "changed" too often rather than too rarely: then `find_change` is to be asked.
+    """
+
+    def __init__(self, module: nn.Module, kinds: Kinds):
+        self._kinds = kinds
+        self._parts = [(part, type(part), len(vars(part)), tuple(part._modules.values())) for part in module.modules()]
+
+    def has_changed(self) -> bool:
+        """Return whether anything that `find_change` looks at may be different from what it was."""
+        if find_mode() is not None or torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+            return True
+        if find_replaced_method(self._kinds) is not None:
+            return True
+        for part, kind, size, inner in self._parts:
+            if type(part) is not kind or len(vars(part)) != size or part.training:
+                return True
+            if part._forward_hooks or part._forward_pre_hooks:
+                return True
+            if inner and tuple(part._modules.values()) != inner:
+                return True
+        return False
+
+
 def _path_of(part: nn.Module, module: nn.Module, path: str) -> str:
     inside = next(name for name, one in module.named_modules() if one is part)
     return ".".join(name for name in (path, inside) if name) or "it"
@@ -79,7 +106,10 @@ def find_replaced_method(kinds: Kinds) -> str | None:
     """Return a method of the classes, or of those they inherit from, that was replaced since import, if any."""
     if _calls() != _CALLS:
         return "nn.Module.__call__"
-    for kind, known in _snapshot(kinds):
+    for kind, known, values in _snapshot(kinds):
+        now = vars(kind)
+        if len(now) == len(values) and all(map(operator.is_, now.values(), values)):
+            continue
         methods = _methods(kind)
         if methods != known:
             changed = (name for name in methods.keys() | known.keys() if methods.get(name) != known.get(name))
@@ -101,15 +131,16 @@ def remember(kinds: Kinds) -> Kinds:
 
 
 @cache
-def _snapshot(kinds: Kinds) -> tuple[tuple[type, dict[str, object]], ...]:
-    return tuple((kind, _methods(kind)) for kind in _with_parents(kinds))
+def _snapshot(kinds: Kinds) -> tuple[tuple[type, dict[str, object], tuple[object, ...]], ...]:
+    """Return each class with its methods, and with all that it holds, which is compared sooner."""
+    return tuple((kind, _methods(kind), tuple(vars(kind).values())) for kind in _with_parents(kinds))
 
 
 def changed_methods(kinds: Kinds) -> list[str]:
     """Return the methods of the classes, such as "Linear.forward", that are not those of when they were remembered."""
     return [
         f"{kind.__qualname__}.{name}"
-        for kind, known in _snapshot(kinds)
+        for kind, known, _ in _snapshot(kinds)
         for name in sorted(known.keys() | _methods(kind).keys())
         if known.get(name) is not _methods(kind).get(name)
     ]

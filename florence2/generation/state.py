@@ -91,9 +91,9 @@ def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
 class SearchState(abc.ABC):
     """The state between two steps, a value; `advance` makes the next one.
 
-    `advance` has no control flow that depends on data, and no shape changes; only the step number n selects the rules.
-    A step can therefore be captured as a CUDA graph and replayed (`fast.cuda.graphs`). Inputs that joined later are
-    at a step number of their own (`generation.engine`).
+    On an accelerator `advance` has no control flow that depends on data, and no shape changes; only the step number n
+    selects the rules. A step can therefore be captured as a CUDA graph and replayed (`fast.cuda.graphs`). Inputs that
+    joined later are at a step number of their own (`generation.engine`).
     """
 
     by_position: ClassVar[tuple[str, ...]]

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 import florence2
 from florence2 import Florence2, explain_path
-from florence2.fast import bands, graphs, linear, packed
+from florence2.fast import bands, linear, packed
+from florence2.fast.cuda import graphs
 from florence2.fast.install import FastFlorence2Model, install, uninstall
 from florence2.fast.unchanged import find_change, is_unchanged
+from florence2.model.bart import Decoder
 from florence2.model.davit import ChannelBlock, Mlp
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import NO_TRACE
@@ -40,6 +42,7 @@ def test_an_unchanged_model(f: Florence2) -> None:
     assert lines(f) == {
         "vision tower": "all 4 blocks by bands",
         "linear maps": "measured routine for 49; chosen so far, by shape: none yet",
+        "decoder's layers": "all 2 computed without calling their modules",
         "decoder's steps": "17 of 17 weights packed for 3 rows",
         "CUDA graphs": "none: the model is on cpu",
     }
@@ -188,9 +191,22 @@ def test_eager_attention(mini_folder: Any) -> None:
     assert eager == {
         "vision tower": "plain: eager attention was asked for (4)",
         "linear maps": "plain: eager attention was asked for",
+        "decoder's layers": "plain: eager attention was asked for",
         "decoder's steps": "plain: eager attention was asked for",
         "CUDA graphs": "none: eager attention was asked for",
     }
+
+
+def test_a_changed_layer_of_the_decoder(f: Florence2) -> None:
+    layers: Any = f.model.language_model.decoder.layers
+    layers[1].fc1.register_forward_hook(lambda *_: None)
+    assert lines(f)["decoder's layers"] == "plain: language_model.decoder.layers.1.fc1 has a forward hook"
+    become(layers[1].fc1, torch.nn.Linear)
+    reason = "is of the class Linear, which the faster way does not know"
+    assert lines(f)["decoder's layers"] == f"plain: language_model.decoder.layers.1.fc1 {reason}"
+    become(f.model.language_model.decoder, type("OwnDecoder", (Decoder,), {}))
+    reason = "language_model.decoder is of the class OwnDecoder, which the faster way does not know"
+    assert lines(f)["decoder's layers"] == f"plain: {reason}"
 
 
 def test_a_model_that_is_not_installed(f: Florence2) -> None:
@@ -215,6 +231,7 @@ def test_parts_that_were_not_loaded(mini_folder: Any) -> None:
     tower = lines(florence2.load(mini_folder, parts="vision"))
     assert tower["vision tower"] == "all 4 blocks by bands" and tower["CUDA graphs"] == "none: the decoder is missing"
     missing = 'the model was loaded with parts="vision"; load it with parts="all".'
+    assert tower["decoder's layers"] == tower["decoder's steps"]
     assert tower["decoder's steps"] == f"none. The language model is missing: {missing}"
     plain = florence2.load(mini_folder, parts="vision")
     uninstall(plain.model)

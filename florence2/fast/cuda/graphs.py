@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from florence2.fast.decoder import DirectDecoder
 from florence2.fast.linear import Linear
 from florence2.fast.unchanged import find_change, find_replaced_method, remember, structure
 from florence2.generation.options import GenerationOptions
@@ -182,7 +183,9 @@ _idle: "weakref.WeakKeyDictionary[Florence2Model, list[tuple[Any, GraphedGenerat
 
 
 _KINDS = remember(
-    frozenset((Decoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList, nn.Embedding))
+    frozenset(
+        (Decoder, DirectDecoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList, nn.Embedding)
+    )
 )
 _EMBEDDING = remember(frozenset((nn.Embedding,)))
 _MODELS = remember(frozenset((Florence2Model, LanguageModel, Head)))

@@ -34,6 +34,7 @@ class SlotCache(DecoderCache):
         self._memory_lengths: list[int] = []
         self._own: list[tuple[Tensor, Tensor] | None] = [None] * len(decoder.layers)
         self._written = torch.zeros(0, beams, dtype=torch.long, device=device)
+        self._block: slice | None = None  # the slots that were opened last, where all answers are at one position
 
     def join(self, memory: Tensor) -> range:
         """Start answers over `memory` (B, S, D); return their rows among the running ones, the last."""
@@ -72,6 +73,8 @@ class SlotCache(DecoderCache):
             self.ancestry = _widened(self.ancestry, self.slots, _round_up(room))
         starts = torch.tensor(self.positions, device=self.ancestry.device)[:, None] * self.beams
         self._written = starts + torch.arange(self.beams, device=starts.device)  # (B, K): the slot of each beam
+        # answers that began together, which is common, are written as one block, and sooner
+        self._block = slice(room - self.beams, room) if len(set(self.positions)) == 1 else None
         self.ancestry[:running].scatter_(2, self._written[:, :, None], True)
         self.positions = [position + 1 for position in self.positions]
 
@@ -86,13 +89,19 @@ class SlotCache(DecoderCache):
         running, end = len(keys), max(self.positions) * self.beams
         kept = self._own[layer] = self._grown(self._own[layer], (keys, values), running, end)
         for storage, new in zip(kept, (keys, values), strict=True):
-            storage[:running].scatter_(2, self._written[:, None, :, None].expand_as(new), new)
+            if self._block is not None:
+                storage[:running, :, self._block] = new
+            else:
+                storage[:running].scatter_(2, self._written[:, None, :, None].expand_as(new), new)
         seen_keys, seen_values = (storage[:running, :, :end] for storage in kept)
         return KeysValues(seen_keys, seen_values, self.ancestry[:running, None, :, :end])  # (B, 1, K, slots)
 
     def embed_position(self, table: torch.nn.Module) -> Tensor:
-        """Return the embedding (B·K, 1, D) of the position that `advance` opens next for each beam."""
-        embedded = torch.cat([table(position, 1) for position in self.positions])  # (B, D)
+        """Return the embedding (B·K, 1, D), or (1, 1, D) for all, of the position that `advance` opens next."""
+        rows: dict[int, Tensor] = {position: table(position, 1) for position in set(self.positions)}  # (1, D) each
+        if len(rows) == 1:
+            return rows[self.positions[0]][None]  # (1, 1, D): the same for all
+        embedded = torch.cat([rows[position] for position in self.positions])  # (B, D)
         return embedded.repeat_interleave(self.beams, dim=0)[:, None]
 
     def _own_ends(self) -> list[int]:
