@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import florence2
 from florence2 import Florence2, explain_path
-from florence2.fast import bands, graphs, linear, packed
+from florence2.fast import bands, linear, packed
+from florence2.fast.cuda import convolutions, graphs
 from florence2.fast.install import FastFlorence2Model, install, uninstall
 from florence2.fast.unchanged import find_change, is_unchanged
 from florence2.model.davit import ChannelBlock, Mlp
@@ -39,6 +40,7 @@ def lines(f: Any, num_beams: int | None = None) -> dict[str, str]:
 def test_an_unchanged_model(f: Florence2) -> None:
     assert lines(f) == {
         "vision tower": "all 4 blocks by bands",
+        "convolutions": "plain: the model is on cpu (10)",
         "linear maps": "measured routine for 49; chosen so far, by shape: none yet",
         "decoder's steps": "17 of 17 weights packed for 3 rows",
         "CUDA graphs": "none: the model is on cpu",
@@ -187,6 +189,7 @@ def test_eager_attention(mini_folder: Any) -> None:
     eager = lines(florence2.load(mini_folder, attention="eager"))
     assert eager == {
         "vision tower": "plain: eager attention was asked for (4)",
+        "convolutions": "plain: eager attention was asked for",
         "linear maps": "plain: eager attention was asked for",
         "decoder's steps": "plain: eager attention was asked for",
         "CUDA graphs": "none: eager attention was asked for",
@@ -292,6 +295,14 @@ def test_graphs_on_a_cuda_device(f: Florence2, change: str, monkeypatch: pytest.
     assert lines(f)["CUDA graphs"] == GRAPHS[change][1]
     with torch.inference_mode():
         assert (graphs.why_not_recorded(f.model) is None) == (change == "nothing")
+
+
+def test_convolutions_on_a_cuda_device(f: Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FastFlorence2Model, "device", torch.device("cuda"))
+    assert lines(f)["convolutions"] == "10 in float32 without TF32"
+    assert convolutions.Conv2d is type(f.model.vision_tower.convs[0].conv)
+    f.model.vision_tower.convs[0].conv.padding_mode = "circular"
+    assert lines(f)["convolutions"] == "9 in float32 without TF32; plain: its padding is circular, (2, 2)"
 
 
 def test_installed_again(f: Florence2) -> None:
