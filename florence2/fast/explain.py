@@ -96,8 +96,7 @@ def _why_model_is_plain(model: Florence2Model) -> str | None:
 
 
 def _explain_convolutions(model: Florence2Model) -> str:
-    ours = convolutions.Conv2d | convolutions.FastDepthwiseConv
-    parts = [part for part in model.modules() if isinstance(part, ours)]
+    parts = [part for part in model.modules() if isinstance(part, convolutions.Conv2d)]
     if not parts:
         return f"plain: {_why_model_is_plain(model) or _NOT_INSTALLED}"
     reasons = [convolutions.why_plain(part, model.device, model.dtype) for part in parts]

@@ -19,18 +19,14 @@ class Conv2d(nn.Conv2d):
     """Stands in for `torch.nn.Conv2d`."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if why_plain(self, input.device, input.dtype) is not None:
-            return super()._conv_forward(input, weight, bias)
-        return convolve(self, input, weight, bias)
+        if why_plain(self, input.device, input.dtype) is None:
+            return convolve(self, input, weight, bias)
+        out: Tensor = super()._conv_forward(input, weight, bias)
+        return out
 
 
-class FastDepthwiseConv(DepthwiseConv):
+class FastDepthwiseConv(Conv2d, DepthwiseConv):
     """Stands in for `DepthwiseConv`."""
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if why_plain(self, input.device, input.dtype) is not None:
-            return super()._conv_forward(input, weight, bias)
-        return convolve(self, input, weight, bias)
 
 
 _KINDS = remember(frozenset((Conv2d, FastDepthwiseConv)))
@@ -38,8 +34,9 @@ _KINDS = remember(frozenset((Conv2d, FastDepthwiseConv)))
 
 def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return what `conv` makes of x (B, C_in, H, W), without cuDNN, in the same layout in memory: channels last."""
+    assert not isinstance(conv.padding, str)
     # the operator under F.conv2d, which takes as arguments what F.conv2d reads from the switches of the process
-    out: Tensor = torch._convolution(  # type: ignore[attr-defined]
+    out: Tensor = torch._convolution(
         x, weight, bias, conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups,
         benchmark=False, deterministic=False, cudnn_enabled=False, allow_tf32=False,
     )  # fmt: skip

@@ -62,7 +62,7 @@ def test_one_convolution_is_bit_equal_and_keeps_its_layout(stride: int, bias: bo
 
 
 def test_hooks_see_the_values(calls: list[Made]) -> None:
-    conv, seen = install(nn.Conv2d(3, 4, 3)), []
+    conv, seen = install(nn.Conv2d(3, 4, 3)), list[Any]()
     conv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     with torch.inference_mode():
         conv(torch.randn(1, 3, 5, 5))
@@ -70,7 +70,7 @@ def test_hooks_see_the_values(calls: list[Made]) -> None:
 
 
 def test_a_replaced_method_of_one_object_is_called(calls: list[Made]) -> None:
-    conv = install(nn.Conv2d(3, 4, 3))
+    conv: Any = install(nn.Conv2d(3, 4, 3))
     conv._conv_forward = lambda x, weight, bias: x + 1
     with torch.inference_mode():
         assert torch.equal(conv(torch.zeros(1)), torch.ones(1)) and not calls
