@@ -168,7 +168,7 @@ class Florence2(Runner):
         encode = partial(self._encode_sources, background=background)
         sources = [request.image for request in checked]
         _check_background(background, sources)
-        images, at_once = EncodeOnce(sources, encode), images_at_once(size)
+        images, at_once = EncodeOnce(sources, encode), images_at_once(self, size)
         parts = (slice(start, start + at_once) for start in range(0, len(checked), at_once))
         asked = (pair for part in parts for pair in zip(checked[part], images.take(part), strict=True))
         answers: list[Answer] = []
