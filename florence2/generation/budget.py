@@ -86,7 +86,7 @@ def _free_of_cuda(device: torch.device) -> int:
     index = torch.cuda.current_device() if device.index is None else device.index
     idle = sum(
         segment["total_size"] - segment["active_size"]
-        for segment in torch.cuda.memory_snapshot()
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
         if segment["device"] == index and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
     )
     return int(torch.cuda.mem_get_info(index)[0] + idle)
