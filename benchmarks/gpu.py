@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -105,16 +106,10 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         for preset in options.presets:
-            folder = scratch / preset
-
-            def stages(report: Report, preset: str = preset, folder: Path = folder) -> None:
-                make_synthetic_checkpoint(preset, folder)
-                _stages(report, preset, folder, scratch)
-
-            report.section(f"stages of {preset}", stages)
-        first = scratch / options.presets[0]
-        report.section("lengths of prompts", lambda report: _lengths(report, first))
-        report.section("files", lambda report: _files(report, first, scratch))
+            report.section(f"stages of {preset}", partial(_stages, preset=preset, scratch=scratch))
+            if preset == options.presets[0]:  # the largest shape comes last, where time may run out
+                report.section("lengths of prompts", partial(_lengths, folder=scratch / preset))
+                report.section("files", partial(_files, folder=scratch / preset, scratch=scratch))
     print(report.document())
     return 1 if report.failures else 0
 
@@ -182,15 +177,16 @@ def _scenes(report: Report) -> None:
     report.tables.append(format_agreement(rows))
 
 
-def _stages(report: Report, preset: str, folder: Path, scratch: Path) -> None:
+def _stages(report: Report, preset: str, scratch: Path) -> None:
     """Time one shape for one image and for many, and the first shape by another engine."""
     options, first = report.options, preset == report.options.presets[0]
+    folder = make_synthetic_checkpoint(preset, scratch / preset)
     started = time.perf_counter()
     f = florence2.load(folder, device=options.device, dtype=options.dtype)
     f.run("<CAPTION>", default_image(), max_new_tokens=CAPTION)
     report.add(Line(f"{preset}: load and first answer, in this process", _seconds(time.perf_counter() - started)))
     if first and options.peers:
-        report.section("transformers", lambda report: _native(report, folder, scratch))
+        report.section("transformers", partial(_native, folder=folder, scratch=scratch))
     alone, together = (time_stages(f, images, options.repeats) for images in (1, options.images))
     goals = _GOALS.get((preset, options.dtype), {})
     for stage, seconds in alone.items():

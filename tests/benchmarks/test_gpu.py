@@ -45,8 +45,7 @@ def sections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every section replaced by a note of its name."""
     seen: list[str] = []
     for name in ("_parts", "_recorded", "_scenes", "_stages", "_lengths", "_files"):
-        monkeypatch.setattr(gpu, name, lambda *_, name=name: seen.append(name))
-    monkeypatch.setattr(gpu, "make_synthetic_checkpoint", lambda *_: None)
+        monkeypatch.setattr(gpu, name, lambda *_, name=name, **__: seen.append(name))
     return seen
 
 
@@ -57,12 +56,12 @@ def test_a_failing_section_fails_and_the_others_run(
     assert sections == ["_parts", "_recorded", "_scenes", "_stages", "_lengths", "_files"]
     sections.clear()
 
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(gpu, "_lengths", broken)
     assert main(["gpu", "--presets", "tiny", "large"]) == 1
-    assert sections == ["_parts", "_recorded", "_scenes", "_stages", "_stages", "_files"]
+    assert sections == ["_parts", "_recorded", "_scenes", "_stages", "_files", "_stages"]
     assert "- **lengths of prompts: no such kernel**" in capsys.readouterr().out
 
 
