@@ -2,13 +2,14 @@
 
 import sys
 
-from benchmarks import compare, scaling, speed, traces
+from benchmarks import compare, gpu, scaling, speed, traces
 from florence2.errors import Florence2Error
 
 COMMANDS = {
     "speed": (speed.main, "this project and the reference implementations on one checkpoint"),
     "scaling": (scaling.main, "how costs grow with images, beams, tokens, image size and threads"),
     "traces": (traces.main, "what a trace costs, and what model code costs that could be traced"),
+    "gpu": (gpu.main, "everything to see on a GPU: first that it is right, then how fast"),
     "compare": (compare.main, "two checkouts of this project, in turns"),
 }
 

@@ -45,6 +45,8 @@ class Clocks:
 
 
 TASKS = ["<OD>", "<CAPTION>", "<OCR>", "<DENSE_REGION_CAPTION>"]
+CAPTION = 10
+"""Tokens of a caption, the answer that GPUs are measured by."""
 FEW = 8
 """Length of the short answer. The long answer minus the short one gives the time of the steps in between."""
 
@@ -110,11 +112,16 @@ def run_clocks(engine: Engine, spec: Spec) -> Clocks:
         return result
 
     with torch.inference_mode():
+        measure_once("first answer", lambda: engine.end_to_end(jpeg, task, tokens))
         clocks.tokens.append(measure("JPEG to answer", lambda: engine.end_to_end(jpeg, task, tokens)))
         clocks.peak_memory = _peak_memory(spec.device)
         pixels = measure("JPEG to pixels", lambda: engine.pixels(jpeg))
         features = measure("vision", lambda: engine.vision(pixels))
         memory = measure("encoder", lambda: engine.encode(features, task))
+        measure(
+            f"pixels to {CAPTION} tokens",
+            lambda: engine.decode(engine.encode(engine.vision(pixels), task), CAPTION),
+        )
         measure("first step", lambda: engine.decode(memory, 1))
         measure("short answer", lambda: engine.decode(memory, FEW))
         clocks.tokens.append(measure("long answer", lambda: engine.decode(memory, tokens)))

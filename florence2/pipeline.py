@@ -41,6 +41,7 @@ from florence2.tracing.selection import Unknown
 
 Detail = Literal["short", "detailed", "more_detailed"]
 _SHARE = 0.2  # of the time, for the answers of a stream: the first come before all slots are filled
+_OPENED = 8  # images that a batch opens before it encodes the first, so that a broken one costs nothing
 _CAPTIONS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detailed": "<MORE_DETAILED_CAPTION>"}
 
 
@@ -168,7 +169,8 @@ class Florence2(Runner):
         encode = partial(self._encode_sources, background=background)
         sources = [request.image for request in checked]
         _check_background(background, sources)
-        images, at_once = EncodeOnce(sources, encode), images_at_once(size)
+        images = EncodeOnce(sources, encode)
+        at_once = max(images_at_once(self, size), min(size or _OPENED, _OPENED))
         parts = (slice(start, start + at_once) for start in range(0, len(checked), at_once))
         asked = (pair for part in parts for pair in zip(checked[part], images.take(part), strict=True))
         answers: list[Answer] = []

@@ -15,7 +15,7 @@ from florence2.checkpoints.checks.belonging import check_image_size, check_vocab
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.checks.loading import DTYPES
 from florence2.errors import CheckpointError, OptionError, PromptError, shown
-from florence2.generation.budget import generation_bytes, how_many_fit
+from florence2.generation.budget import generation_bytes, how_many_fit, images_that_fit, vision_bytes
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
@@ -27,6 +27,8 @@ from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import Trace, start_trace
 from florence2.processor import Processor
 from florence2.request import CheckedRequest, EncodedImage, PreparedImage
+
+_VISION_SHARE = 0.25  # of the free memory, for the images that are encoded together; answers may run meanwhile
 
 
 class Runner:
@@ -127,13 +129,21 @@ class Runner:
         return self.encode_images([self.prepare_image(image, background)])[0]
 
     def encode_images(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
-        """Run the vision tower on several images; return them in the same order."""
-        # A batch saves the time of launching kernels; on a CPU it would only cost memory.
-        at_once = 1 if self.model.device.type == "cpu" else max(1, len(images))
+        """Run the vision tower on several images, as many at once as memory allows; return them in the same order."""
+        at_once = self.images_at_once(len(images)) if images else 1
         encoded = []
         for start in range(0, len(images), at_once):
             encoded += self._encode_together(images[start : start + at_once])
         return encoded
+
+    def images_at_once(self, most: int) -> int:
+        """Return how many images the tower may encode at once: at most `most`, and at least one."""
+        device = self.model.device
+        if device.type == "cpu":
+            return 1  # a batch saves the time of launching kernels; on a CPU it would only cost memory
+        image = self.processor.image_config
+        each = vision_bytes(self.model.config.vision, image.height, image.width, self.model.dtype)
+        return images_that_fit(each, device, most, _VISION_SHARE)
 
     def _encode_together(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
         """Encode one batch."""

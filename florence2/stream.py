@@ -21,8 +21,8 @@ from florence2.runner import Runner
 
 Item = TypeVar("Item")
 Asked: TypeAlias = tuple[CheckedRequest, EncodedImage]
-IMAGES_AT_ONCE = 8
-"""How many images an accelerator encodes together; more gain little."""
+MAX_IMAGES = 64
+"""How many images an accelerator encodes together at most; more gain little."""
 MAX_SLOTS = 64
 """How many answers run at once where nobody says it; more gain little, on a CPU and on a GPU."""
 _MEMORY_SHARE = 0.25  # of what is free, for the answers that run where nobody has said how many
@@ -59,13 +59,13 @@ def encode_ahead(
 ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
     """Yield each item with its encoded image, or why it has none; a thread prepares the next ones meanwhile.
 
-    An accelerator encodes up to `at_once` images together, at most `IMAGES_AT_ONCE`; a CPU is as fast with one.
+    An accelerator encodes up to `at_once` images together, as `images_at_once` plans; a CPU is as fast with one.
     """
 
     def read(part: Sequence[Item]) -> list[PreparedImage | Florence2Error]:
         return [_or_error(prepare, item) for item in part]
 
-    parts = _parts(items, 1 if runner.model.device.type == "cpu" else images_at_once(at_once))
+    parts = _parts(items, images_at_once(runner, at_once))
     with ThreadPoolExecutor(1) as reader:
         pending: deque[tuple[list[Item], Future[list[PreparedImage | Florence2Error]]]] = deque()
         for part in parts:
@@ -76,9 +76,12 @@ def encode_ahead(
             yield from _encode_read(runner, *last)
 
 
-def images_at_once(slots: int | None) -> int:
-    """Return how many images are encoded together where `slots` requests are answered at once."""
-    return min(slots or IMAGES_AT_ONCE, IMAGES_AT_ONCE)
+def images_at_once(runner: Runner, slots: int | None) -> int:
+    """Return how many images are encoded together where `slots` requests are answered at once.
+
+    On an accelerator that is as many as a quarter of the free memory holds, at most `MAX_IMAGES`; on a CPU, one.
+    """
+    return runner.images_at_once(min(slots or MAX_IMAGES, MAX_IMAGES))
 
 
 def _or_error(prepare: Callable[[Item], PreparedImage], item: Item) -> PreparedImage | Florence2Error:

@@ -111,7 +111,8 @@ def compare_model(
     """Compare the stages of the recorded checkpoint, on all recorded runs or the first few.
 
     The stages come before the searches, so that nobody need wait for these. `change` may damage the model first, to
-    show that the comparison then fails. `folder` holds the checkpoint, if it has been made already.
+    show that the comparison then fails, or move it to another device. `folder` holds the checkpoint, if it has been
+    made already.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as made:
@@ -122,6 +123,7 @@ def compare_model(
     model = install(load_model(folder))
     if change is not None:
         change(model)
+    here = partial(torch.tensor, device=model.device)
     tokenizer, image_config = FlorenceTokenizer(folder / "tokenizer.json"), read_image_config(folder)
     worst = dict.fromkeys(("features", "encoder", "logits", "loss", "scores"), 0.0)
     counts = dict.fromkeys(worst, 0)
@@ -136,15 +138,19 @@ def compare_model(
         image = open_image(make_picture(*golden["pictures"][run["picture"]]))
         ids = tokenizer.encode(build_sentence(*split_prompt(golden["prompts"][run["prompt"]])))
         with torch.no_grad():
-            pixel_values, prompt = torch.from_numpy(image_to_array(image, image_config)), torch.tensor([ids])
+            pixel_values, prompt = torch.from_numpy(image_to_array(image, image_config)), here([ids])
             features = model.encode_image(pixel_values)
             encode = partial(model.encode, features, prompt)
             memory = encode()
-            logits = model.decode(torch.tensor([run["decoder_input_ids"]]), memory)
-            note("loss", float(model.loss(pixel_values, prompt, torch.tensor([run["labels"]]))), run["loss"])
+            logits = model.decode(here([run["decoder_input_ids"]]), memory)
+            note("loss", float(model.loss(pixel_values, prompt, here([run["labels"]]))), run["loss"])
         for stage, tensor in (("features", features), ("encoder", memory), ("logits", logits)):
             if f"{key}.{stage}.index" in arrays:
-                note(stage, tensor.flatten().numpy()[arrays[f"{key}.{stage}.index"]], arrays[f"{key}.{stage}.value"])
+                note(
+                    stage,
+                    tensor.flatten().cpu().numpy()[arrays[f"{key}.{stage}.index"]],
+                    arrays[f"{key}.{stage}.value"],
+                )
         choices += logits[0].argmax(dim=-1).tolist() == run["logits_argmax"]
         encoded.append((run["generations"], encode, memory))
     for stage in ("features", "encoder", "logits", "loss"):
@@ -156,7 +162,7 @@ def compare_model(
             generation = generate(model, memory, options)
             same = count.add(model, encode_again, generation.sequences.tolist(), recorded["sequences"])
             if same and "sequences_scores" in recorded:
-                note("scores", generation.token_logprobs, recorded["transition_scores"])
+                note("scores", generation.token_logprobs.cpu(), recorded["transition_scores"])
     yield Comparison(_GROUP, _SUBJECT, "tokens, all settings", count.equal, count.total, ties=count.ties)
     yield Comparison(_GROUP, _SUBJECT, "token log-probabilities", counts["scores"], counts["scores"], worst["scores"])
     if runs is None:
@@ -173,7 +179,7 @@ def _compare_batch(golden: dict[str, Any], model: Florence2Model, image_config: 
         features = model.encode_image(
             torch.cat([torch.from_numpy(image_to_array(image, image_config)) for image in images])
         )
-        memory = model.encode(features, torch.tensor([ids] * len(images)))
+        memory = model.encode(features, torch.tensor([ids] * len(images), device=model.device))
     sequences, count = generate(model, memory, options).sequences.tolist(), TokenCount()
     for i, (mine, other) in enumerate(zip(sequences, batch["sequences"], strict=True)):
         count.add(model, partial(memory.narrow, 0, i, 1), [mine], [other])

@@ -65,17 +65,18 @@ def is_tie(model: Florence2Model, encode: Callable[[], Tensor], ours: Sequence[i
     if parting is None:  # one begins the other, so a choice between going on and ending differs
         return False
     memory = encode()
-    logits = model.decode(torch.tensor([ours[:parting]]), memory)[0, -1].double()
+    logits = model.decode(torch.tensor([ours[:parting]], device=memory.device), memory)[0, -1].double()
     if _are_tied(float(logits[ours[parting]]), float(logits[theirs[parting]])):
         return True
-    sums = [_running_sums(model, memory, ids) for ids in (ours, theirs)]
+    sums = [running_sums(model, memory, ids) for ids in (ours, theirs)]
     return any(_are_tied(a, b) for a, b in list(zip(*sums, strict=False))[parting - 1 :])
 
 
-def _running_sums(model: Florence2Model, memory: Tensor, ids: Sequence[int]) -> list[float]:
+def running_sums(model: Florence2Model, memory: Tensor, ids: Sequence[int]) -> list[float]:
     """Return the summed log-probabilities of `ids` up to each of them, the start id not counted."""
-    logits = model.decode(torch.tensor([ids[:-1]]), memory)[0].double()  # (T, V)
-    chosen = logits.log_softmax(dim=-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    labels = torch.tensor([ids], device=memory.device)
+    logits = model.decode(labels[:, :-1], memory)[0].double()  # (T, V)
+    chosen = logits.log_softmax(dim=-1).gather(1, labels[0, 1:, None])[:, 0]
     return [float(total) for total in chosen.cumsum(dim=0)]
 
 

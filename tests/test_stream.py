@@ -10,6 +10,7 @@ from PIL import Image
 
 import florence2
 from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
+from florence2.generation.budget import images_that_fit, vision_bytes
 from florence2.pipeline import Request
 from florence2.stream import encode_ahead
 from parity.recipe import make_picture
@@ -195,3 +196,43 @@ def test_images_are_encoded_in_their_order(nano: florence2.Florence2) -> None:
     assert [item for item, _ in found] == list(range(5))
     assert [str(i) if isinstance(i, Florence2Error) else i.size[0] for _, i in found] == [10, 11, "two", 13, 14]
     assert list(encode_ahead(nano, iter(()), prepare)) == []
+
+
+class Accelerated(florence2.Florence2):
+    """A model that is planned as if it were on an accelerator; it notes how many images are encoded together."""
+
+    def __init__(self, f: florence2.Florence2):
+        super().__init__(f.model, f.processor)
+        self.together: list[int] = []
+
+    def images_at_once(self, most: int) -> int:
+        config = self.processor.image_config
+        each = vision_bytes(self.model.config.vision, config.height, config.width, self.model.dtype)
+        return images_that_fit(each, self.model.device, most, 0.25)
+
+    def _encode_together(self, images: Any) -> Any:
+        self.together.append(len(images))
+        return super()._encode_together(images)
+
+
+@pytest.mark.parametrize(("room", "batch_size", "together"), [(3.9, None, [3, 3, 1]), (99, None, [7]), (99, 4, [4, 3])])
+def test_images_are_encoded_together_as_memory_allows(
+    room: float, batch_size: int | None, together: list[int], nano: florence2.Florence2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f, config = Accelerated(nano), nano.processor.image_config
+    each = vision_bytes(nano.model.config.vision, config.height, config.width, nano.model.dtype)
+    monkeypatch.setattr("florence2.generation.budget.free_bytes", lambda _: 4 * room * each)
+    items = [Image.new("RGB", (20 + i, 20)) for i in range(7)]
+    encoded = [image for _, image in encode_ahead(f, iter(items), f.prepare_image, batch_size)]
+    assert f.together == together and [image.size[0] for image in encoded] == list(range(20, 27))
+    f.together.clear()
+    assert len(f.encode_images([f.prepare_image(item) for item in items])) == 7 and f.together[0] == min(7, int(room))
+
+
+def test_how_many_images_by_the_device(nano: florence2.Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nano.images_at_once(64) == 1
+    monkeypatch.setattr(type(nano.model), "device", torch.device("cuda"))
+    monkeypatch.setattr("florence2.generation.budget.free_bytes", lambda _: 10**9)
+    config = nano.processor.image_config
+    each = vision_bytes(nano.model.config.vision, config.height, config.width, nano.model.dtype)
+    assert nano.images_at_once(10**6) == 10**9 // 4 // each and nano.images_at_once(3) == 3

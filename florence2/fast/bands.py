@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from florence2.fast.cuda.convolutions import FastDepthwiseConv
 from florence2.fast.linear import Linear, linear
 from florence2.fast.unchanged import find_change, remember
 from florence2.model.davit import (
@@ -57,6 +58,7 @@ _KINDS = remember(
             BandedSpatialBlock,
             BandedChannelBlock,
             DepthwiseConv,
+            FastDepthwiseConv,
             Mlp,
             WindowAttention,
             ChannelAttention,

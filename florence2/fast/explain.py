@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast import bands, decoder, linear, packed
+from florence2.fast.cuda import convolutions
 from florence2.fast.cuda.graphs import why_not_recorded
 from florence2.fast.install import FastFlorence2Model
 from florence2.generation.options import GenerationOptions
@@ -38,13 +39,15 @@ def explain_path(f: HasModel, num_beams: int | None = None) -> str:
         num_beams: The rows of a step, for one image; None takes the checkpoint's own setting.
 
     Returns:
-        A line each for the blocks of the vision tower, linear maps, the decoder's layers and steps, and CUDA graphs.
+        A line each for the blocks of the vision tower, its convolutions, linear maps, the decoder's layers and steps,
+        and CUDA graphs.
     """
     model, trace = f.model, start_trace(f)
     beams = num_beams or GenerationOptions.from_settings(model.config.generation).num_beams
     with torch.inference_mode():
         lines = {
             "vision tower": _explain_blocks(model, trace),
+            "convolutions": _explain_convolutions(model),
             "linear maps": _explain_maps(model),
             "decoder's layers": _explain_layers(model, trace),
             "decoder's steps": _explain_steps(model, beams),
@@ -91,6 +94,16 @@ def _why_model_is_plain(model: Florence2Model) -> str | None:
     if type(model) is Florence2Model:
         return _NOT_INSTALLED
     return f"the model is of the class {type(model).__name__}, which the faster way does not know"
+
+
+def _explain_convolutions(model: Florence2Model) -> str:
+    parts = [part for part in model.modules() if isinstance(part, convolutions.Conv2d)]
+    if not parts:
+        return f"plain: {_why_model_is_plain(model) or _NOT_INSTALLED}"
+    reasons = [convolutions.why_plain(part, model.device, model.dtype) for part in parts]
+    plain = [reason for reason in reasons if reason is not None]
+    exact = [f"{len(parts) - len(plain)} in float32 without TF32"] if len(plain) < len(parts) else []
+    return "; ".join(exact + ([f"plain: {_join(plain)}"] if plain else []))
 
 
 def _explain_maps(model: Florence2Model) -> str:

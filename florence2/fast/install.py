@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
+from florence2.fast.cuda.convolutions import Conv2d, FastDepthwiseConv
 from florence2.fast.cuda.graphs import generate_graphed
 from florence2.fast.decoder import DirectDecoder
 from florence2.fast.linear import Linear, linear
@@ -15,7 +16,7 @@ from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
 from florence2.model.bart import Attention, Decoder
 from florence2.model.cache import DecoderCache
-from florence2.model.davit import ChannelBlock, SpatialBlock
+from florence2.model.davit import ChannelBlock, DepthwiseConv, SpatialBlock
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import NO_TRACE, Trace
 
@@ -83,6 +84,8 @@ class FastFlorence2Model(Florence2Model):
 _ATTENTION = remember(frozenset((Attention, Linear)))
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
+    nn.Conv2d: Conv2d,
+    DepthwiseConv: FastDepthwiseConv,
     SpatialBlock: BandedSpatialBlock,
     ChannelBlock: BandedChannelBlock,
     Decoder: DirectDecoder,

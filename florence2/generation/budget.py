@@ -1,4 +1,4 @@
-"""Estimate the bytes that a generation takes before they are taken, and how many fit."""
+"""Estimate the bytes that a generation or an image takes before they are taken, and how many fit."""
 
 from pathlib import Path
 
@@ -6,11 +6,13 @@ import torch
 
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
-from florence2.model.config import Florence2Config
+from florence2.model.config import Florence2Config, VisionConfig
 
 USABLE = 0.9  # of the free bytes: the allocator cannot use every one
 _MACHINE, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # where Linux says what is free
 _COPIES = 4  # of the logits, and of the encoder's widest layer, that exist at one moment
+_VISION_COPIES = 20  # of the largest stage: stream, windows, queries, keys, values, weights, and the MLP's hidden layer
+_PUBLISHED_RATIO = 4.0  # of the MLP that these copies count
 
 
 def generation_bytes(
@@ -29,6 +31,26 @@ def generation_bytes(
     search = 6 * beams * limit * (8 + 4)  # running, candidates and finished: ids and log-probabilities
     logits = _COPIES * beams * text.vocab_size * 4
     return (encoder + keys_values) * dtype.itemsize + ancestry + search + logits
+
+
+def vision_bytes(config: VisionConfig, height: int, width: int, dtype: torch.dtype) -> int:
+    """Estimate the bytes that the vision tower takes at most for one image of `height` x `width` pixels.
+
+    Its weights are not counted. The largest stage, as a rule the first, decides.
+    """
+    largest = 0
+    strides = zip(config.patch_size, config.patch_stride, config.patch_padding, strict=True)
+    for channels, (size, stride, padding) in zip(config.dim_embed, strides, strict=True):
+        height, width = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+        largest = max(largest, height * width * channels)
+    copies = _VISION_COPIES + 2 * max(0.0, config.mlp_ratio - _PUBLISHED_RATIO)
+    return int(copies * largest) * dtype.itemsize
+
+
+def images_that_fit(each: int, device: torch.device, most: int, share: float) -> int:
+    """Return how many images of `each` bytes go into `share` of the free bytes: at least 1, at most `most`."""
+    free = free_bytes(device)
+    return most if free is None else max(1, min(most, int(share * free // max(1, each))))
 
 
 def how_many_fit(each: int, device: torch.device) -> int:
@@ -52,12 +74,22 @@ def _gigabytes(size: int) -> str:
 def free_bytes(device: torch.device) -> int | None:
     """Return the bytes that this process can still take on `device`; None where that cannot be known."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free again inside torch
-        return torch.cuda.mem_get_info(device)[0] + held
+        return _free_of_cuda(device)
     if device.type != "cpu":
         return None
     known = [free for free in (_free_of_machine(), _free_of_group()) if free is not None]
     return min(known) if known else None
+
+
+def _free_of_cuda(device: torch.device) -> int:
+    """Return what the driver has free, and what torch holds idle, but not in the pools of recorded graphs."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    idle = sum(
+        segment["total_size"] - segment["active_size"]
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if segment["device"] == index and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
+    )
+    return int(torch.cuda.mem_get_info(index)[0] + idle)
 
 
 def _free_of_machine() -> int | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from florence2.checkpoints.adapters import ADAPTER_WEIGHTS, name_module
 from florence2.checkpoints.tensors import write_safetensors
 from florence2.errors import ConfigError
+from florence2.fast.install import plain_class
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model
 from florence2.train.freeze import PARTS
@@ -134,7 +135,7 @@ def _name(path: str, layout: Layout | None) -> str:
 
 def _can_learn(module: nn.Module) -> bool:
     """Return whether LoRA can be put into a module and merged again: not into depthwise convolutions."""
-    return isinstance(module, nn.Linear) or type(module) is nn.Conv2d
+    return isinstance(module, nn.Linear) or plain_class(type(module)) is nn.Conv2d
 
 
 def _unknown(target: str, known: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import florence2
 from florence2 import Florence2, explain_path
 from florence2.fast import bands, linear, packed
-from florence2.fast.cuda import graphs
+from florence2.fast.cuda import convolutions, graphs
 from florence2.fast.install import FastFlorence2Model, install, uninstall
 from florence2.fast.unchanged import find_change, is_unchanged
 from florence2.model.bart import Decoder
@@ -41,6 +41,7 @@ def lines(f: Any, num_beams: int | None = None) -> dict[str, str]:
 def test_an_unchanged_model(f: Florence2) -> None:
     assert lines(f) == {
         "vision tower": "all 4 blocks by bands",
+        "convolutions": "plain: the model is on cpu (10)",
         "linear maps": "measured routine for 49; chosen so far, by shape: none yet",
         "decoder's layers": "all 2 computed without calling their modules",
         "decoder's steps": "17 of 17 weights packed for 3 rows",
@@ -190,6 +191,7 @@ def test_eager_attention(mini_folder: Any) -> None:
     eager = lines(florence2.load(mini_folder, attention="eager"))
     assert eager == {
         "vision tower": "plain: eager attention was asked for (4)",
+        "convolutions": "plain: eager attention was asked for",
         "linear maps": "plain: eager attention was asked for",
         "decoder's layers": "plain: eager attention was asked for",
         "decoder's steps": "plain: eager attention was asked for",
@@ -309,6 +311,15 @@ def test_graphs_on_a_cuda_device(f: Florence2, change: str, monkeypatch: pytest.
     assert lines(f)["CUDA graphs"] == GRAPHS[change][1]
     with torch.inference_mode():
         assert (graphs.why_not_recorded(f.model) is None) == (change == "nothing")
+
+
+def test_convolutions_on_a_cuda_device(f: Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FastFlorence2Model, "device", torch.device("cuda"))
+    assert lines(f)["convolutions"] == "10 in float32 without TF32"
+    conv: Any = f.model.vision_tower.convs[0].conv
+    assert type(conv) is convolutions.Conv2d
+    conv.padding_mode = "circular"
+    assert lines(f)["convolutions"] == f"9 in float32 without TF32; plain: its padding is circular, {conv.padding}"
 
 
 def test_installed_again(f: Florence2) -> None:

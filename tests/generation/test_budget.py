@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import florence2
 from florence2.checkpoints.presets import preset
 from florence2.errors import OptionError
 from florence2.generation import budget as memory
-from florence2.generation.budget import free_bytes, generation_bytes, how_many_fit
+from florence2.generation.budget import free_bytes, generation_bytes, how_many_fit, images_that_fit, vision_bytes
 from parity.recipe import make_picture
 
 CPU = torch.device("cpu")
@@ -160,3 +162,66 @@ def test_a_batch_that_does_not_fit_is_split(small: florence2.Florence2, monkeypa
         small.run_batch(requests, options=small.options(num_beams=500))
     with pytest.raises(OptionError, match="lower max_new_tokens or num_beams"):
         small.run("<OD>", requests[0][1], options=small.options(num_beams=500))
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_by_hand() -> None:
+    """Base at 768 pixels: 192 x 192 positions of 128 channels in its first stage, twenty times, in float16."""
+    vision = preset("base").vision
+    assert vision_bytes(vision, 768, 768, torch.float16) == 20 * 192 * 192 * 128 * 2
+    assert vision_bytes(vision, 768, 384, torch.float32) == 20 * 192 * 96 * 128 * 4
+    assert vision_bytes(replace(vision, mlp_ratio=6.0), 768, 768, torch.float16) == 24 * 192 * 192 * 128 * 2
+    late = replace(vision, patch_stride=(4, 1, 1, 1))  # the last stage is the largest: 193 - 1 + 2 - 3 + 1 positions
+    assert vision_bytes(late, 768, 768, torch.float16) == 20 * 192 * 192 * 1024 * 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nothing here says what a process has taken")
+@pytest.mark.parametrize(("attention", "size"), [("sdpa", 512), ("eager", 384)])
+def test_images_take_what_was_planned(attention: str, size: int) -> None:
+    code = r"""
+import re, sys, torch
+from pathlib import Path
+from dataclasses import replace
+from florence2.generation.budget import vision_bytes
+from florence2.checkpoints.presets import preset
+from florence2.model.davit import DaViT
+torch.set_num_threads(1)
+attention, size = sys.argv[1], int(sys.argv[2])
+vision = replace(preset("base").vision, depths=(1, 1, 1, 1))
+tower = DaViT(vision, attention).eval()
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+with torch.inference_mode():
+    tower(torch.randn(1, 3, 64, 64))
+    pixels = torch.randn(3, 3, size, size)
+    before = peak()
+    tower(pixels)
+print((peak() - before) / (3 * vision_bytes(vision, size, size, torch.float32)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, attention, str(size)], capture_output=True, text=True, check=True
+    )
+    assert 0.5 < float(done.stdout) < 1.1
+
+
+@pytest.mark.parametrize(("free", "most", "fit"), [(4000, 64, 10), (4000, 7, 7), (10, 64, 1), (None, 64, 64)])
+def test_images_that_fit(free: int | None, most: int, fit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: free)
+    assert images_that_fit(100, CPU, most, 0.25) == fit
+
+
+def test_what_is_free_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver has, and what torch holds idle on that device, but not in the pools of recorded graphs."""
+    segments: list[dict[str, Any]] = [
+        {"device": 1, "total_size": 500, "active_size": 200, "segment_pool_id": (0, 0)},
+        {"device": 1, "total_size": 70, "active_size": 70, "segment_pool_id": (0, 0)},
+        {"device": 0, "total_size": 9000, "active_size": 0, "segment_pool_id": (0, 0)},
+        {"device": 1, "total_size": 8000, "active_size": 0, "segment_pool_id": (0, 3)},
+    ]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1000 * index, 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert free_bytes(torch.device("cuda")) == free_bytes(torch.device("cuda:1")) == 1300
+    assert free_bytes(torch.device("cuda:0")) == 9000

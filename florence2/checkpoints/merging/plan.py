@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from florence2.checkpoints.layouts import SHARED, TIED_TO_SHARED, to_canonical
 from florence2.checkpoints.tensors import TensorInfo
 from florence2.errors import MAX_LISTED, CheckpointError, listing
+from florence2.fast.install import plain_class
 from florence2.model.florence2 import Head
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _misfit(
     if part == _MAGNITUDE and expected and part not in expected:
         return [f"{name} belongs to DoRA, but use_dora is false"]
     if part not in expected:
-        return [f"{name} belongs to a {type(module).__name__}, into which it cannot be merged"]
+        return [f"{name} belongs to a {plain_class(type(module)).__name__}, into which it cannot be merged"]
     wanted = expected[part]
     return [] if shape == wanted else [f"{name} is {list(shape)}, should be {list(wanted)}"]
 
