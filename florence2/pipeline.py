@@ -34,7 +34,7 @@ from florence2.request import Request as Request
 from florence2.request import check_request as check_request
 from florence2.request import check_requests, encode_once, outline_requests
 from florence2.runner import Runner
-from florence2.stream import Asked, answer_stream, encode_ahead
+from florence2.stream import Asked, answer_stream, encode_ahead, images_at_once, in_parts
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace
@@ -384,7 +384,8 @@ class Florence2(Runner):
         """Encode images in their order; where several threads read, they read the next ones meanwhile."""
         prepare = partial(self.prepare_image, background=background)
         if self.choose_pixels().threads == 1:  # a thread would take time from the model, which uses all cores
-            yield from (self.encode_images([prepare(source)])[0] for source in sources)
+            for part in in_parts(sources, images_at_once(at_once)):
+                yield from self.encode_images([prepare(source) for source in part])
             return
         # a file object may belong to this thread, so the reading threads get its bytes
         sources = (read_stream(source) if is_file_object(source) else source for source in sources)

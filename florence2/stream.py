@@ -112,7 +112,8 @@ def _or_error(prepare: Callable[[Item], PreparedImage], item: Item) -> PreparedI
         return error
 
 
-def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def in_parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of `size`; the last may be shorter."""
     coming = iter(items)
     while part := list(itertools.islice(coming, size)):
         yield part
@@ -224,7 +225,7 @@ def _answer_in_batches(
     runner: Runner, asked: Iterable[Asked | Florence2Error], options: GenerationOptions, size: int
 ) -> Iterator[Answer | Florence2Error]:
     """Answer `size` requests after the other."""
-    for part in _parts(asked, size):
+    for part in in_parts(asked, size):
         answers = iter(_answer_together(runner, [each for each in part if isinstance(each, tuple)], options))
         for each in part:
             yield next(answers) if isinstance(each, tuple) else each
