@@ -27,8 +27,8 @@ from florence2.generation.budget import free_bytes
 from florence2.inputs.arrays import MAX_PIXELS
 from florence2.inputs.image import ImageConfig, normalised_values, resize_image
 
-MAX_DEVICE_PIXELS = 1 << 25
-"""Of an image that a device resizes: 96 MiB. The host resizes larger ones, so that those that wait stay small."""
+MAX_DEVICE_PIXELS = 1 << 24
+"""Of an image that a device resizes: 48 MiB. The host resizes larger ones, so that those that wait stay small."""
 MAX_DEVICE_SIDE = 1 << 14
 """Of such an image, in pixels: the weights of a side take at most 1 MiB."""
 MAX_THREADS = 16
