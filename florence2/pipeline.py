@@ -19,7 +19,8 @@ from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
 from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, plain, shown
 from florence2.fast.install import install
 from florence2.generation.options import GenerationOptions
-from florence2.inputs.image import Colour, parse_colour
+from florence2.inputs.files import read_stream
+from florence2.inputs.image import Colour, ImageInput, is_file_object, parse_colour
 from florence2.inputs.processor import TaskText
 from florence2.model.absent import find_absent
 from florence2.model.attention import AttentionKind
@@ -28,12 +29,12 @@ from florence2.model.trace import TraceBlock
 from florence2.processor import Processor
 from florence2.request import AnyImage as AnyImage
 from florence2.request import EncodedImage as EncodedImage
-from florence2.request import EncodeOnce, check_requests, outline_requests
 from florence2.request import PreparedImage as PreparedImage
 from florence2.request import Request as Request
 from florence2.request import check_request as check_request
+from florence2.request import check_requests, encode_once, outline_requests
 from florence2.runner import Runner
-from florence2.stream import Asked, answer_stream, images_at_once
+from florence2.stream import Asked, answer_stream, encode_ahead, images_at_once, in_parts
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace
@@ -166,15 +167,11 @@ class Florence2(Runner):
         """
         options, size = self._choose_options(options, settings), _check_batch_size(batch_size)
         checked = check_requests(requests, self.processor.tasks)
-        encode = partial(self._encode_sources, background=background)
         sources = [request.image for request in checked]
         _check_background(background, sources)
-        images = EncodeOnce(sources, encode)
-        at_once = max(images_at_once(self, size), min(size or _OPENED, _OPENED))
-        parts = (slice(start, start + at_once) for start in range(0, len(checked), at_once))
-        asked = (pair for part in parts for pair in zip(checked[part], images.take(part), strict=True))
+        images = encode_once(sources, partial(self._encode_ahead, background=background, at_once=size))
         answers: list[Answer] = []
-        for answer in answer_stream(self, asked, options, size):
+        for answer in answer_stream(self, zip(checked, images, strict=True), options, size):
             if isinstance(answer, Florence2Error):
                 raise answer
             answers.append(answer)
@@ -381,6 +378,23 @@ class Florence2(Runner):
         new = [self.prepare_image(image, background) for image in sources if not isinstance(image, EncodedImage)]
         encoded = iter(self.encode_images(new))
         return [image if isinstance(image, EncodedImage) else next(encoded) for image in sources]
+
+    def _encode_ahead(
+        self, sources: Iterable[ImageInput], background: Colour | None, at_once: int | None
+    ) -> Iterator[EncodedImage]:
+        """Encode images in their order; where several threads read, they read the next ones meanwhile."""
+        prepare = partial(self.prepare_image, background=background)
+        if self.choose_pixels().threads == 1:  # a thread would take time from the model, which uses all cores
+            opened = max(images_at_once(self, at_once), min(at_once or _OPENED, _OPENED))
+            for part in in_parts(sources, opened):
+                yield from self.encode_images([prepare(source) for source in part])
+            return
+        # a file object may belong to this thread, so the reading threads get its bytes
+        sources = (read_stream(source) if is_file_object(source) else source for source in sources)
+        for _, image in encode_ahead(self, sources, prepare, at_once):
+            if isinstance(image, Florence2Error):
+                raise image
+            yield image
 
 
 def _check_background(background: Colour | None, images: Sequence[AnyImage]) -> None:

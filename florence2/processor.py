@@ -5,19 +5,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 
 from florence2.answers.answer import Answer, parse_answer
 from florence2.checkpoints.config_files import read_image_config
 from florence2.checkpoints.files import read_tasks
 from florence2.errors import PromptError, shown
 from florence2.inputs.coordinates import check_image_size
-from florence2.inputs.image import Colour, ImageInput
+from florence2.inputs.image import Colour, ImageConfig, ImageInput, normalise, resize_image
 from florence2.inputs.processor import InputProcessor
 from florence2.inputs.tasks import Task, TaskTable, find_task
 from florence2.inputs.tokenizer import FlorenceTokenizer
 
 Number = TypeVar("Number", int, float)
+
+
+class HostPixels:
+    """Resizes images on the host where they are read, and normalises them there. It holds nothing."""
+
+    threads = 1
+    """How many threads should read images: one, since a model on a CPU uses all cores."""
+
+    def read(self, image: Image.Image, config: ImageConfig) -> np.ndarray:
+        """Return the uint8 values (H, W, 3) of an RGB image for `pixel_values`, in any thread."""
+        return resize_image(image, config)
+
+    def pixel_values(self, images: Sequence[np.ndarray], config: ImageConfig, device: torch.device) -> torch.Tensor:
+        """Return the float32 pixel values (B, 3, H, W) on `device` of what `read` returned, here or elsewhere."""
+        size = (config.height, config.width)
+        resized = [each if each.shape[:2] == size else resize_image(Image.fromarray(each), config) for each in images]
+        return torch.from_numpy(normalise(resized, config)).to(device)
 
 
 class Processor(InputProcessor):

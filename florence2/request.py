@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
 from torch import Tensor
 
 from florence2.answers.answer import Box
@@ -18,13 +19,14 @@ from florence2.inputs.tasks import TASKS, Task, build_sentence, check_prompt, fi
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """An image that was read and resized, which any thread can do while the model computes.
+    """An image that was read, which any thread can do while the model computes.
 
-    `pixel_values` (1, 3, H, W); `size` is (width, height) of the upright image in pixels. `source` is what the image
-    was read from, unless that was the bytes of a file.
+    `pixels` (h, w, 3) in uint8: those of the image or, where the host resizes images, of the model's input. `size` is
+    (width, height) of the upright image in pixels. `source` is what the image was read from, unless that was the bytes
+    of a file.
     """
 
-    pixel_values: Tensor
+    pixels: np.ndarray = field(repr=False)
     size: tuple[int, int]
     source: "ImageInput | None" = field(default=None, repr=False, compare=False)
 
@@ -114,28 +116,25 @@ def _region_task(prompt: str, box: tuple[float, ...], tasks: Mapping[str, Task])
     return task
 
 
-class EncodeOnce:
-    """The images of many requests, each encoded when it is first needed and kept until its last use."""
+def encode_once(
+    images: Sequence[AnyImage], encode: Callable[[Iterable[ImageInput]], Iterator[EncodedImage]]
+) -> Iterator[EncodedImage]:
+    """Yield the encoded image of each request; each is taken from `encode` when it is first needed.
 
-    def __init__(self, images: Sequence[AnyImage], encode: Callable[[Sequence[ImageInput]], list[EncodedImage]]):
-        self._images, self._encode = images, encode
-        self._keys = [_image_key(image) for image in images]
-        self._uses_left = Counter(self._keys)
-        self._encoded: dict[str | int, EncodedImage] = {}
-
-    def take(self, part: slice) -> list[EncodedImage]:
-        """Return the encoded images of the requests in `part`. Each request may be taken once."""
-        keys = self._keys[part]
-        new = {key: i for key, i in zip(keys, self._images[part], strict=True) if key not in self._encoded}
-        sources = {key: image for key, image in new.items() if not isinstance(image, EncodedImage)}
-        self._encoded |= {key: image for key, image in new.items() if isinstance(image, EncodedImage)}
-        self._encoded |= zip(sources, self._encode(list(sources.values())), strict=True)
-        taken = [self._encoded[key] for key in keys]
-        self._uses_left.subtract(keys)
-        for key in set(keys):
-            if not self._uses_left[key]:
-                del self._encoded[key]
-        return taken
+    `encode` is called once, with every image that is not encoded yet. A result is kept until its last use.
+    """
+    keys = [_image_key(image) for image in images]
+    new = {key: image for key, image in zip(keys, images, strict=True) if not isinstance(image, EncodedImage)}
+    coming, uses_left = encode(new.values()), Counter(keys)
+    encoded: dict[str | int, EncodedImage] = {}
+    for key, image in zip(keys, images, strict=True):
+        if isinstance(image, EncodedImage):
+            yield image
+            continue
+        if key not in encoded:
+            encoded[key] = next(coming)
+        uses_left[key] -= 1
+        yield encoded[key] if uses_left[key] else encoded.pop(key)
 
 
 def _image_key(image: AnyImage) -> str | int:

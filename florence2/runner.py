@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from florence2.answers.answer import Answer, image_reference
 from florence2.checkpoints.checkpoint import save_folder
@@ -15,17 +16,18 @@ from florence2.checkpoints.checks.belonging import check_image_size, check_vocab
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.checks.loading import DTYPES
 from florence2.errors import CheckpointError, OptionError, PromptError, shown
+from florence2.fast.cuda.pixels import DevicePixels
 from florence2.generation.budget import generation_bytes, how_many_fit, images_that_fit, vision_bytes
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
-from florence2.inputs.image import Colour, ImageInput, image_to_array
+from florence2.inputs.image import Colour, ImageInput
 from florence2.inputs.tasks import Task
 from florence2.model.absent import require_complete
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import Trace, start_trace
-from florence2.processor import Processor
+from florence2.processor import HostPixels, Processor
 from florence2.request import CheckedRequest, EncodedImage, PreparedImage
 
 _VISION_SHARE = 0.25  # of the free memory, for the images that are encoded together; answers may run meanwhile
@@ -33,6 +35,9 @@ _VISION_SHARE = 0.25  # of the free memory, for the images that are encoded toge
 
 class Runner:
     """A model, its processor and its generation settings. Nothing in it changes, so threads may share it."""
+
+    pixels: HostPixels | DevicePixels | None = None
+    """Where images are resized; None is on the host, unless the model is on a CUDA device."""
 
     def __init__(self, model: Florence2Model, processor: Processor, prepare: Prepare | None = None):
         """Join a model in eval mode and the processor of the same checkpoint; `prepare` has shaped the model.
@@ -105,12 +110,21 @@ class Runner:
         )
 
     def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:
-        """Read and resize an image for `encode_images`, in any thread. Takes and raises what `encode_image` does."""
+        """Read an image for `encode_images`, in any thread. Takes and raises what `encode_image` does."""
         opened = self.processor.open_image(image, background)
-        pixel_values = torch.from_numpy(image_to_array(opened, self.processor.image_config))
+        pixels = self.choose_pixels().read(opened, self.processor.image_config)
         # what an answer may show itself on later; bytes and consumed files are not worth keeping
         kept = isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "__array__")
-        return PreparedImage(pixel_values, opened.size, image if kept else None)
+        return PreparedImage(pixels, opened.size, image if kept else None)
+
+    def choose_pixels(self) -> HostPixels | DevicePixels:
+        """Return what resizes images for this model."""
+        return self.pixels or (DevicePixels() if self.model.device.type == "cuda" else HostPixels())
+
+    def pixel_values(self, images: Sequence[PreparedImage]) -> Tensor:
+        """Return the float32 pixel values (B, 3, H, W) of several images, on the model's device."""
+        config, device = self.processor.image_config, self.model.device
+        return self.choose_pixels().pixel_values([image.pixels for image in images], config, device)
 
     def encode_image(self, image: ImageInput, background: Colour | None = None) -> EncodedImage:
         """Run the vision tower on an image, once for all tasks to come.
@@ -147,7 +161,7 @@ class Runner:
 
     def _encode_together(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
         """Encode one batch."""
-        pixel_values, trace = torch.cat([image.pixel_values for image in images]), start_trace(self)
+        pixel_values, trace = self.pixel_values(images), start_trace(self)
         trace.image_started(pixel_values.shape)
         with torch.no_grad():
             features = self.model.encode_image(pixel_values, trace)

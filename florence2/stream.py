@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from florence2.answers.answer import Answer
 from florence2.errors import Florence2Error
@@ -57,23 +57,47 @@ def answer_stream(
 def encode_ahead(
     runner: Runner, items: Iterable[Item], prepare: Callable[[Item], PreparedImage], at_once: int | None = None
 ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
-    """Yield each item with its encoded image, or why it has none; a thread prepares the next ones meanwhile.
+    """Yield each item with its encoded image, or why it has none; threads prepare the next ones meanwhile.
 
-    An accelerator encodes up to `at_once` images together, as `images_at_once` plans; a CPU is as fast with one.
+    An accelerator encodes up to `at_once` images together, as `images_at_once` plans; a CPU is as fast with one. Beyond
+    these, one image for each thread is prepared ahead. (For a CPU one thread reads, for a CUDA device several; see
+    `DevicePixels.threads`.) If `items` raises, what it gave before comes first.
     """
+    threads = runner.choose_pixels().threads
+    size = images_at_once(runner, at_once)
+    pending: deque[tuple[Item, Future[PreparedImage | Florence2Error]]] = deque()
+    coming = _Coming(items)
+    with ThreadPoolExecutor(threads) as readers:
+        while True:
+            for item in coming.take(threads + size - len(pending)):
+                pending.append((item, readers.submit(_or_error, prepare, item)))
+            if not pending:
+                break
+            part = [pending.popleft() for _ in range(min(size, len(pending)))]
+            yield from _encode_read(runner, [(item, reading.result()) for item, reading in part])
+    if coming.failure is not None:
+        raise coming.failure
 
-    def read(part: Sequence[Item]) -> list[PreparedImage | Florence2Error]:
-        return [_or_error(prepare, item) for item in part]
 
-    parts = _parts(items, images_at_once(runner, at_once))
-    with ThreadPoolExecutor(1) as reader:
-        pending: deque[tuple[list[Item], Future[list[PreparedImage | Florence2Error]]]] = deque()
-        for part in parts:
-            pending.append((part, reader.submit(read, part)))
-            if len(pending) > 1:
-                yield from _encode_read(runner, *pending.popleft())
-        for last in pending:
-            yield from _encode_read(runner, *last)
+class _Coming(Generic[Item]):
+    """Items to come; `failure` is what the iterable raised, after which none come."""
+
+    def __init__(self, items: Iterable[Item]):
+        self._items = iter(items)
+        self.failure: Exception | None = None
+
+    def take(self, count: int) -> Iterator[Item]:
+        """Yield the next `count` items, or those that are left."""
+        while count > 0 and self.failure is None:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            except Exception as error:  # noqa: BLE001  of the caller's
+                self.failure = error
+                return
+            count -= 1
+            yield item
 
 
 def images_at_once(runner: Runner, slots: int | None) -> int:
@@ -91,22 +115,22 @@ def _or_error(prepare: Callable[[Item], PreparedImage], item: Item) -> PreparedI
         return error
 
 
-def _parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def in_parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of `size`; the last may be shorter."""
     coming = iter(items)
     while part := list(itertools.islice(coming, size)):
         yield part
 
 
 def _encode_read(
-    runner: Runner, items: Sequence[Item], reading: "Future[list[PreparedImage | Florence2Error]]"
+    runner: Runner, read: Sequence[tuple[Item, PreparedImage | Florence2Error]]
 ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
-    prepared = reading.result()
     encoded: Iterator[EncodedImage | Florence2Error]
     try:
-        encoded = iter(runner.encode_images([image for image in prepared if isinstance(image, PreparedImage)]))
+        encoded = iter(runner.encode_images([image for _, image in read if isinstance(image, PreparedImage)]))
     except Florence2Error as error:  # about the checkpoint's image size, and so the same for all
         encoded = itertools.repeat(error)
-    for item, image in zip(items, prepared, strict=True):
+    for item, image in read:
         yield item, next(encoded) if isinstance(image, PreparedImage) else image
 
 
@@ -204,7 +228,7 @@ def _answer_in_batches(
     runner: Runner, asked: Iterable[Asked | Florence2Error], options: GenerationOptions, size: int
 ) -> Iterator[Answer | Florence2Error]:
     """Answer `size` requests after the other."""
-    for part in _parts(asked, size):
+    for part in in_parts(asked, size):
         answers = iter(_answer_together(runner, [each for each in part if isinstance(each, tuple)], options))
         for each in part:
             yield next(answers) if isinstance(each, tuple) else each

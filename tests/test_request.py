@@ -202,8 +202,8 @@ def test_backgrounds(small: florence2.Florence2) -> None:
     for pixels in (
         small.processor.image(logo, "white"),
         on_white.processor.image(logo),
-        small.prepare_image(logo, "white").pixel_values,
-        on_white.prepare_image(logo).pixel_values,
+        small.pixel_values([small.prepare_image(logo, "white")]),
+        on_white.pixel_values([on_white.prepare_image(logo)]),
     ):
         assert torch.equal(pixels, small.processor.image(white))
     assert torch.equal(on_white.processor.image(logo, "black"), small.processor.image(black))

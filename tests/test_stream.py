@@ -1,5 +1,6 @@
 """Streams: answers in the order of the requests, whatever runs beside them; an error keeps its place."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 import florence2
 from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
+from florence2.fast.cuda.pixels import DevicePixels
 from florence2.generation.budget import images_that_fit, vision_bytes
 from florence2.pipeline import Request
 from florence2.stream import encode_ahead
@@ -236,3 +238,45 @@ def test_how_many_images_by_the_device(nano: florence2.Florence2, monkeypatch: p
     config = nano.processor.image_config
     each = vision_bytes(nano.model.config.vision, config.height, config.width, nano.model.dtype)
     assert nano.images_at_once(10**6) == 10**9 // 4 // each and nano.images_at_once(3) == 3
+
+
+@pytest.fixture
+def several_readers(nano: florence2.Florence2) -> florence2.Florence2:
+    class Threads(DevicePixels):
+        threads = 4
+
+    model = florence2.Florence2(nano.model, nano.processor)
+    model.pixels = Threads()
+    return model
+
+
+def test_several_threads_keep_the_order(several_readers: florence2.Florence2) -> None:
+    def prepare(item: int) -> florence2.pipeline.PreparedImage:
+        time.sleep(0.02 * (item % 3 == 0))
+        if item == 2:
+            raise ImageError("two")
+        return several_readers.prepare_image(Image.new("RGB", (10 + item, 10)))
+
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    found = []
+    for item, image in encode_ahead(several_readers, items(), prepare):
+        found.append((item, str(image) if isinstance(image, Florence2Error) else image.size[0]))
+        assert len(taken) <= len(found) + 4  # one for each thread
+    assert found == [(item, "two" if item == 2 else 10 + item) for item in range(20)]
+
+
+def test_what_was_taken_before_a_failure_comes_first(several_readers: florence2.Florence2) -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise RuntimeError("of the caller's")
+
+    encoded = encode_ahead(several_readers, items(), lambda _: several_readers.prepare_image(Image.new("RGB", (9, 9))))
+    assert [next(encoded)[0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="of the caller's"):
+        next(encoded)

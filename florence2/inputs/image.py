@@ -6,9 +6,10 @@ computes a pixel, so the array equals the reference's bit for bit.
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
@@ -121,17 +122,27 @@ def image_to_array(image: Image.Image, config: ImageConfig) -> np.ndarray:
 
     As in the reference, the aspect ratio is not kept. Values are (v * rescale_factor - mean) / std per channel.
     """
-    resized = image.resize((config.width, config.height), Image.Resampling(config.resample))
-    values = np.asarray(resized)  # (H, W, 3) uint8
-    table = _normalised_values(config)  # (3, 256)
-    pixel_values = np.empty((1, 3, config.height, config.width), np.float32)
-    for channel in range(3):
-        np.take(table[channel], values[:, :, channel], out=pixel_values[0, channel])
+    return normalise([resize_image(image, config)], config)
+
+
+def resize_image(image: Image.Image, config: ImageConfig) -> np.ndarray:
+    """Return the uint8 values (config.height, config.width, 3) of an RGB image of any size."""
+    return np.asarray(image.resize((config.width, config.height), Image.Resampling(config.resample)))
+
+
+def normalise(images: Sequence[np.ndarray], config: ImageConfig) -> np.ndarray:
+    """Return the float32 `pixel_values` (B, 3, config.height, config.width) of images that `resize_image` returned."""
+    table = normalised_values(config)
+    pixel_values = np.empty((len(images), 3, config.height, config.width), np.float32)
+    for image, result in zip(images, pixel_values, strict=True):
+        for channel in range(3):
+            # without the mode, which uint8 values do not need, NumPy writes to a buffer first
+            np.take(table[channel], image[:, :, channel], out=result[channel], mode="clip")
     return pixel_values
 
 
-def _normalised_values(config: ImageConfig) -> np.ndarray:
-    """Return the result for each 8-bit value per channel, (3, 256)."""
+def normalised_values(config: ImageConfig) -> np.ndarray:
+    """Return the float32 result for each 8-bit value per channel, (3, 256)."""
     # The reference rescales in double and normalises in single precision.
     scaled = (np.arange(256, dtype=np.float64) * config.rescale_factor).astype(np.float32)
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
@@ -153,11 +164,16 @@ def _open_upright(source: ImageInput) -> tuple[Image.Image, str]:
         return _read_file(check_regular(path), short_name(path))
     if hasattr(source, "__array__"):
         return from_array(source, "The array"), "The array"
-    if hasattr(source, "read"):
+    if is_file_object(source):
         return _read_file(read_stream(source), "The file object's data")
     raise ImageError(
         f"An image must be a path, bytes, a file object, a Pillow image or an array, not {type(source).__name__}."
     )
+
+
+def is_file_object(source: ImageInput) -> TypeGuard[BinaryReader]:
+    """Return whether an image is given as a file object, which is read from its position."""
+    return hasattr(source, "read") and not (isinstance(source, Image.Image) or hasattr(source, "__array__"))
 
 
 def _read_file(file: Path | io.BytesIO, name: str) -> tuple[Image.Image, str]:

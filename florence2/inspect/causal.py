@@ -189,7 +189,8 @@ def _check_gap(clean: float, corrupt: float) -> None:
 def _record(f: Florence2, case: ForcedAnswer, names: Sequence[Name], limit: int) -> dict[str, Tensor]:
     """Return the value of each name in the clean run."""
     exactly = [f"={name.name}" for name in names]
-    tracing = Tracing(f.model.config, exactly, limit, (1, 3, *_pixels(case, f)), f.model.dtype)
+    image = f.processor.image_config
+    tracing = Tracing(f.model.config, exactly, limit, (1, 3, image.height, image.width), f.model.dtype)
     recording = Recording(tracing)
 
     def start() -> Recording:
@@ -198,12 +199,6 @@ def _record(f: Florence2, case: ForcedAnswer, names: Sequence[Name], limit: int)
     with TraceBlock(f, start, patches=False):
         answer_logprobs(f, case, stage_of(names))
     return {name.name: recording.values[name.name][0] for name in names}
-
-
-def _pixels(case: ForcedAnswer, f: Florence2) -> tuple[int, int]:
-    if case.prepared is not None:
-        return case.prepared.pixel_values.shape[2], case.prepared.pixel_values.shape[3]
-    return f.processor.image_config.height, f.processor.image_config.width
 
 
 def _groups(name: Name, case: ForcedAnswer, given: Groups | None) -> Iterator[tuple[str, int, Sequence[int] | None]]:

@@ -88,6 +88,6 @@ def fingerprint(f: Florence2, cases: Sequence[ForcedAnswer], *settings: object) 
     for case in cases:
         digest.update(repr((case.prompt_ids, case.encoded.size, case.answer.token_ids)).encode())
         if case.prepared is not None:  # an encoded image is identified by its answer only
-            digest.update(case.prepared.pixel_values.numpy().tobytes())
+            digest.update(f.pixel_values([case.prepared]).cpu().numpy().tobytes())
     digest.update(repr(settings).encode())
     return digest.hexdigest()

@@ -238,7 +238,7 @@ def stage_of(names: Sequence[Name]) -> Stage:
 
 def _encode_image(f: Florence2, prepared: PreparedImage) -> EncodedImage:
     with torch.no_grad():
-        return EncodedImage(f.model.encode_image(prepared.pixel_values), prepared.size)
+        return EncodedImage(f.model.encode_image(f.pixel_values([prepared])), prepared.size)
 
 
 def _own_answer(f: Florence2, task: str, memory: Tensor, encoded: EncodedImage, options: GenerationOptions) -> Answer:
