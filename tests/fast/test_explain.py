@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import florence2
 from florence2 import Florence2, explain_path
-from florence2.fast import bands, graphs, linear, packed
+from florence2.fast import bands, linear, packed
+from florence2.fast.cuda import graphs
 from florence2.fast.install import FastFlorence2Model, install, uninstall
 from florence2.fast.unchanged import find_change, is_unchanged
 from florence2.model.davit import ChannelBlock, Mlp
