@@ -19,7 +19,6 @@ from florence2.generation.state import SearchState, SpecialIds
 from florence2.model.trace import Trace
 from parity.cases import SETTINGS
 
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IDS = SpecialIds()
 VOCABULARY = 11  # so small that ends, repeats and ties are frequent
@@ -60,7 +59,12 @@ BEAMS = [changes for changes in SETTINGS if changes["num_beams"] > 1 and changes
 def test_every_step_is_that_of_the_plain_search(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     settle = kernel.settle
-    monkeypatch.setattr(kernel, "settle", lambda *rest: (steps.append(1), settle(*rest))[1])
+
+    def count(*arguments: Any) -> Any:
+        steps.append(1)
+        return settle(*arguments)
+
+    monkeypatch.setattr(kernel, "settle", count)
     monkeypatch.setattr(kernel, "_CHUNK", 8)  # several chunks an answer
     changes = {**changes, "max_new_tokens": 10, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
     plain, fast = states(2, **changes)

@@ -5,12 +5,12 @@ Triton decides between compiler and interpreter when it is imported, by the vari
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from florence2.fast.packed import is_plain
 from florence2.fast.unchanged import find_mode
@@ -44,7 +44,7 @@ def why_not_cuda(device: torch.device) -> str | None:
 
 def why_no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return in words why no kernel can run on tensors of this kind; None if kernels can."""
-    reason = find_mode() or why_not_cuda(device)
+    reason = why_not_cuda(device) or find_mode()  # the cheap question first: a CPU asks at every step
     if reason is not None:
         return reason
     if not _has_triton():
@@ -53,6 +53,8 @@ def why_no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the weights are {str(dtype).removeprefix('torch.')}"
     if device.type == "cpu":
         return None if _interprets() else "Triton was imported without TRITON_INTERPRET=1"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
     capability = _capability(device)
     if capability < _OLDEST:
         return f"the device has compute capability {capability[0]}.{capability[1]}, and Triton needs 7.5"
@@ -66,6 +68,15 @@ def are_plain(*tensors: Tensor | None) -> bool:
         tensor is not None and is_plain(tensor) and tensor.dtype == first.dtype and tensor.device == first.device
         for tensor in tensors
     )
+
+
+def why_no_norm(norms: Sequence[nn.LayerNorm], dtype: torch.dtype) -> str | None:
+    """Return in words why a kernel cannot compute these LayerNorms of one model; None if it can."""
+    tensors = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
+    if not are_plain(*tensors) or norms[0].weight.dtype != dtype:
+        return "a LayerNorm has no weights, or weights of another type"
+    one_axis = all(len(norm.normalized_shape) == 1 and norm.weight.is_contiguous() for norm in norms)
+    return None if one_axis else "a LayerNorm has several axes"
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:

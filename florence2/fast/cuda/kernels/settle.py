@@ -15,6 +15,7 @@ from torch import Tensor
 from florence2.fast.cuda.kernels.availability import on_device_of
 
 _CHUNK = 128  # ids that are copied at a time
+_NOT_READ = ("newest", "parents", "sums")  # of the step before
 
 
 class Beams(NamedTuple):
@@ -49,7 +50,8 @@ def settle(
     sums, parents, ids, chosen = (tensor.contiguous() for tensor in candidates)
     with on_device_of(sums):
         _settle[(B,)](
-            *(*map(_as_bytes, old), *map(_as_bytes, new), sums, parents, ids, chosen, powers, powers.stride(0)),
+            *(_as_bytes(getattr(old, name)) for name in Beams._fields if name not in _NOT_READ),
+            *(*map(_as_bytes, new), sums, parents, ids, chosen, powers, powers.stride(0)),
             *(K, old.logprobs.shape[2], end, longest),
             EARLY=early,
             LONGEST=longest > 0,
@@ -66,7 +68,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 
 @triton.jit
-def _finished_score(i, b, K, length, done, scores_ptr, sums_ptr, ids_ptr, power, end):
+def _finished_score(i, b, K, done, scores_ptr, sums_ptr, ids_ptr, power, end):
     """Scores of K hypotheses and then 2·K candidates, those at the places i; -inf where a candidate does not finish."""
     old = tl.load(scores_ptr + b * K + i, mask=i < K, other=float("-inf"))
     c = i - K
@@ -81,12 +83,9 @@ def _finished_score(i, b, K, length, done, scores_ptr, sums_ptr, ids_ptr, power,
 @triton.jit
 def _settle(
     generated_ptr,
-    newest_ptr,
-    parents_ptr,
     done_ptr,
     sequences_ptr,
     logprobs_ptr,
-    sums_ptr,
     hypotheses_ptr,
     hypothesis_logprobs_ptr,
     scores_ptr,
@@ -132,7 +131,7 @@ def _settle(
 
     # hypotheses: place i has as many better or earlier equal ones above it as its rank says
     i = tl.arange(0, ALL)
-    mine = _finished_score(i, b, K, length, done, scores_ptr, candidate_sums_ptr, candidate_ids_ptr, power, end)
+    mine = _finished_score(i, b, K, done, scores_ptr, candidate_sums_ptr, candidate_ids_ptr, power, end)
     is_nan = mine != mine
     above = (mine[None, :] > mine[:, None]) | (is_nan[None, :] & ~is_nan[:, None])
     equal = (mine[None, :] == mine[:, None]) | (is_nan[None, :] & is_nan[:, None])

@@ -53,7 +53,7 @@ def test_add_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     weight, bias = randn(shape[-1], dtype=dtype, seed=2), randn(shape[-1], dtype=dtype, seed=3)
     total, normed = add_norm(x, y, weight, bias, 1e-5)
     assert total is not None and total.dtype == normed.dtype == dtype
-    exact = add_norm_plain(*(tensor.double() for tensor in (x, y, weight, bias)), 1e-5)
+    exact = add_norm_plain(x.double(), y.double(), weight.double(), bias.double(), 1e-5)
     assert same(total, exact[0]) and same(normed, exact[1])
     assert add_norm(x, y, weight, bias, 1e-5, keep=False)[0] is None
 
@@ -67,7 +67,7 @@ def test_the_residual_stream_may_be_large() -> None:
     """What float16 cannot hold squared: the statistics are float32."""
     x, y = randn(2, 40, dtype=torch.float16) * 3000, randn(2, 40, dtype=torch.float16, seed=1)
     weight, bias = randn(40, dtype=torch.float16), randn(40, dtype=torch.float16, seed=1)
-    exact = add_norm_plain(*(tensor.double() for tensor in (x, y, weight, bias)), 1e-5)[1]
+    exact = add_norm_plain(x.double(), y.double(), weight.double(), bias.double(), 1e-5)[1]
     assert same(add_norm(x, y, weight, bias, 1e-5)[1], exact)
 
 
@@ -82,7 +82,7 @@ def test_add_norm_split(shape: tuple[int, ...], window: int, dtype: torch.dtype)
     x, y, C = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype, seed=1), shape[-1]
     weight, bias = randn(C, dtype=dtype, seed=2), randn(C, dtype=dtype, seed=3)
     total, windows = add_norm_split(x, y, weight, bias, 1e-5, window)
-    exact = add_norm_split_plain(*(tensor.double() for tensor in (x, y, weight, bias)), 1e-5, window)
+    exact = add_norm_split_plain(x.double(), y.double(), weight.double(), bias.double(), 1e-5, window)
     assert same(total, exact[0]) and same(windows, exact[1])
     assert torch.equal(windows == 0, exact[1].to(dtype) == 0)  # padding is zero, not the bias
 
