@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence2.fast.cuda.kernels.availability import why_not_cuda
+from florence2.fast.cuda.kernels.availability import DTYPES, why_not_cuda
 from florence2.fast.packed import is_plain
 from florence2.fast.unchanged import find_mode
 from florence2.model.bart import Attention, LanguageModel
@@ -25,6 +25,7 @@ from florence2.model.florence2 import Florence2Model
 
 _MULTIPLE = 64  # columns: what the widest kernels of cuBLAS compute at a time
 _NEVER = float("-inf")
+_WIDENS = hasattr(torch.ops.aten.mm, "dtype")  # torch 2.8 and later
 
 
 def lay_out(model: nn.Module) -> None:
@@ -65,17 +66,33 @@ def padded(tensor: Tensor, rows: int) -> Tensor | None:
 
 
 def project(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
-    """Return hidden (..., D) times weight (V, D) plus bias (V,), a view of a wider product; None where unprepared.
+    """Return hidden (..., D) times weight (V, D) plus bias (V,), in float32; None where they are not laid out.
 
-    Whatever lies in the padding makes columns that are cut off.
+    The result is a view of a wider product: whatever lies in the padding makes columns that are cut off. Of float16 and
+    bfloat16 the sums stay float32, as cuBLAS computes them: rounded to bfloat16, logits from 16 to 32 are multiples of
+    1/8, and many are equal that were not.
     """
     if why_not_cuda(hidden.device) is not None or find_mode() is not None or not is_plain(hidden):
+        return None
+    if hidden.dtype not in DTYPES or not hidden.dtype == weight.dtype == bias.dtype:
         return None
     columns = _round_up(len(weight))
     wide, wide_bias = padded(weight, columns), padded(bias, columns)
     if wide is None or wide_bias is None:
         return None
-    return F.linear(hidden, wide, wide_bias)[..., : len(weight)]
+    if hidden.dtype == torch.float32 or not _WIDENS:
+        logits = F.linear(hidden, wide, wide_bias).float()
+    else:
+        logits = _widening_product(hidden, wide).add_(wide_bias)
+    return logits[..., : len(weight)]
+
+
+def _widening_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x (..., D) times weight (V, D) of 16 bits as float32 (..., V)."""
+    if not x.is_cuda:  # a rehearsal; this overload exists on CUDA devices alone
+        return F.linear(x.float(), weight.float())
+    product = torch.mm(x.flatten(0, -2), weight.t(), out_dtype=torch.float32)
+    return product.view(*x.shape[:-1], len(weight))
 
 
 def why_not_padded(model: Florence2Model) -> str | None:

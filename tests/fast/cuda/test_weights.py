@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2 import Florence2, load
-from florence2.fast.cuda import weights
+from florence2.fast.cuda.kernels import availability
 from florence2.fast.cuda.kernels.availability import rehearsal
 from florence2.fast.cuda.weights import joined, joint_map, lay_out, padded, project
 from florence2.fast.install import install, uninstall
@@ -76,7 +76,7 @@ def test_logits_are_those_of_the_plain_product(plain: Florence2Model, dtype: tor
     assert found.isfinite().all() and found.stride(-1) == 1
     exact = copy.deepcopy(plain).double().logits(hidden(plain).double())
     wrong, usually = ((each - exact).abs().max().item() for each in (found, expected))
-    assert wrong <= 1.5 * usually + 1e-6
+    assert wrong <= (1.5 if dtype == torch.float32 else 0.2) * usually + 1e-6
 
 
 @torch.inference_mode()
@@ -195,7 +195,7 @@ def test_it_can_be_trained(model: Florence2Model) -> None:
 
 
 def test_a_cpu_keeps_its_tensors_where_they_are(plain: Florence2Model) -> None:
-    weights.why_not_cuda.__globals__["_rehearsing"].set(False)
+    availability._rehearsing.set(False)
     places = [parameter.data_ptr() for parameter in plain.parameters()]
     assert [parameter.data_ptr() for parameter in install(plain).float().parameters()] == places
 
