@@ -70,7 +70,7 @@ def add_norm_split(
 
 @triton.jit
 def _normalise(total, inside, column, weight_ptr, bias_ptr, eps, C):
-    """LayerNorm of rows (ROWS, WIDTH), float32, of which the first C columns count."""
+    """LayerNorm of the first C columns of rows (ROWS, WIDTH), float32; `inside` is True there."""
     mean = tl.sum(total, axis=1) / C
     centred = tl.where(inside, total - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / C
