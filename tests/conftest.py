@@ -1,5 +1,6 @@
 """Checkpoints that the tests share: made here, small, with every size different from the next."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_picture
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # read when Triton is imported, which importing torch does not do
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest_plugins = ["tests.traced"]
 

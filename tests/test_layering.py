@@ -29,6 +29,8 @@ TORCH_FREE = (
     ),
 )
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
+KERNELS = "fast.cuda.kernels."
+"""May import Triton, which torch's builds for CUDA bring, and is itself imported inside functions alone."""
 ONLY_IN = {
     "huggingface_hub": {"checkpoints.hub"},
     "safetensors": {"checkpoints.tensors"},
@@ -80,7 +82,21 @@ def test_imports_point_one_way(module: str) -> None:
 def test_only_the_allowed_packages(module: str) -> None:
     outside = {name.split(".")[0] for name in imports(module) if not name.startswith("florence2.")}
     free = module.startswith(TORCH_FREE)
-    assert outside - set(sys.stdlib_module_names) <= THIRD_PARTY - ({"torch", "safetensors"} if free else set())
+    allowed = THIRD_PARTY - ({"torch", "safetensors"} if free else set()) | (
+        {"triton"} if module.startswith(KERNELS) else set()
+    )
+    assert outside - set(sys.stdlib_module_names) <= allowed
+
+
+def test_a_kernel_is_imported_where_it_runs() -> None:
+    """Triton may be missing: no file imports one that needs it when it is itself imported."""
+    needing = {f"florence2.{module}" for module in FILES if module.startswith(KERNELS) and "triton" in imports(module)}
+    needing -= {f"florence2.{KERNELS}availability"}
+    assert needing
+    for module, path in FILES.items():
+        top = ast.parse(path.read_text(encoding="utf-8")).body
+        modules = {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        assert module.startswith(KERNELS) or not modules & needing, module
 
 
 @pytest.mark.parametrize(("name", "allowed"), ONLY_IN.items())

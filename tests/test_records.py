@@ -138,13 +138,13 @@ def test_an_ngram_rule_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch, sh
 
 def test_another_length_penalty_is_noticed(monkeypatch: pytest.MonkeyPatch, differs: Differs) -> None:
     """Counting the start id as well."""
-    original = decoding._BeamSearch.start
+    original = decoding.BeamSearch.start
 
     def start(*arguments: Any) -> Any:
         state = original(*arguments)
         return replace(state, powers=state.powers.roll(-1, dims=1))
 
-    monkeypatch.setattr(decoding._BeamSearch, "start", start)
+    monkeypatch.setattr(decoding.BeamSearch, "start", start)
     assert differs()
 
 

@@ -10,8 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from florence2.fast.cuda import blocks
 from florence2.fast.cuda.convolutions import FastDepthwiseConv
+from florence2.fast.cuda.kernels.availability import why_no_kernel, why_no_norm
 from florence2.fast.linear import Linear, linear
+from florence2.fast.packed import is_plain
 from florence2.fast.unchanged import find_change, remember
 from florence2.model.davit import (
     ChannelAttention,
@@ -27,12 +30,14 @@ BAND_POSITIONS = 4608  # of the first stage of base these make 9 MB inside the M
 
 
 class BandedSpatialBlock(SpatialBlock):
-    """Stands in for `SpatialBlock`."""
+    """Stands in for `SpatialBlock`: by bands on a CPU, by kernels on a CUDA device (`fast.cuda.blocks`)."""
 
     def forward(self, x: Tensor, trace: Trace = NO_TRACE) -> Tensor:
-        """Compute the block by bands, or as its parent does where anything in it was changed."""
-        if not _may_band(self, x, trace):
+        """Compute the block by bands or kernels, or as its parent does where anything in it was changed."""
+        if not is_plain(x) or why_plain(self, x.device, trace) is not None:
             return super().forward(x, trace)
+        if _takes_kernels(self, x.device):
+            return blocks.spatial_block(self, x)
         x = self.conv1(x).add_(x)
         for band in bands(x, self.window_attn.window):
             band += self.window_attn(self.norm1(band))
@@ -40,12 +45,14 @@ class BandedSpatialBlock(SpatialBlock):
 
 
 class BandedChannelBlock(ChannelBlock):
-    """Stands in for `ChannelBlock`."""
+    """Stands in for `ChannelBlock`: by bands on a CPU, by kernels on a CUDA device (`fast.cuda.blocks`)."""
 
     def forward(self, x: Tensor, trace: Trace = NO_TRACE) -> Tensor:
-        """Compute the block by bands, or as its parent does where anything in it was changed."""
-        if not _may_band(self, x, trace):
+        """Compute the block by bands or kernels, or as its parent does where anything in it was changed."""
+        if not is_plain(x) or why_plain(self, x.device, trace) is not None:
             return super().forward(x, trace)
+        if _takes_kernels(self, x.device):
+            return blocks.channel_block(self, x)
         x = self.conv1(x).add_(x)
         for row in range(len(x)):
             _add_channel_attention(self.channel_attn, x[row : row + 1], self.norm1)
@@ -69,19 +76,23 @@ _KINDS = remember(
 )
 
 
-def _may_band(block: SpatialBlock | ChannelBlock, x: Tensor, trace: Trace) -> bool:
-    return why_plain(block, x.device, trace) is None
-
-
 def why_plain(block: SpatialBlock | ChannelBlock, device: torch.device, trace: Trace, path: str = "") -> str | None:
-    """Return in words why a block, at `path` in the model, is computed as its parent does; None if by bands."""
+    """Return in words why a block, at `path` in the model, is computed as its parent does; None if faster."""
     if trace is not NO_TRACE:
         return "a trace or patch looks into it"
     if block.attention != "sdpa":
         return "eager attention was asked for"
-    if device.type != "cpu":
-        return f"the model is on {device.type}"
-    return find_change(block, _KINDS, path)
+    dtype = next(block.parameters()).dtype
+    if device.type != "cpu" and (reason := why_no_kernel(device, dtype)) is not None:
+        return reason if device.type in reason else f"the model is on {device.type}, and {reason}"
+    change = find_change(block, _KINDS, path)
+    return change or (None if device.type == "cpu" else why_no_norm([block.norm1, block.norm2], dtype))
+
+
+def _takes_kernels(block: SpatialBlock | ChannelBlock, device: torch.device) -> bool:
+    """Return whether an unchanged block is computed by kernels."""
+    dtype = block.norm1.weight.dtype
+    return why_no_kernel(device, dtype) is None and why_no_norm([block.norm1, block.norm2], dtype) is None
 
 
 def _add_rest(block: SpatialBlock | ChannelBlock, x: Tensor) -> Tensor:

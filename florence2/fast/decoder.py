@@ -8,9 +8,12 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from florence2.fast.cuda.kernels.availability import why_not_cuda
+from florence2.fast.cuda.layers import FusedDecoderLayer
 from florence2.fast.linear import Linear, is_replaced, product, why_plain
 from florence2.fast.unchanged import Watch, find_change, remember
 from florence2.model import bart
@@ -18,7 +21,9 @@ from florence2.model.bart import Attention, Decoder, DecoderLayer
 from florence2.model.cache import CachedMemory, DecoderCache, OwnPast
 from florence2.model.trace import NO_TRACE, Trace
 
-_KINDS = remember(frozenset((nn.ModuleList, DecoderLayer, Attention, Linear, nn.LayerNorm, OwnPast, CachedMemory)))
+_KINDS = remember(
+    frozenset((nn.ModuleList, DecoderLayer, FusedDecoderLayer, Attention, Linear, nn.LayerNorm, OwnPast, CachedMemory))
+)
 _SOURCES = ("past", "memory", "beams_as_queries")
 _PLAIN_SOURCES = [getattr(DecoderCache, name) for name in _SOURCES]
 _Map = Callable[[Tensor], Tensor]
@@ -29,8 +34,8 @@ class DirectDecoder(Decoder):
 
     def step(self, embeddings: Tensor, cache: DecoderCache, trace: Trace = NO_TRACE) -> Tensor:
         """Decode one token of each beam, (B·K, 1, D) -> (B·K, 1, D), as its parent does where a part was changed."""
-        known = _known_layers(self, cache, trace)
-        if known is None or why_plain(embeddings.device, embeddings.dtype) is not None:
+        known = None if why_not_direct(embeddings.device, embeddings.dtype) else _known_layers(self, cache, trace)
+        if known is None:
             return super().step(embeddings, cache, trace)
         x = self.embed(embeddings, cache.embed_position(self.embed_positions))
         cache.advance()
@@ -38,6 +43,12 @@ class DirectDecoder(Decoder):
         for i, layer in enumerate(known.layers):
             x = layer.step(x, cache, i)
         return x.reshape(embeddings.shape)
+
+
+def why_not_direct(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return in words why layers on this device are called as modules; None if they are not."""
+    # layers that compute by kernels of their own have to be called
+    return why_plain(device, dtype) or (None if why_not_cuda(device) else "kernels compute its layers")
 
 
 class _DirectAttention:
@@ -88,7 +99,7 @@ class _KnownLayers:
     """The layers of one decoder, in which nothing was changed when this was made."""
 
     def __init__(self, layers: nn.Module):
-        self.watch = Watch(layers, _KINDS)
+        self.list, self.watch = layers, Watch(layers, _KINDS)
         self.layers = [_DirectLayer(cast(DecoderLayer, layer)) for layer in cast(nn.ModuleList, layers)]
 
 
@@ -104,7 +115,7 @@ def _known_layers(decoder: Decoder, cache: DecoderCache, trace: Trace) -> _Known
     ):
         return None
     found = _known.get(decoder)
-    if found is None or found.watch.has_changed():
+    if found is None or found.list is not decoder.layers or found.watch.has_changed():
         found = _find_layers(decoder.layers)
         if found is None:
             _known.pop(decoder, None)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast import bands, decoder, linear, packed
-from florence2.fast.cuda import convolutions
+from florence2.fast.cuda import convolutions, layers, weights
 from florence2.fast.cuda.graphs import why_not_recorded
+from florence2.fast.cuda.kernels.availability import why_no_kernel, why_not_cuda
 from florence2.fast.install import FastFlorence2Model
 from florence2.generation.options import GenerationOptions
 from florence2.model.absent import find_absent
+from florence2.model.bart import Attention, DecoderLayer, EncoderLayer
 from florence2.model.davit import ChannelBlock, SpatialBlock
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import NO_TRACE, Trace, start_trace
@@ -39,8 +41,8 @@ def explain_path(f: HasModel, num_beams: int | None = None) -> str:
         num_beams: The rows of a step, for one image; None takes the checkpoint's own setting.
 
     Returns:
-        A line each for the blocks of the vision tower, its convolutions, linear maps, the decoder's layers and steps,
-        and CUDA graphs.
+        A line each for the blocks of the vision tower, its convolutions, the layers of encoder and decoder, linear
+        maps, the decoder's layers and steps, the weights laid out for a CUDA device, and CUDA graphs.
     """
     model, trace = f.model, start_trace(f)
     beams = num_beams or GenerationOptions.from_settings(model.config.generation).num_beams
@@ -48,9 +50,11 @@ def explain_path(f: HasModel, num_beams: int | None = None) -> str:
         lines = {
             "vision tower": _explain_blocks(model, trace),
             "convolutions": _explain_convolutions(model),
+            "text layers": _explain_layers(model, trace),
             "linear maps": _explain_maps(model),
-            "decoder's layers": _explain_layers(model, trace),
+            "decoder's layers": _explain_decoder(model, trace),
             "decoder's steps": _explain_steps(model, beams),
+            "weights laid out": _explain_weights(model),
             "CUDA graphs": _explain_graphs(model, trace),
         }
     return "\n".join(f"{part}: {text}" for part, text in lines.items())
@@ -65,12 +69,17 @@ def _explain_blocks(model: Florence2Model, trace: Trace) -> str:
     }
     if not blocks:
         return f"plain: vision_tower is of the class {type(tower).__name__}, which has no blocks of this package"
-    reasons = [_why_block_is_plain(model, path, block, trace) for path, block in blocks.items()]
+    way = "kernels" if why_no_kernel(model.device, model.dtype) is None else "bands"
+    return _count_plain(f"blocks by {way}", [_why_block_is_plain(model, *item, trace) for item in blocks.items()])
+
+
+def _count_plain(ways: str, reasons: Sequence[str | None]) -> str:
+    """Say how many parts go a faster way, "blocks by bands", by why each does not; None where it does."""
     plain = [reason for reason in reasons if reason is not None]
     if not plain:
-        return f"all {len(blocks)} blocks by bands"
-    banded = f"{len(blocks) - len(plain)} of {len(blocks)} blocks by bands; " if len(plain) < len(blocks) else ""
-    return f"{banded}plain: {_join(plain)}"
+        return f"all {len(reasons)} {ways}"
+    faster = f"{len(reasons) - len(plain)} of {len(reasons)} {ways}; " if len(plain) < len(reasons) else ""
+    return f"{faster}plain: {_join(plain)}"
 
 
 def _why_block_is_plain(
@@ -106,6 +115,37 @@ def _explain_convolutions(model: Florence2Model) -> str:
     return "; ".join(exact + ([f"plain: {_join(plain)}"] if plain else []))
 
 
+def _explain_layers(model: Florence2Model, trace: Trace) -> str:
+    if find_absent(model) is not None:
+        return "none: the language model is missing"
+    text = model.language_model
+    found = {path: part for path, part in text.named_modules() if isinstance(part, EncoderLayer | DecoderLayer)}
+    if not found:
+        return "plain: encoder and decoder have no layers of this package"
+    return _count_plain("by kernels", [_why_layer_is_plain(model, *item, trace) for item in found.items()])
+
+
+def _why_layer_is_plain(
+    model: Florence2Model, path: str, layer: EncoderLayer | DecoderLayer, trace: Trace
+) -> str | None:
+    if isinstance(layer, layers.FusedEncoderLayer | layers.FusedDecoderLayer):
+        return layers.why_plain(layer, model.device, trace.at(path), f"language_model.{path}")
+    if type(layer) in (EncoderLayer, DecoderLayer):
+        return _why_model_is_plain(model) or _NOT_INSTALLED
+    return f"language_model.{path} is of the class {type(layer).__name__}, which the faster way does not know"
+
+
+def _explain_weights(model: Florence2Model) -> str:
+    if find_absent(model) is not None:
+        return "none: the language model is missing"
+    reason = _why_model_is_plain(model) or why_not_cuda(model.device) or weights.why_not_padded(model)
+    if reason is not None:
+        return f"none: {reason}"
+    attentions = [part for part in model.language_model.modules() if isinstance(part, Attention)]
+    joint = sum(weights.joint_map(part) is not None for part in attentions)
+    return f"output projection; queries, keys and values of {joint} of {len(attentions)} attentions"
+
+
 def _explain_maps(model: Florence2Model) -> str:
     maps = {path: part for path, part in model.named_modules() if isinstance(part, nn.Linear)}
     others = [
@@ -127,7 +167,7 @@ def _explain_maps(model: Florence2Model) -> str:
     return f"{text}; as they are: {_join(others)}" if others else text
 
 
-def _explain_layers(model: Florence2Model, trace: Trace) -> str:
+def _explain_decoder(model: Florence2Model, trace: Trace) -> str:
     absent = find_absent(model)
     if absent is not None:
         return f"none. {absent.error()}"
@@ -137,7 +177,7 @@ def _explain_layers(model: Florence2Model, trace: Trace) -> str:
         reason = "a trace or patch is in force"
     if reason is None and type(stack) is not decoder.DirectDecoder:
         reason = f"language_model.decoder is of the class {type(stack).__name__}, which the faster way does not know"
-    reason = reason or linear.why_plain(model.device, model.dtype)
+    reason = reason or decoder.why_not_direct(model.device, model.dtype)
     reason = reason or decoder.why_called(stack.layers, "language_model.decoder.layers")
     return f"plain: {reason}" if reason else f"all {len(stack.layers)} computed without calling their modules"
 

@@ -1,5 +1,6 @@
 """Swap the faster counterparts into a model, and out again."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -8,13 +9,15 @@ from torch import Tensor, nn
 from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
 from florence2.fast.cuda.convolutions import Conv2d, FastDepthwiseConv
 from florence2.fast.cuda.graphs import generate_graphed
+from florence2.fast.cuda.layers import FusedDecoderLayer, FusedEncoderLayer
+from florence2.fast.cuda.weights import lay_out, project
 from florence2.fast.decoder import DirectDecoder
 from florence2.fast.linear import Linear, linear
 from florence2.fast.packed import Packed, in_force, pack
 from florence2.fast.unchanged import is_unchanged, remember
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
-from florence2.model.bart import Attention, Decoder
+from florence2.model.bart import Attention, Decoder, DecoderLayer, EncoderLayer
 from florence2.model.cache import DecoderCache
 from florence2.model.davit import ChannelBlock, DepthwiseConv, SpatialBlock
 from florence2.model.florence2 import Florence2Model
@@ -71,8 +74,16 @@ class FastFlorence2Model(Florence2Model):
         """Project hidden states (..., D) to float32 logits (..., V)."""
         if Florence2Model.logits is not _PLAIN_LOGITS:  # somebody replaced it for every model
             return super().logits(hidden, trace)
-        logits = linear(hidden, self.output_weight, self.final_logits_bias[0])
+        weight, bias = self.output_weight, self.final_logits_bias[0]
+        wide = project(hidden, weight, bias)
+        logits = linear(hidden, weight, bias) if wide is None else wide
         return trace("logits", logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastFlorence2Model":
+        """Move or convert every tensor, as `to`, `half` and `cuda` do; then lay out those on a CUDA device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        lay_out(self)
+        return self
 
     def search(
         self, memory: Tensor, options: GenerationOptions, ids: SpecialIds, memory_mask: Tensor | None
@@ -89,6 +100,8 @@ _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     SpatialBlock: BandedSpatialBlock,
     ChannelBlock: BandedChannelBlock,
     Decoder: DirectDecoder,
+    EncoderLayer: FusedEncoderLayer,
+    DecoderLayer: FusedDecoderLayer,
     Florence2Model: FastFlorence2Model,
 }
 
@@ -100,9 +113,11 @@ def install(model: Module) -> Module:
     """Swap the faster counterparts into `model`, a Florence2Model or a part of one, in place, and return it.
 
     Only the classes of its modules change, so parameters, names, hooks and references stay what they were. Modules of
-    other classes, such as subclasses that a user wrote, stay as they are.
+    other classes, such as subclasses that a user wrote, stay as they are. On a CUDA device some parameters move within
+    its memory (`fast.cuda.weights`).
     """
     _swap(model, _COUNTERPARTS)
+    lay_out(model)
     return model
 
 

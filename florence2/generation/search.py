@@ -87,11 +87,11 @@ def start_search(batch: int, options: GenerationOptions, ids: SpecialIds, device
     """Return the state of a search on `batch` inputs before its first step."""
     if options.sample:
         return Sampling.start(batch, options, ids, device)
-    return (Greedy if options.num_beams == 1 else _BeamSearch).start(batch, options, ids, device)
+    return (Greedy if options.num_beams == 1 else BeamSearch).start(batch, options, ids, device)
 
 
 @dataclass(frozen=True)
-class _BeamSearch(SearchState):
+class BeamSearch(SearchState):
     """The K likeliest running sequences of every input, and the K best finished ones."""
 
     by_position = ("sequences", "logprobs", "hypotheses", "hypothesis_logprobs")
@@ -109,7 +109,7 @@ class _BeamSearch(SearchState):
     powers: Tensor  # (B, 1 + limit) float64: length^length_penalty, as Python computes it and not as an accelerator
 
     @classmethod
-    def start(cls, B: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str) -> "_BeamSearch":
+    def start(cls, B: int, options: GenerationOptions, ids: SpecialIds, device: torch.device | str) -> "BeamSearch":
         """Return the state before the first step."""
         K, limit = options.num_beams, options.max_new_tokens
         zeros = torch.zeros(B, K, dtype=torch.long, device=device)
@@ -138,7 +138,7 @@ class _BeamSearch(SearchState):
             powers=torch.tensor(powers, dtype=torch.float64, device=device).expand(B, -1),
         )
 
-    def advance(self, logits: Tensor, n: int | Sequence[int], trace: Trace = NO_TRACE) -> "_BeamSearch":
+    def advance(self, logits: Tensor, n: int | Sequence[int], trace: Trace = NO_TRACE) -> "BeamSearch":
         """Compare 2·K candidates: of those that end the first K may finish, and K of the rest continue."""
         B, K = self.newest.shape
         logits = logits.float()  # a model in float64 gives such logits
@@ -148,14 +148,20 @@ class _BeamSearch(SearchState):
         # as many as may be needed: at most K of them end, one a beam, so at least K continue
         sums, flat = topk((scores + self.sums[:, :, None]).flatten(1), 2 * K)  # (B, 2·K), best first
         parents, tokens = flat // scores.shape[2], flat % scores.shape[2]  # (B, 2·K): beam and id of each candidate
-        generated = self.generated + 1
+        return self.settle(sums, parents, tokens, scores.flatten(1).gather(1, flat), trace)
+
+    def settle(
+        self, sums: Tensor, parents: Tensor, tokens: Tensor, chosen: Tensor, trace: Trace = NO_TRACE
+    ) -> "BeamSearch":
+        """Let candidates finish or continue: their sums, beams, ids and log-probabilities (B, 2·K), best first."""
+        K, generated = self.newest.shape[1], self.generated + 1
         candidates = replace(
             self,
             generated=generated,
             newest=tokens,
             parents=parents,
             sequences=_append(_pick(self.sequences, parents), generated, tokens),
-            logprobs=_append(_pick(self.logprobs, parents), self.generated, scores.flatten(1).gather(1, flat)),
+            logprobs=_append(_pick(self.logprobs, parents), self.generated, chosen),
             sums=sums,
         )
         ends = tokens == self.ids.end
@@ -180,7 +186,7 @@ class _BeamSearch(SearchState):
         sequences, logprobs = rows(cut.hypotheses), rows(cut.hypothesis_logprobs)
         return finish_search(sequences, logprobs, rows(cut.scores), rows(cut.lengths), rows(cut.ended), self.options)
 
-    def _with_running(self, which: Tensor) -> "_BeamSearch":
+    def _with_running(self, which: Tensor) -> "BeamSearch":
         """Continue with the candidates `which` (B, K) alone."""
         return replace(
             self,
@@ -191,7 +197,7 @@ class _BeamSearch(SearchState):
             sums=self.sums.gather(1, which),
         )
 
-    def _with_finished(self, which: Tensor, ended: bool) -> "_BeamSearch":
+    def _with_finished(self, which: Tensor, ended: bool) -> "BeamSearch":
         """Let the running sequences that `which` (B, M) marks take the place of worse hypotheses."""
         # in double precision and by a table of powers, so that every device ranks as the reference's Python does
         new = (self.sums.double() / self.powers.gather(1, self.generated[:, None])).where(which, NEVER)

@@ -119,6 +119,10 @@ def remove_layer(model: Any) -> None:
     del model.language_model.decoder.layers[2]
 
 
+def replace_list(model: Any) -> None:
+    model.language_model.decoder.layers = nn.ModuleList(list(model.language_model.decoder.layers)[::-1])
+
+
 def patch_method(model: Any) -> None:
     layer(model).add_mlp = lambda x, trace: x
 
@@ -174,6 +178,7 @@ CHANGES = [
     replace_by_same_class,
     replace_layer,
     remove_layer,
+    replace_list,
     patch_method,
     patch_forward,
     replace_parameter,

@@ -42,9 +42,11 @@ def test_an_unchanged_model(f: Florence2) -> None:
     assert lines(f) == {
         "vision tower": "all 4 blocks by bands",
         "convolutions": "plain: the model is on cpu (10)",
+        "text layers": "plain: the model is on cpu (4)",
         "linear maps": "measured routine for 49; chosen so far, by shape: none yet",
         "decoder's layers": "all 2 computed without calling their modules",
         "decoder's steps": "17 of 17 weights packed for 3 rows",
+        "weights laid out": "none: the model is on cpu",
         "CUDA graphs": "none: the model is on cpu",
     }
     assert lines(f, 1)["decoder's steps"] == "17 of 17 weights packed for 1 row"
@@ -192,9 +194,11 @@ def test_eager_attention(mini_folder: Any) -> None:
     assert eager == {
         "vision tower": "plain: eager attention was asked for (4)",
         "convolutions": "plain: eager attention was asked for",
+        "text layers": "plain: eager attention was asked for (4)",
         "linear maps": "plain: eager attention was asked for",
         "decoder's layers": "plain: eager attention was asked for",
         "decoder's steps": "plain: eager attention was asked for",
+        "weights laid out": "none: eager attention was asked for",
         "CUDA graphs": "none: eager attention was asked for",
     }
 
@@ -265,7 +269,7 @@ def test_other_types_and_devices(f: Florence2) -> None:
     cuda = torch.device("cuda")
     with torch.no_grad():
         assert linear.why_plain(cuda, torch.float32) == "the model is on cuda"
-        assert bands.why_plain(block_of(f), cuda, NO_TRACE) == "the model is on cuda"
+        assert bands.why_plain(block_of(f), cuda, NO_TRACE) == "the model is on cuda, and torch finds no CUDA device"
     assert linear.why_plain(torch.device("cpu"), torch.float32) == "gradients are on"
     f.model.to(torch.bfloat16)
     assert lines(f)["linear maps"] == "plain: the weights are bfloat16, not float32"

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from florence2.fast.cuda.layers import FusedDecoderLayer
+from florence2.fast.cuda.search import fuse
 from florence2.fast.decoder import DirectDecoder
 from florence2.fast.linear import Linear
 from florence2.fast.unchanged import find_change, find_replaced_method, remember, structure
@@ -106,7 +108,7 @@ class GraphedGenerator:
         self.cache = StaticCache(
             model.language_model.decoder, memory, options.num_beams, options.max_new_tokens, memory_mask
         )
-        self.empty = start_search(len(memory), options, ids, memory.device)
+        self.empty = fuse(start_search(len(memory), options, ids, memory.device))
         self.state = _with_own_buffers(self.empty)
         self.all_done = torch.zeros(1, dtype=torch.bool, device=memory.device)
         self.recorded: dict[Any, Callable[[], None] | None] = {}
@@ -184,7 +186,10 @@ _idle: "weakref.WeakKeyDictionary[Florence2Model, list[tuple[Any, GraphedGenerat
 
 _KINDS = remember(
     frozenset(
-        (Decoder, DirectDecoder, DecoderLayer, Attention, Positions, Linear, nn.LayerNorm, nn.ModuleList, nn.Embedding)
+        (
+            *(Decoder, DirectDecoder, DecoderLayer, FusedDecoderLayer, Attention, Positions),
+            *(Linear, nn.LayerNorm, nn.ModuleList, nn.Embedding),
+        )
     )
 )
 _EMBEDDING = remember(frozenset((nn.Embedding,)))
