@@ -1,5 +1,6 @@
 """The engine answers as `generate` alone does, whatever joins, leaves or is cancelled meanwhile."""
 
+import contextlib
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from florence2.checkpoints.hub import EMBEDDED_MODEL
+from florence2.fast.cuda.graphs import Recorder, record_with
 from florence2.generation.engine.engine import Engine, Ticket, Work
 from florence2.generation.generate import generate
 from florence2.pipeline import Florence2, load
@@ -85,11 +87,17 @@ def run_schedule(f: Florence2, questions: list[Question], rng: random.Random, co
     assert all(ticket in answered or ticket.cancelled for ticket in asked)
 
 
-def compare_schedules(schedules: int, seed: int = 0, questions: int = 84) -> Comparison:
-    """Compare the answers of random schedules with those of each question alone."""
+def compare_schedules(
+    schedules: int, seed: int = 0, questions: int = 84, recorder: Recorder | None = None
+) -> Comparison:
+    """Compare the answers of random schedules with those of each question alone, which is answered the plain way.
+
+    With a `recorder`, the schedules replay what it recorded, as they do on a CUDA device.
+    """
     rng, f, count = random.Random(seed), load(EMBEDDED_MODEL, device="cpu"), TokenCount()
     known = make_questions(f, rng, questions)
-    for _ in range(schedules):
-        run_schedule(f, known, rng, count)
-    stage = f"tokens, {schedules} schedules of the engine"
+    with contextlib.nullcontext() if recorder is None else record_with(recorder):
+        for _ in range(schedules):
+            run_schedule(f, known, rng, count)
+    stage = f"tokens, {schedules} schedules of the engine{'' if recorder is None else ', recorded'}"
     return Comparison("records", "nano, shipped / itself", stage, count.equal, count.total, ties=count.ties)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast import bands, linear, packed
-from florence2.fast.cuda.graphs import why_not_recorded
+from florence2.fast.cuda.graphs import DECODER, ENCODER, VISION, why_not_recorded
 from florence2.fast.install import FastFlorence2Model
 from florence2.generation.options import GenerationOptions
 from florence2.model.absent import find_absent
@@ -142,8 +142,14 @@ def _explain_graphs(model: Florence2Model, trace: Trace) -> str:
         reason = "a trace or patch is in force"
     if reason is None and model.device.type != "cuda":
         reason = f"the model is on {model.device.type}"
-    reason = reason or why_not_recorded(model)
-    return "every step is replayed" if reason is None else f"none: {reason}"
+    if reason is not None:
+        return f"none: {reason}"
+    parts = {"images": VISION, "prompts": ENCODER, "steps": DECODER}
+    reasons = {name: reason for name, part in parts.items() if (reason := why_not_recorded(model, part)) is not None}
+    replayed = ", ".join(name for name in parts if name not in reasons) or "none"
+    return "; ".join(
+        [f"{replayed} replayed" if replayed != "none" else replayed, *(f"{n}: {r}" for n, r in reasons.items())]
+    )
 
 
 def _join(reasons: Iterable[str]) -> str:

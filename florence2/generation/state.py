@@ -91,8 +91,8 @@ def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
 class SearchState(abc.ABC):
     """The state between two steps, a value; `advance` makes the next one.
 
-    `advance` has no control flow that depends on data, and no shape changes; only the step number n selects the rules.
-    A step can therefore be captured as a CUDA graph and replayed (`fast.cuda.graphs`). Inputs that joined later are
+    `advance` has no control flow that depends on data, and no shape changes; only the step numbers select the rules.
+    A step can therefore be captured as a CUDA graph and replayed (`fast.cuda.slots`). Inputs that joined later are
     at a step number of their own (`generation.engine`).
     """
 
@@ -108,7 +108,11 @@ class SearchState(abc.ABC):
 
     @abc.abstractmethod
     def advance(self, logits: Tensor, n: int | Sequence[int], trace: Trace = NO_TRACE) -> "SearchState":
-        """Choose the n-th id of every sequence, n from 1 or one for each input, by its `logits` (B·K, V)."""
+        """Choose the n-th id of every sequence by its `logits` (B·K, V).
+
+        n counts from 1; a sequence of numbers has one for each input. Without extra rules, which may need to know whose
+        number it is, it may be all numbers that any input can have.
+        """
 
     @abc.abstractmethod
     def finish(self) -> Generation:
@@ -164,7 +168,7 @@ class SearchState(abc.ABC):
         for rule in logit_rules(self.options, self.ids):
             before = scores.clone() if trace.wants(f"search.banned.{rule.name}") else None
             due = [rule.applies(number - 1) for number in numbers]
-            if all(due):
+            if all(due) or (any(due) and getattr(rule, "by_row", False)):
                 scores = _apply(rule, scores, sequences, generated)
             elif any(due):
                 rows = torch.tensor(due, device=scores.device).repeat_interleave(beams).nonzero()[:, 0]

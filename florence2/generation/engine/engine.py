@@ -16,7 +16,7 @@ from torch import Tensor
 from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation import budget
 from florence2.generation.engine.features import FeatureCache
-from florence2.generation.engine.lane import Lane, Outcome
+from florence2.generation.engine.lane import Lane, OpensLanes, Outcome, OwnLane
 from florence2.generation.generate import fit_options, not_finite, ordinary, special_ids
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
@@ -102,7 +102,8 @@ class Engine:
         self._memory_bytes, self._memory_share, self._room = memory_bytes, memory_share, 0
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
-        self._lanes: dict[int, Lane[Ticket]] = {}  # by the number of sequences an answer
+        # by the number of sequences an answer; the model's own by options
+        self._lanes: dict[int | GenerationOptions, Lane[Ticket] | OwnLane[Ticket]] = {}
         self._cancelled = False  # whether any question was cancelled since the last step
         self._owed = 0.0  # seconds of decoding that running answers are due before the next one is encoded
 
@@ -127,7 +128,7 @@ class Engine:
                 f"{length} positions (image tokens count too) are more than the {positions} of this checkpoint; "
                 "shorten the text."
             )
-        needed = budget.generation_bytes(self._model.config, options, length, self._model.dtype)
+        needed = budget.answer_bytes(self._model, options, length)
         if self._memory_bytes is not None and needed > self._memory_bytes:
             raise OptionError(
                 f"One answer may take {needed / 1e9:.1f} GB, more than the {self._memory_bytes / 1e9:.1f} GB of this "
@@ -239,10 +240,17 @@ class Engine:
             memory = memory[torch.tensor(finite, device=memory.device)]
             tickets = [ticket for ticket, good in zip(tickets, finite, strict=True) if good]
         if tickets:
-            if options.width not in self._lanes:
-                self._lanes[options.width] = Lane(self._model, options.width, self._slots, self._ids)
-            self._lanes[options.width].join(tickets, memory, options)
+            self._lane(options).join(tickets, memory, options)
         return [(ticket, not_finite(memory.dtype)) for ticket in failed]
+
+    def _lane(self, options: GenerationOptions) -> "Lane[Ticket] | OwnLane[Ticket]":
+        """Return the lane that answers with these options join, of the model's own kind where it has one now."""
+        own = self._model.open_lane(options, self._ids) if isinstance(self._model, OpensLanes) else None
+        if own is not None:
+            return self._lanes.setdefault(options, own)
+        if options.width not in self._lanes:
+            self._lanes[options.width] = Lane(self._model, options.width, self._slots, self._ids)
+        return self._lanes[options.width]
 
     def _encode_image(self, work: Work) -> Tensor:
         if work.features is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,27 @@ class PreparesSteps(Protocol):
 
     def prepare_steps(self, cache: DecoderCache, rows: int) -> None:
         """Prepare the next steps over `cache`, of about `rows` rows."""
+        ...
+
+
+class OwnLane(Protocol[Name]):
+    """A lane that a model brings, for answers with equal options; its methods are those of `Lane`."""
+
+    def __len__(self) -> int: ...
+
+    def join(self, names: Sequence[Name], memory: Tensor, options: GenerationOptions) -> None: ...
+
+    def drop(self, unwanted: Callable[[Name], bool]) -> None: ...
+
+    def step(self) -> list[tuple[Name, Outcome]]: ...
+
+
+@runtime_checkable
+class OpensLanes(Protocol):
+    """A model that can advance answers itself, sooner."""
+
+    def open_lane(self, options: GenerationOptions, ids: SpecialIds) -> OwnLane[Any] | None:
+        """Return a lane for answers with these options, or None where this does not apply now."""
         ...
 
 
