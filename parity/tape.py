@@ -25,11 +25,11 @@ class NotRecordableError(AssertionError):
     """Work that a CUDA graph could not hold."""
 
 
-class Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operations inside a `with` block, whose effects are undone at its end; calling it does them again."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._calls: list[tuple[Any, list[Any], Any, list[tuple[int, int]]]] = []
         self._made: dict[int, int] = {}  # tensors that the work made: their ids, and their places on the tape
         self._kept: list[Any] = []  # so that no id is used twice
@@ -37,7 +37,7 @@ class Tape(TorchDispatchMode):
 
     def __exit__(self, *details: Any) -> None:
         """Stop recording and restore what was written over."""
-        super().__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
         for storage, before in self._before.values():
             storage.copy_(before)
         self._before.clear()
@@ -84,7 +84,7 @@ class Tape(TorchDispatchMode):
             for each in flat:
                 if isinstance(each, Tensor):
                     storage = each.untyped_storage()
-                    self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+                    self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))  # type: ignore[no-untyped-call]
 
 
 class _Made:

@@ -145,11 +145,10 @@ def _explain_graphs(model: Florence2Model, trace: Trace) -> str:
     if reason is not None:
         return f"none: {reason}"
     parts = {"images": VISION, "prompts": ENCODER, "steps": DECODER}
-    reasons = {name: reason for name, part in parts.items() if (reason := why_not_recorded(model, part)) is not None}
-    replayed = ", ".join(name for name in parts if name not in reasons) or "none"
-    return "; ".join(
-        [f"{replayed} replayed" if replayed != "none" else replayed, *(f"{n}: {r}" for n, r in reasons.items())]
-    )
+    reasons = {name: why_not_recorded(model, part) for name, part in parts.items()}
+    replayed = ", ".join(name for name, reason in reasons.items() if reason is None)
+    plain = [f"{name} plain: {reason}" for name, reason in reasons.items() if reason is not None]
+    return "; ".join([f"{replayed} replayed", *plain] if replayed else plain)
 
 
 def _join(reasons: Iterable[str]) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import florence2
 from florence2 import Florence2, explain_path
-from florence2.fast import bands, graphs, linear, packed
+from florence2.fast import bands, linear, packed
+from florence2.fast.cuda import graphs
 from florence2.fast.install import FastFlorence2Model, install, uninstall
 from florence2.fast.unchanged import find_change, is_unchanged
 from florence2.model.davit import ChannelBlock, Mlp
@@ -266,21 +267,33 @@ def test_weights_of_steps(f: Florence2, monkeypatch: pytest.MonkeyPatch) -> None
     assert lines(f)["decoder's steps"] == missing
 
 
+OWN_TEXT = "language_model is of the class OwnText, which the faster way does not know"
 GRAPHS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "nothing": (lambda model: None, "every step is replayed"),
-    "step": (lambda model: shadow(model, "step"), "none: the model has a replaced method, step"),
-    "logits": (lambda model: shadow(model, "logits"), "none: the model has a replaced method, logits"),
+    "block": (
+        lambda model: model.vision_tower.blocks[0][0].register_forward_hook(lambda *_: None),
+        "prompts, steps replayed; images plain: vision_tower.blocks.0.0 has a forward hook",
+    ),
+    "nothing": (lambda model: None, "images, prompts, steps replayed"),
+    "step": (
+        lambda model: shadow(model, "step"),
+        "images, prompts replayed; steps plain: the model has a replaced method, step",
+    ),
+    "logits": (
+        lambda model: shadow(model, "logits"),
+        "images, prompts replayed; steps plain: the model has a replaced method, logits",
+    ),
     "hook": (
         lambda model: model.language_model.decoder.layers[0].fc1.register_forward_hook(lambda *_: None),
-        "none: language_model.decoder.layers.0.fc1 has a forward hook",
+        "images, prompts replayed; steps plain: language_model.decoder.layers.0.fc1 has a forward hook",
     ),
     "embedding": (
         lambda model: model.language_model.shared.train(),
-        "none: language_model.shared is in training mode",
+        "images replayed; prompts plain: language_model.shared is in training mode; "
+        "steps plain: language_model.shared is in training mode",
     ),
     "class": (
         lambda model: become(model.language_model, type("OwnText", (type(model.language_model),), {})),
-        "none: language_model is of the class OwnText, which the faster way does not know",
+        f"images replayed; prompts plain: {OWN_TEXT}; steps plain: {OWN_TEXT}",
     ),
 }
 
@@ -291,7 +304,7 @@ def test_graphs_on_a_cuda_device(f: Florence2, change: str, monkeypatch: pytest.
     GRAPHS[change][0](f.model)
     assert lines(f)["CUDA graphs"] == GRAPHS[change][1]
     with torch.inference_mode():
-        assert (graphs.why_not_recorded(f.model) is None) == (change == "nothing")
+        assert (graphs.why_not_recorded(f.model) is None) == (change in ("nothing", "block"))
 
 
 def test_installed_again(f: Florence2) -> None:

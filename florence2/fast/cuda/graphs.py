@@ -122,7 +122,7 @@ class Watch:
         self.key: Hashable = self._places, tuple(structure(root) for root in roots)
 
     def holds(self, model: Florence2Model, part: Part) -> bool:
-        """Return whether nothing has changed; values written into the same tensors are no change."""
+        """Return whether all is as it was; other values in the same tensors are not a change."""
         if find_mode() is not None or _hooked_globally() or find_replaced_method(_KINDS | _MODELS | {type(model)}):
             return False
         values = self._read_values(model, part)
@@ -297,8 +297,8 @@ _recorder: ContextVar[Recorder | None] = ContextVar("florence2_recorder", defaul
 
 
 @contextlib.contextmanager
-def record_with(recorder: Recorder) -> Iterator[None]:
-    """Let `recorder` record inside the block, on any device: a stand-in where there are no CUDA graphs."""
+def record_with(recorder: Recorder | None) -> Iterator[None]:
+    """Let `recorder` record inside the block, on any device: a stand-in for CUDA graphs. None is as outside a block."""
     token = _recorder.set(recorder)
     try:
         yield

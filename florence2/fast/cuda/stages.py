@@ -1,6 +1,6 @@
 """The vision tower and the text encoder by replay, for rows and lengths of a bucket; the rest of a bucket is padding.
 
-The plain counterparts are `Florence2Model.encode_image` and `Florence2Model.encode`, which is what is recorded.
+The plain counterparts are `Florence2Model.encode_image` and `Florence2Model.encode`, which the recordings hold.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -82,8 +82,8 @@ def encode_recorded(
 ) -> Tensor | None:
     """Return `compute(image_features, input_ids, attention_mask)`, the model's plain way, by replay.
 
-    Prompts are padded up to their bucket, and the padding is masked; what is returned has the length that was asked
-    for, (B, N + S, D). None where it may not be recorded.
+    Prompts are padded up to their bucket, and the padding is masked; the result has the length that the plain way
+    gives, (B, N + S, D). None where it may not be recorded.
     """
     record = recorder_for(model.device)
     text = model.config.text
