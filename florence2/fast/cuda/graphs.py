@@ -293,12 +293,12 @@ def watch(model: Florence2Model, part: Part) -> Watch:
     return known
 
 
-_recorder: ContextVar[Recorder | None] = ContextVar("florence2_recorder", default=None)
+_recorder: ContextVar[Recorder | None] = ContextVar("florence2_recorder", default=record_cuda_graph)
 
 
 @contextlib.contextmanager
 def record_with(recorder: Recorder | None) -> Iterator[None]:
-    """Let `recorder` record inside the block, on any device: a stand-in for CUDA graphs. None is as outside a block."""
+    """Let `recorder` record inside the block, on any device, for tests and comparisons; None records nothing."""
     token = _recorder.set(recorder)
     try:
         yield
@@ -308,7 +308,8 @@ def record_with(recorder: Recorder | None) -> Iterator[None]:
 
 def recorder_for(device: torch.device) -> Recorder | None:
     """Return how work on a device is recorded; None where it is not."""
-    return _recorder.get() or (record_cuda_graph if device.type == "cuda" else None)
+    recorder = _recorder.get()
+    return None if recorder is record_cuda_graph and device.type != "cuda" else recorder
 
 
 def stream_of(device: torch.device) -> int:

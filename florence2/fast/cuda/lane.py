@@ -14,7 +14,7 @@ from torch import Tensor
 
 from florence2.errors import Florence2Error
 from florence2.fast.cuda.graphs import DECODER, Recorder, Watch, recorder_for, recordings, stream_of, watch
-from florence2.fast.cuda.slots import ROWS, Bucket, Steps
+from florence2.fast.cuda.slots import ROWS, Bucket, Steps, row_indices
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
 from florence2.model.florence2 import Florence2Model
@@ -105,7 +105,7 @@ class RecordedLane(Generic[Name]):
     def finish(self, rows: Sequence[int]) -> Generation:
         """Return the results of rows whose answers have ended."""
         assert self._steps is not None
-        return self._steps.state.pick(torch.tensor(rows, device=self._model.device)).finish()
+        return self._steps.state.pick(row_indices(rows, self._model.device)).finish()
 
     def close(self) -> None:
         """Stop all answers."""

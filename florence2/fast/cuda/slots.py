@@ -161,7 +161,7 @@ class Steps(Recorded):
 
     def join(self, rows: Sequence[int], memory: Tensor, mask: Tensor | None) -> None:
         """Start answers over `memory` (B, S, D) in the idle rows `rows`; `mask` (B, S) is True at real positions."""
-        places = torch.tensor(rows, device=memory.device)
+        places = row_indices(rows, memory.device)
         self.cache.join(places, memory, mask)
         fresh = self._fresh.tensors()
         for name, buffer in self.state.tensors().items():
@@ -169,7 +169,7 @@ class Steps(Recorded):
 
     def adopt(self, other: "Steps", rows: Sequence[int]) -> None:
         """Continue with the rows of other steps as the first rows of these; all others are idle."""
-        places = torch.tensor(rows, device=self.state.done.device)
+        places = row_indices(rows, self.state.done.device)
         self.cache.adopt(other.cache, places)
         part = other.state.pick(places).with_room(self.bucket.window)
         for name, value in part.tensors().items():
@@ -178,7 +178,7 @@ class Steps(Recorded):
 
     def leave(self, rows: Sequence[int]) -> None:
         """Let the rows be idle."""
-        self.state.done.index_fill_(0, torch.tensor(rows, device=self.state.done.device), True)
+        self.state.done.index_fill_(0, row_indices(rows, self.state.done.device), True)
 
     def advance(self, model: Florence2Model, numbers: Sequence[int], recorded: bool) -> None:
         """Choose the next id of every running row, whose step numbers are among `numbers`."""
@@ -200,6 +200,12 @@ class Steps(Recorded):
         """Yield the buffers."""
         yield from self.cache.tensors().values()
         yield from self.state.tensors().values()
+
+
+def row_indices(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Return rows as a tensor (B,) long on a device, without waiting for its work."""
+    indices = torch.tensor(rows, dtype=torch.long)
+    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices.to(device)
 
 
 def _zeros(attention: Attention, rows: int, length: int) -> tuple[Tensor, Tensor]:

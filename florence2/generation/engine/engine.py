@@ -208,7 +208,7 @@ class Engine:
         return self._owed <= 0 and in_lane < self._slots and taken + ticket.bytes <= self._room
 
     def _start(self, tickets: Sequence[Ticket]) -> list[tuple[Ticket, Outcome]]:
-        """Encode images and prompts, those of equal lengths together, and let the answers join their lanes."""
+        """Encode images and prompts, those that are alike together, and let the answers join their lanes."""
         failed: list[tuple[Ticket, Outcome]] = []
         alike: list[list[tuple[Ticket, Tensor]]] = []
         for ticket in tickets:
@@ -219,7 +219,8 @@ class Engine:
             except Florence2Error as error:
                 failed.append((ticket, error))
                 continue
-            part = next((part for part in alike if _can_join(part[0], (ticket, features))), None)
+            padded = not isinstance(self._lane(ticket.work.options), Lane)
+            part = next((part for part in alike if _can_join(part[0], (ticket, features), padded)), None)
             if part is None:
                 alike.append(part := [])
             part.append((ticket, features))
@@ -229,18 +230,22 @@ class Engine:
         """Encode the prompts of questions that are alike; their answers join a lane. Return those that failed."""
         tickets, options = [ticket for ticket, _ in asked], asked[0][0].work.options
         features = torch.cat([each for _, each in asked]).to(self._model.device, self._model.dtype)
-        prompts = torch.tensor([list(ticket.work.prompt) for ticket in tickets], device=features.device)
+        prompts, mask = _padded([ticket.work.prompt for ticket in tickets], self._ids.pad, features.device)
         try:
-            memory = self._model.encode(features, prompts)
+            if mask is None:
+                memory = self._model.encode(features, prompts)
+            else:
+                memory, mask = self._model.encode(features, prompts, mask), self._model.memory_mask(features, mask)
         except Florence2Error as error:  # of a module of the user's
             return [(ticket, error) for ticket in tickets]
         finite = memory.isfinite().flatten(1).all(dim=1).tolist()
         failed = [ticket for ticket, good in zip(tickets, finite, strict=True) if not good]
         if failed:
-            memory = memory[torch.tensor(finite, device=memory.device)]
+            rows = torch.tensor(finite, device=memory.device)
+            memory, mask = memory[rows], None if mask is None else mask[rows]
             tickets = [ticket for ticket, good in zip(tickets, finite, strict=True) if good]
         if tickets:
-            self._lane(options).join(tickets, memory, options)
+            self._lane(options).join(tickets, memory, options, mask)
         return [(ticket, not_finite(memory.dtype)) for ticket in failed]
 
     def _lane(self, options: GenerationOptions) -> "Lane[Ticket] | OwnLane[Ticket]":
@@ -281,11 +286,20 @@ class Engine:
         return self._model.config.vision.image_tokens(*work.pixel_values.shape[-2:])
 
 
-def _can_join(asked: tuple[Ticket, Tensor], other: tuple[Ticket, Tensor]) -> bool:
-    """Return whether two questions can be encoded together without padding, and join a lane together."""
+def _can_join(asked: tuple[Ticket, Tensor], other: tuple[Ticket, Tensor], padded: bool) -> bool:
+    """Return whether two questions can be encoded together, `padded` or not, and join a lane together."""
     (one, features), (two, others) = asked, other
-    lengths = len(one.work.prompt), len(two.work.prompt)
-    return features.shape == others.shape and lengths[0] == lengths[1] and one.work.options == two.work.options
+    fit = padded or len(one.work.prompt) == len(two.work.prompt)
+    return fit and features.shape == others.shape and one.work.options == two.work.options
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return prompts as (B, S) ids, and where these are real (B, S) bool; None where all are."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    same = min(map(len, prompts)) == longest
+    return ids, None if same else torch.arange(longest, device=device) < lengths[:, None]
 
 
 def _hash(pixel_values: Tensor) -> bytes:

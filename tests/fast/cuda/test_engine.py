@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import florence2
 from florence2.fast.cuda import slots
@@ -107,6 +108,40 @@ def test_mixed_lengths_together_are_answered_from_few_recordings(f: Florence2, r
         assert len(finish(engine)) == len(lengths)
         counts.append(recorder.recorded)
     assert counts[-1] == counts[-2]
+
+
+def test_prompts_of_mixed_lengths_are_encoded_together(
+    f: Florence2, recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each joins by itself where the lane turns out to be the plain one, for a hook came in meanwhile."""
+    encode: Any = f.model.encode
+    layer = f.model.language_model.decoder.layers[0]
+    encoded: list[int] = []
+    handles: list[Any] = []
+
+    def count(features: Tensor, *more: Any) -> Tensor:
+        encoded.append(len(features))
+        if len(encoded) == 2:
+            handles.append(layer.register_forward_hook(lambda *_: None))
+        memory: Tensor = encode(features, *more)
+        return memory
+
+    works = [work(f, length, max_new_tokens=6) for length in (3, 40, 11, 3, 70)]
+    expected = [answer_alone(f, each) for each in works]
+    monkeypatch.setattr(f.model, "encode", count)
+    try:
+        for kind in ("RecordedLane", "Lane"):
+            engine = Engine(f.model)
+            tickets = [engine.submit(each) for each in works]
+            found = {done.ticket: done.generation for done in engine.step()}
+            assert [type(each).__name__ for each in engine._lanes.values() if len(each)] == [kind]
+            found |= {done.ticket: done.generation for done in finish(engine)}
+            for ticket, ids in zip(tickets, expected, strict=True):
+                generation = found[ticket]
+                assert generation is not None and generation.sequences.tolist() == ids
+        assert encoded == [5, 5]
+    finally:
+        handles[0].remove()
 
 
 def test_options_have_lanes_of_their_own(f: Florence2, recorder: TapeRecorder) -> None:

@@ -247,6 +247,9 @@ def test_only_cuda_records_by_itself() -> None:
     recorder = TapeRecorder()
     with record_with(recorder):
         assert recorder_for(CPU) is recorder
+        with record_with(None):
+            assert recorder_for(CPU) is recorder_for(torch.device("cuda")) is None
+        assert recorder_for(CPU) is recorder
     assert recorder_for(CPU) is None
 
 
