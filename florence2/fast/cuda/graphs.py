@@ -262,6 +262,12 @@ class Recordings:
         with self._lock:
             self._idle.clear()
 
+    @property
+    def size(self) -> int:
+        """The bytes of all that is idle."""
+        with self._lock:
+            return sum(size for *_, size in self._idle.values())
+
     def __len__(self) -> int:
         """Count the idle recordings."""
         return len(self._idle)
