@@ -85,7 +85,8 @@ def _prompts(model: Florence2Model) -> list[Case]:
         features = torch.randn(count, 37, model.config.text.d_model, generator=generator)
         ids = torch.randint(4, 600, (count, length), generator=generator)
         mask = torch.arange(length) < torch.randint(1, 1 + length, (count, 1), generator=generator)
-        cases += [partial(_encode, given=tuple(each.to(model.device) for each in (features, ids, mask)))]
+        given = features.to(model.device), ids.to(model.device), mask.to(model.device)
+        cases.append(partial(_encode, given=given))
     return cases
 
 

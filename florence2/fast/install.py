@@ -112,6 +112,7 @@ class FastFlorence2Model(Florence2Model):
 
 
 _ATTENTION = remember(frozenset((Attention, Linear)))
+remember(frozenset((FastFlorence2Model,)))
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     SpatialBlock: BandedSpatialBlock,

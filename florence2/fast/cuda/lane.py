@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from florence2.errors import Florence2Error
-from florence2.fast.cuda.graphs import DECODER, Recorder, Watch, recorder_for, recordings, stream_of, watch
+from florence2.fast.cuda.graphs import DECODER, Recorder, StageWatch, recorder_for, recordings, stream_of, watch
 from florence2.fast.cuda.slots import ROWS, Bucket, Steps, row_indices
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
@@ -50,7 +50,7 @@ class RecordedLane(Generic[Name]):
         self._steps: Steps | None = None
         self._rows: list[_Answer[Name] | None] = []  # of the bucket; None is idle
         self._late: deque[tuple[list[_Answer[Name] | None], Tensor, torch.cuda.Event | None]] = deque()
-        self._watch: Watch = watch(model, DECODER)
+        self._watch: StageWatch = watch(model, DECODER)
 
     def __len__(self) -> int:
         """Count the running answers."""

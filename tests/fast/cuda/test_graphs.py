@@ -1,6 +1,8 @@
 """What is recorded, how long it is valid, and how much of it is kept."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from florence2.fast.cuda.graphs import (
     VISION,
     Recorded,
     Recordings,
-    Watch,
+    StageWatch,
     record_with,
     recorder_for,
     recordings,
@@ -134,6 +136,26 @@ def test_replaced_methods_of_the_model(model: Florence2Model, name: str, monkeyp
     monkeypatch.setattr(model, name, getattr(model, name))
     assert watch(model, DECODER) is not before
     assert why_not_recorded(model) == f"the model has a replaced method, {name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["florence2.model.florence2.Florence2Model", "florence2.fast.install.FastFlorence2Model"]
+)
+def test_methods_replaced_before_the_first_answer(name: str) -> None:
+    """In a process of its own, where nobody has looked at the classes yet."""
+    script = f"""
+import importlib, torch
+from florence2.checkpoints.hub import EMBEDDED_MODEL
+from florence2.fast.cuda.graphs import DECODER, watch
+from florence2.pipeline import load
+owner = getattr(importlib.import_module("{name.rpartition(".")[0]}"), "{name.rpartition(".")[2]}")
+step = owner.step
+owner.step = lambda *given: step(*given)
+with torch.inference_mode():
+    print(watch(load(EMBEDDED_MODEL, device="cpu").model, DECODER).reason)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == f"{name.rpartition('.')[2]}.step was replaced"
 
 
 def test_hooks_on_all_modules_and_modes(model: Florence2Model) -> None:
@@ -298,5 +320,5 @@ def test_a_tape_knows_nothing_of_python() -> None:
 def test_watches_of_models_without_a_language_model(model: Florence2Model) -> None:
     text: Any = model
     text.language_model = nn.Identity()
-    assert Watch(model, VISION).reason is None
-    assert "Identity" in str(Watch(model, DECODER).reason) and "Identity" in str(Watch(model, ENCODER).reason)
+    assert StageWatch(model, VISION).reason is None
+    assert "Identity" in str(StageWatch(model, DECODER).reason) and "Identity" in str(StageWatch(model, ENCODER).reason)
