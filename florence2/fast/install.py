@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
-from florence2.fast.cuda.graphs import recorder_for
+from florence2.fast.cuda.graphs import know, recorder_for
 from florence2.fast.cuda.lane import RecordedLane, open_lane, search_recorded, why_plain_options
 from florence2.fast.cuda.slots import planned_bytes
 from florence2.fast.cuda.stages import encode_image_recorded, encode_recorded
@@ -119,6 +119,7 @@ _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     ChannelBlock: BandedChannelBlock,
     Florence2Model: FastFlorence2Model,
 }
+know(frozenset(_COUNTERPARTS.values()))
 
 
 Module = TypeVar("Module", bound=nn.Module)

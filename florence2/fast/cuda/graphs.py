@@ -21,9 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
-from florence2.fast.linear import Linear
-from florence2.fast.unchanged import find_change, find_mode, find_replaced_method, remember, structure
+from florence2.fast.unchanged import Kinds, find_change, find_mode, find_replaced_method, remember, structure
 from florence2.model.bart import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer, LanguageModel, Positions
 from florence2.model.davit import (
     ChannelAttention,
@@ -63,13 +61,22 @@ DECODER = Part(
     ("step", "logits", "start_cache", "language_model.embed_answer"),
 )
 
-_KINDS = remember(
-    frozenset((DaViT, ConvEmbed, DualBlock, SpatialBlock, ChannelBlock, BandedSpatialBlock, BandedChannelBlock))
-    | frozenset((DepthwiseConv, Mlp, WindowAttention, ChannelAttention, Projection, PositionTable, CosineTable))
-    | frozenset((Encoder, EncoderLayer, Decoder, DecoderLayer, Attention, Positions, Linear, Head))
-    | frozenset((nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.ModuleList))
-)
 _MODELS = remember(frozenset((Florence2Model, LanguageModel)))
+_kinds = remember(
+    frozenset((DaViT, ConvEmbed, DualBlock, SpatialBlock, ChannelBlock, DepthwiseConv, Mlp))
+    | frozenset((WindowAttention, ChannelAttention, Projection, PositionTable, CosineTable))
+    | frozenset((Encoder, EncoderLayer, Decoder, DecoderLayer, Attention, Positions, Head))
+    | frozenset((nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.ModuleList))
+)
+
+
+def know(kinds: Kinds) -> None:
+    """Let modules of these classes be recorded too; call it when the module that knows them is imported.
+
+    On a CUDA device they ask it for no value, and what they do depends on shapes and modules alone.
+    """
+    global _kinds
+    _kinds = remember(_kinds | kinds)
 
 
 def why_not_recorded(model: Florence2Model, part: Part = DECODER) -> str | None:
@@ -80,7 +87,7 @@ def why_not_recorded(model: Florence2Model, part: Part = DECODER) -> str | None:
     reason = _replaced_method(model, part)
     for path in part.modules:
         module = model.get_submodule(path) if path != "lm_head" else model.lm_head
-        reason = reason or (None if module is None else find_change(module, _KINDS, path) or _loose(module, path))
+        reason = reason or (None if module is None else find_change(module, _kinds, path) or _loose(module, path))
     return reason
 
 
@@ -131,7 +138,7 @@ class StageWatch:
         """Return whether all is as it was; other values in the same tensors are not a change."""
         if find_mode() is not None or _hooked_globally():
             return False
-        if find_replaced_method(_KINDS) is not None or _replaced_class_method(model) is not None:
+        if find_replaced_method(_kinds) is not None or _replaced_class_method(model) is not None:
             return False
         values = self._read_values(model, part)
         same = len(values) == len(self._values) and all(map(operator.is_, values, self._values))
