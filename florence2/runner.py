@@ -17,7 +17,7 @@ from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.checks.loading import DTYPES
 from florence2.errors import CheckpointError, OptionError, PromptError, shown
 from florence2.fast.cuda.pixels import DevicePixels
-from florence2.generation.budget import generation_bytes, how_many_fit, images_that_fit, vision_bytes
+from florence2.generation.budget import answer_bytes, how_many_fit, images_that_fit, vision_bytes
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
@@ -180,7 +180,7 @@ class Runner:
             self.processor.encode(request.sentence(image.size)) for request, image in zip(requests, images, strict=True)
         ]
         length = images[0].features.shape[1] + max(map(len, prompts))
-        each = generation_bytes(self.model.config, options, length, self.model.dtype)
+        each = answer_bytes(self.model, options, length)
         at_once = how_many_fit(each, self.model.device)
         answers: list[Answer] = []
         for start in range(0, len(requests), at_once):

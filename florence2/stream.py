@@ -135,11 +135,11 @@ def _encode_read(
 
 
 def _can_use_engine(runner: Runner) -> bool:
-    """Return whether the engine gives what `generate` gives, and is not slower."""
+    """Return whether the engine gives what `generate` gives."""
     model = runner.model
     replaced = plain_class(type(model)) is not Florence2Model or {"start_cache", "search"} & vars(model).keys()
-    # a trace is shown a whole batch until its last answer ends; on CUDA, batches are replayed (`fast.cuda.graphs`)
-    return not replaced and model.device.type != "cuda" and start_trace(runner) is NO_TRACE
+    # a trace is shown a whole batch until its last answer ends
+    return not replaced and start_trace(runner) is NO_TRACE
 
 
 @dataclass(eq=False)

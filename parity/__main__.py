@@ -21,12 +21,14 @@ from parity.cases import IMAGES, base_shape, shapes
 from parity.compare import Work, compare_checkpoint, compare_inside_specimen, compare_shape, compare_text
 from parity.gradients import compare_dropout
 from parity.recipe import make_checkpoint
+from parity.recorded import compare_recorded
 from parity.records import compare_records
 from parity.references import Native, Reference, Remote
 from parity.renamed import compare_renamed
 from parity.report import Comparison, format_table, load_tolerances, record_tolerances
 from parity.schedules import compare_schedules
 from parity.specimen import compare_specimen, compare_specimen_records
+from parity.tape import TapeRecorder
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -47,10 +49,14 @@ def main() -> int:
     failed = [row for row in rows if not row.passes(tolerances)]
     verdict = f"{len(rows) - len(failed)} of {len(rows)} comparisons agree."
     print(table, verdict, sep="\n\n")
-    output = options.output or (RESULTS if options.model is None and options.reference == "native" else None)
+    output = options.output or (RESULTS if _is_default_run(options) else None)
     if output:
         output.write_text(_document(table, verdict, options))
     return 1 if failed else 0
+
+
+def _is_default_run(options: argparse.Namespace) -> bool:
+    return options.model is None and options.reference == "native" and options.device is None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         "--code", type=Path, metavar="DIR", help="the folder of the remote code's .py files, which will be executed"
     )
     parser.add_argument("--model", help="a checkpoint (base, OWNER/NAME, folder) instead of synthetic ones")
+    parser.add_argument(
+        "--device",
+        help="compare what is recorded and replayed on this device (cuda) with the plain way, and nothing else; "
+        "cpu replays stand-ins",
+    )
     parser.add_argument("--full", action="store_true", help="also the full base shape, with synthetic weights")
     parser.add_argument("--record", action="store_true", help="set the tolerances from this run's differences")
     parser.add_argument("--output", type=Path, help="where to write the table (parity/RESULTS.md for the default run)")
@@ -68,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Comparison]:
     group = options.reference
+    if options.device is not None:
+        yield from compare_recorded(torch.device(options.device), 500 if options.full else 50)
+        return
 
     def make_reference(folder: Path, ours: Florence2Model, dtype: torch.dtype) -> Reference:
         return Native(folder, ours, dtype) if code is None else Remote(folder, code, dtype)
@@ -94,6 +108,7 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Compari
             yield from compare_shape(group, shape, make_reference, Work())
     if group == "native":
         yield compare_schedules(500 if options.full else 50)
+        yield compare_schedules(100 if options.full else 15, recorder=TapeRecorder())
         yield from compare_inside_specimen("nano", make_reference)
         yield from compare_renamed()
         yield from compare_dropout(group, make_reference)
@@ -139,6 +154,8 @@ def _document(table: str, verdict: str, options: argparse.Namespace) -> str:
         words.append("--reference remote")
     if options.model:
         words.append(f"--model {options.model}")
+    if options.device:
+        words.append(f"--device {options.device}")
     command = " ".join(["python -m parity", *words])
     return f"""# Parity
 

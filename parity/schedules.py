@@ -1,5 +1,6 @@
 """The engine answers as `generate` alone does, whatever joins, leaves or is cancelled meanwhile."""
 
+import contextlib
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from florence2.checkpoints.hub import EMBEDDED_MODEL
+from florence2.fast.cuda.graphs import Recorder, record_with
 from florence2.generation.engine.engine import Engine, Ticket, Work
 from florence2.generation.generate import generate
+from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2, load
 from parity.report import Comparison
 from parity.ties import TokenCount
@@ -52,21 +55,30 @@ def make_questions(f: Florence2, rng: random.Random, count: int) -> list[Questio
 @torch.no_grad()
 def answer_alone(f: Florence2, work: Work) -> list[list[int]]:
     """Return the rows of ids that `generate` gives."""
-    rows: list[list[int]] = generate(f.model, _encode(f, work), work.options).sequences.tolist()
+    rows: list[list[int]] = generate(f.model, encode_question(f, work), work.options).sequences.tolist()
     return rows
 
 
-def _encode(f: Florence2, work: Work) -> Tensor:
+def encode_question(f: Florence2, work: Work) -> Tensor:
+    """Return the memory (1, S, D) of a question with features."""
     assert work.features is not None
-    return f.model.encode(work.features, torch.tensor([list(work.prompt)]))
+    prompt = torch.tensor([list(work.prompt)], device=f.model.device)
+    return f.model.encode(work.features.to(f.model.device), prompt)
 
 
-def run_schedule(f: Florence2, questions: list[Question], rng: random.Random, count: TokenCount) -> None:
+def run_schedule(
+    f: Florence2,
+    questions: list[Question],
+    rng: random.Random,
+    count: TokenCount,
+    model: Florence2Model | None = None,
+) -> None:
     """Submit and cancel at random steps, and count the answers that equal their own alone.
 
+    `model` answers in the place of `f`, for example on another device; f then tells ties from differences.
     Raises AssertionError when a question is answered twice, not at all, or after it was cancelled.
     """
-    engine = Engine(f.model, slots=rng.randint(1, 5), decoding_share=rng.choice([0.0, 0.5]))
+    engine = Engine(model or f.model, slots=rng.randint(1, 5), decoding_share=rng.choice([0.0, 0.5]))
     coming = [rng.choice(questions) for _ in range(rng.randint(2, 10))]
     asked: dict[Ticket, Question] = {}
     answered: set[Ticket] = set()
@@ -80,16 +92,27 @@ def run_schedule(f: Florence2, questions: list[Question], rng: random.Random, co
             assert done.ticket not in answered and not done.ticket.cancelled and done.generation is not None
             answered.add(done.ticket)
             question = asked[done.ticket]
-            encode = partial(_encode, f, question.work)
+            encode = partial(encode_question, f, question.work)
             count.add(f.model, encode, done.generation.sequences.tolist(), question.alone)
     assert all(ticket in answered or ticket.cancelled for ticket in asked)
 
 
-def compare_schedules(schedules: int, seed: int = 0, questions: int = 84) -> Comparison:
-    """Compare the answers of random schedules with those of each question alone."""
+def compare_schedules(
+    schedules: int,
+    seed: int = 0,
+    questions: int = 84,
+    recorder: Recorder | None = None,
+    model: Florence2Model | None = None,
+) -> Comparison:
+    """Compare the answers of random schedules with those of each question alone, the plain way on a CPU.
+
+    With a `recorder`, the schedules replay what it recorded, as they do on a CUDA device. `model` is as in
+    `run_schedule`.
+    """
     rng, f, count = random.Random(seed), load(EMBEDDED_MODEL, device="cpu"), TokenCount()
     known = make_questions(f, rng, questions)
-    for _ in range(schedules):
-        run_schedule(f, known, rng, count)
-    stage = f"tokens, {schedules} schedules of the engine"
+    with contextlib.nullcontext() if recorder is None else record_with(recorder):
+        for _ in range(schedules):
+            run_schedule(f, known, rng, count, model)
+    stage = f"tokens, {schedules} schedules of the engine{'' if recorder is None else ', recorded'}"
     return Comparison("records", "nano, shipped / itself", stage, count.equal, count.total, ties=count.ties)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from florence2.fast import bands, decoder, linear, packed
 from florence2.fast.cuda import convolutions, layers, weights
-from florence2.fast.cuda.graphs import why_not_recorded
+from florence2.fast.cuda.graphs import DECODER, ENCODER, VISION, why_not_recorded
 from florence2.fast.cuda.kernels.availability import why_no_kernel, why_not_cuda
 from florence2.fast.install import FastFlorence2Model
 from florence2.generation.options import GenerationOptions
@@ -211,8 +211,13 @@ def _explain_graphs(model: Florence2Model, trace: Trace) -> str:
         reason = "a trace or patch is in force"
     if reason is None and model.device.type != "cuda":
         reason = f"the model is on {model.device.type}"
-    reason = reason or why_not_recorded(model)
-    return "every step is replayed" if reason is None else f"none: {reason}"
+    if reason is not None:
+        return f"none: {reason}"
+    parts = {"images": VISION, "prompts": ENCODER, "steps": DECODER}
+    reasons = {name: why_not_recorded(model, part) for name, part in parts.items()}
+    replayed = ", ".join(name for name, reason in reasons.items() if reason is None)
+    plain = [f"{name} plain: {reason}" for name, reason in reasons.items() if reason is not None]
+    return "; ".join([f"{replayed} replayed", *plain] if replayed else plain)
 
 
 def _join(reasons: Iterable[str]) -> str:

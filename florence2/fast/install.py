@@ -8,13 +8,17 @@ from torch import Tensor, nn
 
 from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
 from florence2.fast.cuda.convolutions import Conv2d, FastDepthwiseConv
-from florence2.fast.cuda.graphs import generate_graphed
+from florence2.fast.cuda.graphs import know, recorder_for
+from florence2.fast.cuda.lane import RecordedLane, open_lane, search_recorded, why_plain_options
 from florence2.fast.cuda.layers import FusedDecoderLayer, FusedEncoderLayer
+from florence2.fast.cuda.slots import planned_bytes
+from florence2.fast.cuda.stages import encode_image_recorded, encode_recorded
 from florence2.fast.cuda.weights import lay_out, project
 from florence2.fast.decoder import DirectDecoder
 from florence2.fast.linear import Linear, linear
 from florence2.fast.packed import Packed, in_force, pack
 from florence2.fast.unchanged import is_unchanged, remember
+from florence2.generation.budget import generation_bytes
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
 from florence2.model.bart import Attention, Decoder, DecoderLayer, EncoderLayer
@@ -27,7 +31,7 @@ _PLAIN_LOGITS = Florence2Model.logits
 
 
 class FastFlorence2Model(Florence2Model):
-    """Stands in for `Florence2Model`: its steps may use packed weights, and on CUDA a whole search is replayed."""
+    """Stands in for `Florence2Model`: its steps may use packed weights, and on CUDA all stages are replayed."""
 
     def start_cache(
         self,
@@ -88,11 +92,40 @@ class FastFlorence2Model(Florence2Model):
     def search(
         self, memory: Tensor, options: GenerationOptions, ids: SpecialIds, memory_mask: Tensor | None
     ) -> Generation | None:
-        """Generate by replay of a CUDA graph (see `generation.generate.OwnSearch`); None where that is not possible."""
-        return generate_graphed(self, memory, options, ids, memory_mask)
+        """Generate by replay of CUDA graphs (see `generation.generate.OwnSearch`); None where that is not possible."""
+        return search_recorded(self, memory, options, ids, memory_mask)
+
+    def open_lane(self, options: GenerationOptions, ids: SpecialIds) -> RecordedLane[Any] | None:
+        """Return a lane that replays CUDA graphs (see `generation.engine.lane.OpensLanes`); None where it cannot."""
+        return open_lane(self, options, ids)
+
+    def answer_bytes(self, options: GenerationOptions, memory_length: int) -> int:
+        """Estimate the bytes that an answer takes (see `generation.budget.PlansAnswers`)."""
+        if recorder_for(self.device) is None or why_plain_options(options) is not None:
+            return generation_bytes(self.config, options, memory_length, self.dtype)
+        return planned_bytes(self.config, options, memory_length, self.dtype)
+
+    def encode_image(self, pixel_values: Tensor, trace: Trace = NO_TRACE) -> Tensor:
+        """Encode an image, on CUDA by replay; see `Florence2Model.encode_image`."""
+        encoded = encode_image_recorded(self, pixel_values, super().encode_image) if trace is NO_TRACE else None
+        return super().encode_image(pixel_values, trace) if encoded is None else encoded
+
+    def encode(
+        self,
+        image_features: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        trace: Trace = NO_TRACE,
+    ) -> Tensor:
+        """Encode image tokens and prompt ids together, on CUDA by replay; see `Florence2Model.encode`."""
+        plain, memory = super().encode, None
+        if trace is NO_TRACE:
+            memory = encode_recorded(self, image_features, input_ids, attention_mask, plain)
+        return plain(image_features, input_ids, attention_mask, trace) if memory is None else memory
 
 
 _ATTENTION = remember(frozenset((Attention, Linear)))
+remember(frozenset((FastFlorence2Model,)))
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     nn.Conv2d: Conv2d,
@@ -104,6 +137,7 @@ _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     DecoderLayer: FusedDecoderLayer,
     Florence2Model: FastFlorence2Model,
 }
+know(frozenset(_COUNTERPARTS.values()))
 
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -1,18 +1,36 @@
 """Estimate the bytes that a generation or an image takes before they are taken, and how many fit."""
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.model.config import Florence2Config, VisionConfig
+from florence2.model.florence2 import Florence2Model
 
 USABLE = 0.9  # of the free bytes: the allocator cannot use every one
 _MACHINE, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # where Linux says what is free
 _COPIES = 4  # of the logits, and of the encoder's widest layer, that exist at one moment
 _VISION_COPIES = 20  # of the largest stage: stream, windows, queries, keys, values, weights, and the MLP's hidden layer
 _PUBLISHED_RATIO = 4.0  # of the MLP that these copies count
+
+
+@runtime_checkable
+class PlansAnswers(Protocol):
+    """A model whose faster ways take other bytes than `generation_bytes`."""
+
+    def answer_bytes(self, options: GenerationOptions, memory_length: int) -> int:
+        """Estimate what `answer_bytes` estimates."""
+        ...
+
+
+def answer_bytes(model: Florence2Model, options: GenerationOptions, memory_length: int) -> int:
+    """Estimate the bytes that encoding and answering one prompt take at most, by the way that `model` goes."""
+    if isinstance(model, PlansAnswers):
+        return model.answer_bytes(options, memory_length)
+    return generation_bytes(model.config, options, memory_length, model.dtype)
 
 
 def generation_bytes(

@@ -1,8 +1,8 @@
 """The rules of the logits: each changes the scores of the next id, given the sequence so far.
 
 Dimensions: R sequences, L ids that each has room for (the room grows with the answer), V vocabulary. `Rule` says what a
-rule is given. `applies` depends on the number of ids alone, so one recorded step serves every step at which the same
-rules apply.
+rule is given. The rules of this file look at each row's own number of ids on its device, and leave alone the rows that
+they do not apply to: one recorded step serves rows at any step (`fast.cuda`).
 """
 
 from dataclasses import dataclass
@@ -68,6 +68,7 @@ class RepetitionPenalty:
 
     penalty: float
     name: ClassVar[str] = "repetition_penalty"
+    by_row: ClassVar[bool] = True
 
     def applies(self, generated: int) -> bool:
         """Apply at every step: the start id counts as an occurrence."""
@@ -86,6 +87,7 @@ class NoRepeatNgram:
 
     size: int
     name: ClassVar[str] = "no_repeat_ngram"
+    by_row: ClassVar[bool] = True
 
     def applies(self, generated: int) -> bool:
         """Apply from the first complete n-gram on."""
@@ -93,10 +95,13 @@ class NoRepeatNgram:
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
         n = self.size
+        if sequences.shape[1] < n:  # no room for an n-gram yet
+            return scores
         windows = sequences.unfold(1, n, 1)  # (R, L - n + 1, n): every n-gram, those of padding too
         written = _positions(sequences)[n - 1 :] <= generated[:, None]  # by the position of the n-gram's last id
         newest = generated[:, None] + torch.arange(2 - n, 1, device=scores.device)  # (R, n - 1) positions
-        present = sequences.gather(1, newest)  # (R, n - 1): the beginning of the n-gram that the next id completes
+        # (R, n - 1): the beginning of the n-gram that the next id completes; a row too short for one has none written
+        present = sequences.gather(1, newest.clamp(min=0))
         repeats = (windows[:, :, :-1] == present[:, None]).all(dim=-1) & written
         # the smaller of its score and -inf (a repeat) or +inf (none): no id is freed again by a second window
         bans = torch.where(repeats, _NEVER, -_NEVER).to(scores.dtype)
@@ -110,13 +115,14 @@ class MinNewTokens:
     least: int
     end: int
     name: ClassVar[str] = "min_new_tokens"
+    by_row: ClassVar[bool] = True
 
     def applies(self, generated: int) -> bool:
         """Apply until there are enough ids."""
         return generated < self.least
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:  # noqa: ARG002
-        scores[:, self.end] = _NEVER
+        scores[:, self.end].masked_fill_(generated < self.least, _NEVER)
         return scores
 
 
@@ -127,14 +133,16 @@ class ForcedId:
     id: int
     generated: int
     name: str = "forced"
+    by_row: ClassVar[bool] = True
 
     def applies(self, generated: int) -> bool:
         """Apply at one step alone."""
         return generated == self.generated
 
     def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:  # noqa: ARG002
-        scores.fill_(_NEVER)
-        scores[:, self.id] = 0.0
+        due = generated == self.generated
+        scores.masked_fill_(due[:, None], _NEVER)
+        scores[:, self.id].masked_fill_(due, 0.0)
         return scores
 
 

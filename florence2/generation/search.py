@@ -13,7 +13,7 @@ from torch import Tensor
 
 from florence2.generation.options import GenerationOptions
 from florence2.generation.sampling import Greedy, Sampling
-from florence2.generation.state import NEVER, Generation, SearchState, SpecialIds, finish_search, show_choice
+from florence2.generation.state import NEVER, Generation, SearchState, SpecialIds, finish_search, may_ask, show_choice
 from florence2.generation.topk import topk
 from florence2.model.trace import NO_TRACE, Trace
 
@@ -168,7 +168,7 @@ class BeamSearch(SearchState):
         # as in the reference, an end that ranks below the first K candidates is dropped
         ends_well = ends & (torch.arange(2 * K, device=ends.device) < K) & ~self.done[:, None]
         # most steps end nothing; on a CPU, where asking is free, they leave the finished ones as they are
-        nothing_ends = ends_well.device.type == "cpu" and not ends_well.any()
+        nothing_ends = may_ask(ends_well) and not ends_well.any()
         finished = candidates if nothing_ends else candidates._with_finished(ends_well, ended=True)
         survivors = ends.long().argsort(dim=1, stable=True)[:, :K]  # the first K that do not end
         running = finished._with_running(survivors)

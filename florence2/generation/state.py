@@ -91,9 +91,9 @@ def logit_rules(options: GenerationOptions, ids: SpecialIds) -> list[Rule]:
 class SearchState(abc.ABC):
     """The state between two steps, a value; `advance` makes the next one.
 
-    On an accelerator `advance` has no control flow that depends on data, and no shape changes; only the step number n
-    selects the rules. A step can therefore be captured as a CUDA graph and replayed (`fast.cuda.graphs`). Inputs that
-    joined later are at a step number of their own (`generation.engine`).
+    On an accelerator, and wherever a step is recorded, `advance` has no control flow that depends on data, and no shape
+    changes; only the step numbers select the rules. A step can therefore be captured as a CUDA graph and replayed
+    (`fast.cuda.slots`). Inputs that joined later are at a step number of their own (`generation.engine`).
     """
 
     by_position: ClassVar[tuple[str, ...]]
@@ -108,7 +108,11 @@ class SearchState(abc.ABC):
 
     @abc.abstractmethod
     def advance(self, logits: Tensor, n: int | Sequence[int], trace: Trace = NO_TRACE) -> "SearchState":
-        """Choose the n-th id of every sequence, n from 1 or one for each input, by its `logits` (B·K, V)."""
+        """Choose the n-th id of every sequence by its `logits` (B·K, V).
+
+        n counts from 1; a sequence of numbers has one for each input. Without extra rules, which may need to know whose
+        number it is, it may be all numbers that any input can have.
+        """
 
     @abc.abstractmethod
     def finish(self) -> Generation:
@@ -164,7 +168,7 @@ class SearchState(abc.ABC):
         for rule in logit_rules(self.options, self.ids):
             before = scores.clone() if trace.wants(f"search.banned.{rule.name}") else None
             due = [rule.applies(number - 1) for number in numbers]
-            if all(due):
+            if all(due) or (any(due) and getattr(rule, "by_row", False)):
                 scores = _apply(rule, scores, sequences, generated)
             elif any(due):
                 rows = torch.tensor(due, device=scores.device).repeat_interleave(beams).nonzero()[:, 0]
@@ -189,6 +193,11 @@ class SearchState(abc.ABC):
     def _is_stuck(self, possible: Tensor) -> Tensor:
         """Return the inputs (B,) that cannot continue, by whether each sequence can (B, K): one beam is enough."""
         return ~possible.any(dim=1)
+
+
+def may_ask(flags: Tensor) -> bool:
+    """Return whether a step may ask for values and go by them: on a CPU, where nobody records the step."""
+    return flags.device.type == "cpu" and not torch._C._len_torch_dispatch_stack()
 
 
 def _resized(values: Tensor, room: int, pad: int) -> Tensor:

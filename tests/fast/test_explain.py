@@ -289,21 +289,33 @@ def test_weights_of_steps(f: Florence2, monkeypatch: pytest.MonkeyPatch) -> None
     assert lines(f)["decoder's steps"] == missing
 
 
+OWN_TEXT = "language_model is of the class OwnText, which the faster way does not know"
 GRAPHS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "nothing": (lambda model: None, "every step is replayed"),
-    "step": (lambda model: shadow(model, "step"), "none: the model has a replaced method, step"),
-    "logits": (lambda model: shadow(model, "logits"), "none: the model has a replaced method, logits"),
+    "block": (
+        lambda model: model.vision_tower.blocks[0][0].register_forward_hook(lambda *_: None),
+        "prompts, steps replayed; images plain: vision_tower.blocks.0.0 has a forward hook",
+    ),
+    "nothing": (lambda model: None, "images, prompts, steps replayed"),
+    "step": (
+        lambda model: shadow(model, "step"),
+        "images, prompts replayed; steps plain: the model has a replaced method, step",
+    ),
+    "logits": (
+        lambda model: shadow(model, "logits"),
+        "images, prompts replayed; steps plain: the model has a replaced method, logits",
+    ),
     "hook": (
         lambda model: model.language_model.decoder.layers[0].fc1.register_forward_hook(lambda *_: None),
-        "none: language_model.decoder.layers.0.fc1 has a forward hook",
+        "images, prompts replayed; steps plain: language_model.decoder.layers.0.fc1 has a forward hook",
     ),
     "embedding": (
         lambda model: model.language_model.shared.train(),
-        "none: language_model.shared is in training mode",
+        "images replayed; prompts plain: language_model.shared is in training mode; "
+        "steps plain: language_model.shared is in training mode",
     ),
     "class": (
         lambda model: become(model.language_model, type("OwnText", (type(model.language_model),), {})),
-        "none: language_model is of the class OwnText, which the faster way does not know",
+        f"images replayed; prompts plain: {OWN_TEXT}; steps plain: {OWN_TEXT}",
     ),
 }
 
@@ -314,7 +326,7 @@ def test_graphs_on_a_cuda_device(f: Florence2, change: str, monkeypatch: pytest.
     GRAPHS[change][0](f.model)
     assert lines(f)["CUDA graphs"] == GRAPHS[change][1]
     with torch.inference_mode():
-        assert (graphs.why_not_recorded(f.model) is None) == (change == "nothing")
+        assert (graphs.why_not_recorded(f.model) is None) == (change in ("nothing", "block"))
 
 
 def test_convolutions_on_a_cuda_device(f: Florence2, monkeypatch: pytest.MonkeyPatch) -> None:

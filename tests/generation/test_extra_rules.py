@@ -16,7 +16,8 @@ from torch import Tensor
 import florence2
 from florence2 import Florence2, GenerationOptions
 from florence2.errors import OptionError
-from florence2.fast.cuda.graphs import generate_graphed
+from florence2.fast.cuda.graphs import record_with
+from florence2.fast.cuda.lane import search_recorded
 from florence2.fast.install import install
 from florence2.generation.options import RULE_NAMES
 from florence2.generation.rules import Rule
@@ -86,12 +87,13 @@ def test_graphs_step_aside(small: Florence2, changes: dict[str, Any]) -> None:
     memory, ids = torch.randn(1, 9, 64), SpecialIds()
     options = small.options(max_new_tokens=5, extra_rules=(Even(),), **changes)
 
-    def record(work: Callable[[], None]) -> Callable[[], None]:
+    def record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
         return work
 
-    assert generate_graphed(install(small.model), memory, options, ids, record=record) is None
     plain = options.changed(extra_rules=(), sample=False, seed=None)
-    assert generate_graphed(install(small.model), memory, plain, ids, record=record) is not None
+    with record_with(record):
+        assert search_recorded(install(small.model), memory, options, ids, None) is None
+        assert search_recorded(install(small.model), memory, plain, ids, None) is not None
 
 
 def test_the_example_of_the_documentation(small: Florence2, images: list[Image.Image]) -> None:

@@ -82,8 +82,11 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     ),
     Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:", old="1", new="0"),
     Equivalent("florence2/fast/cuda/graphs.py", GPU, within="record_cuda_graph"),
-    Equivalent("florence2/fast/cuda/graphs.py", GPU, within="_LateFlags.ask"),
-    Equivalent("florence2/fast/cuda/graphs.py", GPU, source="record = record or record_cuda_graph", new="record"),
+    Equivalent("florence2/fast/cuda/graphs.py", GPU, within="CudaGraph"),
+    Equivalent("florence2/fast/cuda/graphs.py", GPU, within="stream_of"),
+    Equivalent("florence2/fast/cuda/lane.py", GPU, source='on_cuda = done.device.type == "cuda"'),
+    Equivalent("florence2/fast/cuda/lane.py", GPU, source="if copied is not None:"),
+    Equivalent("florence2/fast/cuda/slots.py", GPU, within="row_indices"),
     Equivalent(
         "florence2/generation/search.py",
         "no sum gets there within 1,024 ids",

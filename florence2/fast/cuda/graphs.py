@@ -1,270 +1,350 @@
-"""Generation by replay: a step is recorded once as a CUDA graph, over buffers that never move, and then repeated.
+"""CUDA graphs: work that only touches fixed buffers is recorded once and replayed, as long as the model stays the same.
 
-On a CUDA device a step of the decoder is a few hundred small kernels, and starting them one by one from Python takes
-longer than running them; a CUDA graph starts all with one call. Nothing in a step asks the host: the search is
-`SearchState.advance`, the cache keeps its position on the device, and the flag that says that all inputs are done is
-read two steps late. The plain counterpart is `generation.search` over `Florence2Model.step`.
+On a CUDA device a stage of the model is a few hundred small kernels, and starting them one by one from Python takes
+longer than running them; a CUDA graph starts all with one call. A graph computes with the tensors that lay in their
+places when it was recorded, and as the modules were then; `StageWatch` finds out whether both still hold.
 
-On one H200 in float16, base took 0.85 ms a step (transformers 5.17: 13.1 ms), three beams, one image.
+On one H200 in float16, base took 0.85 ms a step (transformers 5.17: 13.1 ms), three beams, one image, with its steps
+recorded for each shape; recorded, one image took 3.9 ms in place of 22.7, and its prompt 0.4 ms in place of 3.5.
 """
 
+import contextlib
+import operator
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from florence2.fast.cuda.layers import FusedDecoderLayer
-from florence2.fast.cuda.search import fuse
-from florence2.fast.decoder import DirectDecoder
-from florence2.fast.linear import Linear
-from florence2.fast.unchanged import find_change, find_replaced_method, remember, structure
-from florence2.generation.options import GenerationOptions
-from florence2.generation.search import start_search
-from florence2.generation.state import Generation, SearchState, SpecialIds, logit_rules
-from florence2.model.bart import (
-    POSITION_OFFSET,
-    Attention,
-    Decoder,
-    DecoderLayer,
-    LanguageModel,
-    Positions,
+from florence2.fast.unchanged import Kinds, find_change, find_mode, find_replaced_method, remember, structure
+from florence2.model.bart import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer, LanguageModel, Positions
+from florence2.model.davit import (
+    ChannelAttention,
+    ChannelBlock,
+    ConvEmbed,
+    DaViT,
+    DepthwiseConv,
+    DualBlock,
+    Mlp,
+    SpatialBlock,
+    WindowAttention,
 )
-from florence2.model.cache import DecoderCache, KeysValues
 from florence2.model.florence2 import Florence2Model, Head
+from florence2.model.projection import CosineTable, PositionTable, Projection
 
-Recorder = Callable[[Callable[[], None]], Callable[[], None]]
-"""Take work that only touches fixed buffers; return a call that does it again."""
+Recorder = Callable[[Callable[[], None], torch.device], Callable[[], None]]
+"""Take work that only touches fixed buffers of a device; return a call that does it again, with its `size` in bytes."""
+Stage = TypeVar("Stage", bound="Recorded")
 
-_FIRST_WINDOW = 64  # positions; each next window is twice as long, so that short answers do not attend to empty slots
-_LATE = 2  # steps between copying the flag that all inputs are done and reading it
-_KEPT = 2  # idle generators for each model, waiting for a call of their shape
-
-
-class StaticCache(DecoderCache):
-    """A cache whose buffers never move and whose position is a tensor, so that a recorded step can be replayed."""
-
-    def __init__(
-        self, decoder: Decoder, memory: Tensor, beams: int, max_length: int, memory_mask: Tensor | None = None
-    ):
-        super().__init__(decoder, memory, beams, max_length, memory_mask)
-        self.position = torch.zeros(1, dtype=torch.long, device=memory.device)
-        self.slots = torch.arange(beams, device=memory.device)
-        self.window = max_length
-        """How many positions a step looks at; all later ones must be empty."""
-
-    def restart(self, decoder: Decoder, memory: Tensor, memory_mask: Tensor | None) -> None:
-        """Forget everything, and take another memory of the same shape."""
-        fresh = DecoderCache(decoder, memory, self.beams, 0, memory_mask)
-        for old, new in zip(self.projected, fresh.projected, strict=True):
-            for kept, taken in zip(old[:3], new[:3], strict=True):
-                if kept is not None and taken is not None:
-                    kept.copy_(taken)
-        self.ancestry.zero_()
-        self.position.zero_()
-
-    def embed_position(self, table: nn.Module) -> Tensor:
-        """Return the embedding (1, D) of the position that `advance` opens next."""
-        assert isinstance(table, Positions)
-        return table.weight.index_select(0, self.position + POSITION_OFFSET)
-
-    def advance(self) -> None:
-        """Open the next position."""
-        own = torch.eye(self.beams, dtype=torch.bool, device=self.ancestry.device).expand(len(self.ancestry), -1, -1)
-        self.slots.copy_(self.position * self.beams + torch.arange(self.beams, device=self.slots.device))
-        self.ancestry.index_copy_(2, self.slots, own)
-        self.position.add_(1)
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
-        """Write the newest position; later slots are attended to with weight 0, so they must not hold NaN."""
-        pair = self.own[layer] or (self._room_for(keys).zero_(), self._room_for(values).zero_())
-        self.own[layer] = pair
-        for buffer, new in zip(pair, (keys, values), strict=True):
-            buffer.index_copy_(2, self.slots, new)
-        end = self.window * self.beams
-        return KeysValues(pair[0][:, :, :end], pair[1][:, :, :end], self.ancestry[:, None, :, :end])
-
-    def reorder(self, parents: Tensor) -> None:
-        """Let beam k continue beam `parents[b, k]`."""
-        self.ancestry.copy_(self.ancestry.gather(1, parents[:, :, None].expand_as(self.ancestry)))
+_KEPT = 64  # idle recordings of a model: rows times lengths of what is asked most
+_KEPT_SHARE = 0.15  # of the device's memory, that they may hold
+_KEPT_BYTES = 1 << 30  # the same on a device that does not say how much it has
 
 
-class GraphedGenerator:
-    """The buffers of generations of one shape, and their recorded steps. It serves one call at a time."""
+@dataclass(frozen=True)
+class Part:
+    """A stage of the model: the modules that it computes with, and the methods of the model that it calls."""
 
-    def __init__(
-        self,
-        model: Florence2Model,
-        memory: Tensor,
-        options: GenerationOptions,
-        ids: SpecialIds,
-        memory_mask: Tensor | None,
-        record: Recorder,
-    ):
-        self.record, self.options = record, options
-        self.cache = StaticCache(
-            model.language_model.decoder, memory, options.num_beams, options.max_new_tokens, memory_mask
-        )
-        self.empty = fuse(start_search(len(memory), options, ids, memory.device))
-        self.state = _with_own_buffers(self.empty)
-        self.all_done = torch.zeros(1, dtype=torch.bool, device=memory.device)
-        self.recorded: dict[Any, Callable[[], None] | None] = {}
-
-    def run(self, model: Florence2Model, memory: Tensor, memory_mask: Tensor | None) -> Generation:
-        """Answer `memory`, whose shape must be the one that this was made for."""
-        self.cache.restart(model.language_model.decoder, memory, memory_mask)
-        _copy(self.empty, self.state)
-        flags = _LateFlags(self.all_done)
-        for n in range(1, self.options.max_new_tokens + 1):
-            self._step(model, n)
-            if flags.ask():
-                break
-        return _with_own_buffers(self.state).finish()
-
-    def _step(self, model: Florence2Model, n: int) -> None:
-        """Run the n-th step: plainly when its kind occurs first, recorded the second time, then replayed."""
-        window = _FIRST_WINDOW
-        while window < n:
-            window *= 2
-        self.cache.window = min(window, self.options.max_new_tokens)
-        rules = logit_rules(self.options, self.state.ids)
-        kind = (self.cache.window, *(rule.applies(n - 1) for rule in rules))
-
-        def work() -> None:
-            logits = model.step(self.state.newest.flatten(), self.cache).float()  # as the plain search
-            _copy(self.state.advance(logits, n), self.state)
-            self.cache.reorder(self.state.parents)
-            self.all_done.copy_(self.state.done.all())
-
-        if kind not in self.recorded:
-            self.recorded[kind] = None
-            work()
-            return
-        replay = self.recorded[kind] or self.record(work)
-        self.recorded[kind] = replay
-        replay()
+    modules: tuple[str, ...]
+    methods: tuple[str, ...]
 
 
-class _LateFlags:
-    """Reads a flag of the device some steps after it was set, so that the host never waits for the device."""
-
-    def __init__(self, flag: Tensor):
-        self.flag = flag
-        self.asked: list[tuple[Tensor, torch.cuda.Event | None]] = []
-
-    def ask(self) -> bool:
-        """Return the flag as it was `_LATE` steps ago; on a CPU, as it is now."""
-        if self.flag.device.type != "cuda":
-            return bool(self.flag)
-        copy = torch.empty(1, dtype=torch.bool, pin_memory=True)
-        copy.copy_(self.flag, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self.asked.append((copy, event))
-        if len(self.asked) <= _LATE:
-            return False
-        copy, late = self.asked.pop(0)
-        assert late is not None
-        late.synchronize()
-        return bool(copy)
-
-
-def record_cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """Capture `work` as a CUDA graph without running it; return its replay."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
-
-
-_lock = threading.Lock()
-_idle: "weakref.WeakKeyDictionary[Florence2Model, list[tuple[Any, GraphedGenerator]]]" = weakref.WeakKeyDictionary()
-
-
-_KINDS = remember(
-    frozenset(
-        (
-            *(Decoder, DirectDecoder, DecoderLayer, FusedDecoderLayer, Attention, Positions),
-            *(Linear, nn.LayerNorm, nn.ModuleList, nn.Embedding),
-        )
-    )
+VISION = Part(("vision_tower", "multi_modal_projector"), ("encode_image",))
+ENCODER = Part(("language_model.encoder", "language_model.shared"), ("encode", "memory_mask"))
+DECODER = Part(
+    ("language_model.decoder", "language_model.shared", "lm_head"),
+    ("step", "logits", "start_cache", "language_model.embed_answer"),
 )
-_EMBEDDING = remember(frozenset((nn.Embedding,)))
-_MODELS = remember(frozenset((Florence2Model, LanguageModel, Head)))
+
+_MODELS = remember(frozenset((Florence2Model, LanguageModel)))
+_kinds = remember(
+    frozenset((DaViT, ConvEmbed, DualBlock, SpatialBlock, ChannelBlock, DepthwiseConv, Mlp))
+    | frozenset((WindowAttention, ChannelAttention, Projection, PositionTable, CosineTable))
+    | frozenset((Encoder, EncoderLayer, Decoder, DecoderLayer, Attention, Positions, Head))
+    | frozenset((nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.ModuleList))
+)
 
 
-def generate_graphed(
-    model: Florence2Model,
-    memory: Tensor,
-    options: GenerationOptions,
-    ids: SpecialIds,
-    memory_mask: Tensor | None = None,
-    record: Recorder | None = None,
-) -> Generation | None:
-    """Return what `search` over `model.step` gives, by replay; None where a step may not be recorded.
+def know(kinds: Kinds) -> None:
+    """Let modules of these classes be recorded too; call it when the module that knows them is imported.
 
-    `record` None is a CUDA graph, for a memory on a CUDA device only. The generator of an earlier call with the same
-    shapes, options and structure is used again.
+    On a CUDA device they ask it for no value, and what they do depends on shapes and modules alone.
     """
-    if (record is None and memory.device.type != "cuda") or why_not_recorded(model) is not None:
-        return None
-    if options.extra_rules or options.sample:
-        return None  # a rule of one's own may look at values; draws would be those of the call that was recorded
-    record = record or record_cuda_graph
-    # a graph reads tensors where they were when it was recorded, and all else as it was then
-    tensors = (*model.parameters(), *model.buffers())
-    places = tuple((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
-    key = (
-        (memory.shape, memory.dtype, memory.device, options, memory_mask is None, record),
-        (places, structure(model.language_model)),
-    )
-    generator = _take(model, key) or GraphedGenerator(model, memory, options, ids, memory_mask, record)
-    found = generator.run(model, memory, memory_mask)
-    with _lock:
-        waiting = _idle.setdefault(model, [])
-        waiting.append((key, generator))
-        del waiting[:-_KEPT]
-    return found
+    global _kinds
+    _kinds = remember(_kinds | kinds)
 
 
-def why_not_recorded(model: Florence2Model) -> str | None:
-    """Return in words why a step may do more than the modules of this package do; None if it does not."""
+def why_not_recorded(model: Florence2Model, part: Part = DECODER) -> str | None:
+    """Return in words why a stage may do more than the modules of this package do; None if it does not."""
     text = model.language_model
-    if type(text) is not LanguageModel:
+    if part is not VISION and type(text) is not LanguageModel:
         return f"language_model is of the class {type(text).__name__}, which the faster way does not know"
-    own = (*vars(model), *(f"language_model.{name}" for name in vars(text)))
-    replaced = [name for name in ("step", "logits", "start_cache", "language_model.embed_answer") if name in own]
-    if replaced:
-        return f"the model has a replaced method, {replaced[0]}"
-    change = find_change(text.decoder, _KINDS, "language_model.decoder")
-    change = change or find_change(text.shared, _EMBEDDING, "language_model.shared")
-    change = change or find_replaced_method(_MODELS | {type(model)})
-    if change is None and model.lm_head is not None and type(model.lm_head) is not Head:
-        return f"lm_head is of the class {type(model.lm_head).__name__}, which the faster way does not know"
-    loose = (name for name, part in text.named_modules() if any(isinstance(v, Tensor) for v in vars(part).values()))
-    return change or next((f"language_model.{name} holds a tensor that is not a parameter" for name in loose), None)
+    reason = _replaced_method(model, part)
+    for path in part.modules:
+        module = model.get_submodule(path) if path != "lm_head" else model.lm_head
+        reason = reason or (None if module is None else find_change(module, _kinds, path) or _loose(module, path))
+    return reason
 
 
-def _take(model: Florence2Model, shape: Any) -> GraphedGenerator | None:
-    with _lock:
-        waiting = _idle.setdefault(model, [])
-        for i, (known, generator) in enumerate(waiting):
-            if known == shape:
-                del waiting[i]
-                return generator
+def _replaced_method(model: Florence2Model, part: Part) -> str | None:
+    own = (*vars(model), *(f"language_model.{name}" for name in vars(model.language_model)))
+    replaced = next((name for name in part.methods if name in own), None)
+    if replaced is not None:
+        return f"the model has a replaced method, {replaced}"
+    method = _replaced_class_method(model)
+    return None if method is None else f"{method} was replaced"
+
+
+def _replaced_class_method(model: Florence2Model) -> str | None:
+    # sets that were remembered when their modules were imported: one that is new would be remembered now
+    return find_replaced_method(_MODELS) or find_replaced_method(frozenset((type(model),)))
+
+
+def _loose(module: nn.Module, path: str) -> str | None:
+    """Return in words which tensor a graph would not look for, if there is any."""
+    for name, part in module.named_modules():
+        if any(isinstance(value, Tensor) for value in vars(part).values()):
+            return f"{'.'.join(filter(None, (path, name)))} holds a tensor that is not a parameter"
     return None
 
 
-def _with_own_buffers(state: SearchState) -> SearchState:
-    copies: dict[str, Any] = {name: value.clone() for name, value in state.tensors().items()}
-    return replace(state, **copies)
+class StageWatch:
+    """What a stage of the model was when it was looked at, in detail and so that a change shows in a moment.
+
+    Attributes:
+        reason: Why the stage may not be recorded, in words; None if it may.
+        key: The tensors' places and everything else that the stage computes with.
+    """
+
+    def __init__(self, model: Florence2Model, part: Part):
+        self.reason = why_not_recorded(model, part)
+        if self.reason is not None:
+            return
+        roots = [each for path in part.modules if (each := _find(model, path)) is not None]
+        self._modules = [module for root in roots for module in root.modules()]
+        self._tensors = [tensor for module in self._modules for tensor in _own_tensors(module)]
+        self._tensors += [model.final_logits_bias]
+        # held, so that nothing else can come to lie in the place of one of them
+        self._values = self._read_values(model, part)
+        self._places = self._read_places()
+        self.key: Hashable = self._places, tuple(structure(root) for root in roots)
+
+    def holds(self, model: Florence2Model, part: Part) -> bool:
+        """Return whether all is as it was; other values in the same tensors are not a change."""
+        if find_mode() is not None or _hooked_globally():
+            return False
+        if find_replaced_method(_kinds) is not None or _replaced_class_method(model) is not None:
+            return False
+        values = self._read_values(model, part)
+        same = len(values) == len(self._values) and all(map(operator.is_, values, self._values))
+        return same and self._places == self._read_places()
+
+    def _read_values(self, model: Florence2Model, part: Part) -> list[object]:
+        text = model.language_model
+        values: list[object] = [type(model), type(text), model.final_logits_bias]
+        values += [_find(model, path) for path in part.modules]
+        values += [vars(owner).get(name) for name in _method_names(part) for owner in (model, text)]
+        for module in self._modules:
+            own = module.__dict__
+            values += (type(module), *own.values(), *own["_parameters"].values(), *own["_buffers"].values())
+            values += (*own["_modules"].values(), *own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
+        return values
+
+    def _read_places(self) -> tuple[object, ...]:
+        return tuple((each.data_ptr(), each.shape, each.stride(), each.dtype) for each in self._tensors)
 
 
-def _copy(source: SearchState, target: SearchState) -> None:
-    """Copy every tensor of `source` into that of `target`, which stays where it is."""
-    targets = target.tensors()
-    for name, value in source.tensors().items():
-        targets[name].copy_(value)
+def _find(model: Florence2Model, path: str) -> nn.Module | None:
+    module: Any = model
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module if isinstance(module, nn.Module) else None
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _method_names(part: Part) -> list[str]:
+    return [name.rpartition(".")[2] for name in part.methods]
+
+
+def _hooked_globally() -> bool:
+    module = torch.nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+
+
+class Recorded:
+    """Fixed buffers and the work on them, by kind: done plainly first, recorded the second time, then replayed."""
+
+    def __init__(self, record: Recorder, device: torch.device):
+        self._record, self._device = record, device
+        self._replays: dict[Hashable, Callable[[], None] | None] = {}
+
+    def do(self, kind: Hashable, work: Callable[[], None]) -> None:
+        """Do work that is the same whenever it is of this kind."""
+        if kind not in self._replays:
+            work()  # plainly: libraries prepare themselves, and what happens once is not worth a recording
+            self._replays[kind] = None
+            return
+        replay = self._replays[kind]
+        if replay is None:
+            with _recording:
+                replay = self._replays[kind] = self._record(work, self._device)
+        replay()
+
+    def forget(self) -> None:
+        """Drop what was recorded; the model has changed."""
+        self._replays = {}
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the buffers."""
+        yield from ()
+
+    @property
+    def size(self) -> int:
+        """The bytes of the buffers and of what was recorded."""
+        buffers = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+        return buffers + sum(getattr(replay, "size", 0) for replay in self._replays.values())
+
+
+_recording = threading.Lock()  # torch records one graph at a time
+
+
+class CudaGraph:
+    """A recorded CUDA graph; calling it does the work again."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, size: int):
+        self._graph, self.size = graph, size
+
+    def __call__(self) -> None:
+        """Start the recorded kernels."""
+        self._graph.replay()
+
+
+def record_cuda_graph(work: Callable[[], None], device: torch.device) -> CudaGraph:
+    """Capture `work` as a CUDA graph without running it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # other threads may use the device meanwhile, for example to upload the next images
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            before = torch.cuda.memory_reserved(device)
+            work()
+        return CudaGraph(graph, max(0, torch.cuda.memory_reserved(device) - before))
+
+
+class Recordings:
+    """The idle recordings of one model, those that were used last at the end; each serves one call at a time."""
+
+    def __init__(self) -> None:
+        self._idle: OrderedDict[int, tuple[Hashable, Recorded, int]] = OrderedDict()
+        self._lock, self._given = threading.Lock(), 0
+        self.watches: dict[Part, StageWatch] = {}
+
+    def take(self, key: Hashable, make: Callable[[], Stage]) -> Stage:
+        """Return the recording that was made for `key` and used last, or a new one; no other call has it."""
+        with self._lock:
+            place = next((place for place, (known, *_) in reversed(self._idle.items()) if known == key), None)
+            if place is not None:
+                stage: Any = self._idle.pop(place)[1]
+                return stage  # type: ignore[no-any-return]
+        with ordinary_tensors():
+            try:
+                return make()
+            except torch.OutOfMemoryError:
+                self.clear()  # they are only kept for speed
+                return make()
+
+    def give(self, key: Hashable, stage: Recorded, device: torch.device) -> None:
+        """Keep a recording for later calls, in the place of those that were not used for longest."""
+        with self._lock:
+            self._given += 1
+            self._idle[self._given] = key, stage, stage.size
+            total, limit = sum(size for *_, size in self._idle.values()), kept_bytes(device)
+            while self._idle and (len(self._idle) > _KEPT or total > limit):
+                _, (_, _, size) = self._idle.popitem(last=False)
+                total -= size
+
+    def clear(self) -> None:
+        """Drop all."""
+        with self._lock:
+            self._idle.clear()
+
+    @property
+    def size(self) -> int:
+        """The bytes of all that is idle."""
+        with self._lock:
+            return sum(size for *_, size in self._idle.values())
+
+    def __len__(self) -> int:
+        """Count the idle recordings."""
+        return len(self._idle)
+
+
+def kept_bytes(device: torch.device) -> int:
+    """Return how many bytes the idle recordings of one model may hold."""
+    if device.type != "cuda":
+        return _KEPT_BYTES
+    return int(_KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
+
+
+_models: "weakref.WeakKeyDictionary[Florence2Model, Recordings]" = weakref.WeakKeyDictionary()
+_models_lock = threading.Lock()
+
+
+def recordings(model: Florence2Model) -> Recordings:
+    """Return the recordings of a model, which last as long as it does."""
+    with _models_lock:
+        return _models.setdefault(model, Recordings())
+
+
+def watch(model: Florence2Model, part: Part) -> StageWatch:
+    """Return what a stage of the model is now; the same object as before while nothing changes."""
+    kept = recordings(model).watches
+    known = kept.get(part)
+    if known is None or known.reason is not None or not known.holds(model, part):
+        known = kept[part] = StageWatch(model, part)
+    return known
+
+
+_recorder: ContextVar[Recorder | None] = ContextVar("florence2_recorder", default=record_cuda_graph)
+
+
+@contextlib.contextmanager
+def record_with(recorder: Recorder | None) -> Iterator[None]:
+    """Let `recorder` record inside the block, on any device, for tests and comparisons; None records nothing."""
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """Return how work on a device is recorded; None where it is not."""
+    recorder = _recorder.get()
+    return None if recorder is record_cuda_graph and device.type != "cuda" else recorder
+
+
+def stream_of(device: torch.device) -> int:
+    """Return which stream the current thread's work on a device goes to: two streams may not share buffers."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+@contextlib.contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Make tensors that may be written to in and out of inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def round_up(value: int, steps: Sequence[int]) -> int:
+    """Return the first of the ascending `steps` that is at least `value`; above them, a multiple of the last."""
+    return next((step for step in steps if step >= value), -(-value // steps[-1]) * steps[-1])

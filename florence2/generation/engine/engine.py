@@ -16,7 +16,7 @@ from torch import Tensor
 from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation import budget
 from florence2.generation.engine.features import FeatureCache
-from florence2.generation.engine.lane import Lane, Outcome
+from florence2.generation.engine.lane import Lane, OpensLanes, Outcome, OwnLane
 from florence2.generation.generate import fit_options, not_finite, ordinary, special_ids
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
@@ -102,7 +102,8 @@ class Engine:
         self._memory_bytes, self._memory_share, self._room = memory_bytes, memory_share, 0
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
-        self._lanes: dict[int, Lane[Ticket]] = {}  # by the number of sequences an answer
+        # by the number of sequences an answer; the model's own by options
+        self._lanes: dict[int | GenerationOptions, Lane[Ticket] | OwnLane[Ticket]] = {}
         self._cancelled = False  # whether any question was cancelled since the last step
         self._owed = 0.0  # seconds of decoding that running answers are due before the next one is encoded
 
@@ -127,7 +128,7 @@ class Engine:
                 f"{length} positions (image tokens count too) are more than the {positions} of this checkpoint; "
                 "shorten the text."
             )
-        needed = budget.generation_bytes(self._model.config, options, length, self._model.dtype)
+        needed = budget.answer_bytes(self._model, options, length)
         if self._memory_bytes is not None and needed > self._memory_bytes:
             raise OptionError(
                 f"One answer may take {needed / 1e9:.1f} GB, more than the {self._memory_bytes / 1e9:.1f} GB of this "
@@ -207,7 +208,7 @@ class Engine:
         return self._owed <= 0 and in_lane < self._slots and taken + ticket.bytes <= self._room
 
     def _start(self, tickets: Sequence[Ticket]) -> list[tuple[Ticket, Outcome]]:
-        """Encode images and prompts, those of equal lengths together, and let the answers join their lanes."""
+        """Encode images and prompts, those that are alike together, and let the answers join their lanes."""
         failed: list[tuple[Ticket, Outcome]] = []
         alike: list[list[tuple[Ticket, Tensor]]] = []
         for ticket in tickets:
@@ -218,7 +219,8 @@ class Engine:
             except Florence2Error as error:
                 failed.append((ticket, error))
                 continue
-            part = next((part for part in alike if _can_join(part[0], (ticket, features))), None)
+            padded = not isinstance(self._lane(ticket.work.options), Lane)
+            part = next((part for part in alike if _can_join(part[0], (ticket, features), padded)), None)
             if part is None:
                 alike.append(part := [])
             part.append((ticket, features))
@@ -228,21 +230,32 @@ class Engine:
         """Encode the prompts of questions that are alike; their answers join a lane. Return those that failed."""
         tickets, options = [ticket for ticket, _ in asked], asked[0][0].work.options
         features = torch.cat([each for _, each in asked]).to(self._model.device, self._model.dtype)
-        prompts = torch.tensor([list(ticket.work.prompt) for ticket in tickets], device=features.device)
+        prompts, mask = _padded([ticket.work.prompt for ticket in tickets], self._ids.pad, features.device)
         try:
-            memory = self._model.encode(features, prompts)
+            if mask is None:
+                memory = self._model.encode(features, prompts)
+            else:
+                memory, mask = self._model.encode(features, prompts, mask), self._model.memory_mask(features, mask)
         except Florence2Error as error:  # of a module of the user's
             return [(ticket, error) for ticket in tickets]
         finite = memory.isfinite().flatten(1).all(dim=1).tolist()
         failed = [ticket for ticket, good in zip(tickets, finite, strict=True) if not good]
         if failed:
-            memory = memory[torch.tensor(finite, device=memory.device)]
+            rows = torch.tensor(finite, device=memory.device)
+            memory, mask = memory[rows], None if mask is None else mask[rows]
             tickets = [ticket for ticket, good in zip(tickets, finite, strict=True) if good]
         if tickets:
-            if options.width not in self._lanes:
-                self._lanes[options.width] = Lane(self._model, options.width, self._slots, self._ids)
-            self._lanes[options.width].join(tickets, memory, options)
+            self._lane(options).join(tickets, memory, options, mask)
         return [(ticket, not_finite(memory.dtype)) for ticket in failed]
+
+    def _lane(self, options: GenerationOptions) -> "Lane[Ticket] | OwnLane[Ticket]":
+        """Return the lane that answers with these options join, of the model's own kind where it has one now."""
+        own = self._model.open_lane(options, self._ids) if isinstance(self._model, OpensLanes) else None
+        if own is not None:
+            return self._lanes.setdefault(options, own)
+        if options.width not in self._lanes:
+            self._lanes[options.width] = Lane(self._model, options.width, self._slots, self._ids)
+        return self._lanes[options.width]
 
     def _encode_image(self, work: Work) -> Tensor:
         if work.features is not None:
@@ -273,11 +286,20 @@ class Engine:
         return self._model.config.vision.image_tokens(*work.pixel_values.shape[-2:])
 
 
-def _can_join(asked: tuple[Ticket, Tensor], other: tuple[Ticket, Tensor]) -> bool:
-    """Return whether two questions can be encoded together without padding, and join a lane together."""
+def _can_join(asked: tuple[Ticket, Tensor], other: tuple[Ticket, Tensor], padded: bool) -> bool:
+    """Return whether two questions can be encoded together, `padded` or not, and join a lane together."""
     (one, features), (two, others) = asked, other
-    lengths = len(one.work.prompt), len(two.work.prompt)
-    return features.shape == others.shape and lengths[0] == lengths[1] and one.work.options == two.work.options
+    fit = padded or len(one.work.prompt) == len(two.work.prompt)
+    return fit and features.shape == others.shape and one.work.options == two.work.options
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return prompts as (B, S) ids, and where these are real (B, S) bool; None where all are."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    same = min(map(len, prompts)) == longest
+    return ids, None if same else torch.arange(longest, device=device) < lengths[:, None]
 
 
 def _hash(pixel_values: Tensor) -> bytes:

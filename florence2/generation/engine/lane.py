@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,32 @@ class PreparesSteps(Protocol):
         ...
 
 
+class OwnLane(Protocol[Name]):
+    """A lane that a model brings, for answers with equal options; its methods are those of `Lane`.
+
+    The prompts of those that join together may be padded: what the model brings is as fast with a mask.
+    """
+
+    def __len__(self) -> int: ...
+
+    def join(
+        self, names: Sequence[Name], memory: Tensor, options: GenerationOptions, mask: Tensor | None = None
+    ) -> None: ...
+
+    def drop(self, unwanted: Callable[[Name], bool]) -> None: ...
+
+    def step(self) -> list[tuple[Name, Outcome]]: ...
+
+
+@runtime_checkable
+class OpensLanes(Protocol):
+    """A model that can advance answers itself, sooner."""
+
+    def open_lane(self, options: GenerationOptions, ids: SpecialIds) -> OwnLane[Any] | None:
+        """Return a lane for answers with these options, or None where this does not apply now."""
+        ...
+
+
 @dataclass
 class _Group(Generic[Name]):
     """The running answers with equal options. `rows` says where each stands among all that run, ascending."""
@@ -52,8 +78,14 @@ class Lane(Generic[Name]):
         """Count the running answers."""
         return len(self._cache.positions)
 
-    def join(self, names: Sequence[Name], memory: Tensor, options: GenerationOptions) -> None:
-        """Start the answers `names` over `memory` (B, S, D)."""
+    def join(
+        self, names: Sequence[Name], memory: Tensor, options: GenerationOptions, mask: Tensor | None = None
+    ) -> None:
+        """Start the answers `names` over `memory` (B, S, D); `mask` (B, S) bool is True at real positions."""
+        if mask is not None:
+            for i, name in enumerate(names):
+                self.join([name], memory[i, mask[i]][None], options)
+            return
         rows = self._cache.join(memory)
         state = start_search(len(memory), options, self._ids, memory.device)
         group = next((group for group in self._groups if group.state.options == options), None)

@@ -1,195 +1,324 @@
-"""Generation by replay, with calling in the place of recording: all but the CUDA graph itself."""
+"""What is recorded, how long it is valid, and how much of it is kept."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from florence2.fast.cuda import graphs as graphed
-from florence2.fast.cuda.graphs import StaticCache, generate_graphed
+from florence2.fast.cuda import graphs
+from florence2.fast.cuda.graphs import (
+    DECODER,
+    ENCODER,
+    VISION,
+    Recorded,
+    Recordings,
+    StageWatch,
+    record_with,
+    recorder_for,
+    recordings,
+    round_up,
+    watch,
+    why_not_recorded,
+)
 from florence2.fast.install import install
-from florence2.generation.generate import generate
-from florence2.generation.options import GenerationOptions
-from florence2.generation.state import Generation, SpecialIds
 from florence2.model.florence2 import Florence2Model
-from parity.cases import SETTINGS, shapes
+from parity.cases import shapes
 from parity.recipe import make_model
-from tests.slow_search import search_slowly
+from parity.tape import NotRecordableError, TapeRecorder
+
+PARTS = {"vision": VISION, "encoder": ENCODER, "decoder": DECODER}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model() -> Florence2Model:
+def made() -> Florence2Model:
     shape = shapes()[3]
-    return make_model(shape.config, shape.seed, shape.end_bonus)
+    return install(make_model(shape.config, shape.seed, shape.end_bonus))
 
 
-@pytest.fixture(scope="module")
-def memory() -> Tensor:
-    return torch.randn(3, 9, 64, generator=torch.Generator().manual_seed(4))
+@pytest.fixture
+def model(made: Florence2Model) -> Florence2Model:
+    return copy.deepcopy(made)
 
 
-def call_again(work: Callable[[], None]) -> Callable[[], None]:
-    return work
-
-
-@torch.inference_mode()
-def replayed(
-    model: Florence2Model, memory: Tensor, options: GenerationOptions, mask: Tensor | None = None
-) -> Generation:
-    found = generate_graphed(install(model), memory, options, SpecialIds(), mask, record=call_again)
-    assert found is not None
-    return found
-
-
-def same(one: Generation, other: Generation) -> bool:
-    return (
-        one.sequences.tolist() == other.sequences.tolist()
-        and one.finish_reasons == other.finish_reasons
-        and torch.allclose(one.token_logprobs, other.token_logprobs, atol=1e-3)
-        and torch.allclose(one.sequence_scores, other.sequence_scores, atol=1e-3)
-    )
-
-
-@pytest.mark.parametrize("changes", SETTINGS, ids=str)
-def test_same_as_the_search(
-    model: Florence2Model, memory: Tensor, changes: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphed, "_FIRST_WINDOW", 4)  # several windows within the first tokens
-    options = GenerationOptions().changed(**changes)
-    expected = generate(model, memory, options)
-    assert same(replayed(model, memory, options), expected)
-
-
-def test_an_untied_model_is_replayed(model: Florence2Model, memory: Tensor) -> None:
-    """A replay recorded before is not used again, and the weights of its own are read."""
-    untied, options = copy.deepcopy(model), GenerationOptions(num_beams=2, max_new_tokens=8)
-    tied = replayed(untied, memory, options)
-    shared = untied.language_model.shared.weight.detach()
-    untied.untie_head(shared.flip(0))
-    untied.untie_answers(shared.roll(7, 0))
-    found, expected = replayed(untied, memory, options), generate(untied, memory, options)
-    assert same(found, expected) and not same(found, tied)
-
-
-def test_a_generator_serves_again(model: Florence2Model, memory: Tensor) -> None:
-    """Nothing of one call is left in the next, whatever its mask."""
-    options = GenerationOptions(max_new_tokens=12)
-    masks = [torch.ones(3, 9, dtype=torch.bool), torch.tensor([[True] * 5 + [False] * 4] * 3)]
-    graphed._idle.pop(model, None)
-    for scale, mask in ((1.0, masks[0]), (2.0, masks[1]), (1.0, masks[1])):
-        assert same(replayed(model, memory * scale, options, mask), generate(model, memory * scale, options, mask))
-    assert len(graphed._idle[model]) == 1
-    replayed(model, memory, options.changed(num_beams=2))
-    replayed(model, memory, options.changed(num_beams=1))
-    assert len(graphed._idle[model]) == graphed._KEPT
-
-
-@torch.inference_mode()
-def test_a_mask_is_not_ignored_by_a_generator_that_was_made_without_one(model: Florence2Model, memory: Tensor) -> None:
-    """A call without a mask, one of the same shape with one, and the first again."""
-    memory = memory[:1]  # the search that it is compared with takes its time
-    options = GenerationOptions(max_new_tokens=4, num_return_sequences=3)
-    mask = torch.tensor([[True] * 5 + [False] * 4])
-    graphed._idle.pop(model, None)
-    found = [replayed(model, memory, options, each) for each in (None, mask, None)]
-    expected = [search_slowly(model, memory, options, each) for each in (None, mask)]
-    assert expected[0] != expected[1]
-    for generation, rows in zip(found, (*expected, expected[0]), strict=True):
-        assert [
-            row[: 1 + length] for row, length in zip(generation.sequences.tolist(), generation.lengths, strict=True)
-        ] == rows
-
-
-def test_generate_replays_where_that_is_possible(
-    model: Florence2Model, memory: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`generate` gives an installed model its whole search, with memory, options, ids and mask in their places."""
-
-    def on_the_cpu(*arguments: Any) -> Generation | None:
-        calls.append(arguments)
-        return generate_graphed(*arguments, record=call_again)
-
-    calls: list[tuple[Any, ...]] = []
-    mask = torch.tensor([[True] * 5 + [False] * 4] * 3)
-    options = GenerationOptions(max_new_tokens=8)
-    expected = generate(model, memory, options, mask)
-    monkeypatch.setattr("florence2.fast.install.generate_graphed", on_the_cpu)
-    assert same(generate(install(model), memory, options, mask), expected) and len(calls) == 1
-
-
-class OwnRule:
-    """A rule that may look at values, as far as anybody knows."""
-
-    name = "own"
-
-    def applies(self, generated: int) -> bool:
-        return generated > 0
-
-    def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
-        return scores if int(generated.max()) < 99 else scores * 2
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("changes", [{"sample": True}, {"extra_rules": (OwnRule(),)}], ids=["sample", "extra_rules"])
-def test_samples_and_rules_of_ones_own_are_not_recorded(
-    model: Florence2Model, memory: Tensor, changes: dict[str, Any]
-) -> None:
-    """A recorded step would draw the numbers of the first call again, and not look at values."""
-    plain = GenerationOptions(max_new_tokens=5, num_beams=1)
-    replayed(model, memory, plain)
-    options = plain.changed(**changes)
-    assert generate_graphed(install(model), memory, options, SpecialIds(), record=call_again) is None
-
-
-def test_every_kind_of_step_is_recorded_once(model: Florence2Model, memory: Tensor) -> None:
-    """The first of a kind runs as it is, the second is recorded, the others are replayed."""
-    recorded, replays = [], []
-
-    def record(work: Callable[[], None]) -> Callable[[], None]:
-        recorded.append(work)
-
-        def replay() -> None:
-            replays.append(work)
-            work()
-
-        return replay
-
-    options = GenerationOptions(max_new_tokens=40, min_new_tokens=39, num_beams=2)
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
     with torch.inference_mode():
-        found = generate_graphed(install(model), memory, options, SpecialIds(), record=record)
-    assert same(found, generate(model, memory, options))
-    # forced begin; too short for an n-gram; the usual step; forced end
-    assert len(recorded) == 1 and len(replays) == 40 - 4
+        yield
 
 
-def test_a_step_reads_and_writes_fixed_buffers_only(model: Florence2Model, memory: Tensor) -> None:
-    """What a CUDA graph needs: after a step every tensor lies where it lay before."""
-    cache = StaticCache(model.language_model.decoder, memory, 2, 20)
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_everything_of_an_installed_model_may_be_recorded(model: Florence2Model, part: graphs.Part) -> None:
+    assert why_not_recorded(model, part) is None
+    assert watch(model, part) is watch(model, part)
 
-    def places() -> list[int]:
-        own = [tensor for pair in cache.own for tensor in pair or ()]
-        projected = [tensor for part in cache.projected for tensor in part[:2]]
-        return [t.data_ptr() for t in (cache.ancestry, cache.position, cache.slots, *own, *projected) if t is not None]
 
-    with torch.inference_mode():
-        model.step(torch.tensor([5, 6] * 3), cache)
-        before = places()
+def _double(module: Any) -> None:
+    module.weight.data = module.weight.data * 2
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "hook": lambda module: module.register_forward_hook(lambda *_: None),
+    "pre-hook": lambda module: module.register_forward_pre_hook(lambda *_: None),
+    "training": lambda module: module.train(),
+    "method": lambda module: setattr(module, "forward", lambda x: x),
+    "weight": _double,
+    "parameter": lambda module: setattr(module, "weight", nn.Parameter(module.weight * 2)),
+    "layout": lambda module: setattr(module.weight, "data", module.weight.data.t().contiguous().t()),
+    "class": lambda module: setattr(module, "__class__", type("Own", (type(module),), {})),
+    "tensor": lambda module: setattr(module, "loose", torch.ones(1)),
+}
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "vision": lambda model: model.vision_tower.blocks[0][0].spatial_block.ffn.fc1,
+    "encoder": lambda model: model.language_model.encoder.layers[0].fc1,
+    "decoder": lambda model: model.language_model.decoder.layers[0].fc1,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", PARTS)
+def test_a_change_is_seen_in_its_part_alone(model: Florence2Model, name: str, change: str) -> None:
+    before = {each: watch(model, part) for each, part in PARTS.items()}
+    CHANGES[change](PLACES[name](model))
+    for each, part in PARTS.items():
+        same = watch(model, part) is before[each]
+        assert same == (each != name)
+    now = watch(model, PARTS[name])
+    assert (now.reason is None) == (change in ("weight", "parameter", "layout"))
+    assert now.reason is not None or now.key != before[name].key
+
+
+def test_values_written_in_place_are_no_change(model: Florence2Model) -> None:
+    before = watch(model, DECODER)
+    model.language_model.decoder.layers[0].fc1.weight.mul_(2)
+    assert watch(model, DECODER) is before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.language_model.decoder, "scale", 3.0),
+        lambda model: model.untie_head(),
+        lambda model: model.untie_answers(),
+        lambda model: setattr(
+            model.language_model.decoder, "layers", nn.ModuleList(model.language_model.decoder.layers).eval()
+        ),
+        lambda model: setattr(model, "final_logits_bias", model.final_logits_bias + 1),
+    ],
+    ids=["number", "head", "answers", "list", "bias"],
+)
+def test_other_numbers_and_modules_have_another_key(model: Florence2Model, change: Callable[[Any], object]) -> None:
+    before = watch(model, DECODER)
+    change(model)
+    now = watch(model, DECODER)
+    assert now is not before and now.reason is None and now.key != before.key
+
+
+def test_a_value_that_comes_back_to_an_old_place_is_seen(model: Florence2Model) -> None:
+    """Numbers that were freed leave their ids to later ones; those that a watch has seen stay."""
+    decoder: Any = model.language_model.decoder
+    before = watch(model, DECODER)
+    for i in range(50):
+        decoder.scale = 1.5 + i
+        now = watch(model, DECODER)
+        assert now is not before and now.key != before.key
+        before = now
+
+
+@pytest.mark.parametrize("name", ["step", "logits", "start_cache"])
+def test_replaced_methods_of_the_model(model: Florence2Model, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = watch(model, DECODER)
+    monkeypatch.setattr(model, name, getattr(model, name))
+    assert watch(model, DECODER) is not before
+    assert why_not_recorded(model) == f"the model has a replaced method, {name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["florence2.model.florence2.Florence2Model", "florence2.fast.install.FastFlorence2Model"]
+)
+def test_methods_replaced_before_the_first_answer(name: str) -> None:
+    """In a process of its own, where nobody has looked at the classes yet."""
+    script = f"""
+import importlib, torch
+from florence2.checkpoints.hub import EMBEDDED_MODEL
+from florence2.fast.cuda.graphs import DECODER, watch
+from florence2.pipeline import load
+owner = getattr(importlib.import_module("{name.rpartition(".")[0]}"), "{name.rpartition(".")[2]}")
+step = owner.step
+owner.step = lambda *given: step(*given)
+with torch.inference_mode():
+    print(watch(load(EMBEDDED_MODEL, device="cpu").model, DECODER).reason)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == f"{name.rpartition('.')[2]}.step was replaced"
+
+
+def test_hooks_on_all_modules_and_modes(model: Florence2Model) -> None:
+    before = watch(model, DECODER)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert watch(model, DECODER).reason == "a forward hook is registered on all modules"
+    finally:
+        handle.remove()
+    with torch.inference_mode(False), torch.enable_grad():
+        assert watch(model, DECODER).reason == "gradients are on"
+    assert watch(model, DECODER).key == before.key
+
+
+def test_a_watch_does_not_keep_its_model(made: Florence2Model) -> None:
+    import weakref
+
+    model = copy.deepcopy(made)
+    watch(model, DECODER)
+    gone = weakref.ref(model)
+    del model
+    assert gone() is None
+
+
+class Doubling(Recorded):
+    def __init__(self, record: Any, size: int = 4):
+        super().__init__(record, CPU)
+        self.value = torch.ones(size)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield self.value
+
+
+def test_work_is_done_plainly_then_recorded_then_replayed() -> None:
+    recorder = TapeRecorder()
+    stage, calls = Doubling(recorder), []
+
+    def work() -> None:
+        calls.append(1)
+        stage.value.mul_(2)
+
+    for n in range(1, 6):
+        stage.do("kind", work)
+        assert stage.value.tolist() == [2.0**n] * 4
+    assert len(calls) == 2 and (recorder.recorded, recorder.replayed) == (1, 4)
+    stage.do("another", work)
+    assert len(calls) == 3
+    stage.forget()
+    stage.do("kind", work)
+    assert len(calls) == 4
+
+
+def test_one_call_has_a_recording_at_a_time() -> None:
+    kept, record = Recordings(), TapeRecorder()
+    first = kept.take("a", lambda: Doubling(record))
+    second = kept.take("a", lambda: Doubling(record))
+    assert first is not second
+    kept.give("a", first, CPU)
+    kept.give("a", second, CPU)
+    assert kept.take("b", lambda: Doubling(record)) not in (first, second)
+    assert kept.take("a", lambda: Doubling(record)) is second and len(kept) == 1
+
+
+def test_those_not_used_for_longest_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Recordings()
+    monkeypatch.setattr(graphs, "_KEPT", 2)
+    stages = [Doubling(TapeRecorder()) for _ in range(3)]
+    for i, stage in enumerate(stages):
+        kept.give(i, stage, CPU)
+    assert len(kept) == 2 and kept.take(2, lambda: stages[0]) is stages[2]
+    assert kept.take(0, lambda: Doubling(TapeRecorder())) is not stages[0]
+
+
+def test_bytes_of_buffers_and_recordings_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_KEPT_BYTES", 3000)
+    kept, stages = Recordings(), []
+    for i in range(3):
+        stage = Doubling(TapeRecorder(size=500), size=125)  # 500 bytes
         for _ in range(2):
-            model.step(torch.tensor([5, 6] * 3), cache)
-            cache.reorder(torch.tensor([[0, 0], [1, 0], [1, 1]]))
-    assert places() == before and int(cache.position) == 3
+            stage.do("kind", lambda stage=stage: stage.value.mul_(2))
+        assert stage.size == 1000
+        stages.append(stage)
+        kept.give(i, stage, CPU)
+    assert len(kept) == 3
+    kept.give("small", Doubling(TapeRecorder(), 1), CPU)
+    assert len(kept) == 3 and kept.take(0, lambda: stages[1]) is stages[1]
+    kept.give("large", Doubling(TapeRecorder(), 2000), CPU)
+    assert len(kept) == 0
 
 
-def test_another_model_in_the_same_place_is_not_served_by_it(model: Florence2Model, memory: Tensor) -> None:
-    options = GenerationOptions(max_new_tokens=6)
-    other = Florence2Model(replace(model.config)).eval()
-    other.load_state_dict(model.state_dict())
-    replayed(other, memory, options)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.data = parameter.data * 1.5
-    assert same(replayed(other, memory, options), generate(other, memory, options))
+def test_memory_that_is_needed_is_not_kept() -> None:
+    kept, tries = Recordings(), []
+    kept.give("old", Doubling(TapeRecorder()), CPU)
+
+    def make() -> Doubling:
+        tries.append(len(kept))
+        if len(kept):
+            raise torch.OutOfMemoryError("of the device")
+        return Doubling(TapeRecorder())
+
+    kept.take("new", make)
+    assert tries == [1, 0]
+
+
+def test_recordings_are_of_one_model(model: Florence2Model, made: Florence2Model) -> None:
+    assert recordings(model) is recordings(model) and recordings(model) is not recordings(made)
+
+
+def test_only_cuda_records_by_itself() -> None:
+    assert recorder_for(CPU) is None and recorder_for(torch.device("cuda")) is graphs.record_cuda_graph
+    recorder = TapeRecorder()
+    with record_with(recorder):
+        assert recorder_for(CPU) is recorder
+        with record_with(None):
+            assert recorder_for(CPU) is recorder_for(torch.device("cuda")) is None
+        assert recorder_for(CPU) is recorder
+    assert recorder_for(CPU) is None
+
+
+def test_round_up() -> None:
+    assert [round_up(n, (1, 2, 4)) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.tensor([1.0]) + x,
+        lambda x: bool((x > 0).all()),
+        lambda x: x.long().unique(),
+    ],
+)
+def test_a_tape_refuses_what_a_graph_cannot_hold(work: Callable[[Tensor], object]) -> None:
+    x = torch.ones(3)
+    with pytest.raises(NotRecordableError):
+        TapeRecorder()(lambda: work(x) and None, CPU)
+
+
+def test_a_tape_knows_nothing_of_python() -> None:
+    x, other, factor = torch.ones(2), torch.full((2,), 5.0), [2.0]
+
+    def work() -> None:
+        view = x[:1]
+        view.mul_(factor[0])
+        x.add_(other * 10)
+
+    tape = TapeRecorder()(work, CPU)
+    assert x.tolist() == [1, 1]  # what was recorded is undone
+    tape()
+    assert x.tolist() == [52, 51]
+    factor[0] = 100
+    other.fill_(1)
+    tape()
+    assert x.tolist() == [114, 61]
+    other.data = torch.zeros(2)
+    tape()
+    assert x.tolist() == [238, 71]
+
+
+def test_watches_of_models_without_a_language_model(model: Florence2Model) -> None:
+    text: Any = model
+    text.language_model = nn.Identity()
+    assert StageWatch(model, VISION).reason is None
+    assert "Identity" in str(StageWatch(model, DECODER).reason) and "Identity" in str(StageWatch(model, ENCODER).reason)
