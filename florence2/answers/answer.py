@@ -11,11 +11,23 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
+from florence2.answers.confidence import (
+    NO_CALIBRATION,
+    Calibration,
+    Likelihoods,
+    rate_regions,
+    rate_text,
+    score_regions,
+    score_text,
+)
 from florence2.answers.drawing import Shape, draw_shapes
 from florence2.answers.notebook import Row, rows_to_html, text_to_html, to_png
 from florence2.answers.parsing import Region, clean_label, find_regions, remove_markers
 from florence2.answers.reference import reference_answer, reference_scores
-from florence2.answers.score import score_regions, score_text
+from florence2.answers.shapes import Box as Box
+from florence2.answers.shapes import Polygon as Polygon
+from florence2.answers.shapes import Quad as Quad
+from florence2.answers.shapes import corners, pairs
 from florence2.errors import ImageError, shown
 from florence2.inputs.coordinates import bins_to_pixels
 from florence2.inputs.files import is_url
@@ -27,52 +39,6 @@ CUT_OFF = "cut off at the token limit"
 
 ImageReference: TypeAlias = "Path | weakref.ref[Any] | None"
 """Where an answer finds its image again, without keeping it alive."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A labelled box.
-
-    Attributes:
-        xyxy: Left, top, right, bottom in pixels of the original image, in the order the model wrote them.
-        label: The object's name or description; empty for a proposal.
-        score: The geometric mean of the probabilities of the location tokens, 0..1 and not calibrated. None when the
-            answer was parsed without log-probabilities.
-    """
-
-    xyxy: tuple[float, float, float, float]
-    label: str = ""
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class Quad:
-    """A labelled quadrilateral, such as a line of text.
-
-    Attributes:
-        xyxyxyxy: Four corners x1, y1, ..., x4, y4 in pixels of the original image, clockwise from the top left.
-        label: The text that was read there.
-        score: As for `Box`.
-    """
-
-    xyxyxyxy: tuple[float, ...]
-    label: str = ""
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class Polygon:
-    """A labelled object with one or more closed outlines.
-
-    Attributes:
-        rings: The outlines, each x1, y1, x2, y2, ... in pixels of the original image.
-        label: The object's name or description; empty where the task writes none.
-        score: As for `Box`.
-    """
-
-    rings: tuple[tuple[float, ...], ...]
-    label: str = ""
-    score: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,6 +55,10 @@ class Answer:
         quads: The quadrilaterals, in that order.
         polygons: The outlined objects, in that order.
         score: The geometric mean of the probabilities of the tokens of `text`, 0..1; None without log-probabilities.
+        confidence: Of a text, how probable it is that all of it is right, 0..1; None where the regions have confidences
+            of their own, and where it was not asked for.
+        calibrated: Whether the confidences were calibrated on labelled images; False where they are raw, None where
+            they were not asked for.
         sequence_score: The hypothesis's score in beam search; None without beams.
         finish_reason: "stop", or "length" for an answer that was cut off; None for an answer parsed from text.
         token_ids: The generated ids, the decoder's start id first; empty for an answer parsed from text.
@@ -108,6 +78,8 @@ class Answer:
     quads: tuple[Quad, ...] = ()
     polygons: tuple[Polygon, ...] = ()
     score: float | None = None
+    confidence: float | None = None
+    calibrated: bool | None = None
     sequence_score: float | None = None
     finish_reason: str | None = None
     token_ids: tuple[int, ...] = ()
@@ -188,12 +160,12 @@ class Answer:
         Raises:
             ImageError: The image cannot be read.
         """
-        shapes = [Shape(_corners(box.xyxy), box.label) for box in self.boxes]
-        shapes += [Shape(_pairs(quad.xyxyxyxy), quad.label) for quad in self.quads]
+        shapes = [Shape(corners(box.xyxy), box.label) for box in self.boxes]
+        shapes += [Shape(pairs(quad.xyxyxyxy), quad.label) for quad in self.quads]
         for polygon in self.polygons:
             for i, ring in enumerate(polygon.rings):  # one title per object, and none where a box has it
                 titled = i == 0 and not self.boxes
-                shapes.append(Shape(_pairs(ring), polygon.label, filled=True, titled=titled))
+                shapes.append(Shape(pairs(ring), polygon.label, filled=True, titled=titled))
         return draw_shapes(open_image(image), shapes, note=CUT_OFF if self.is_cut_off else None)
 
     def _repr_png_(self) -> bytes | None:
@@ -271,6 +243,8 @@ def parse_answer(
     token_texts: Sequence[str] = (),
     sequence_score: float | None = None,
     finish_reason: str | None = None,
+    likelihoods: Likelihoods | None = None,
+    calibration: Calibration = NO_CALIBRATION,
     image: ImageReference = None,
 ) -> Answer:
     """Read a generated text as an answer of the given kind.
@@ -285,6 +259,8 @@ def parse_answer(
         token_texts: The text of each id.
         sequence_score: The hypothesis's score in beam search.
         finish_reason: "stop" or "length".
+        likelihoods: The model's own probabilities along the answer. Confidences need them and `token_texts`.
+        calibration: Turns raw confidences into frequencies.
         image: Where to find the image again; see `image_reference`.
 
     Returns:
@@ -294,7 +270,15 @@ def parse_answer(
     scores: list[float | None] = [None] * len(regions)
     if token_logprobs:
         scores = score_regions(kind, token_texts, token_logprobs)
-    shapes = [_to_shape(region, image_size, score) for region, score in zip(regions, scores, strict=True)]
+    confidences: list[float | None] = [None] * len(regions)
+    if likelihoods is not None:
+        parts = rate_regions(kind, token_texts, likelihoods)
+        confidences = [calibration(kind, part.raw) for part in parts]
+    text_confidence = None
+    if likelihoods is not None and kind == "text":
+        text_confidence = calibration(kind, rate_text(token_texts, likelihoods))
+    rated = zip(regions, scores, confidences, strict=True)
+    shapes = [_to_shape(region, image_size, score, confidence) for region, score, confidence in rated]
     return Answer(
         task=task,
         kind=kind,
@@ -305,6 +289,8 @@ def parse_answer(
         quads=tuple(shape for shape in shapes if isinstance(shape, Quad)),
         polygons=tuple(shape for shape in shapes if isinstance(shape, Polygon)),
         score=score_text(token_texts, token_logprobs),
+        confidence=text_confidence,
+        calibrated=None if likelihoods is None else calibration.knows(kind),
         sequence_score=sequence_score,
         finish_reason=finish_reason,
         token_ids=tuple(token_ids),
@@ -314,15 +300,17 @@ def parse_answer(
     )
 
 
-def _to_shape(region: Region, image_size: tuple[int, int], score: float | None) -> Box | Quad | Polygon:
+def _to_shape(
+    region: Region, image_size: tuple[int, int], score: float | None, confidence: float | None
+) -> Box | Quad | Polygon:
     label = clean_label(region.label)
     rows = [tuple(bins_to_pixels(bins, image_size)) for bins in region.bins]
     if region.shape == "polygon":
-        return Polygon(tuple(row for row in rows if row), label, score)
+        return Polygon(tuple(row for row in rows if row), label, score, confidence)
     if region.shape == "quad":
-        return Quad(rows[0], label, score)
+        return Quad(rows[0], label, score, confidence)
     x1, y1, x2, y2 = rows[0]
-    return Box((x1, y1, x2, y2), label, score)
+    return Box((x1, y1, x2, y2), label, score, confidence)
 
 
 def _count(field_name: str, number: int) -> str:
@@ -333,12 +321,3 @@ def _count(field_name: str, number: int) -> str:
 def _line(label: str, score: float | None, coordinates: Sequence[float]) -> str:
     numbers = " ".join(f"{value:.1f}" for value in coordinates)
     return "  ".join(part for part in (label, "" if score is None else f"{score:.2f}", numbers) if part)
-
-
-def _pairs(row: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(row[0::2], row[1::2], strict=True))
-
-
-def _corners(xyxy: tuple[float, float, float, float]) -> list[tuple[float, float]]:
-    x1, y1, x2, y2 = xyxy
-    return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]

@@ -73,6 +73,7 @@ class Engine:
         memory_bytes: int | None = None,
         memory_share: float = budget.USABLE,
         decoding_share: float = 0.0,
+        locations: Sequence[int] = (),
     ):
         """Make an engine without work.
 
@@ -85,6 +86,7 @@ class Engine:
             memory_share: That share, above 0 and up to 1; an answer alone may take 0.9.
             decoding_share: The least share of the time, 0 up to 1, that running answers get while others wait: 0 fills
                 every slot at once, for the most answers in all; 0.5 lets a running answer take at most twice its time.
+            locations: The ids of the location tokens, which a confidence needs; without them none is computed.
 
         Raises:
             OptionError: A value is out of range.
@@ -97,7 +99,7 @@ class Engine:
         if not 0 <= decoding_share < 1:
             raise OptionError(f"decoding_share is {shown(decoding_share)}; it must be at least 0 and below 1.")
         self._model, self._slots, self._share = model, slots, decoding_share
-        self._ids = special_ids(model)
+        self._ids, self._locations = special_ids(model), locations
         self._features = FeatureCache(cache_bytes)
         self._memory_bytes, self._memory_share, self._room = memory_bytes, memory_share, 0
         self._waiting: deque[Ticket] = deque()
@@ -240,7 +242,7 @@ class Engine:
             tickets = [ticket for ticket, good in zip(tickets, finite, strict=True) if good]
         if tickets:
             if options.width not in self._lanes:
-                self._lanes[options.width] = Lane(self._model, options.width, self._slots, self._ids)
+                self._lanes[options.width] = Lane(self._model, options.width, self._slots, self._ids, self._locations)
             self._lanes[options.width].join(tickets, memory, options)
         return [(ticket, not_finite(memory.dtype)) for ticket in failed]
 

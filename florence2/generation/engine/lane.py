@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from florence2.errors import Florence2Error
+from florence2.generation.engine.forced import read_again
 from florence2.generation.engine.slots import SlotCache
 from florence2.generation.options import GenerationOptions
 from florence2.generation.search import start_search
@@ -42,8 +43,9 @@ class _Group(Generic[Name]):
 class Lane(Generic[Name]):
     """Up to `slots` running answers of `width` sequences each, which the decoder advances together."""
 
-    def __init__(self, model: Florence2Model, width: int, slots: int, ids: SpecialIds):
-        self._model, self._width, self._ids = model, width, ids
+    def __init__(self, model: Florence2Model, width: int, slots: int, ids: SpecialIds, locations: Sequence[int] = ()):
+        self._model, self._width, self._ids, self._locations = model, width, ids, locations
+        self._memories: dict[Name, Tensor] = {}  # of the answers to be read again (`engine.forced`), (1, S, D) each
         self._cache = SlotCache(model.language_model.decoder, width, slots, model.device)
         self._groups: list[_Group[Name]] = []
         self._prepared_for = 0  # rows, rounded up to a power of two
@@ -55,6 +57,8 @@ class Lane(Generic[Name]):
     def join(self, names: Sequence[Name], memory: Tensor, options: GenerationOptions) -> None:
         """Start the answers `names` over `memory` (B, S, D)."""
         rows = self._cache.join(memory)
+        if options.confidence and self._locations:
+            self._memories |= zip(names, torch.split(memory, 1), strict=True)
         state = start_search(len(memory), options, self._ids, memory.device)
         group = next((group for group in self._groups if group.state.options == options), None)
         if group is None:
@@ -69,6 +73,8 @@ class Lane(Generic[Name]):
         leaving = {
             row for group in self._groups for name, row in zip(group.names, group.rows, strict=True) if unwanted(name)
         }
+        for name in [name for name in self._memories if unwanted(name)]:
+            del self._memories[name]
         if leaving:
             self._keep(fill_holes(len(self), leaving))
 
@@ -89,7 +95,17 @@ class Lane(Generic[Name]):
             self._keep(kept)
         if len(self):
             self._cache.reorder(parents)
-        return [(name, outcome) for name, _, outcome in ended]
+        return [(name, self._read_again(name, outcome)) for name, _, outcome in ended]
+
+    def _read_again(self, name: Name, outcome: Outcome) -> Outcome:
+        """Return an outcome with the model's own probabilities along the answer, if they were asked for."""
+        memory = self._memories.pop(name, None)
+        if memory is None or not isinstance(outcome, Generation):
+            return outcome
+        try:
+            return read_again(self._model, outcome, memory, self._locations)
+        except Florence2Error as error:  # of a module of the user's
+            return error
 
     def _prepare(self) -> None:
         """Prepare the model's steps when the number of rows has changed by much, or the lane was empty."""
