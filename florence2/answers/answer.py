@@ -21,13 +21,14 @@ from florence2.answers.confidence import (
     score_text,
 )
 from florence2.answers.drawing import Shape, draw_shapes
-from florence2.answers.notebook import Row, rows_to_html, text_to_html, to_png
+from florence2.answers.notebook import Row, rows_to_html, rows_to_lines, text_to_html, to_png
 from florence2.answers.parsing import Region, clean_label, find_regions, remove_markers
 from florence2.answers.reference import reference_answer, reference_scores
 from florence2.answers.shapes import Box as Box
 from florence2.answers.shapes import Polygon as Polygon
 from florence2.answers.shapes import Quad as Quad
 from florence2.answers.shapes import corners, pairs
+from florence2.answers.supervision import to_detections
 from florence2.errors import ImageError, shown
 from florence2.inputs.coordinates import bins_to_pixels
 from florence2.inputs.files import is_url
@@ -94,11 +95,16 @@ class Answer:
         return self.finish_reason == "length"
 
     def __str__(self) -> str:
-        """Return the text, or one line for each box, quad and outline; and a last line if the answer was cut off."""
+        """Return the text, or one line for each box, quad and outline, after a line that names their columns.
+
+        A last line says if the answer was cut off.
+        """
         if self.kind == "text":
             lines = [self.text.strip()]
         else:
-            lines = [_line(*row) for row in self._rows()] or ([] if self.is_cut_off else ["(nothing found)"])
+            rows = self._rows()
+            nothing = [] if self.is_cut_off else ["(nothing found)"]
+            lines = rows_to_lines(rows, self._number) if rows else nothing
         if self.is_cut_off:
             lines.append(f"({CUT_OFF})")
         return "\n".join(line for line in lines if line)
@@ -148,8 +154,38 @@ class Answer:
             answer["scores"] = reference_scores(self.token_texts, self.token_logprobs)
         return {self.task: answer}
 
+    def to_supervision(self, classes: Sequence[str] | None = None) -> Any:
+        """Return the regions as `supervision.Detections`; the package supervision must be installed.
+
+        Args:
+            classes: The labels by their class ids; others get -1. None numbers the answer's own labels, sorted.
+
+        Returns:
+            Detections with confidence, class_id and data["class_name"]; quads with data["xyxyxyxy"], outlines with
+            masks. Boxes have left, top, right, bottom in this order.
+
+        Raises:
+            OptionError: supervision is not installed, or `classes` is not a list of labels.
+        """
+        return to_detections([*self.boxes, *self.quads, *self.polygons], self.image_size, classes)
+
+    def with_confidence(self, least: float) -> "Answer":
+        """Return the answer with only the regions whose confidence is `least` or more; its texts stay as they are.
+
+        Args:
+            least: A confidence, 0..1. Regions without a confidence are left out, unless it is 0.
+
+        Returns:
+            The same answer with fewer boxes, quads and polygons.
+        """
+
+        def kept(shapes: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(shape for shape in shapes if (shape.confidence or 0.0) >= least)
+
+        return replace(self, boxes=kept(self.boxes), quads=kept(self.quads), polygons=kept(self.polygons))
+
     def draw(self, image: ImageInput) -> Image.Image:
-        """Draw boxes, quads and filled polygons with their labels; an answer that was cut off says so in a corner.
+        """Draw boxes, quads and filled polygons with labels and confidences; one that was cut off says so in a corner.
 
         Args:
             image: The image that the answer describes, in any form that `open_image` reads.
@@ -160,12 +196,12 @@ class Answer:
         Raises:
             ImageError: The image cannot be read.
         """
-        shapes = [Shape(corners(box.xyxy), box.label) for box in self.boxes]
-        shapes += [Shape(pairs(quad.xyxyxyxy), quad.label) for quad in self.quads]
+        shapes = [Shape(corners(box.xyxy), box.label, box.confidence) for box in self.boxes]
+        shapes += [Shape(pairs(quad.xyxyxyxy), quad.label, quad.confidence) for quad in self.quads]
         for polygon in self.polygons:
             for i, ring in enumerate(polygon.rings):  # one title per object, and none where a box has it
                 titled = i == 0 and not self.boxes
-                shapes.append(Shape(pairs(ring), polygon.label, filled=True, titled=titled))
+                shapes.append(Shape(pairs(ring), polygon.label, polygon.confidence, filled=True, titled=titled))
         return draw_shapes(open_image(image), shapes, note=CUT_OFF if self.is_cut_off else None)
 
     def _repr_png_(self) -> bytes | None:
@@ -178,7 +214,8 @@ class Answer:
         if self._open_image() is not None:
             return None
         rows = self._rows()
-        return rows_to_html(rows, CUT_OFF if self.is_cut_off else None) if rows else text_to_html(str(self))
+        note = CUT_OFF if self.is_cut_off else None
+        return rows_to_html(rows, note, self._number) if rows else text_to_html(str(self))
 
     def _open_image(self) -> Image.Image | None:
         """Return the image to draw on, or None when it is unknown, vanished or changed, or nothing can be drawn."""
@@ -192,10 +229,18 @@ class Answer:
         return image if image.size == self.image_size else None
 
     def _rows(self) -> list[Row]:
-        rows: list[Row] = [(box.label, box.score, box.xyxy) for box in self.boxes]
-        rows += [(quad.label, quad.score, quad.xyxyxyxy) for quad in self.quads]
-        rows += [(polygon.label, polygon.score, ring) for polygon in self.polygons for ring in polygon.rings]
+        def number(shape: Box | Quad | Polygon) -> float | None:
+            return shape.score if self.calibrated is None else shape.confidence
+
+        rows: list[Row] = [(box.label, number(box), box.xyxy) for box in self.boxes]
+        rows += [(quad.label, number(quad), quad.xyxyxyxy) for quad in self.quads]
+        rows += [(polygon.label, number(polygon), ring) for polygon in self.polygons for ring in polygon.rings]
         return rows
+
+    @property
+    def _number(self) -> str:
+        """The name of the numbers in `_rows`."""
+        return "score" if self.calibrated is None else "confidence" if self.calibrated else "raw confidence"
 
     def __getstate__(self) -> dict[str, Any]:
         kept = self.image if isinstance(self.image, Path) else None  # a weak reference cannot be pickled
@@ -316,8 +361,3 @@ def _to_shape(
 def _count(field_name: str, number: int) -> str:
     singular = {"boxes": "box", "quads": "quad", "polygons": "polygon"}[field_name]
     return f"{number} {singular if number == 1 else field_name}"
-
-
-def _line(label: str, score: float | None, coordinates: Sequence[float]) -> str:
-    numbers = " ".join(f"{value:.1f}" for value in coordinates)
-    return "  ".join(part for part in (label, "" if score is None else f"{score:.2f}", numbers) if part)

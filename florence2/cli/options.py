@@ -228,6 +228,17 @@ def parse_box(text: str) -> tuple[float, ...]:
     return box
 
 
+def parse_share(text: str) -> float:
+    """Return a number from 0 to 1. Raises ArgumentTypeError for anything else."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return share
+
+
 def parse_change(text: str) -> tuple[str, Any]:
     """Return name and value of a changed setting; a value that is not JSON is a text.
 

@@ -1,12 +1,16 @@
 """The confidence of regions and texts, computed by hand."""
 
+import importlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from florence2.answers.answer import Answer, parse_answer
+from florence2.answers.answer import Answer, Box, Polygon, parse_answer
+from florence2.answers.cascade import Cascade
 from florence2.answers.confidence import Calibration, Likelihoods, Parts, rate_regions
+from florence2.errors import OptionError
 from florence2.inputs.tasks import AnswerKind
 
 BOX = [("<loc_100>", 1.0), ("<loc_200>", 1.0), ("<loc_200>", 1.0), ("<loc_400>", 1.0)]
@@ -14,7 +18,7 @@ BOX = [("<loc_100>", 1.0), ("<loc_200>", 1.0), ("<loc_200>", 1.0), ("<loc_400>",
 
 
 def likelihoods(pieces: list[tuple[str, float]], spread: dict[int, dict[int, float]]) -> Likelihoods:
-    """The probability of each token; a location has it at its own bin, unless `spread` says what stands at its place."""
+    """The probability of each token; a location has it at its own bin, unless `spread` says otherwise."""
     locations = np.zeros((len(pieces), 1000), np.float32)
     for i, (text, probability) in enumerate(pieces):
         for bin, share in spread.get(i, {int(text[5:-1]): probability} if text.startswith("<loc_") else {}).items():
@@ -106,3 +110,65 @@ def test_a_calibration_is_for_a_kind_of_answer() -> None:
 
 def test_parts() -> None:
     assert Parts(0.5, (), ()).raw == 0.5 and Parts(0.5, (0.5, 0.9), (1, 2)).raw == 0.25
+
+
+def answer_with(*confidences: float | None, calibrated: bool | None = True) -> Answer:
+    answer = read("boxes", [("car", 1.0), *BOX])
+    boxes = tuple(Box((1.0, 2.0, 3.0, 44.0), "cat" * (i + 1), 0.1, c) for i, c in enumerate(confidences))
+    return replace(answer, boxes=boxes, calibrated=calibrated)
+
+
+def test_printed_in_columns_with_their_names() -> None:
+    assert str(answer_with(0.987, 1.0)).splitlines() == [
+        "label   confidence  x1 y1 x2 y2 in pixels",
+        "cat           0.99  1.0 2.0 3.0 44.0",
+        "catcat        1.00  1.0 2.0 3.0 44.0",
+    ]
+    assert str(answer_with(0.5, calibrated=False)).splitlines()[0] == "label  raw confidence  x1 y1 x2 y2 in pixels"
+    assert str(answer_with(None, calibrated=None)).splitlines() == [
+        "label  score  x1 y1 x2 y2 in pixels",
+        "cat     0.10  1.0 2.0 3.0 44.0",
+    ]
+    proposals = replace(answer_with(0.5), boxes=(Box((1.0, 2.0, 3.0, 44.0), "", 0.1, 0.5),))
+    assert str(proposals).splitlines() == ["confidence  x1 y1 x2 y2 in pixels", "0.50  1.0 2.0 3.0 44.0".rjust(28)]
+
+
+def test_quads_and_polygons_name_their_coordinates() -> None:
+    corners = [(f"<loc_{bin}>", 0.9) for bin in (100, 100, 300, 100, 300, 200, 100, 200)]
+    assert "x1 y1 ... x4 y4 in pixels" in str(read("quads", [("GO", 0.5), *corners]))
+    assert "x1 y1 x2 y2 ... in pixels" in str(read("polygons", corners[:6]))
+
+
+def test_a_notebook_shows_it() -> None:
+    page = answer_with(0.987, 0.5)._repr_html_() or ""
+    assert "<th>confidence</th>" in page and "<td>0.99</td>" in page
+
+
+def test_a_threshold() -> None:
+    answer = answer_with(0.2, 0.5, None)
+    assert [box.confidence for box in answer.with_confidence(0.5).boxes] == [0.5]
+    assert answer.with_confidence(0.0) == answer
+
+
+def test_a_threshold_of_a_cascade_takes_box_and_outline_together() -> None:
+    grounding = answer_with(0.9, 0.2, 0.8)
+    outline = replace(grounding, kind="polygons", boxes=(), polygons=(Polygon(((1.0, 2.0, 3.0, 4.0),), "", 0.1, 0.95),))
+    weak = replace(outline, polygons=(replace(outline.polygons[0], confidence=0.1),))
+    cascade = Cascade.join(answer_with(), grounding, [outline, outline, weak]).with_confidence(0.5)
+    assert [box.confidence for box in cascade.boxes] == [0.9, 0.8] and len(cascade.segments) == 2
+    assert [polygon.confidence for polygon in cascade.polygons] == [0.95]
+
+
+def test_rows_carry_both_numbers() -> None:
+    values = answer_with(0.25).to_dict()
+    assert values["boxes"] == [{"xyxy": [1.0, 2.0, 3.0, 44.0], "label": "cat", "score": 0.1, "confidence": 0.25}]
+    assert values["calibrated"] is True
+
+
+def test_supervision_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(OptionError, match="pip install supervision"):
+        answer_with(0.5).to_supervision()

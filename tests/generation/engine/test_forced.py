@@ -1,6 +1,7 @@
 """Finished answers are read again: their probabilities are those of `decode`, however the answers were found."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ QUESTIONS = [("<OD>",), ("<CAPTION>",), ("<OCR_WITH_REGION>",), ("<REFERRING_EXP
 
 
 def confidences(answer: florence2.Answer) -> list[float | None]:
-    shapes = [*answer.boxes, *answer.quads, *answer.polygons]
-    return [shape.confidence for shape in shapes] if answer.kind != "text" else [answer.confidence]
+    shapes: list[Any] = [*answer.boxes, *answer.quads, *answer.polygons]
+    return [each.confidence for each in shapes] if answer.kind != "text" else [answer.confidence]
 
 
 def test_they_are_those_of_decode(nano: florence2.Florence2, scene: Image.Image) -> None:
