@@ -1,13 +1,11 @@
 """Read a generated text as an Answer: boxes, quads, polygons, labels and scores."""
 
-import contextlib
 import json
-import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from PIL import Image
 
@@ -21,7 +19,8 @@ from florence2.answers.confidence import (
     score_text,
 )
 from florence2.answers.drawing import Shape, draw_shapes
-from florence2.answers.notebook import Row, rows_to_html, rows_to_lines, text_to_html, to_png
+from florence2.answers.notebook import ImageReference, Row, rows_to_html, rows_to_lines, text_to_html, to_png
+from florence2.answers.notebook import image_reference as image_reference
 from florence2.answers.parsing import Region, clean_label, find_regions, remove_markers
 from florence2.answers.reference import reference_answer, reference_scores
 from florence2.answers.shapes import Box as Box
@@ -31,15 +30,11 @@ from florence2.answers.shapes import corners, pairs
 from florence2.answers.supervision import to_detections
 from florence2.errors import ImageError, shown
 from florence2.inputs.coordinates import bins_to_pixels
-from florence2.inputs.files import is_url
 from florence2.inputs.image import ImageInput, open_image
 from florence2.inputs.tasks import AnswerKind
 
 CUT_OFF = "cut off at the token limit"
 """How an answer is marked, wherever it is shown, whose `finish_reason` is "length"."""
-
-ImageReference: TypeAlias = "Path | weakref.ref[Any] | None"
-"""Where an answer finds its image again, without keeping it alive."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -257,24 +252,6 @@ _FIELDS: dict[AnswerKind, tuple[str, ...]] = {
     "boxes_or_polygons": ("boxes", "polygons"),
 }
 """The fields that an answer of each kind fills."""
-
-
-def image_reference(source: Any) -> ImageReference:
-    """Return what `Answer.image` needs to find an image again without keeping it alive.
-
-    Args:
-        source: What the user gave as the image, in any form that `open_image` reads.
-
-    Returns:
-        A path for a path; a weak reference to a Pillow image, array or tensor; None for everything else, such as
-        bytes, file objects and data URLs.
-    """
-    if isinstance(source, str | os.PathLike):
-        return None if is_url(os.fspath(source)) else Path(source)
-    if isinstance(source, Image.Image) or hasattr(source, "__array__"):
-        with contextlib.suppress(TypeError):  # a class with slots may not support weak references
-            return weakref.ref(source)
-    return None
 
 
 def parse_answer(

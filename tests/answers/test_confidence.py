@@ -130,7 +130,7 @@ def test_printed_in_columns_with_their_names() -> None:
         "cat     0.10  1.0 2.0 3.0 44.0",
     ]
     proposals = replace(answer_with(0.5), boxes=(Box((1.0, 2.0, 3.0, 44.0), "", 0.1, 0.5),))
-    assert str(proposals).splitlines() == ["confidence  x1 y1 x2 y2 in pixels", "0.50  1.0 2.0 3.0 44.0".rjust(28)]
+    assert str(proposals).splitlines() == ["confidence  x1 y1 x2 y2 in pixels", "      0.50  1.0 2.0 3.0 44.0"]
 
 
 def test_quads_and_polygons_name_their_coordinates() -> None:
