@@ -10,6 +10,7 @@ import torch
 
 from florence2.answers.answer import Answer, parse_answer
 from florence2.answers.confidence import NO_CALIBRATION, Calibration, Likelihoods
+from florence2.checkpoints.checks.calibration import find_calibration, read_calibration
 from florence2.checkpoints.config_files import read_image_config
 from florence2.checkpoints.files import read_tasks
 from florence2.errors import PromptError, shown
@@ -65,9 +66,9 @@ class Processor(InputProcessor):
         """Read a processor from a checkpoint.
 
         Args:
-            folder: Holds `tokenizer.json`, `preprocessor_config.json` or `processor_config.json`, and `tasks.json` if
-                the checkpoint has tasks of its own.
-            adapter: The folder of an adapter, which may hold a `tasks.json` too.
+            folder: Holds `tokenizer.json`, `preprocessor_config.json` or `processor_config.json`, `tasks.json` if the
+                checkpoint has tasks of its own, and `confidence.json` if it was calibrated.
+            adapter: The folder of an adapter, which may hold the last two as well.
 
         Raises:
             CheckpointError: The tokenizer is missing or damaged.
@@ -75,7 +76,10 @@ class Processor(InputProcessor):
                 implement, or the adapter's tasks contradict the checkpoint's.
         """
         tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
-        return cls(tokenizer, read_image_config(folder), TaskTable(read_tasks(folder, adapter)))
+        table = find_calibration(adapter or folder)  # an adapter changes what a confidence means
+        calibration = NO_CALIBRATION if table is None else read_calibration(table)
+        tasks = TaskTable(read_tasks(folder, adapter))
+        return cls(tokenizer, read_image_config(folder), tasks, calibration=calibration)
 
     def image(self, source: ImageInput, background: Colour | None = None) -> torch.Tensor:
         """Return the pixel values of an image.

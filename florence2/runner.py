@@ -102,6 +102,7 @@ class Runner:
             types[name],
             prepare or self._prepare,
             self.processor.tasks,
+            self.processor.calibration,
         )
 
     def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:

@@ -295,10 +295,10 @@ def parse_answer(
     confidences: list[float | None] = [None] * len(regions)
     if likelihoods is not None:
         parts = rate_regions(kind, token_texts, likelihoods)
-        confidences = [calibration(kind, part.raw) for part in parts]
+        confidences = [calibration(part.raw, task, kind) for part in parts]
     text_confidence = None
     if likelihoods is not None and kind == "text":
-        text_confidence = calibration(kind, rate_text(token_texts, likelihoods))
+        text_confidence = calibration(rate_text(token_texts, likelihoods), task, kind)
     rated = zip(regions, scores, confidences, strict=True)
     shapes = [_to_shape(region, image_size, score, confidence) for region, score, confidence in rated]
     return Answer(
@@ -312,7 +312,7 @@ def parse_answer(
         polygons=tuple(shape for shape in shapes if isinstance(shape, Polygon)),
         score=score_text(token_texts, token_logprobs),
         confidence=text_confidence,
-        calibrated=None if likelihoods is None else calibration.knows(kind),
+        calibrated=None if likelihoods is None else calibration.knows(task, kind),
         sequence_score=sequence_score,
         finish_reason=finish_reason,
         token_ids=tuple(token_ids),

@@ -19,7 +19,7 @@ formulas.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -63,23 +63,27 @@ class Parts(NamedTuple):
         return self.label * min(self.near, default=1.0)
 
 
+Table: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Raw confidences, which rise strictly from 0 to 1, and their frequencies, which rise strictly too."""
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Turns raw confidences into frequencies, by a table for each kind of answer.
+    """Turns raw confidences into frequencies, by a table for each kind of answer, and for tasks by their tokens.
 
-    A table is two rows of numbers that increase strictly from 0 to 1, raw values and frequencies; between them it is
-    linear, so a calibrated confidence ranks answers as the raw one does.
+    Between its points a table is linear, so a calibrated confidence ranks answers as the raw one does.
     """
 
-    tables: Mapping[AnswerKind, tuple[tuple[float, ...], tuple[float, ...]]]
+    tables: Mapping[str, Table]
 
-    def knows(self, kind: AnswerKind) -> bool:
-        """Return whether there is a table for a kind of answer."""
-        return kind in self.tables
+    def knows(self, *keys: str) -> bool:
+        """Return whether there is a table for one of the `keys`."""
+        return any(key in self.tables for key in keys)
 
-    def __call__(self, kind: AnswerKind, raw: float) -> float:
-        """Return the frequency for a raw confidence; of a kind without a table, the raw value."""
-        return float(np.interp(raw, *self.tables[kind])) if kind in self.tables else raw
+    def __call__(self, raw: float, *keys: str) -> float:
+        """Return the frequency for a raw confidence by the first of the `keys` with a table, else the raw value."""
+        table = next((self.tables[key] for key in keys if key in self.tables), None)
+        return raw if table is None else float(np.interp(raw, *table))
 
 
 NO_CALIBRATION = Calibration({})

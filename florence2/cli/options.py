@@ -47,7 +47,7 @@ SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
 """The options of sampling, which are settings of `GenerationOptions`."""
 SETTINGS = {name: f"--{name.replace('_', '-')}" for name in ("max_new_tokens", *SAMPLING)} | {"num_beams": "--beams"}
 """The settings of `GenerationOptions` that have options, which messages name."""
-_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle", "background")
+_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle", "background", "calibration")
 
 # ---- groups of options ---------------------------------------------------------------------------------------------
 
@@ -122,6 +122,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         default="sdpa",
         choices=("sdpa", "eager"),
         help="torch's fused attention, or attention step by step (default: sdpa)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=path_argument,
+        metavar="FILE",
+        help="a file of `florence2 calibrate` (default: confidence.json next to the model's weights)",
     )
     add_pickle(parser)
 
