@@ -124,7 +124,7 @@ class Florence2(Runner):
             background: The colour that transparent pixels show, such as "white". None is that of `load`, which by
                 default drops alpha, as the reference does.
             options: Generation settings; None is the checkpoint's own.
-            **settings: Single generation settings, such as `num_beams=1` or `max_new_tokens=64`.
+            **settings: Single generation settings, such as `num_beams=1`, `max_new_tokens=64` or `confidence=False`.
 
         Raises:
             PromptError: The task is unknown, or its input is missing, superfluous or wrong.
