@@ -250,8 +250,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     model = options.model if options.model in NAMES else _absolute(options.model)
     adapter = _absolute(options.adapter) if options.adapter else None
     changes = dict(options.change) or None
+    calibration = _absolute(str(options.calibration)) if options.calibration else None
     kinds = {task.token: task.answer for task in options.task_kind} or None
-    given = {"model": model, "adapter": adapter, "changes": changes, "task_kind": kinds}
+    given = {"model": model, "adapter": adapter, "changes": changes, "task_kind": kinds, "calibration": calibration}
     return given | {name: getattr(options, name) for name in (*names, *SAMPLING)}
 
 
