@@ -4,15 +4,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from florence2.answers.answer import Answer, Box
 from florence2.answers.cascade import Cascade
+from florence2.answers.confidence import NO_CALIBRATION, Calibration
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
 from florence2.checkpoints.checks.belonging import check_image_settings
+from florence2.checkpoints.checks.calibration import read_calibration
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.checks.loading import Parts, check_loading
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
@@ -123,7 +126,7 @@ class Florence2(Runner):
             background: The colour that transparent pixels show, such as "white". None is that of `load`, which by
                 default drops alpha, as the reference does.
             options: Generation settings; None is the checkpoint's own.
-            **settings: Single generation settings, such as `num_beams=1` or `max_new_tokens=64`.
+            **settings: Single generation settings, such as `num_beams=1`, `max_new_tokens=64` or `confidence=False`.
 
         Raises:
             PromptError: The task is unknown, or its input is missing, superfluous or wrong.
@@ -423,6 +426,7 @@ def load(
     changes: Mapping[str, Any] | None = None,
     prepare: Prepare | None = None,
     background: Colour | None = None,
+    calibration: str | os.PathLike[str] | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Florence2:
     """Load a checkpoint into a Florence2 that answers.
@@ -451,6 +455,8 @@ def load(
             `save` writes such files (see `florence2.checkpoints.checks.empty.Prepare`).
         background: The colour that transparent pixels of images show, such as "white"; it is not saved. None drops
             alpha, as the reference does, and shows the colours that transparent pixels hide.
+        calibration: A file of `florence2 calibrate`, in place of `confidence.json` next to the weights. The latter is
+            not used with `prepare`, and with `changes` of more than generation: another model's confidences are raw.
         report: Called with a line about the files to fetch, before they are fetched.
 
     Raises:
@@ -468,7 +474,9 @@ def load(
     adapter_folder = None if adapter is None else resolve_adapter(adapter, local_files_only)
     problems: list[Florence2Error] = []
     try:
-        processor = Processor.from_folder(checkpoint_folder(path), adapter_folder).changed(background=background)
+        processor = Processor.from_folder(checkpoint_folder(path), adapter_folder).changed(
+            background=background, calibration=_own_calibration(calibration, changes, prepare)
+        )
     except Florence2Error as error:
         problems.append(error)
     try:
@@ -491,3 +499,13 @@ def load(
     check_image_settings(model.config, processor.image_config)
     # attention="eager" selects the plain model, so nothing is swapped in
     return Florence2(model if attention == "eager" else install(model), processor, os.fspath(name), prepare)
+
+
+def _own_calibration(
+    file: str | os.PathLike[str] | None, changes: Mapping[str, Any] | None, prepare: Prepare | None
+) -> Calibration | None:
+    """Return the calibration to use in place of the checkpoint's; None keeps that one. Raises ConfigError."""
+    if file is not None:
+        return read_calibration(Path(file))
+    is_other = prepare is not None or any(not name.startswith("generation.") for name in changes or ())
+    return NO_CALIBRATION if is_other else None

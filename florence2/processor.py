@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 
 from florence2.answers.answer import Answer, parse_answer
+from florence2.answers.confidence import NO_CALIBRATION, Calibration, Likelihoods
+from florence2.checkpoints.checks.calibration import find_calibration, read_calibration
 from florence2.checkpoints.config_files import read_image_config
 from florence2.checkpoints.files import read_tasks
 from florence2.errors import PromptError, shown
-from florence2.inputs.coordinates import check_image_size
+from florence2.inputs.coordinates import NUM_BINS, check_image_size
 from florence2.inputs.image import Colour, ImageConfig, ImageInput, normalise, resize_image
 from florence2.inputs.processor import InputProcessor
 from florence2.inputs.tasks import Task, TaskTable, find_task
@@ -40,16 +43,51 @@ class HostPixels:
 
 
 class Processor(InputProcessor):
-    """Tokenizer, image settings and tasks of one checkpoint, with tensors for a model. Immutable; threads share it."""
+    """Tokenizer, image settings and tasks of one checkpoint, with tensors for a model. Immutable; threads share it.
+
+    Attributes:
+        calibration: Turns raw confidences of the checkpoint's answers into frequencies.
+    """
+
+    def __init__(
+        self,
+        tokenizer: FlorenceTokenizer,
+        image_config: ImageConfig,
+        tasks: TaskTable | None = None,
+        background: Colour | None = None,
+        calibration: Calibration = NO_CALIBRATION,
+    ):
+        """Join the parts. Raises OptionError when `background` is not a colour."""
+        super().__init__(tokenizer, image_config, tasks, background)
+        self.calibration = calibration
+
+    def changed(
+        self,
+        tokenizer: FlorenceTokenizer | None = None,
+        image_config: ImageConfig | None = None,
+        tasks: TaskTable | None = None,
+        background: Colour | None = None,
+        calibration: Calibration | None = None,
+    ) -> "Processor":
+        """Return a processor with some parts replaced; None keeps a part."""
+        changed = super().changed(tokenizer, image_config, tasks, background)
+        changed.calibration = self.calibration if calibration is None else calibration
+        return changed
+
+    @cached_property
+    def location_ids(self) -> tuple[int, ...]:
+        """The ids of the location tokens in the order of their bins."""
+        ids = [self.tokenizer.token_id(f"<loc_{bin}>") for bin in range(NUM_BINS)]
+        return tuple(id for id in ids if id is not None)
 
     @classmethod
     def from_folder(cls, folder: Path, adapter: Path | None = None) -> "Processor":
         """Read a processor from a checkpoint.
 
         Args:
-            folder: Holds `tokenizer.json`, `preprocessor_config.json` or `processor_config.json`, and `tasks.json` if
-                the checkpoint has tasks of its own.
-            adapter: The folder of an adapter, which may hold a `tasks.json` too.
+            folder: Holds `tokenizer.json`, `preprocessor_config.json` or `processor_config.json`, `tasks.json` if the
+                checkpoint has tasks of its own, and `confidence.json` if it was calibrated.
+            adapter: The folder of an adapter, which may hold the last two as well.
 
         Raises:
             CheckpointError: The tokenizer is missing or damaged.
@@ -57,7 +95,10 @@ class Processor(InputProcessor):
                 implement, or the adapter's tasks contradict the checkpoint's.
         """
         tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
-        return cls(tokenizer, read_image_config(folder), TaskTable(read_tasks(folder, adapter)))
+        table = find_calibration(adapter or folder)  # an adapter changes what a confidence means
+        calibration = NO_CALIBRATION if table is None else read_calibration(table)
+        tasks = TaskTable(read_tasks(folder, adapter))
+        return cls(tokenizer, read_image_config(folder), tasks, calibration=calibration)
 
     def image(self, source: ImageInput, background: Colour | None = None) -> torch.Tensor:
         """Return the pixel values of an image.
@@ -84,6 +125,7 @@ class Processor(InputProcessor):
         token_logprobs: Sequence[float] | torch.Tensor | None = None,
         sequence_score: float | None = None,
         finish_reason: str | None = None,
+        likelihoods: Likelihoods | None = None,
     ) -> Answer:
         """Read generated text or ids as the answer to a task.
 
@@ -96,10 +138,12 @@ class Processor(InputProcessor):
                 text get scores.
             sequence_score: The hypothesis' score in the beam search.
             finish_reason: "stop" or "length".
+            likelihoods: The model's own probabilities along the T ids after the first. With them, boxes, quads,
+                polygons and texts get confidences.
 
         Raises:
-            PromptError: Neither or both of `text` and `token_ids` are given, `token_logprobs` has another length, or an
-                argument has another type.
+            PromptError: Neither or both of `text` and `token_ids` are given, `token_logprobs` or `likelihoods` has
+                another length, or an argument has another type.
         """
         image_size = check_image_size(image_size)
         if not isinstance(task, str | Task):
@@ -116,6 +160,8 @@ class Processor(InputProcessor):
                 f"{len(ids)} token_ids, the first being the start id, need {max(len(ids) - 1, 0)} token_logprobs, "
                 f"not {len(logprobs)}."
             )
+        if likelihoods is not None:
+            _check_likelihoods(likelihoods, len(ids) - 1)
         return parse_answer(
             str(task) if known is None else known.token,
             "text" if known is None else known.answer,
@@ -123,9 +169,21 @@ class Processor(InputProcessor):
             image_size,
             token_ids=ids,
             token_logprobs=logprobs,
-            token_texts=self.tokenizer.token_texts(ids) if logprobs else (),
+            token_texts=self.tokenizer.token_texts(ids) if logprobs or likelihoods is not None else (),
             sequence_score=sequence_score,
             finish_reason=finish_reason,
+            likelihoods=likelihoods,
+            calibration=self.calibration,
+        )
+
+
+def _check_likelihoods(likelihoods: Likelihoods, length: int) -> None:
+    """Raise PromptError unless the likelihoods are those of `length` ids."""
+    shapes = tuple(likelihoods.logprobs.shape), tuple(likelihoods.locations.shape)
+    if shapes != ((length,), (length, NUM_BINS)):
+        raise PromptError(
+            f"The likelihoods have the shapes {shapes[0]} and {shapes[1]}; of {max(length, 0)} ids after the start id "
+            f"they must be {(max(length, 0),)} and {(max(length, 0), NUM_BINS)}."
         )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from florence2.answers.answer import Answer, image_reference
+from florence2.answers.confidence import Likelihoods
 from florence2.checkpoints.checkpoint import save_folder
 from florence2.checkpoints.checks.belonging import check_image_size, check_vocabulary
 from florence2.checkpoints.checks.empty import Prepare
@@ -18,6 +19,7 @@ from florence2.checkpoints.checks.loading import DTYPES
 from florence2.errors import CheckpointError, OptionError, PromptError, shown
 from florence2.fast.cuda.pixels import DevicePixels
 from florence2.generation.budget import answer_bytes, how_many_fit, images_that_fit, vision_bytes
+from florence2.generation.engine.forced import read_again
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
@@ -107,6 +109,7 @@ class Runner:
             types[name],
             prepare or self._prepare,
             self.processor.tasks,
+            self.processor.calibration,
         )
 
     def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:
@@ -222,13 +225,17 @@ class Runner:
         with torch.no_grad():
             memory = self.model.encode(features, input_ids.to(self.model.device), padding, trace)
         memory_mask = None if padding is None else self.model.memory_mask(features, padding)
-        return generate(self.model, memory, options, memory_mask, trace)
+        generation = generate(self.model, memory, options, memory_mask, trace)
+        if not options.confidence or _patches_steps(start_trace(self, observe=False)):
+            return generation
+        return read_again(self.model, generation, memory, self.processor.location_ids, memory_mask)
 
     def _read(self, generation: Generation, task: Task, image: EncodedImage) -> Answer:
         """Read the best answer to one request, with the other hypotheses as alternatives."""
         answers = []
         for row in range(len(generation.sequences)):
             length = int(generation.lengths[row])
+            likelihoods = _likelihoods(generation, row, length)
             answer = self.processor.answer(
                 task,
                 image_size=image.size,
@@ -236,6 +243,20 @@ class Runner:
                 token_logprobs=generation.token_logprobs[row, :length],
                 sequence_score=float(generation.sequence_scores[row]),
                 finish_reason=generation.finish_reasons[row],
+                likelihoods=likelihoods,
             )
             answers.append(replace(answer, image=image_reference(image.source)))
         return replace(answers[0], alternatives=tuple(answers[1:]))
+
+
+def _patches_steps(patches: Trace) -> bool:
+    """Return whether patches in force change the decoder's steps, which a reading of the whole answer has not."""
+    return patches.enters("decoder") or patches.wants("logits")
+
+
+def _likelihoods(generation: Generation, row: int, length: int) -> Likelihoods | None:
+    """Return the model's own probabilities along one row of `length` ids; None where they were not asked for."""
+    logprobs, locations = generation.forced_logprobs, generation.location_probabilities
+    if logprobs is None or locations is None:
+        return None
+    return Likelihoods(logprobs[row, :length].cpu().numpy(), locations[row, :length].cpu().numpy())

@@ -157,7 +157,12 @@ class _AnsweredInOrder:
         self._runner, self._options, self._slots = runner, options, slots or MAX_SLOTS
         memory_share = _MEMORY_SHARE if slots is None else USABLE
         self._engine = Engine(
-            runner.model, self._slots, cache_bytes=0, memory_share=memory_share, decoding_share=decoding_share
+            runner.model,
+            self._slots,
+            cache_bytes=0,
+            memory_share=memory_share,
+            decoding_share=decoding_share,
+            locations=runner.processor.location_ids,
         )
         self._failure: Exception | None = None
         self._places: deque[_Place] = deque()

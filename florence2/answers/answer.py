@@ -1,78 +1,40 @@
 """Read a generated text as an Answer: boxes, quads, polygons, labels and scores."""
 
-import contextlib
 import json
-import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from PIL import Image
 
+from florence2.answers.confidence import (
+    NO_CALIBRATION,
+    Calibration,
+    Likelihoods,
+    rate_regions,
+    rate_text,
+    score_regions,
+    score_text,
+)
 from florence2.answers.drawing import Shape, draw_shapes
-from florence2.answers.notebook import Row, rows_to_html, text_to_html, to_png
+from florence2.answers.notebook import ImageReference, Row, rows_to_html, rows_to_lines, text_to_html, to_png
+from florence2.answers.notebook import image_reference as image_reference
 from florence2.answers.parsing import Region, clean_label, find_regions, remove_markers
 from florence2.answers.reference import reference_answer, reference_scores
-from florence2.answers.score import score_regions, score_text
+from florence2.answers.shapes import Box as Box
+from florence2.answers.shapes import Polygon as Polygon
+from florence2.answers.shapes import Quad as Quad
+from florence2.answers.shapes import corners, pairs
+from florence2.answers.supervision import to_detections
 from florence2.errors import ImageError, shown
 from florence2.inputs.coordinates import bins_to_pixels
-from florence2.inputs.files import is_url
 from florence2.inputs.image import ImageInput, open_image
 from florence2.inputs.tasks import AnswerKind
 
 CUT_OFF = "cut off at the token limit"
 """How an answer is marked, wherever it is shown, whose `finish_reason` is "length"."""
-
-ImageReference: TypeAlias = "Path | weakref.ref[Any] | None"
-"""Where an answer finds its image again, without keeping it alive."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A labelled box.
-
-    Attributes:
-        xyxy: Left, top, right, bottom in pixels of the original image, in the order the model wrote them.
-        label: The object's name or description; empty for a proposal.
-        score: The geometric mean of the probabilities of the location tokens, 0..1 and not calibrated. None when the
-            answer was parsed without log-probabilities.
-    """
-
-    xyxy: tuple[float, float, float, float]
-    label: str = ""
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class Quad:
-    """A labelled quadrilateral, such as a line of text.
-
-    Attributes:
-        xyxyxyxy: Four corners x1, y1, ..., x4, y4 in pixels of the original image, clockwise from the top left.
-        label: The text that was read there.
-        score: As for `Box`.
-    """
-
-    xyxyxyxy: tuple[float, ...]
-    label: str = ""
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class Polygon:
-    """A labelled object with one or more closed outlines.
-
-    Attributes:
-        rings: The outlines, each x1, y1, x2, y2, ... in pixels of the original image.
-        label: The object's name or description; empty where the task writes none.
-        score: As for `Box`.
-    """
-
-    rings: tuple[tuple[float, ...], ...]
-    label: str = ""
-    score: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,6 +51,10 @@ class Answer:
         quads: The quadrilaterals, in that order.
         polygons: The outlined objects, in that order.
         score: The geometric mean of the probabilities of the tokens of `text`, 0..1; None without log-probabilities.
+        confidence: Of a text, how probable it is that all of it is right, 0..1; None where the regions have confidences
+            of their own, and where it was not asked for.
+        calibrated: Whether the confidences were calibrated on labelled images; False where they are raw, None where
+            they were not asked for.
         sequence_score: The hypothesis's score in beam search; None without beams.
         finish_reason: "stop", or "length" for an answer that was cut off; None for an answer parsed from text.
         token_ids: The generated ids, the decoder's start id first; empty for an answer parsed from text.
@@ -108,6 +74,8 @@ class Answer:
     quads: tuple[Quad, ...] = ()
     polygons: tuple[Polygon, ...] = ()
     score: float | None = None
+    confidence: float | None = None
+    calibrated: bool | None = None
     sequence_score: float | None = None
     finish_reason: str | None = None
     token_ids: tuple[int, ...] = ()
@@ -122,11 +90,16 @@ class Answer:
         return self.finish_reason == "length"
 
     def __str__(self) -> str:
-        """Return the text, or one line for each box, quad and outline; and a last line if the answer was cut off."""
+        """Return the text, or one line for each box, quad and outline, after a line that names their columns.
+
+        A last line says if the answer was cut off.
+        """
         if self.kind == "text":
             lines = [self.text.strip()]
         else:
-            lines = [_line(*row) for row in self._rows()] or ([] if self.is_cut_off else ["(nothing found)"])
+            rows = self._rows()
+            nothing = [] if self.is_cut_off else ["(nothing found)"]
+            lines = rows_to_lines(rows, self._number) if rows else nothing
         if self.is_cut_off:
             lines.append(f"({CUT_OFF})")
         return "\n".join(line for line in lines if line)
@@ -176,8 +149,38 @@ class Answer:
             answer["scores"] = reference_scores(self.token_texts, self.token_logprobs)
         return {self.task: answer}
 
+    def to_supervision(self, classes: Sequence[str] | None = None) -> Any:
+        """Return the regions as `supervision.Detections`; the package supervision must be installed.
+
+        Args:
+            classes: The labels by their class ids; others get -1. None numbers the answer's own labels, sorted.
+
+        Returns:
+            Detections with confidence, class_id and data["class_name"]; quads with data["xyxyxyxy"], outlines with
+            masks. Boxes have left, top, right, bottom in this order.
+
+        Raises:
+            OptionError: supervision is not installed, or `classes` is not a list of labels.
+        """
+        return to_detections([*self.boxes, *self.quads, *self.polygons], self.image_size, classes)
+
+    def with_confidence(self, least: float) -> "Answer":
+        """Return the answer with only the regions whose confidence is `least` or more; its texts stay as they are.
+
+        Args:
+            least: A confidence, 0..1. Regions without a confidence are left out, unless it is 0.
+
+        Returns:
+            The same answer with fewer boxes, quads and polygons.
+        """
+
+        def kept(shapes: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(shape for shape in shapes if (shape.confidence or 0.0) >= least)
+
+        return replace(self, boxes=kept(self.boxes), quads=kept(self.quads), polygons=kept(self.polygons))
+
     def draw(self, image: ImageInput) -> Image.Image:
-        """Draw boxes, quads and filled polygons with their labels; an answer that was cut off says so in a corner.
+        """Draw boxes, quads and filled polygons with labels and confidences; one that was cut off says so in a corner.
 
         Args:
             image: The image that the answer describes, in any form that `open_image` reads.
@@ -188,12 +191,12 @@ class Answer:
         Raises:
             ImageError: The image cannot be read.
         """
-        shapes = [Shape(_corners(box.xyxy), box.label) for box in self.boxes]
-        shapes += [Shape(_pairs(quad.xyxyxyxy), quad.label) for quad in self.quads]
+        shapes = [Shape(corners(box.xyxy), box.label, box.confidence) for box in self.boxes]
+        shapes += [Shape(pairs(quad.xyxyxyxy), quad.label, quad.confidence) for quad in self.quads]
         for polygon in self.polygons:
             for i, ring in enumerate(polygon.rings):  # one title per object, and none where a box has it
                 titled = i == 0 and not self.boxes
-                shapes.append(Shape(_pairs(ring), polygon.label, filled=True, titled=titled))
+                shapes.append(Shape(pairs(ring), polygon.label, polygon.confidence, filled=True, titled=titled))
         return draw_shapes(open_image(image), shapes, note=CUT_OFF if self.is_cut_off else None)
 
     def _repr_png_(self) -> bytes | None:
@@ -206,7 +209,8 @@ class Answer:
         if self._open_image() is not None:
             return None
         rows = self._rows()
-        return rows_to_html(rows, CUT_OFF if self.is_cut_off else None) if rows else text_to_html(str(self))
+        note = CUT_OFF if self.is_cut_off else None
+        return rows_to_html(rows, note, self._number) if rows else text_to_html(str(self))
 
     def _open_image(self) -> Image.Image | None:
         """Return the image to draw on, or None when it is unknown, vanished or changed, or nothing can be drawn."""
@@ -220,10 +224,18 @@ class Answer:
         return image if image.size == self.image_size else None
 
     def _rows(self) -> list[Row]:
-        rows: list[Row] = [(box.label, box.score, box.xyxy) for box in self.boxes]
-        rows += [(quad.label, quad.score, quad.xyxyxyxy) for quad in self.quads]
-        rows += [(polygon.label, polygon.score, ring) for polygon in self.polygons for ring in polygon.rings]
+        def number(shape: Box | Quad | Polygon) -> float | None:
+            return shape.score if self.calibrated is None else shape.confidence
+
+        rows: list[Row] = [(box.label, number(box), box.xyxy) for box in self.boxes]
+        rows += [(quad.label, number(quad), quad.xyxyxyxy) for quad in self.quads]
+        rows += [(polygon.label, number(polygon), ring) for polygon in self.polygons for ring in polygon.rings]
         return rows
+
+    @property
+    def _number(self) -> str:
+        """The name of the numbers in `_rows`."""
+        return "score" if self.calibrated is None else "confidence" if self.calibrated else "raw confidence"
 
     def __getstate__(self) -> dict[str, Any]:
         kept = self.image if isinstance(self.image, Path) else None  # a weak reference cannot be pickled
@@ -242,24 +254,6 @@ _FIELDS: dict[AnswerKind, tuple[str, ...]] = {
 """The fields that an answer of each kind fills."""
 
 
-def image_reference(source: Any) -> ImageReference:
-    """Return what `Answer.image` needs to find an image again without keeping it alive.
-
-    Args:
-        source: What the user gave as the image, in any form that `open_image` reads.
-
-    Returns:
-        A path for a path; a weak reference to a Pillow image, array or tensor; None for everything else, such as
-        bytes, file objects and data URLs.
-    """
-    if isinstance(source, str | os.PathLike):
-        return None if is_url(os.fspath(source)) else Path(source)
-    if isinstance(source, Image.Image) or hasattr(source, "__array__"):
-        with contextlib.suppress(TypeError):  # a class with slots may not support weak references
-            return weakref.ref(source)
-    return None
-
-
 def parse_answer(
     task: str,
     kind: AnswerKind,
@@ -271,6 +265,8 @@ def parse_answer(
     token_texts: Sequence[str] = (),
     sequence_score: float | None = None,
     finish_reason: str | None = None,
+    likelihoods: Likelihoods | None = None,
+    calibration: Calibration = NO_CALIBRATION,
     image: ImageReference = None,
 ) -> Answer:
     """Read a generated text as an answer of the given kind.
@@ -285,6 +281,8 @@ def parse_answer(
         token_texts: The text of each id.
         sequence_score: The hypothesis's score in beam search.
         finish_reason: "stop" or "length".
+        likelihoods: The model's own probabilities along the answer. Confidences need them and `token_texts`.
+        calibration: Turns raw confidences into frequencies.
         image: Where to find the image again; see `image_reference`.
 
     Returns:
@@ -294,7 +292,15 @@ def parse_answer(
     scores: list[float | None] = [None] * len(regions)
     if token_logprobs:
         scores = score_regions(kind, token_texts, token_logprobs)
-    shapes = [_to_shape(region, image_size, score) for region, score in zip(regions, scores, strict=True)]
+    confidences: list[float | None] = [None] * len(regions)
+    if likelihoods is not None:
+        parts = rate_regions(kind, token_texts, likelihoods)
+        confidences = [calibration(part.raw, task, kind) for part in parts]
+    text_confidence = None
+    if likelihoods is not None and kind == "text":
+        text_confidence = calibration(rate_text(token_texts, likelihoods), task, kind)
+    rated = zip(regions, scores, confidences, strict=True)
+    shapes = [_to_shape(region, image_size, score, confidence) for region, score, confidence in rated]
     return Answer(
         task=task,
         kind=kind,
@@ -305,6 +311,8 @@ def parse_answer(
         quads=tuple(shape for shape in shapes if isinstance(shape, Quad)),
         polygons=tuple(shape for shape in shapes if isinstance(shape, Polygon)),
         score=score_text(token_texts, token_logprobs),
+        confidence=text_confidence,
+        calibrated=None if likelihoods is None else calibration.knows(task, kind),
         sequence_score=sequence_score,
         finish_reason=finish_reason,
         token_ids=tuple(token_ids),
@@ -314,31 +322,19 @@ def parse_answer(
     )
 
 
-def _to_shape(region: Region, image_size: tuple[int, int], score: float | None) -> Box | Quad | Polygon:
+def _to_shape(
+    region: Region, image_size: tuple[int, int], score: float | None, confidence: float | None
+) -> Box | Quad | Polygon:
     label = clean_label(region.label)
     rows = [tuple(bins_to_pixels(bins, image_size)) for bins in region.bins]
     if region.shape == "polygon":
-        return Polygon(tuple(row for row in rows if row), label, score)
+        return Polygon(tuple(row for row in rows if row), label, score, confidence)
     if region.shape == "quad":
-        return Quad(rows[0], label, score)
+        return Quad(rows[0], label, score, confidence)
     x1, y1, x2, y2 = rows[0]
-    return Box((x1, y1, x2, y2), label, score)
+    return Box((x1, y1, x2, y2), label, score, confidence)
 
 
 def _count(field_name: str, number: int) -> str:
     singular = {"boxes": "box", "quads": "quad", "polygons": "polygon"}[field_name]
     return f"{number} {singular if number == 1 else field_name}"
-
-
-def _line(label: str, score: float | None, coordinates: Sequence[float]) -> str:
-    numbers = " ".join(f"{value:.1f}" for value in coordinates)
-    return "  ".join(part for part in (label, "" if score is None else f"{score:.2f}", numbers) if part)
-
-
-def _pairs(row: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(row[0::2], row[1::2], strict=True))
-
-
-def _corners(xyxy: tuple[float, float, float, float]) -> list[tuple[float, float]]:
-    x1, y1, x2, y2 = xyxy
-    return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]

@@ -87,6 +87,19 @@ class Cascade:
         }
         return values | ({"missing": list(self.missing)} if self.missing else {})
 
+    def with_confidence(self, least: float) -> "Cascade":
+        """Return the cascade without the boxes below a confidence of `least`, their outlines, and outlines below it.
+
+        Args:
+            least: A confidence, 0..1.
+
+        Returns:
+            The same cascade with fewer boxes and outlines.
+        """
+        pairs = zip(self.grounding.boxes, self.segments, strict=True)
+        segments = [part.with_confidence(least) for box, part in pairs if (box.confidence or 0.0) >= least]
+        return replace(self, grounding=self.grounding.with_confidence(least), segments=tuple(segments))
+
     def draw(self, image: ImageInput) -> Image.Image:
         """Draw all boxes and filled outlines with their phrases.
 

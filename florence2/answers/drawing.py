@@ -38,13 +38,21 @@ _FONTS = (
 class Shape:
     """A closed outline in pixels.
 
-    Equal labels have equal colours. The inside of a `filled` shape is tinted; the label of a `titled` one is written.
+    Equal labels have equal colours. The inside of a `filled` shape is tinted; the label of a `titled` one is written,
+    with its confidence if it has one.
     """
 
     points: Points
     label: str = ""
+    confidence: float | None = None
     filled: bool = False
     titled: bool = True
+
+    @property
+    def title(self) -> str:
+        """The words next to it."""
+        words = [*self.label.split(), *([] if self.confidence is None else [f"{self.confidence:.2f}"])]
+        return " ".join(words) if self.titled else ""
 
 
 def draw_shapes(image: Image.Image, shapes: Sequence[Shape], note: str | None = None) -> Image.Image:
@@ -63,8 +71,8 @@ def draw_shapes(image: Image.Image, shapes: Sequence[Shape], note: str | None = 
     fonts = _fonts(max(11, round(min(canvas.size) / _LETTERS_PER_SIDE)))
     taken: list[tuple[float, float, float, float]] = []
     for shape in visible:
-        if shape.label and shape.titled:
-            text, font = _choose_font(" ".join(shape.label.split()), fonts)
+        if shape.title:
+            text, font = _choose_font(shape.title, fonts)
             taken.append(_draw_label(canvas, shape.points, text, colours[shape.label], font, taken))
     if note is not None:
         text, font = _choose_font(note, fonts)

@@ -50,14 +50,27 @@ _UNGROUNDED = frozenset(
 class Region:
     """One box, quad or polygon as the text has it.
 
-    `bins` has one row for a box or quad, and one for each outline of a polygon. `positions` are the positions of its
-    location tokens' characters in the text.
+    `bins` has one row for a box or quad, and one for each outline of a polygon. `positions` are, row by row, the
+    positions of its location tokens' characters in the text; `label_positions` those of its label's characters.
     """
 
     shape: RegionShape
     label: str
     bins: tuple[tuple[int, ...], ...]
-    positions: tuple[int, ...]
+    positions: tuple[tuple[int, ...], ...]
+    label_positions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class WrittenRegion:
+    """A region and the tokens that wrote it, as indices that fit the answer's log-probabilities.
+
+    `label` are the tokens of its label, without markers; `rows` its location tokens, in rows like `Region.bins`.
+    """
+
+    region: Region
+    label: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
 
 
 class CleanText(NamedTuple):
@@ -88,7 +101,7 @@ def find_regions(kind: AnswerKind, text: str) -> list[Region]:
         return list(_find_polygons(_find_labelled(_OUTLINES, cleaned.text), cleaned))
     phrases = find_box_phrases(kind, cleaned.text)
     return [
-        _region("box", phrase.label, cleaned, [box])
+        _region("box", phrase.label, cleaned, [box], (phrase.span[0], phrase.boxes[0][0]))
         for phrase in phrases
         if phrase.label is not None
         for box in phrase.boxes
@@ -101,11 +114,27 @@ def find_region_tokens(kind: AnswerKind, token_texts: Sequence[str]) -> list[tup
     `token_texts` are those of `Answer` and begin with the start id's. The indices do not count it, so they fit the
     log-probabilities.
     """
+    return [tuple(sorted({i for row in written.rows for i in row})) for written in find_written(kind, token_texts)]
+
+
+def find_written(kind: AnswerKind, token_texts: Sequence[str]) -> list[WrittenRegion]:
+    """Return each region with the tokens that wrote it, in the order of `find_regions`; `token_texts` as above."""
     # Letters spread over several tokens look different in the joined text than in the answer's, but the location
     # tokens, and so the regions, are the same; and here the token of each character is known.
     owners = [i for i, token_text in enumerate(token_texts) for _ in token_text]
-    regions = find_regions(kind, "".join(token_texts))
-    return [tuple(sorted({owners[position] - 1 for position in region.positions})) for region in regions]
+
+    def tokens(positions: Iterable[int]) -> tuple[int, ...]:
+        return tuple(owner - 1 for owner in dict.fromkeys(owners[position] for position in positions))
+
+    return [
+        WrittenRegion(
+            region,
+            # a quad's label may hold "</s>", which `clean_label` removes
+            tuple(i for i in tokens(region.label_positions) if i >= 0 and token_texts[i + 1] not in MARKERS),
+            tuple(map(tokens, region.positions)),
+        )
+        for region in find_regions(kind, "".join(token_texts))
+    ]
 
 
 def find_box_phrases(kind: AnswerKind, text: str) -> Iterator[BoxPhrase]:
@@ -160,7 +189,8 @@ def _find_quads(cleaned: CleanText) -> Iterator[Region]:
     for line in _LINE.finditer(cleaned.text):
         start = line.start()
         while quad := _QUAD.search(cleaned.text, start + 1, line.end()):
-            yield _region("quad", cleaned.text[start : quad.start()], cleaned, [quad.span()])
+            label = start, quad.start()
+            yield _region("quad", cleaned.text[slice(*label)], cleaned, [quad.span()], label)
             start = quad.end()
 
 
@@ -172,10 +202,12 @@ def _find_polygons(phrases: Iterable[tuple[int, int]], cleaned: CleanText) -> It
         label = _read_label(words[stray.end() :] if stray else words)
         if label is None:
             continue
+        tag = _LABEL_END.search(words, stray.end() if stray else 0)
+        written = phrase[0] + (stray.end() if stray else 0), phrase[0] + (tag.start() if tag else 0)
         wrapped = "<poly>" in words and "</poly>" in words
         for part in _find_instances(cleaned.text, phrase) if wrapped else [phrase]:
             if rings := list(_find_rings(cleaned.text, part)):
-                yield _region("polygon", label, cleaned, rings)
+                yield _region("polygon", label, cleaned, rings, written)
 
 
 def _find_instances(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
@@ -193,12 +225,18 @@ def _find_rings(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
             yield run.span()
 
 
-def _region(shape: RegionShape, label: str, cleaned: CleanText, spans: Sequence[tuple[int, int]]) -> Region:
-    """Make the region whose rows of locations have these spans in the cleaned text."""
+def _region(
+    shape: RegionShape,
+    label: str,
+    cleaned: CleanText,
+    spans: Sequence[tuple[int, int]],
+    label_span: tuple[int, int],
+) -> Region:
+    """Make the region whose rows of locations, and whose label, have these spans in the cleaned text."""
     rows = [[int(bin) for bin in LOCATION.findall(cleaned.text, *span)] for span in spans]
     bins = tuple(tuple(row[: len(row) // 2 * 2]) for row in rows)  # an x without its y is dropped
-    positions = tuple(cleaned.positions[i] for start, end in spans for i in range(start, end))
-    return Region(shape, label, bins, positions)
+    positions = tuple(tuple(cleaned.positions[i] for i in range(*span)) for span in spans)
+    return Region(shape, label, bins, positions, tuple(cleaned.positions[i] for i in range(*label_span)))
 
 
 def _read_label(phrase: str) -> str | None:

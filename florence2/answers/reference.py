@@ -9,8 +9,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from florence2.answers.confidence import mean_probability
 from florence2.answers.parsing import find_box_phrases, find_regions, remove_markers
-from florence2.answers.score import mean_probability
 from florence2.inputs.coordinates import bins_to_pixels
 from florence2.inputs.tasks import AnswerKind
 

@@ -121,7 +121,7 @@ def is_cut_off(row: Mapping[str, Any]) -> bool:
 
 
 def restore_result(row: Mapping[str, Any]) -> Result:
-    """Return the result that a stored row holds, as far as it can be drawn: without scores and alternatives.
+    """Return the result that a stored row holds, as far as it can be drawn: without alternatives.
 
     Raises KeyError, TypeError or ValueError for values that are not those of `Row.to_dict`.
     """
@@ -145,10 +145,16 @@ def _restore_answer(values: Mapping[str, Any]) -> Answer:
     def rings(polygon: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
         return tuple(points(ring) for ring in polygon["rings"])
 
+    def words(shape: Mapping[str, Any]) -> tuple[str, None, float | None]:
+        confidence = shape.get("confidence")
+        if confidence is not None and not 0 <= confidence <= 1:
+            raise ValueError("A confidence is not between 0 and 1.")
+        return str(shape["label"]), None, confidence
+
     regions: dict[str, Any] = {
-        "boxes": tuple(Box(points(box["xyxy"], 4), str(box["label"])) for box in values.get("boxes", ())),
-        "quads": tuple(Quad(points(quad["xyxyxyxy"], 8), str(quad["label"])) for quad in values.get("quads", ())),
-        "polygons": tuple(Polygon(rings(each), str(each["label"])) for each in values.get("polygons", ())),
+        "boxes": tuple(Box(points(box["xyxy"], 4), *words(box)) for box in values.get("boxes", ())),
+        "quads": tuple(Quad(points(quad["xyxyxyxy"], 8), *words(quad)) for quad in values.get("quads", ())),
+        "polygons": tuple(Polygon(rings(each), *words(each)) for each in values.get("polygons", ())),
     }
     head = {name: values[name] for name in ("task", "kind", "text", "raw_text")}
     return Answer(**head, image_size=(width, height), finish_reason=values.get("finish_reason"), **regions)

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from florence2.answers.confidence import NO_CALIBRATION, Calibration
 from florence2.checkpoints.adapters import merge_adapter
+from florence2.checkpoints.checks.calibration import (
+    CALIBRATION_FILE,
+    find_calibration,
+    read_calibration,
+    write_calibration,
+)
 from florence2.checkpoints.checks.comparison import require_described
 from florence2.checkpoints.checks.empty import (
     Prepare,
@@ -317,6 +324,9 @@ def convert_checkpoint(
         save_checkpoint(model, folder, layout, prepare=prepare)
         copy_companions(checkpoint_folder(source), folder)
         write_tasks(folder, table)
+        own = find_calibration(adapter or checkpoint_folder(source))
+        if own is not None and not changes and prepare is None:  # of another model it would be wrong
+            write_calibration(folder / CALIBRATION_FILE, read_calibration(own))
         if layout != model.config.layout and (folder / "tokenizer.json").is_file():
             save_tokenizer(FlorenceTokenizer(folder / "tokenizer.json"), folder, layout, model.config)
 
@@ -330,6 +340,7 @@ def save_folder(
     dtype: torch.dtype | None = None,
     prepare: Prepare | None = None,
     tasks: TaskTable | None = None,
+    calibration: Calibration = NO_CALIBRATION,
 ) -> None:
     """Write everything that `load` reads: weights, configuration, tokenizer, settings of generation and images, tasks.
 
@@ -341,6 +352,8 @@ def save_folder(
         save_tokenizer(tokenizer, folder, layout, model.config)
         write_json(folder / "preprocessor_config.json", image_config_to_json(image_config, model.config.vision))
         write_tasks(folder, tasks or ())
+        if calibration.tables:
+            write_calibration(folder / CALIBRATION_FILE, calibration)
 
 
 def save_tokenizer(tokenizer: FlorenceTokenizer, folder: Path, layout: Layout, config: Florence2Config) -> None:

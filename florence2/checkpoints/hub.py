@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from florence2.checkpoints.checks.calibration import CALIBRATION_FILE
 from florence2.checkpoints.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -32,7 +33,7 @@ DEFAULT_MODEL = "base"
 EMBEDDED_MODEL = "nano"
 """A small model that comes with the package, trained on synthetic scenes only; see `weights/nano/README.md`."""
 
-_NEXT_TO_WEIGHTS = frozenset(("config.json", "generation_config.json", *COMPANIONS))
+_NEXT_TO_WEIGHTS = frozenset(("config.json", "generation_config.json", CALIBRATION_FILE, *COMPANIONS))
 _RUN_FOLDER = re.compile(r"checkpoint(?:-[0-9]+)?")
 _FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".json", *PICKLE_SUFFIXES)
 _HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,94}(?<![.-])/\w[\w.-]{0,94}(?<![.-])", re.ASCII)

@@ -47,7 +47,7 @@ SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
 """The options of sampling, which are settings of `GenerationOptions`."""
 SETTINGS = {name: f"--{name.replace('_', '-')}" for name in ("max_new_tokens", *SAMPLING)} | {"num_beams": "--beams"}
 """The settings of `GenerationOptions` that have options, which messages name."""
-_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle", "background")
+_LOAD_OPTIONS = ("revision", "adapter", "device", "dtype", "attention", "allow_pickle", "background", "calibration")
 
 # ---- groups of options ---------------------------------------------------------------------------------------------
 
@@ -122,6 +122,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         default="sdpa",
         choices=("sdpa", "eager"),
         help="torch's fused attention, or attention step by step (default: sdpa)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=path_argument,
+        metavar="FILE",
+        help="a file of `florence2 calibrate` (default: confidence.json next to the model's weights)",
     )
     add_pickle(parser)
 
@@ -226,6 +232,17 @@ def parse_box(text: str) -> tuple[float, ...]:
             f"{text!r} is not a box; give four numbers X1,Y1,X2,Y2 in pixels, with X1 <= X2 and Y1 <= Y2"
         )
     return box
+
+
+def parse_share(text: str) -> float:
+    """Return a number from 0 to 1. Raises ArgumentTypeError for anything else."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return share
 
 
 def parse_change(text: str) -> tuple[str, Any]:

@@ -33,6 +33,7 @@ from florence2.cli.options import (
     is_path,
     load_model,
     model_tasks,
+    parse_share,
     path_argument,
     say,
 )
@@ -62,8 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         description=f"Answer one or more tasks on images. Tasks: {names}, and those in tasks.json of the model or of "
         "--task-kind; or a free prompt: more than one word and not a task's name, or of any form with --free-prompt. "
         "With several boxes, each box is a question of its own. "
-        "Scores are token probabilities and rank answers of one kind; of nano, right boxes have low ones (about 0.1), "
-        "right captions high ones (about 0.9). "
+        "A confidence is how probable it is that label and place are right, 0 to 1; raw where the model was not "
+        "calibrated (see `florence2 calibrate`). "
         'Example: florence2 run "<OD>" photo.jpg',
     )
     parser.add_argument(
@@ -120,6 +121,12 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     add_background(parser)
     add_generation(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="images answered at once (default: as memory allows)")
+    parser.add_argument(
+        "--min-confidence",
+        type=parse_share,
+        metavar="X",
+        help="leave out boxes, quads and outlines below this confidence, 0 to 1 (default: leave out none)",
+    )
     parser.add_argument("--json", action="store_true", help="JSON Lines instead of text on stdout")
     parser.add_argument(
         "--out",
@@ -219,8 +226,12 @@ def _answer(
 
     def ask_model(pairs: "Iterable[tuple[EncodedImage, Q] | Florence2Error]") -> Iterator[Result | Florence2Error]:
         for result in ask(model, search, pairs, slots):
-            # such as of an answer that would take too much memory
-            yield OptionError(name_options(str(result), SETTINGS)) if isinstance(result, OptionError) else result
+            if isinstance(result, OptionError):  # such as of an answer that would take too much memory
+                yield OptionError(name_options(str(result), SETTINGS))
+            elif isinstance(result, Florence2Error) or options.min_confidence is None:
+                yield result
+            else:
+                yield result.with_confidence(options.min_confidence)
 
     return answer_images(
         model,
@@ -235,13 +246,14 @@ def _answer(
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all answers of a run depend on, besides image and question."""
-    names = ("revision", "dtype", "attention", "beams", "max_new_tokens", "prepare", "background", *SAMPLING)
+    names = ("revision", "dtype", "attention", "beams", "max_new_tokens", "prepare", "background", "min_confidence")
     model = options.model if options.model in NAMES else _absolute(options.model)
     adapter = _absolute(options.adapter) if options.adapter else None
     changes = dict(options.change) or None
+    calibration = _absolute(str(options.calibration)) if options.calibration else None
     kinds = {task.token: task.answer for task in options.task_kind} or None
-    given = {"model": model, "adapter": adapter, "changes": changes, "task_kind": kinds}
-    return given | {name: getattr(options, name) for name in names}
+    given = {"model": model, "adapter": adapter, "changes": changes, "task_kind": kinds, "calibration": calibration}
+    return given | {name: getattr(options, name) for name in (*names, *SAMPLING)}
 
 
 def _absolute(name: str) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
+from florence2.inputs.coordinates import NUM_BINS
 from florence2.model.config import Florence2Config, VisionConfig
 from florence2.model.florence2 import Florence2Model
 
@@ -39,7 +40,8 @@ def generation_bytes(
     """Estimate the bytes that encoding and answering one prompt take at most, without the weights and the image.
 
     `memory_length` is the number of image tokens and prompt ids together. The sum counts the encoder's widest layer,
-    the keys and values of memory and answer, the search's sequences and the logits, with the answer at its limit.
+    the keys and values of memory and answer, the search's sequences and the logits, with the answer at its limit, and
+    for a confidence the memory itself and the locations' probabilities along the answer.
     """
     text, beams = config.text, options.width
     limit = min(options.max_new_tokens, text.max_position_embeddings)
@@ -48,7 +50,9 @@ def generation_bytes(
     ancestry = 2 * beams * beams * limit  # bytes, while beams are reordered
     search = 6 * beams * limit * (8 + 4)  # running, candidates and finished: ids and log-probabilities
     logits = _COPIES * beams * text.vocab_size * 4
-    return (encoder + keys_values) * dtype.itemsize + ancestry + search + logits
+    kept = memory_length * text.d_model * dtype.itemsize + options.num_return_sequences * limit * NUM_BINS * 4
+    confidence = kept if options.confidence else 0
+    return (encoder + keys_values) * dtype.itemsize + ancestry + search + logits + confidence
 
 
 def vision_bytes(config: VisionConfig, height: int, width: int, dtype: torch.dtype) -> int:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 RULE_NAMES = ("repetition_penalty", "no_repeat_ngram", "min_new_tokens", "forced_bos_token", "forced_eos_token")
 """The names of the built-in rules, in the order in which they act; extra rules act before the two forced ids."""
-NOT_IN_CHECKPOINTS = ("extra_rules", "sample", "temperature", "top_k", "top_p", "seed")
+NOT_IN_CHECKPOINTS = ("extra_rules", "sample", "temperature", "top_k", "top_p", "seed", "confidence")
 """The settings of a call alone: no checkpoint states them, and none is saved with them."""
 _MOST_PENALTY = 100  # keeps powers of lengths, and scores, finite
 _LEAST = {
@@ -78,6 +78,10 @@ class GenerationOptions:
     extra_rules: "tuple[Rule, ...]" = ()
     """Rules of one's own (`florence2.Rule`), such as `florence2.OnlyLabels`, in the order in which they act: after the
     built-in rules and before the forced ids."""
+    confidence: bool = True
+    """Give boxes, quads, polygons and texts a confidence, for which each finished answer is read once more (see
+    `florence2.answers.confidence`); it changes no token. Within `f.patched`, steps of the decoder that are patched
+    have none; neither has `florence2.generate`, which knows no locations."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -143,8 +147,9 @@ def _out_of_range(options: GenerationOptions) -> Iterator[str]:
             yield f"{name} is {value!r}; it must be above 0 and at most {most}"
     if type(options.early_stopping) is not bool and options.early_stopping != "never":
         yield f'early_stopping is {options.early_stopping!r}; it must be True, False or "never"'
-    if type(options.sample) is not bool:
-        yield f"sample is {options.sample!r}; it must be True or False"
+    for name in ("sample", "confidence"):
+        if type(getattr(options, name)) is not bool:
+            yield f"{name} is {getattr(options, name)!r}; it must be True or False"
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         value = getattr(options, name)
         if value is not None and (type(value) is not int or value < 0):

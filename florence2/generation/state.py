@@ -41,6 +41,9 @@ class Generation:
         sequence_scores: (B·R,), their sum / length^length_penalty.
         lengths: (B·R,) long, how many ids were generated.
         finish_reasons: "stop" where the model ended the sequence, "length" where the limit did.
+        forced_logprobs: (B·R, T), the log-probability of each generated id by teacher forcing, before any rule; None
+            where nobody asked for it (see `generation.engine.forced`).
+        location_probabilities: (B·R, T, 1000), the probability of every location at each place, likewise.
     """
 
     sequences: Tensor
@@ -48,6 +51,8 @@ class Generation:
     sequence_scores: Tensor
     lengths: Tensor
     finish_reasons: tuple[str, ...]
+    forced_logprobs: Tensor | None = None
+    location_probabilities: Tensor | None = None
 
     def split(self, inputs: int) -> list["Generation"]:
         """Return the results of the `inputs` B one by one, each cut to its own longest row."""
@@ -63,6 +68,8 @@ class Generation:
             self.sequence_scores[rows],
             lengths,
             self.finish_reasons[rows],
+            None if self.forced_logprobs is None else self.forced_logprobs[rows, :T],
+            None if self.location_probabilities is None else self.location_probabilities[rows, :T],
         )
 
 

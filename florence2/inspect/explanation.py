@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from florence2.answers.answer import Answer, Box, Polygon, Quad
+from florence2.answers.confidence import Likelihoods, rate_regions
 from florence2.answers.parsing import find_region_tokens
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
@@ -173,7 +174,7 @@ def explain_run(
         answer=run.answer,
         prompt=tuple(Piece(id, show_token(tokenizer, id)) for id in run.prompt_ids),
         tokens=_explain_tokens(f, run),
-        regions=_find_regions(run.answer),
+        regions=_find_regions(run, _location_ids(tokenizer)),
         beams=beams,
         winner=run.rows(),
         attention=attention_maps(run),
@@ -243,14 +244,20 @@ def _location_ids(tokenizer: FlorenceTokenizer) -> list[int]:
     return [id for id in ids if id is not None]
 
 
-def _find_regions(answer: Answer) -> tuple[ExplainedRegion, ...]:
-    """Return the shapes of an answer with the tokens that each was read from."""
+def _find_regions(run: Run, locations: Sequence[int]) -> tuple[ExplainedRegion, ...]:
+    """Return the shapes of an answer with the tokens that each was read from, and the parts of its confidence."""
+    answer = run.answer
     shapes: list[Box | Quad | Polygon] = [*answer.boxes, *answer.quads, *answer.polygons]
     written = find_region_tokens(answer.kind, answer.token_texts)
     logprobs = torch.tensor(answer.token_logprobs)
+    scores = run.along_answer("scores")[:, list(locations)].detach().float().exp()  # (T, bins)
+    likelihoods = Likelihoods(logprobs.numpy(), scores.cpu().numpy())
+    parts = rate_regions(answer.kind, answer.token_texts, likelihoods)
     return tuple(
-        ExplainedRegion(shape, tokens, tuple(logprobs[list(tokens)].exp().tolist()))
-        for shape, tokens in zip(shapes, written, strict=True)
+        ExplainedRegion(
+            shape, tokens, tuple(logprobs[list(tokens)].exp().tolist()), None if shape.confidence is None else part
+        )
+        for shape, tokens, part in zip(shapes, written, parts, strict=True)
     )
 
 

@@ -73,6 +73,7 @@ def answer_values(answer: Answer, regions: Sequence[ExplainedRegion]) -> dict[st
         plain = {
             "label": region.shape.label,
             "score": None if region.shape.score is None else _probability(region.shape.score),
+            "confidence": _confidence(region),
             "tokens": [region.tokens[0], region.tokens[-1]],
             **_points(region.shape),
         }
@@ -85,6 +86,17 @@ def answer_values(answer: Answer, regions: Sequence[ExplainedRegion]) -> dict[st
         "boxes": shapes[Box],
         "quads": shapes[Quad],
         "polygons": shapes[Polygon],
+    }
+
+
+def _confidence(region: ExplainedRegion) -> dict[str, Any] | None:
+    """Return a region's confidence and its parts: the label's probability, and that near each of its locations."""
+    if region.shape.confidence is None or region.parts is None:
+        return None
+    return {
+        "value": _probability(region.shape.confidence),
+        "label": _probability(region.parts.label),
+        "near": [_probability(share) for share in region.parts.near],
     }
 
 

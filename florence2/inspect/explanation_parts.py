@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from florence2.answers.answer import Box, Polygon, Quad
+from florence2.answers.confidence import Parts
 from florence2.tracing.beams import Ban
 
 
@@ -59,9 +60,11 @@ class ExplainedToken(Piece):
 class ExplainedRegion:
     """A box, quad or polygon of the answer, with the tokens that it was read from and their probabilities.
 
-    The score of the region is the geometric mean of the probabilities.
+    The score of the region is the geometric mean of the probabilities. `parts` are those of its raw confidence; None
+    where it has no confidence.
     """
 
     shape: Box | Quad | Polygon
     tokens: tuple[int, ...]
     probabilities: tuple[float, ...]
+    parts: Parts | None = None

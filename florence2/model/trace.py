@@ -125,9 +125,12 @@ class TraceBlock:
 _entered: ContextVar[tuple[TraceBlock, ...]] = ContextVar("florence2_traces", default=())
 
 
-def start_trace(owner: object) -> Trace:
-    """Return a new trace for one call on `owner`; outside of every block that is `NO_TRACE`."""
-    blocks = [block for block in _entered.get() if block.owner is owner]
+def start_trace(owner: object, observe: bool = True) -> Trace:
+    """Return a new trace for one call on `owner`; outside of every block that is `NO_TRACE`.
+
+    Without `observe`, patches act and nothing is recorded.
+    """
+    blocks = [block for block in _entered.get() if block.owner is owner and (observe or block.patches)]
     if not blocks:
         return NO_TRACE
     patches = [block.start() for block in blocks if block.patches]

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     samples = read_samples(options.data, options.images, sys.maxsize, options.task, known)[: options.limit]
     model = load_model(options)
     results = answer_samples(model, samples, options.batch, generation_options(options, model))
-    pairs, failed = _collect(results, len(samples), options.json)
+    pairs, failed = collect(results, len(samples), options.json)
     _print_metrics(measure_by_task(pairs, known), options.json)
     cut_off = sum(answer.is_cut_off for _, answer in pairs)
     for sentence in Summary(options.max_new_tokens, (), len(pairs) + failed, failed, cut_off).sentences():
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _collect(results: Iterable[list["Outcome"]], total: int, as_json: bool) -> tuple[list["Pair"], int]:
+def collect(results: Iterable[list["Outcome"]], total: int, as_json: bool) -> tuple[list["Pair"], int]:
     """Return the pairs to measure and the number of failed questions; failures are printed as they come."""
     pairs: list[Pair] = []
     failed = 0

@@ -64,9 +64,9 @@ def measure_boxes(pairs: Sequence[Pair]) -> Metrics:
     """Measure boxes.
 
     Returns:
-        `map_50` and `map_50_95`, the mean average precision over the truths' labels, with boxes ranked by their scores
-        (absent without any truth); `precision`, `recall` and `f1` of all boxes. A box is right when it overlaps an
-        unmatched truth of the same label by LEAST_IOU or more.
+        `map_50` and `map_50_95`, the mean average precision over the truths' labels, with boxes ranked by their
+        confidences, or scores where they have none (absent without any truth); `precision`, `recall` and `f1` of all
+        boxes. A box is right when it overlaps an unmatched truth of the same label by LEAST_IOU or more.
     """
     mean = average_precision([_detections(truth) for truth, _ in pairs], [_detections(answer) for _, answer in pairs])
     metrics = {} if mean is None else {"map_50": mean[0], "map_50_95": mean[1]}
@@ -123,10 +123,24 @@ def _measure(pairs: Sequence[Pair]) -> Metrics:
     return metrics
 
 
+def right_regions(truth: Answer, answer: Answer) -> list[bool]:
+    """Return whether each region of an answer is right: its boxes, then its quads, then its polygons.
+
+    A region is right when it overlaps an unmatched truth of the same label by LEAST_IOU or more.
+    """
+    rights = []
+    for regions_of in (_boxes, _quads, _outlines):
+        truths, answers = regions_of(truth), regions_of(answer)
+        found = {given for _, given in match(_labelled_overlaps(truths, answers), LEAST_IOU)}
+        rights += [given in found for given in range(len(answers))]
+    return rights
+
+
 def _detections(answer: Answer) -> list[Detection]:
     return [
-        Detection(box.label, box_area(box, answer.image_size), 1.0 if box.score is None else box.score)
+        Detection(box.label, box_area(box, answer.image_size), next((n for n in ranks if n is not None), 1.0))
         for box in answer.boxes
+        for ranks in [(box.confidence, box.score)]
     ]
 
 
@@ -136,6 +150,10 @@ def _boxes(answer: Answer) -> list[Labelled]:
 
 def _quads(answer: Answer) -> list[Labelled]:
     return [(quad.label, outline_area([quad.xyxyxyxy], answer.image_size)) for quad in answer.quads]
+
+
+def _outlines(answer: Answer) -> list[Labelled]:
+    return [(polygon.label, outline_area(polygon.rings, answer.image_size)) for polygon in answer.polygons]
 
 
 def _count_matches(pairs: Sequence[Pair], regions_of: Callable[[Answer], list[Labelled]]) -> Metrics:

@@ -13,6 +13,7 @@ from pathlib import Path
 from florence2.errors import Florence2Error, OptionError
 from recipes.nano.scene_tasks import SCENE_TASKS, ask
 from recipes.nano.scenes import Scene, make_scene
+from recipes.nano.spoiling import spoil
 
 SIZES = "sizes"
 SIZES_QUESTION = "Which things are large, and which are small?"
@@ -27,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="which series of scenes (0)")
     parser.add_argument("--count", type=int, default=100, help="how many (100)")
     parser.add_argument("--ask", nargs="+", default=["<OD>"], metavar="TASK", help="task tokens, or `sizes` (<OD>)")
+    parser.add_argument("--spoil", type=float, default=0.0, help="the share of scenes to spoil, 0 to 1 (0)")
     options = parser.parse_args(arguments)
     try:
-        write_scenes(options.folder, options.seed, options.count, options.ask)
+        write_scenes(options.folder, options.seed, options.count, options.ask, options.spoil)
     except (Florence2Error, OSError) as error:
         print(f"write_scenes: {error}", file=sys.stderr)
         return 2
@@ -37,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_scenes(folder: Path, seed: int, count: int, tasks: Sequence[str]) -> None:
-    """Write the first `count` scenes of `seed` to `folder`, with questions of `tasks`.
+def write_scenes(folder: Path, seed: int, count: int, tasks: Sequence[str], spoilt: float = 0.0) -> None:
+    """Write the first `count` scenes of `seed` to `folder`, with questions of `tasks`; a share of them is `spoilt`.
 
-    Raises OptionError for an unknown task or a count below 1.
+    Raises OptionError for an unknown task, a count below 1, or a share outside of 0 to 1.
     """
+    if not 0 <= spoilt <= 1:
+        raise OptionError(f"--spoil is {spoilt}; it must be 0 to 1.")
     unknown = [task for task in tasks if task != SIZES and task not in SCENE_TASKS]
     if unknown:
         raise OptionError(f"Unknown task {', '.join(unknown)}. Known tasks: {SIZES}, {', '.join(SCENE_TASKS)}.")
@@ -51,7 +55,9 @@ def write_scenes(folder: Path, seed: int, count: int, tasks: Sequence[str]) -> N
     with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
         for index in range(count):
             scene, name = make_scene(seed, index), f"{index:06}.png"
-            scene.image.save(folder / name)
+            rng = random.Random(f"spoil {seed}/{index}")
+            image = spoil(scene.image, rng) if rng.random() < spoilt else scene.image
+            image.save(folder / name)
             for prefix, suffix in _questions(scene, tasks, random.Random(f"exam {seed}/{index}")):
                 file.write(json.dumps({"image": name, "prefix": prefix, "suffix": suffix}) + "\n")
 

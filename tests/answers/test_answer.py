@@ -167,7 +167,7 @@ def test_json_keeps_what_is_there() -> None:
         "text": f"été{BOX}",
         "raw_text": f"été{BOX}",
         "image_size": [1000, 500],
-        "boxes": [{"xyxy": list(BOX_XYXY), "label": "été", "score": None}],
+        "boxes": [{"xyxy": list(BOX_XYXY), "label": "été", "score": None, "confidence": None}],
     }
     assert "\n" not in answer.to_json() and "été" in answer.to_json()
     scored = with_scores("text", [("<s>", 1.0), ("a", 0.5)])

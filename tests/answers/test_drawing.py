@@ -79,6 +79,13 @@ def test_a_label_of_two_lines_is_written_as_one(white: Image.Image) -> None:
     assert one.tobytes() == two.tobytes()
 
 
+def test_a_confidence_is_written_after_the_label(white: Image.Image) -> None:
+    drawn = draw_shapes(white, [Shape(SQUARE, "car", 0.8449)])
+    assert drawn.tobytes() != draw_shapes(white, [Shape(SQUARE, "car")]).tobytes()
+    assert Shape(SQUARE, "car", 0.8449).title == "car 0.84" and Shape(SQUARE, "", 0.5).title == "0.50"
+    assert Shape(SQUARE, "car", 0.5, titled=False).title == ""
+
+
 def test_tiny_and_grey_images() -> None:
     """A label that is larger than the image covers it."""
     tiny = draw_shapes(Image.new("L", (1, 1)), [Shape(SQUARE, "x")])

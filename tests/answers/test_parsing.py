@@ -71,7 +71,7 @@ def test_positions_are_those_of_the_text_before_markers_were_removed(kind: Answe
     text = f"</s><s>a <pad>car{BOX}{BOX}<sep>{BOX}</s>"
     regions = find_regions(kind, text)
     for region in regions:
-        written = "".join(text[position] for position in region.positions)
+        written = "".join(text[position] for row in region.positions for position in row)
         assert written == "".join(f"<loc_{bin}>" for row in region.bins for bin in row)
     assert len(regions) == {"text": 0, "quads": 1, "polygons": 1}.get(kind, 3)
 

@@ -1,13 +1,14 @@
 """What makes two rows the same work, and what a row says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from florence2.answers.answer import Answer, parse_answer
+from florence2.answers.answer import Answer, Box, parse_answer
 from florence2.answers.cascade import Cascade
 from florence2.bulk.rows import (
     Question,
@@ -61,6 +62,10 @@ RESULTS: dict[str, Result] = {
     "quads": parsed("<OCR_WITH_REGION>", "quads", f"STOP{BOX}{BOX}"),
     "polygons": parsed("<REFERRING_EXPRESSION_SEGMENTATION>", "polygons", f"{BOX}<loc_5><loc_9>"),
 }
+RESULTS["confident"] = replace(
+    RESULTS["boxes"],  # type: ignore[type-var]
+    boxes=(Box((1.0, 2.0, 90.0, 80.0), "cup", confidence=0.25),),
+)
 RESULTS["cascade"] = Cascade.join(
     RESULTS["text"],  # type: ignore[arg-type]
     RESULTS["boxes"],  # type: ignore[arg-type]
@@ -91,6 +96,7 @@ def test_a_stored_result_is_drawn_like_a_new_one(result: Result) -> None:
         {"boxes": [{"xyxy": [1, 2, 3, float("nan")], "label": ""}]},
         {"boxes": [{"xyxy": [1, 2, 3, 1e300], "label": ""}]},
         {"boxes": [{"xyxy": [1, 2, 3, 4]}]},
+        {"boxes": [{"xyxy": [1, 2, 3, 4], "label": "", "confidence": float("nan")}]},
         {"boxes": 7},
         {"polygons": [{"rings": [[1, 2, 3]], "label": ""}]},
         {"image_size": [3]},

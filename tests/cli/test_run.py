@@ -436,3 +436,22 @@ def test_answers_about_changed_images_stay_until_they_are_replaced(
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert [Path(row["image"]).name for row in rows] == ["a.png", "b.png"]
     assert all(row["file"]["modified_ns"] == 10**9 for row in rows)
+
+
+def test_regions_below_a_confidence_are_left_out(tmp_path: Path, capsys: Capture) -> None:
+    make_scene(7, 3).image.save(tmp_path / "a.png")
+    rows = []
+    for least in ((), ("--min-confidence", "1"), ("--min-confidence", "0.1")):
+        assert run("run", "<OD>", tmp_path / "a.png", "--model", "nano", "--device", "cpu", "--json", *least) == 0
+        rows.append(json.loads(capsys.readouterr().out))
+    every, none, some = ([box["confidence"] for box in row["boxes"]] for row in rows)
+    assert every and not none and some == [value for value in every if value >= 0.1]
+    assert run("cascade", tmp_path / "a.png", "--model", "nano", "--device", "cpu", "--min-confidence", "1") == 0
+    assert "(nothing found)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("least", ["2", "-0.1", "nan", "much"])
+def test_a_confidence_is_a_share(least: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        run("run", "<OD>", "a.png", f"--min-confidence={least}")
+    assert "is not a number from 0 to 1" in capsys.readouterr().err

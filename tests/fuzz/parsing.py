@@ -63,7 +63,7 @@ def _read(kind: AnswerKind, size: tuple[int, int], text: str) -> None:
     clean_label(text)
     expect(list(remove_markers(text).positions) == sorted(remove_markers(text).positions), "positions are in order")
     for region in find_regions(kind, text):
-        read = "".join(text[i] for i in region.positions)
+        read = "".join(text[i] for row in region.positions for i in row)
         numbers = [int(part.rstrip(">")) for part in read.split("<loc_")[1:]]
         written = [bin for row in region.bins for bin in row]
         expect(set(written) <= set(numbers) and len(numbers) - len(written) <= len(region.bins), f"{read} is {written}")

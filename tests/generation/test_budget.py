@@ -23,6 +23,7 @@ def test_by_hand() -> None:
     """Base, float32, one beam, 100 ids, 590 positions: 6 layers of keys and values of 768 each, and so on."""
     options = florence2.GenerationOptions(num_beams=1, max_new_tokens=100)
     expected = 4 * (4 * 590 * (3072 + 768) + 2 * 6 * 768 * (590 + 100)) + 2 * 100 + 6 * 100 * 12 + 4 * 51289 * 4
+    expected += 4 * 590 * 768 + 4 * 100 * 1000  # the memory and the locations' probabilities, for a confidence
     assert generation_bytes(preset("base"), options, 590, torch.float32) == expected
     half = generation_bytes(preset("base"), options, 590, torch.float16)
     assert expected / 2 < half < 0.6 * expected
@@ -34,7 +35,7 @@ def test_ten_beams_by_hand() -> None:
     answer, shared = 2 * 6 * 768 * 10 * 100, 2 * 6 * 768 * 590
     encoder = 4 * 590 * (3072 + 768)
     expected = 4 * (encoder + shared + answer) + 2 * 10 * 10 * 100 + 6 * 10 * 100 * 12 + 4 * 10 * 51289 * 4
-    assert generation_bytes(preset("base"), options, 590, torch.float32) == expected
+    assert generation_bytes(preset("base"), options.changed(confidence=False), 590, torch.float32) == expected
 
 
 def test_the_limit_of_positions_counts() -> None:

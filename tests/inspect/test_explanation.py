@@ -81,6 +81,8 @@ def test_boxes_are_read_from_their_tokens(found: Explanation) -> None:
         product = math.prod(found.tokens[token].probability for token in region.tokens)
         assert region.shape.score == pytest.approx(product**0.25, rel=1e-4)
         assert region.probabilities == pytest.approx([found.tokens[t].probability for t in region.tokens], rel=1e-4)
+        assert region.parts is not None and region.parts.tokens == region.tokens
+        assert region.parts.raw == pytest.approx(region.shape.confidence, abs=1e-4)
         x1 = found.tokens[region.tokens[0]].spread
         assert x1 is not None and region.shape.xyxy[0] == pytest.approx((x1.chosen + 0.5) * 320 / 1000, abs=1e-3)
 

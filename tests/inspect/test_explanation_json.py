@@ -66,6 +66,9 @@ def test_what_was_asked_and_answered(plain: Any, found: Explanation) -> None:
     for box, expected, region in zip(answer["boxes"], found.answer.boxes, found.regions, strict=True):
         assert box["xyxy"] == pytest.approx(expected.xyxy, abs=0.01) and box["label"] == expected.label
         assert box["score"] == pytest.approx(expected.score, abs=1e-4)
+        assert box["confidence"]["value"] == pytest.approx(expected.confidence, abs=1e-4)
+        assert region.parts is not None and box["confidence"]["near"] == pytest.approx(region.parts.near, abs=1e-4)
+        assert box["confidence"]["label"] == pytest.approx(region.parts.label, abs=1e-4)
         assert box["tokens"] == [region.tokens[0], region.tokens[-1]]
         first, last = box["tokens"]
         assert last - first == 3 and all(token["location"] is not None for token in plain["tokens"][first : last + 1])

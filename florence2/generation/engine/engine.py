@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation import budget
 from florence2.generation.engine.features import FeatureCache
+from florence2.generation.engine.forced import read_again
 from florence2.generation.engine.lane import Lane, OpensLanes, Outcome, OwnLane
 from florence2.generation.generate import fit_options, not_finite, ordinary, special_ids
 from florence2.generation.options import GenerationOptions
@@ -45,11 +46,12 @@ class Work:
 
 @dataclass(eq=False)
 class Ticket:
-    """What stands for one submitted question."""
+    """What stands for one submitted question; `memory` (1, S, D) is kept while an answer runs that is read again."""
 
     work: Work
     bytes: int
     cancelled: bool = False
+    memory: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,7 @@ class Engine:
         memory_bytes: int | None = None,
         memory_share: float = budget.USABLE,
         decoding_share: float = 0.0,
+        locations: Sequence[int] = (),
     ):
         """Make an engine without work.
 
@@ -85,6 +88,7 @@ class Engine:
             memory_share: That share, above 0 and up to 1; an answer alone may take 0.9.
             decoding_share: The least share of the time, 0 up to 1, that running answers get while others wait: 0 fills
                 every slot at once, for the most answers in all; 0.5 lets a running answer take at most twice its time.
+            locations: The ids of the location tokens, which a confidence needs; without them none is computed.
 
         Raises:
             OptionError: A value is out of range.
@@ -97,7 +101,7 @@ class Engine:
         if not 0 <= decoding_share < 1:
             raise OptionError(f"decoding_share is {shown(decoding_share)}; it must be at least 0 and below 1.")
         self._model, self._slots, self._share = model, slots, decoding_share
-        self._ids = special_ids(model)
+        self._ids, self._locations = special_ids(model), locations
         self._features = FeatureCache(cache_bytes)
         self._memory_bytes, self._memory_share, self._room = memory_bytes, memory_share, 0
         self._waiting: deque[Ticket] = deque()
@@ -161,13 +165,24 @@ class Engine:
     def _decode(self) -> list[tuple[Ticket, Outcome]]:
         """Advance every lane by one step; return the answers that ended."""
         started = time.perf_counter()
-        ended = [each for lane in self._lanes.values() if len(lane) for each in lane.step()]
+        stopped = [each for lane in self._lanes.values() if len(lane) for each in lane.step()]
+        ended = [(ticket, self._read_again(ticket, outcome)) for ticket, outcome in stopped]
         self._owed = max(0.0, self._owed - (time.perf_counter() - started))
         for ticket, _ in ended:
             self._running.remove(ticket)
         if not self._running:
             self._owed = 0.0
         return ended
+
+    def _read_again(self, ticket: Ticket, outcome: Outcome) -> Outcome:
+        """Return an outcome with the model's own probabilities along the answer, if they were asked for."""
+        memory, ticket.memory = ticket.memory, None
+        if memory is None or not isinstance(outcome, Generation):
+            return outcome
+        try:
+            return read_again(self._model, outcome, memory, self._locations)
+        except Florence2Error as error:  # of a module of the user's
+            return error
 
     def _drop_cancelled(self) -> None:
         if not self._cancelled:
@@ -246,6 +261,10 @@ class Engine:
             tickets = [ticket for ticket, good in zip(tickets, finite, strict=True) if good]
         if tickets:
             self._lane(options).join(tickets, memory, options, mask)
+            if options.confidence and self._locations:
+                for row, ticket in enumerate(tickets):
+                    length = features.shape[1] + len(ticket.work.prompt)
+                    ticket.memory = memory[row : row + 1, :length]  # without padding
         return [(ticket, not_finite(memory.dtype)) for ticket in failed]
 
     def _lane(self, options: GenerationOptions) -> "Lane[Ticket] | OwnLane[Ticket]":

@@ -9,7 +9,8 @@ function drawAnswer(data, shapes, choose) {
   if (!answer.text.trim()) byId("answer").replaceChildren(make("span", { className: "quiet" }, "(empty answer: no text and no locations)"));
   byId("ending").textContent = (ENDINGS[answer.finish_reason] || answer.finish_reason || "") + score;
   byId("things").replaceChildren(...shapes.map((shape) => {
-    const label = `${shape.label || "(no label)"}${shape.score === null ? "" : ` ${shape.score.toFixed(2)}`}`;
+    const sure = shape.confidence ? shape.confidence.value : shape.score;
+    const label = `${shape.label || "(no label)"}${sure === null ? "" : ` ${sure.toFixed(2)}`}`;
     const button = make("button", { type: "button", onclick: () => shape.tokens && choose(firstPlace(data, shape)) }, label);
     button.style.borderLeftColor = shape.colour;
     return make("li", {}, button);

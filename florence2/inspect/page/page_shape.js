@@ -13,7 +13,23 @@ function drawShape(data, shapes, number) {
   byId("shape").replaceChildren(...(listed ? numbers.map((i) => placeRow(data, numbers, i, i === number)) : []));
   byId("shape-chart").replaceChildren(...(listed ? [] : [placeChart(data, numbers, number)]));
   byId("shape-note").textContent = "The score is the geometric mean of the probabilities of its location tokens; " +
-    (listed ? "± is the standard deviation of each, in pixels." : "each bar is one of them, in the order of the answer.");
+    (listed ? "± is the standard deviation of each, in pixels." : "each bar is one of them, in the order of the answer.") +
+    confidenceOf(data, shape, numbers);
+}
+
+// A region is as sure as its label and its least sure edge.
+function confidenceOf(data, { confidence }, numbers) {
+  if (!confidence || !confidence.near.length) return "";
+  const least = Math.min(...confidence.near), place = placeName(data, numbers, numbers[confidence.near.indexOf(least)]);
+  const raw = (confidence.label * least).toFixed(3);
+  const value = confidence.value.toFixed(3), calibrated = value === raw ? "" : `, which is calibrated to ${value}`;
+  return ` Its confidence is ${percent(confidence.label)} for the label times ${percent(least)} near its least sure place, ` +
+    `${place}: ${raw}${calibrated}.`;
+}
+
+function placeName(data, numbers, i) {
+  const place = numbers.indexOf(i);
+  return numbers.length === 4 ? EDGES[place] : `${axisOf(data.tokens, i)}${Math.floor(place / 2) + 1}`;
 }
 
 function placesOf({ tokens }, { tokens: [first, last] }) {
@@ -21,8 +37,7 @@ function placesOf({ tokens }, { tokens: [first, last] }) {
 }
 
 function placeRow(data, numbers, i, said) {
-  const token = data.tokens[i], place = numbers.indexOf(i), axis = axisOf(data.tokens, i);
-  const name = numbers.length === 4 ? EDGES[place] : `${axis}${Math.floor(place / 2) + 1}`;
+  const token = data.tokens[i], axis = axisOf(data.tokens, i), name = placeName(data, numbers, i);
   const side = axis === "x" ? data.image.width : data.image.height;
   const spread = token.spread ? ` ±\u00a0${((token.spread.std * side) / 1000).toFixed(1)}` : "";
   return bar({ text: `${name}${spread}`, probability: token.probability }, said);

@@ -1,0 +1,52 @@
+"""Answers become `Detections` of supervision."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import florence2
+from florence2.errors import OptionError
+
+SCENE = Path(florence2.__file__).parent.parent / "docs" / "scene.png"
+
+
+@pytest.fixture(scope="module")
+def f() -> florence2.Florence2:
+    return florence2.load("nano", device="cpu")
+
+
+def test_boxes(f: florence2.Florence2) -> None:
+    answer = f.run("<OD>", SCENE)
+    found: Any = answer.to_supervision()
+    assert np.allclose(found.xyxy, [box.xyxy for box in answer.boxes])
+    assert found.confidence.tolist() == pytest.approx([box.confidence for box in answer.boxes])
+    assert found.data["class_name"].tolist() == [box.label for box in answer.boxes]
+    names = sorted({box.label for box in answer.boxes})
+    assert [names[i] for i in found.class_id] == [box.label for box in answer.boxes]
+    assert len(found[found.confidence > 2]) == 0 and found.mask is None
+
+
+def test_own_classes(f: florence2.Florence2) -> None:
+    answer = f.run("<OD>", SCENE)
+    found: Any = answer.to_supervision(["triangle", "word"])
+    expected = {"triangle": 0, "word": 1}
+    assert found.class_id.tolist() == [expected.get(box.label, -1) for box in answer.boxes]
+    with pytest.raises(OptionError, match="give a list of labels"):
+        answer.to_supervision("triangle")
+
+
+def test_quads_and_masks(f: florence2.Florence2) -> None:
+    quads: Any = f.run("<OCR_WITH_REGION>", SCENE).to_supervision()
+    assert quads.data["xyxyxyxy"].shape == (len(quads), 4, 2) and len(quads) > 0
+    answer = f.run("<REFERRING_EXPRESSION_SEGMENTATION>", SCENE, "a blue triangle")
+    outlines: Any = answer.to_supervision()
+    assert outlines.mask.shape == (1, answer.image_size[1], answer.image_size[0]) and outlines.mask.sum() > 1000
+    x, y = np.array(answer.polygons[0].rings[0]).reshape(-1, 2).mean(axis=0)
+    assert outlines.mask[0, int(y), int(x)]
+
+
+def test_nothing(f: florence2.Florence2) -> None:
+    answer: Any = f.processor.answer("<OD>", "", image_size=(10, 10)).to_supervision()
+    assert len(answer) == 0

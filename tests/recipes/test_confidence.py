@@ -1,0 +1,47 @@
+"""The comparison of formulas, on few scenes, and what spoils scenes."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+import florence2
+from recipes.nano.confidence import CHOSEN, format_tables, main, measure
+from recipes.nano.scenes import make_scene
+from recipes.nano.spoiling import SPOILT, spoil
+
+
+def test_scenes_are_spoilt_the_same_way_every_time() -> None:
+    image = make_scene(3, 1).image
+    spoilt = [spoil(image, random.Random(seed)) for seed in range(12)]
+    again = [spoil(image, random.Random(seed)) for seed in range(12)]
+    assert [one.tobytes() for one in spoilt] == [one.tobytes() for one in again]
+    assert all(one.size == image.size and one.mode == "RGB" for one in spoilt)
+    assert sum(one.tobytes() != image.tobytes() for one in spoilt) > 8  # a cover may hide nothing but background
+    assert {random.Random(seed).choice(SPOILT) for seed in range(12)} == {*SPOILT}
+
+
+def test_the_formula_of_the_package_is_the_one_by_hand() -> None:
+    """The table's own computation, by `decode` and other code, gives the confidence of each box and quad."""
+    f = florence2.load("nano", device="cpu")
+    measured = {"clean": measure(f, 21, 3), "spoilt": measure(f, 22, 3)}
+    for values in measured.values():
+        assert values["found"] and len(values["truths"]) == 3
+        for each in values["found"]:
+            by_hand = each["values"]["label x least near 50 %"], each["values"]["label x least near 16 %"]
+            assert by_hand[1] - 1e-5 <= each["values"][CHOSEN] <= by_hand[0] + 1e-5
+            assert each["values"][CHOSEN] <= each["values"]["label"] + 1e-5
+            assert each["values"][CHOSEN] == pytest.approx(
+                each["values"]["label"] * each["values"]["least near 30 %"], abs=1e-4
+            )
+    table = format_tables(f, measured)
+    assert "calibrated**" in table and table.count(f"| {CHOSEN} |") == 3
+
+
+def test_values_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "values.json"
+    assert main(["--scenes", "2", "--keep", str(kept)]) == 0
+    first = capsys.readouterr().out
+    assert json.loads(kept.read_text()) and main(["--keep", str(kept)]) == 0
+    assert capsys.readouterr().out == first
