@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2.checkpoints.hub import EMBEDDED_MODEL
-from florence2.fast.cuda.graphs import Recorder, kept_bytes, record_cuda_graph, record_with, recordings
+from florence2.fast.cuda.recorded.graphs import Recorder, kept_bytes, record_cuda_graph, record_with, recordings
 from florence2.generation.engine.engine import Engine, Work
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from florence2.checkpoints.hub import EMBEDDED_MODEL
-from florence2.fast.cuda.graphs import Recorder, record_with
+from florence2.fast.cuda.recorded.graphs import Recorder, record_with
 from florence2.generation.engine.engine import Engine, Ticket, Work
 from florence2.generation.generate import generate
 from florence2.model.florence2 import Florence2Model

@@ -113,7 +113,7 @@ def test_a_known_equivalent_is_found_by_its_text_and_not_by_its_place() -> None:
 def test_the_mirror_is_asked_first_then_who_imports_it() -> None:
     assert selection.tests_of(ROOT, "florence2/generation/rules.py")[0] == "tests/generation/test_rules.py"
     assert selection.tests_of(ROOT, "florence2/runner.py") == ["tests/test_stream.py", "tests/test_pipeline.py"]
-    assert "tests/fast/cuda/test_lane.py" in selection.tests_of(ROOT, "florence2/generation/state.py")
+    assert "tests/fast/cuda/recorded/test_lane.py" in selection.tests_of(ROOT, "florence2/generation/state.py")
     for path in sources(ROOT, []):
         chosen = selection.tests_of(ROOT, path)
         assert chosen and all((ROOT / test).exists() for test in chosen) and len(set(chosen)) == len(chosen), path

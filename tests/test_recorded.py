@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import florence2
-from florence2.fast.cuda.graphs import record_with
+from florence2.fast.cuda.recorded.graphs import record_with
 from florence2.pipeline import Florence2
 from parity import recorded
 from parity.tape import TapeRecorder

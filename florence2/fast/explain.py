@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from florence2.fast import bands, decoder, linear, packed
 from florence2.fast.cuda import convolutions, layers, weights
-from florence2.fast.cuda.graphs import DECODER, ENCODER, VISION, why_not_recorded
 from florence2.fast.cuda.kernels.availability import why_no_kernel, why_not_cuda
+from florence2.fast.cuda.recorded.graphs import DECODER, ENCODER, VISION, why_not_recorded
 from florence2.fast.install import FastFlorence2Model
 from florence2.generation.options import GenerationOptions
 from florence2.model.absent import find_absent

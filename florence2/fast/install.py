@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from florence2.fast.bands import BandedChannelBlock, BandedSpatialBlock
 from florence2.fast.cuda.convolutions import Conv2d, FastDepthwiseConv
-from florence2.fast.cuda.graphs import know, recorder_for
-from florence2.fast.cuda.lane import RecordedLane, open_lane, search_recorded, why_plain_options
 from florence2.fast.cuda.layers import FusedDecoderLayer, FusedEncoderLayer
-from florence2.fast.cuda.slots import planned_bytes
-from florence2.fast.cuda.stages import encode_image_recorded, encode_recorded
+from florence2.fast.cuda.recorded.graphs import know, recorder_for
+from florence2.fast.cuda.recorded.lane import RecordedLane, open_lane, search_recorded, why_plain_options
+from florence2.fast.cuda.recorded.slots import planned_bytes
+from florence2.fast.cuda.recorded.stages import encode_image_recorded, encode_recorded
 from florence2.fast.cuda.weights import lay_out, project
 from florence2.fast.decoder import DirectDecoder
 from florence2.fast.linear import Linear, linear

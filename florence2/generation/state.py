@@ -100,7 +100,7 @@ class SearchState(abc.ABC):
 
     On an accelerator, and wherever a step is recorded, `advance` has no control flow that depends on data, and no shape
     changes; only the step numbers select the rules. A step can therefore be captured as a CUDA graph and replayed
-    (`fast.cuda.slots`). Inputs that joined later are at a step number of their own (`generation.engine`).
+    (`fast.cuda.recorded.slots`). Inputs that joined later are at a step number of their own (`generation.engine`).
     """
 
     by_position: ClassVar[tuple[str, ...]]

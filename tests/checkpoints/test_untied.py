@@ -19,7 +19,7 @@ from florence2.checkpoints.checkpoint import load_model
 from florence2.checkpoints.describe import describe_checkpoint
 from florence2.cli.main import main
 from florence2.errors import CheckpointError, Florence2Error
-from florence2.fast.cuda.graphs import why_not_recorded
+from florence2.fast.cuda.recorded.graphs import why_not_recorded
 from florence2.model.config import Layout
 from florence2.pipeline import Florence2
 from tests.conftest import copy_checkpoint

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import florence2
 from florence2 import Florence2, explain_path
 from florence2.fast import bands, linear, packed
-from florence2.fast.cuda import convolutions, graphs
+from florence2.fast.cuda import convolutions
+from florence2.fast.cuda.recorded import graphs
 from florence2.fast.install import FastFlorence2Model, install, uninstall
 from florence2.fast.unchanged import find_change, is_unchanged
 from florence2.model.bart import Decoder

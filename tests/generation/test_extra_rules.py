@@ -16,8 +16,8 @@ from torch import Tensor
 import florence2
 from florence2 import Florence2, GenerationOptions
 from florence2.errors import OptionError
-from florence2.fast.cuda.graphs import record_with
-from florence2.fast.cuda.lane import search_recorded
+from florence2.fast.cuda.recorded.graphs import record_with
+from florence2.fast.cuda.recorded.lane import search_recorded
 from florence2.fast.install import install
 from florence2.generation.options import RULE_NAMES
 from florence2.generation.rules import Rule

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from florence2.fast.cuda.graphs import (
+from florence2.fast.cuda.recorded.graphs import (
     ENCODER,
     VISION,
     Part,
@@ -22,7 +22,7 @@ from florence2.fast.cuda.graphs import (
     stream_of,
     watch,
 )
-from florence2.fast.cuda.slots import MEMORY_STEP
+from florence2.fast.cuda.recorded.slots import MEMORY_STEP
 from florence2.model.florence2 import Florence2Model
 
 TOGETHER = (1, 2, 4, 8)

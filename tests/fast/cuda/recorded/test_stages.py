@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from florence2.errors import PromptError
-from florence2.fast.cuda.graphs import record_with, recordings
-from florence2.fast.cuda.stages import TOGETHER
+from florence2.fast.cuda.recorded.graphs import record_with, recordings
+from florence2.fast.cuda.recorded.stages import TOGETHER
 from florence2.fast.install import install, uninstall
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import Trace

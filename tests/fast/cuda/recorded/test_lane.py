@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence2.fast.cuda import lane as lanes
-from florence2.fast.cuda import slots
-from florence2.fast.cuda.graphs import record_with, recordings
-from florence2.fast.cuda.lane import RecordedLane, open_lane, search_recorded
+from florence2.fast.cuda.recorded import lane as lanes
+from florence2.fast.cuda.recorded import slots
+from florence2.fast.cuda.recorded.graphs import record_with, recordings
+from florence2.fast.cuda.recorded.lane import RecordedLane, open_lane, search_recorded
 from florence2.fast.install import install, uninstall
 from florence2.generation.engine.lane import Lane
 from florence2.generation.generate import generate

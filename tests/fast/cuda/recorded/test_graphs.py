@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from florence2.fast.cuda import graphs
-from florence2.fast.cuda.graphs import (
+from florence2.fast.cuda.recorded import graphs
+from florence2.fast.cuda.recorded.graphs import (
     DECODER,
     ENCODER,
     VISION,
@@ -146,7 +146,7 @@ def test_methods_replaced_before_the_first_answer(name: str) -> None:
     script = f"""
 import importlib, torch
 from florence2.checkpoints.hub import EMBEDDED_MODEL
-from florence2.fast.cuda.graphs import DECODER, watch
+from florence2.fast.cuda.recorded.graphs import DECODER, watch
 from florence2.pipeline import load
 owner = getattr(importlib.import_module("{name.rpartition(".")[0]}"), "{name.rpartition(".")[2]}")
 step = owner.step

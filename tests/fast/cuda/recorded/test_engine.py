@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import florence2
-from florence2.fast.cuda import slots
-from florence2.fast.cuda.graphs import record_with
-from florence2.fast.cuda.lane import RecordedLane, open_lane
-from florence2.fast.cuda.slots import Bucket, planned_bytes
+from florence2.fast.cuda.recorded import slots
+from florence2.fast.cuda.recorded.graphs import record_with
+from florence2.fast.cuda.recorded.lane import RecordedLane, open_lane
+from florence2.fast.cuda.recorded.slots import Bucket, planned_bytes
 from florence2.generation.budget import answer_bytes, generation_bytes
 from florence2.generation.engine.engine import Done, Engine, Work
 from florence2.generation.engine.lane import Lane, OwnLane

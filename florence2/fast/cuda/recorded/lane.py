@@ -13,8 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from florence2.errors import Florence2Error
-from florence2.fast.cuda.graphs import DECODER, Recorder, StageWatch, recorder_for, recordings, stream_of, watch
-from florence2.fast.cuda.slots import ROWS, Bucket, Steps, row_indices
+from florence2.fast.cuda.recorded.graphs import (
+    DECODER,
+    Recorder,
+    StageWatch,
+    recorder_for,
+    recordings,
+    stream_of,
+    watch,
+)
+from florence2.fast.cuda.recorded.slots import ROWS, Bucket, Steps, row_indices
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation, SpecialIds
 from florence2.model.florence2 import Florence2Model

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from florence2.fast.cuda.graphs import Recorded, Recorder, round_up
+from florence2.fast.cuda.recorded.graphs import Recorded, Recorder, round_up
 from florence2.fast.cuda.search import fuse
 from florence2.generation.budget import generation_bytes
 from florence2.generation.options import GenerationOptions

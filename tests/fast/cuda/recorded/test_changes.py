@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from florence2 import Florence2
-from florence2.fast.cuda.graphs import record_with
+from florence2.fast.cuda.recorded.graphs import record_with
 from parity.tape import TapeRecorder
 from tests.fast.test_changes import CHANGES, CLASSES, Parts, agree, f, image, scores, scores_uncached
 
