@@ -83,9 +83,13 @@ def _time_answers(f: Any, spec: dict[str, Any], clocks: Clocks) -> tuple[list[li
 def _time_mixed(f: Any, spec: dict[str, Any], clocks: Clocks) -> list[list[int]]:
     """Time up to 8 questions, and one about every scene, by `run_batch` as it stands, from encoded images."""
     images, answers = [f.encode_image(scene) for scene in spec["scenes"]], []
+    options = _without_confidence(f)
     requests = [(MIXED[i % len(MIXED)], image) for i, image in enumerate(images)]
     for count in sorted({min(8, len(requests)), len(requests)}) if requests else ():
-        name, work = f"{count} mixed questions, each", lambda count=count: f.run_batch(requests[:count])
+        name, work = (
+            f"{count} mixed questions, each",
+            lambda count=count: f.run_batch(requests[:count], options=options),
+        )
         answers += clocks.time(name, work, per=count)
     return [list(map(int, answer.token_ids)) for answer in answers]
 
@@ -112,7 +116,12 @@ def _time_stages(florence2: Any, f: Any, spec: dict[str, Any], clocks: Clocks) -
 
 def _exactly(f: Any, tokens: int) -> Any:
     """Return the options for an answer of exactly `tokens` tokens from three beams."""
-    return f.options(num_beams=3, no_repeat_ngram_size=3, max_new_tokens=tokens, min_new_tokens=tokens - 1)
+    return _without_confidence(f, num_beams=3, no_repeat_ngram_size=3, max_new_tokens=tokens, min_new_tokens=tokens - 1)
+
+
+def _without_confidence(f: Any, **settings: Any) -> Any:
+    """Return options without a confidence, which older versions do not compute."""
+    return f.options(**settings, **({"confidence": False} if hasattr(f.options(), "confidence") else {}))
 
 
 def _peak_memory() -> int:

@@ -114,7 +114,7 @@ def _is_inside(path: str, foreign: list[str]) -> bool:
 def _compare_class(path: str, module: nn.Module, twin: nn.Module | None) -> str:
     """Return why a module is not of the class that is described; an empty text when it is."""
     if twin is None:
-        return f"{path}, a module of the class {type(module).__name__}, is not described"
+        return f"{path}, a module of the class {plain_class(type(module)).__name__}, is not described"
     if _class_name(module) == _class_name(twin):
         return ""
     return f"{path or 'the model'} is of the class {plain_class(type(module)).__name__}, not {type(twin).__name__}"

@@ -109,9 +109,14 @@ def _split(attention: Attention, x: Tensor) -> Tensor:
 
 def _mix(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Return what `attend` gives, by the kernel for few queries where that is possible."""
-    from florence2.fast.cuda.kernels.decode_attention import MAX_QUERIES, MAX_WIDTH, attend_few
+    from florence2.fast.cuda.kernels.decode_attention import FEW_QUERIES, WIDEST_HEAD, attend_few
 
-    if not causal and query.shape[2] <= MAX_QUERIES and query.shape[3] <= MAX_WIDTH and are_plain(query, keys, values):
+    if (
+        not causal
+        and query.shape[2] <= FEW_QUERIES
+        and query.shape[3] <= WIDEST_HEAD
+        and are_plain(query, keys, values)
+    ):
         return attend_few(query, keys, values, mask)
     return attend(query, keys, values, mask, causal=causal)
 

@@ -10,7 +10,7 @@ from florence2.generation.search import BeamSearch
 from florence2.generation.state import SearchState
 from florence2.model.trace import NO_TRACE, Trace
 
-MAX_BEAMS = 20  # the program that ranks 3·K hypotheses keeps (3·K)² comparisons
+MOST_BEAMS = 20  # the program that ranks 3·K hypotheses keeps (3·K)² comparisons
 
 
 class FusedBeamSearch(BeamSearch):
@@ -20,7 +20,7 @@ class FusedBeamSearch(BeamSearch):
         self, sums: Tensor, parents: Tensor, tokens: Tensor, chosen: Tensor, trace: Trace = NO_TRACE
     ) -> BeamSearch:
         """Settle the candidates by the kernel, or as the parent does where that cannot run or a trace looks on."""
-        possible = trace is NO_TRACE and self.newest.shape[1] <= MAX_BEAMS and are_plain(sums, chosen)
+        possible = trace is NO_TRACE and self.newest.shape[1] <= MOST_BEAMS and are_plain(sums, chosen)
         if not possible or why_no_kernel(sums.device, sums.dtype) is not None:
             return super().settle(sums, parents, tokens, chosen, trace)
         from florence2.fast.cuda.kernels.settle import Beams, settle

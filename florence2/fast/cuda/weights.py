@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from florence2.fast.cuda.kernels.availability import DTYPES, why_not_cuda
 from florence2.fast.packed import is_plain
 from florence2.fast.unchanged import find_mode
+from florence2.model.absent import find_absent
 from florence2.model.bart import Attention, LanguageModel
 from florence2.model.florence2 import Florence2Model
 
@@ -127,7 +128,7 @@ def _joint_weights(model: nn.Module) -> Iterator[list[Tensor]]:
 
 def _output_weights(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Yield weight and bias of the output projection: the tensor, its rows (V, ...), and the values that pad them."""
-    if isinstance(model, Florence2Model) and isinstance(model.language_model, LanguageModel):
+    if isinstance(model, Florence2Model) and find_absent(model) is None and type(model.language_model) is LanguageModel:
         weight, bias = model.output_weight, model.final_logits_bias
         yield weight, weight.detach(), 0.0
         yield bias, bias.detach()[0], _NEVER

@@ -115,7 +115,7 @@ def test_where_the_plain_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "settle", refuse)
     logits = logits_of(2, 1, ties=False)
     assert equal(plain.advance(logits, 1), fast.advance(logits, 1, Trace()))
-    monkeypatch.setattr(fused, "MAX_BEAMS", 1)
+    monkeypatch.setattr(fused, "MOST_BEAMS", 1)
     assert equal(plain.advance(logits, 1), fast.advance(logits, 1))
     monkeypatch.undo()
     monkeypatch.setattr(kernel, "settle", refuse)

@@ -37,7 +37,8 @@ def rehearsal() -> Iterator[None]:
 
 def why_not_cuda(device: torch.device) -> str | None:
     """Return in words why the ways of a CUDA device are not taken on `device`; None if they are."""
-    if device.type == "cuda" or (device.type == "cpu" and _rehearsing.get()):
+    # torch.compile cannot read a context variable
+    if device.type == "cuda" or (device.type == "cpu" and not torch.compiler.is_compiling() and _rehearsing.get()):
         return None
     return f"the model is on {device.type}"
 

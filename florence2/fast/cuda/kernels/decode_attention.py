@@ -12,13 +12,13 @@ from torch import Tensor
 
 from florence2.fast.cuda.kernels.availability import on_device_of
 
-MAX_QUERIES = 16
-MAX_WIDTH = 256
+FEW_QUERIES = 16
+WIDEST_HEAD = 256
 _TILE = 8192  # products that a program holds at a time: queries x keys x width
 
 
 def attend_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return what `attend` gives, (B, heads, K, d), for K up to `MAX_QUERIES` and d up to `MAX_WIDTH`.
+    """Return what `attend` gives, (B, heads, K, d), for K up to `FEW_QUERIES` and d up to `WIDEST_HEAD`.
 
     `query` (B, heads, K, d); `key` and `value` (B, heads, S, d); `mask` bool, broadcastable to (B, heads, K, S). A
     query that may look nowhere gives zeros.

@@ -329,6 +329,8 @@ def record_with(recorder: Recorder | None) -> Iterator[None]:
 
 def recorder_for(device: torch.device) -> Recorder | None:
     """Return how work on a device is recorded; None where it is not."""
+    if torch.compiler.is_compiling():  # which cannot read a context variable
+        return None
     recorder = _recorder.get()
     return None if recorder is record_cuda_graph and device.type != "cuda" else recorder
 
