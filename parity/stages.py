@@ -113,7 +113,7 @@ def gpu_shapes() -> list[SyntheticModel]:
     return [odd, *shapes()]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode, where weights could not be laid out
 def compare_stages(shape: SyntheticModel, device: torch.device) -> list[Difference]:
     """Compare every kind of part by every way, and image tokens, memory and logits of the whole pass."""
     plain = make_model(shape.config, shape.seed, shape.end_bonus)

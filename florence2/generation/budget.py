@@ -71,7 +71,7 @@ def vision_bytes(config: VisionConfig, height: int, width: int, dtype: torch.dty
 
 def images_that_fit(each: int, device: torch.device, most: int, share: float) -> int:
     """Return how many images of `each` bytes go into `share` of the free bytes: at least 1, at most `most`."""
-    free = free_bytes(device)
+    free = free_bytes(device) if most > 1 else None
     return most if free is None else max(1, min(most, int(share * free // max(1, each))))
 
 
@@ -106,12 +106,15 @@ def free_bytes(device: torch.device) -> int | None:
 def _free_of_cuda(device: torch.device) -> int:
     """Return what the driver has free, and what torch holds idle, but not in the pools of recorded graphs."""
     index = torch.cuda.current_device() if device.index is None else device.index
+    free, total = torch.cuda.mem_get_info(index)
+    if free > total / 4:  # enough: to count what is idle takes milliseconds
+        return free
     idle = sum(
         segment["total_size"] - segment["active_size"]
         for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
         if segment["device"] == index and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
     )
-    return int(torch.cuda.mem_get_info(index)[0] + idle)
+    return int(free + idle)
 
 
 def _free_of_machine() -> int | None:

@@ -269,9 +269,13 @@ class Engine:
 
     def _lane(self, options: GenerationOptions) -> "Lane[Ticket] | OwnLane[Ticket]":
         """Return the lane that answers with these options join, of the model's own kind where it has one now."""
+        kept = self._lanes.get(options)
+        if kept is not None and len(kept):  # it looks at the model itself
+            return kept
         own = self._model.open_lane(options, self._ids) if isinstance(self._model, OpensLanes) else None
         if own is not None:
-            return self._lanes.setdefault(options, own)
+            self._lanes[options] = own
+            return own
         if options.width not in self._lanes:
             self._lanes[options.width] = Lane(self._model, options.width, self._slots, self._ids)
         return self._lanes[options.width]

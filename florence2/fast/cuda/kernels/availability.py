@@ -59,7 +59,7 @@ def why_no_kernel(device: torch.device, dtype: torch.dtype) -> str | None:
     capability = _capability(device)
     if capability < _OLDEST:
         return f"the device has compute capability {capability[0]}.{capability[1]}, and Triton needs 7.5"
-    return None
+    return _why_none_starts(device)
 
 
 def are_plain(*tensors: Tensor | None) -> bool:
@@ -95,6 +95,18 @@ def _interprets() -> bool:
     import triton
 
     return bool(triton.knobs.runtime.interpret)
+
+
+@cache
+def _why_none_starts(device: torch.device) -> str | None:
+    """Return in words why the smallest kernel does not run: Triton needs a C compiler, and a folder to write to."""
+    from florence2.fast.cuda.kernels.gelu import gelu_
+
+    try:
+        gelu_(torch.zeros(1, device=device))
+    except Exception as error:  # noqa: BLE001  of Triton's, of many classes
+        return f"Triton fails here ({(str(error).splitlines() or [type(error).__name__])[0]})"
+    return None
 
 
 @cache

@@ -11,11 +11,13 @@ recorded for each shape; recorded, one image took 3.9 ms in place of 22.7, and i
 import contextlib
 import operator
 import threading
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -118,11 +120,12 @@ class StageWatch:
 
     Attributes:
         reason: Why the stage may not be recorded, in words; None if it may.
-        key: The tensors' places and everything else that the stage computes with.
+        key: The tensors' places and everything else that the stage computes with; None where it may not be recorded.
     """
 
     def __init__(self, model: Florence2Model, part: Part):
-        self.reason = why_not_recorded(model, part)
+        self.part, self.reason = part, why_not_recorded(model, part)
+        self.key: Hashable = None
         if self.reason is not None:
             return
         roots = [each for path in part.modules if (each := _find(model, path)) is not None]
@@ -132,7 +135,7 @@ class StageWatch:
         # held, so that nothing else can come to lie in the place of one of them
         self._values = self._read_values(model, part)
         self._places = self._read_places()
-        self.key: Hashable = self._places, tuple(structure(root) for root in roots)
+        self.key = self._places, tuple(structure(root) for root in roots)
 
     def holds(self, model: Florence2Model, part: Part) -> bool:
         """Return whether all is as it was; other values in the same tensors are not a change."""
@@ -143,6 +146,10 @@ class StageWatch:
         values = self._read_values(model, part)
         same = len(values) == len(self._values) and all(map(operator.is_, values, self._values))
         return same and self._places == self._read_places()
+
+    def is_like(self, other: "StageWatch") -> bool:
+        """Return whether what was recorded under `other` is right under this."""
+        return self is other or (self.reason is None and other.reason is None and self.key == other.key)
 
     def _read_values(self, model: Florence2Model, part: Part) -> list[object]:
         text = model.language_model
@@ -185,23 +192,33 @@ class Recorded:
 
     def __init__(self, record: Recorder, device: torch.device):
         self._record, self._device = record, device
-        self._replays: dict[Hashable, Callable[[], None] | None] = {}
+        self._replays: dict[Hashable, Callable[[], None]] = {}
+        self._warm: dict[Hashable, int] = {}  # the thread that did the work last, plainly
 
     def do(self, kind: Hashable, work: Callable[[], None]) -> None:
         """Do work that is the same whenever it is of this kind."""
-        if kind not in self._replays:
-            work()  # plainly: libraries prepare themselves, and what happens once is not worth a recording
-            self._replays[kind] = None
-            return
-        replay = self._replays[kind]
+        replay = self._replays.get(kind) or self._try_to_record(kind, work)
         if replay is None:
+            work()
+            self._warm[kind] = threading.get_ident()
+        else:
+            replay()
+
+    def _try_to_record(self, kind: Hashable, work: Callable[[], None]) -> Callable[[], None] | None:
+        """Record work that this thread has done before; None where it has to be done plainly."""
+        # libraries prepare themselves in each thread, and what happens once is not worth a recording
+        if self._warm.get(kind) != threading.get_ident():
+            return None
+        try:
             with _recording:
-                replay = self._replays[kind] = self._record(work, self._device)
-        replay()
+                self._replays[kind] = self._record(work, self._device)
+        except RecordingError as error:
+            _give_up(error)
+        return self._replays.get(kind)
 
     def forget(self) -> None:
         """Drop what was recorded; the model has changed."""
-        self._replays = {}
+        self._replays, self._warm = {}, {}
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the buffers."""
@@ -228,16 +245,38 @@ class CudaGraph:
         self._graph.replay()
 
 
+class RecordingError(Exception):
+    """Work that could not be recorded; it was not done, either."""
+
+
+_failures: list[str] = []
+"""Why recording was given up in this process: after a failed capture torch may not be able to make another."""
+
+
+def _give_up(error: RecordingError) -> None:
+    _failures.append(str(error))
+    warnings.warn(f"CUDA graphs are not used any more in this process: {error}", RuntimeWarning, stacklevel=2)
+
+
 def record_cuda_graph(work: Callable[[], None], device: torch.device) -> CudaGraph:
-    """Capture `work` as a CUDA graph without running it."""
+    """Capture `work` as a CUDA graph without running it. Raises RecordingError when that fails."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # other threads may use the device meanwhile, for example to upload the next images
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            before = torch.cuda.memory_reserved(device)
-            work()
-        return CudaGraph(graph, max(0, torch.cuda.memory_reserved(device) - before))
+    try:
+        # always in the same mode: what torch keeps for all captures is made in that of the first
+        with ordinary_tensors(), torch.cuda.device(device):
+            # other threads may use the device meanwhile, for example to upload the next images
+            with torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local"):
+                before = torch.cuda.memory_reserved(device)
+                work()
+            return CudaGraph(graph, max(0, torch.cuda.memory_reserved(device) - before))
+    except RuntimeError as error:
+        raise RecordingError(f"a capture failed ({str(error).splitlines()[0]})") from error
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of captures, because libraries keep room for each stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Recordings:
@@ -268,7 +307,8 @@ class Recordings:
             self._given += 1
             self._idle[self._given] = key, stage, stage.size
             total, limit = sum(size for *_, size in self._idle.values()), kept_bytes(device)
-            while self._idle and (len(self._idle) > _KEPT or total > limit):
+            # the newest stays, however large: without it every call would record again
+            while len(self._idle) > 1 and (len(self._idle) > _KEPT or total > limit):
                 _, (_, _, size) = self._idle.popitem(last=False)
                 total -= size
 
@@ -332,7 +372,8 @@ def recorder_for(device: torch.device) -> Recorder | None:
     if torch.compiler.is_compiling():  # which cannot read a context variable
         return None
     recorder = _recorder.get()
-    return None if recorder is record_cuda_graph and device.type != "cuda" else recorder
+    impossible = recorder is record_cuda_graph and (device.type != "cuda" or _failures)
+    return None if impossible else recorder
 
 
 def stream_of(device: torch.device) -> int:

@@ -51,14 +51,20 @@ class RecordedLane(Generic[Name]):
     """
 
     def __init__(
-        self, model: Florence2Model, options: GenerationOptions, ids: SpecialIds, record: Recorder, watched: bool = True
+        self,
+        model: Florence2Model,
+        options: GenerationOptions,
+        ids: SpecialIds,
+        record: Recorder,
+        now: StageWatch,
+        watched: bool = True,
     ):
         self._model, self.options, self._ids = model, options, ids
         self._record, self._watched = record, watched
         self._steps: Steps | None = None
         self._rows: list[_Answer[Name] | None] = []  # of the bucket; None is idle
         self._late: deque[tuple[list[_Answer[Name] | None], Tensor, torch.cuda.Event | None]] = deque()
-        self._watch: StageWatch = watch(model, DECODER)
+        self._watch = now
 
     def __len__(self) -> int:
         """Count the running answers."""
@@ -121,10 +127,9 @@ class RecordedLane(Generic[Name]):
 
     def _look(self) -> None:
         """Find out whether the model has changed; what was recorded of another is not replayed."""
-        now = watch(self._model, DECODER)
-        if now is not self._watch and self._steps is not None:
+        before, self._watch = self._watch, watch(self._model, DECODER)
+        if self._steps is not None and not self._watch.is_like(before):
             self._steps.forget()
-        self._watch = now
 
     def _ask(self, done: Tensor) -> set[_Answer[Name]]:
         """Copy the flags (R,) of rows that are done; return the answers that were some steps ago."""
@@ -200,9 +205,10 @@ def open_lane(
 ) -> "RecordedLane[Any] | None":
     """Return a lane of recorded steps; None where a step may not be recorded."""
     record = recorder_for(model.device)
-    if record is None or why_plain_options(options) is not None or watch(model, DECODER).reason is not None:
+    if record is None or why_plain_options(options) is not None:
         return None
-    return RecordedLane(model, options, ids, record, watched)
+    now = watch(model, DECODER)
+    return RecordedLane(model, options, ids, record, now, watched) if now.reason is None else None
 
 
 def search_recorded(

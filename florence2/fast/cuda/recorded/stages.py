@@ -12,9 +12,9 @@ from torch import Tensor
 from florence2.fast.cuda.recorded.graphs import (
     ENCODER,
     VISION,
-    Part,
     Recorded,
     Recorder,
+    StageWatch,
     ordinary_tensors,
     recorder_for,
     recordings,
@@ -64,12 +64,15 @@ def encode_image_recorded(
     None where it may not be recorded.
     """
     record = recorder_for(model.device)
-    if record is None or pixel_values.dim() != 4 or not len(pixel_values) or watch(model, VISION).reason is not None:
+    if record is None or pixel_values.dim() != 4 or not len(pixel_values):
+        return None
+    now = watch(model, VISION)
+    if now.reason is not None:
         return None
     encoded = []
     for part in torch.split(pixel_values, TOGETHER[-1]):
         padded = _with_rows(part.to(model.device, model.dtype), round_up(len(part), TOGETHER))
-        encoded.append(_replay(model, VISION, [padded], compute, record)[: len(part)])
+        encoded.append(_replay(model, now, [padded], compute, record)[: len(part)])
     return torch.cat(encoded) if len(encoded) > 1 else encoded[0]
 
 
@@ -91,7 +94,8 @@ def encode_recorded(
     known = image_features.dtype == model.dtype and len(image_features) == len(input_ids) > 0
     if record is None or not known or length > text.max_position_embeddings:  # the plain way says what is wrong
         return None
-    if watch(model, ENCODER).reason is not None:
+    now = watch(model, ENCODER)
+    if now.reason is not None:
         return None
     prompt_room = min(round_up(length, (MEMORY_STEP,)), text.max_position_embeddings) - image_features.shape[1]
     mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
@@ -100,17 +104,17 @@ def encode_recorded(
     encoded = []
     for part in zip(*(torch.split(each, TOGETHER[-1]) for each in (image_features, ids, mask)), strict=True):
         rows = round_up(len(part[0]), TOGETHER)
-        memory = _replay(model, ENCODER, [_with_rows(each, rows) for each in part], compute, record)
+        memory = _replay(model, now, [_with_rows(each, rows) for each in part], compute, record)
         encoded.append(memory[: len(part[0]), :length])
     return torch.cat(encoded) if len(encoded) > 1 else encoded[0].contiguous()
 
 
 def _replay(
-    model: Florence2Model, part: Part, inputs: list[Tensor], compute: Callable[..., Tensor], record: Recorder
+    model: Florence2Model, now: StageWatch, inputs: list[Tensor], compute: Callable[..., Tensor], record: Recorder
 ) -> Tensor:
-    """Return what a stage of the model computes from inputs that fill a bucket."""
+    """Return what a stage of the model, which is as `now` says, computes from inputs that fill a bucket."""
     shapes = tuple((tuple(each.shape), each.dtype) for each in inputs)
-    key: Hashable = part, shapes, record, stream_of(model.device), watch(model, part).key
+    key: Hashable = now.part, shapes, record, stream_of(model.device), now.key
     kept = recordings(model)
     stage = kept.take(key, lambda: FixedStage([torch.zeros_like(each) for each in inputs], record))
     for buffer, value in zip(stage.inputs, inputs, strict=True):

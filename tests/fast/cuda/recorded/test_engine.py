@@ -165,7 +165,7 @@ def test_options_have_lanes_of_their_own(f: Florence2, recorder: TapeRecorder) -
 
 
 def test_a_changed_model_answers_plainly(f: Florence2, recorder: TapeRecorder) -> None:
-    """A hook between two steps: what runs feels it at once, and what joins takes the plain lane."""
+    """A hook between two steps: what runs and what joins feel it at once."""
     engine, calls = Engine(f.model), []
     for _ in range(3):
         engine.submit(work(f, 9, max_new_tokens=12, min_new_tokens=11))
@@ -179,9 +179,8 @@ def test_a_changed_model_answers_plainly(f: Florence2, recorder: TapeRecorder) -
         replayed = recorder.replayed
         engine.submit(work(f, 12, max_new_tokens=12, min_new_tokens=11))
         engine.step()
-        assert len(calls) == 2 and recorder.replayed == replayed + 1  # of the encoder, which has no hook
-        assert [len(each) for each in engine._lanes.values()] == [1, 1]
-        assert [type(each) for each in engine._lanes.values()] == [RecordedLane, Lane]
+        assert len(calls) == 1 and recorder.replayed == replayed + 1  # of the encoder, which has no hook
+        assert [len(each) for each in engine._lanes.values()] == [2]
     finally:
         handle.remove()
         second.remove()

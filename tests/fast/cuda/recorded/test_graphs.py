@@ -243,7 +243,7 @@ def test_bytes_of_buffers_and_recordings_are_limited(monkeypatch: pytest.MonkeyP
     kept.give("small", Doubling(TapeRecorder(), 1), CPU)
     assert len(kept) == 3 and kept.take(0, lambda: stages[1]) is stages[1]
     kept.give("large", Doubling(TapeRecorder(), 2000), CPU)
-    assert len(kept) == 0
+    assert len(kept) == 1  # the newest, or every call would record it again
 
 
 def test_memory_that_is_needed_is_not_kept() -> None:
@@ -322,3 +322,30 @@ def test_watches_of_models_without_a_language_model(model: Florence2Model) -> No
     text.language_model = nn.Identity()
     assert StageWatch(model, VISION).reason is None
     assert "Identity" in str(StageWatch(model, DECODER).reason) and "Identity" in str(StageWatch(model, ENCODER).reason)
+
+
+def test_what_cannot_be_recorded_is_done_plainly_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_failures", [])
+    tries: list[int] = []
+
+    def fail(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        tries.append(1)
+        raise graphs.RecordingError("out of memory")
+
+    stage = Doubling(fail, 1)
+    stage.value.fill_(1.0)
+    stage.do("kind", lambda: stage.value.mul_(2))
+    with pytest.warns(RuntimeWarning, match="not used any more in this process: out of memory"):
+        stage.do("kind", lambda: stage.value.mul_(2))
+    assert stage.value.item() == 4.0 and len(tries) == 1  # a recording executes nothing, so it was done once each time
+    assert graphs.recorder_for(torch.device("cuda")) is None
+
+
+def test_each_thread_does_the_work_plainly_before_it_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = TapeRecorder()
+    stage = Doubling(recorder, 1)
+    stage.do("kind", lambda: stage.value.mul_(2))
+    for recorded in (0, 1):
+        monkeypatch.setattr("florence2.fast.cuda.recorded.graphs.threading.get_ident", lambda: 12345)
+        stage.do("kind", lambda: stage.value.mul_(2))
+        assert recorder.recorded == recorded
