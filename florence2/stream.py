@@ -201,7 +201,7 @@ class _AnsweredInOrder:
     def _has_room(self) -> bool:
         if self._places and self._places[0].answer is not None:  # to be given out first
             return False
-        few = len(self._running) < self._slots and len(self._places) < _AHEAD * self._slots
+        few = self._engine.unfinished < self._slots and len(self._places) < _AHEAD * self._slots
         return few and not self._engine.owes_decoding
 
     def _submit(self, each: Asked | Florence2Error) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation import budget
 from florence2.generation.engine.features import FeatureCache
-from florence2.generation.engine.forced import read_again
+from florence2.generation.engine.forced import read_together
 from florence2.generation.engine.lane import Lane, OpensLanes, Outcome, OwnLane
 from florence2.generation.generate import fit_options, not_finite, ordinary, special_ids
 from florence2.generation.options import GenerationOptions
@@ -46,7 +46,7 @@ class Work:
 
 @dataclass(eq=False)
 class Ticket:
-    """What stands for one submitted question; `memory` (1, S, D) is kept while an answer runs that is read again."""
+    """What stands for one submitted question; `memory` (1, S, D) is kept until its answer was read again."""
 
     work: Work
     bytes: int
@@ -106,6 +106,7 @@ class Engine:
         self._memory_bytes, self._memory_share, self._room = memory_bytes, memory_share, 0
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
+        self._unread: list[tuple[Ticket, Generation]] = []  # finished, but for their confidence
         # by the number of sequences an answer; the model's own by options
         self._lanes: dict[int | GenerationOptions, Lane[Ticket] | OwnLane[Ticket]] = {}
         self._cancelled = False  # whether any question was cancelled since the last step
@@ -113,8 +114,13 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
-        return bool(self._waiting or self._running)
+        """Whether anything waits or runs, or is to be read again."""
+        return bool(self._waiting or self._running or self._unread)
+
+    @property
+    def unfinished(self) -> int:
+        """How many answers wait or run, without those that are only to be read again."""
+        return len(self._waiting) + len(self._running)
 
     def submit(self, work: Work) -> Ticket:
         """Put a question into the queue.
@@ -166,23 +172,42 @@ class Engine:
         """Advance every lane by one step; return the answers that ended."""
         started = time.perf_counter()
         stopped = [each for lane in self._lanes.values() if len(lane) for each in lane.step()]
-        ended = [(ticket, self._read_again(ticket, outcome)) for ticket, outcome in stopped]
-        self._owed = max(0.0, self._owed - (time.perf_counter() - started))
-        for ticket, _ in ended:
+        for ticket, _ in stopped:
             self._running.remove(ticket)
+        ended = self._read_again(stopped)
+        self._owed = max(0.0, self._owed - (time.perf_counter() - started))
         if not self._running:
             self._owed = 0.0
         return ended
 
-    def _read_again(self, ticket: Ticket, outcome: Outcome) -> Outcome:
-        """Return an outcome with the model's own probabilities along the answer, if they were asked for."""
-        memory, ticket.memory = ticket.memory, None
-        if memory is None or not isinstance(outcome, Generation):
-            return outcome
+    def _read_again(self, stopped: Sequence[tuple[Ticket, Outcome]]) -> list[tuple[Ticket, Outcome]]:
+        """Return outcomes, with the model's own probabilities along the answers where they were asked for.
+
+        Answers wait until there are several to be read, which is faster, or none runs, or the first should come soon.
+        """
+        ended: list[tuple[Ticket, Outcome]] = []
+        for ticket, outcome in stopped:
+            if ticket.memory is None or not isinstance(outcome, Generation):
+                ended.append((ticket, outcome))
+            else:
+                self._unread.append((ticket, outcome))
+        if len(self._unread) >= _TOGETHER or self._share or not self._running:
+            unread, self._unread = self._unread, []
+            ended += self._read(unread)
+            for ticket, _ in unread:
+                ticket.memory = None
+        return ended
+
+    def _read(self, finished: Sequence[tuple[Ticket, Generation]]) -> list[tuple[Ticket, Outcome]]:
+        """Read answers together; if that is refused, one by one, so that only the culprit fails."""
+        parts = [(generation, ticket.memory) for ticket, generation in finished if ticket.memory is not None]
         try:
-            return read_again(self._model, outcome, memory, self._locations)
+            read: Sequence[Outcome] = read_together(self._model, parts, self._locations)
         except Florence2Error as error:  # of a module of the user's
-            return error
+            if len(finished) > 1:
+                return [each for one in finished for each in self._read([one])]
+            read = [error]
+        return [(ticket, outcome) for (ticket, _), outcome in zip(finished, read, strict=True)]
 
     def _drop_cancelled(self) -> None:
         if not self._cancelled:
@@ -190,6 +215,7 @@ class Engine:
         self._cancelled = False
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
         self._running = [ticket for ticket in self._running if not ticket.cancelled]
+        self._unread = [each for each in self._unread if not each[0].cancelled]
         for lane in self._lanes.values():
             lane.drop(lambda ticket: ticket.cancelled)
 

@@ -4,11 +4,13 @@ The search sees one beam after another, by steps, under rules. Here every answer
 its probabilities are the same whatever search, batch or step wrote it.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from florence2.generation.state import Generation
 from florence2.model.florence2 import Florence2Model
@@ -39,6 +41,44 @@ def read_again(
             parts.append(_read(model, generation.sequences[rows], memory[own], mask, ids))
     logprobs, probabilities = (torch.cat(column) for column in zip(*parts, strict=True))
     return replace(generation, forced_logprobs=logprobs, location_probabilities=probabilities)
+
+
+def read_together(
+    model: Florence2Model, finished: Sequence[tuple[Generation, Tensor]], locations: Sequence[int]
+) -> list[Generation]:
+    """Return what `read_again` gives for generations of one input and their memories (1, S, D), read side by side."""
+    rows = [(ids, memory[0]) for generation, memory in finished for ids in generation.sequences]
+    read: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for start in range(0, len(rows), _ROWS):
+            read += _read_padded(model, rows[start : start + _ROWS], locations)
+    coming, results = iter(read), []
+    for generation, _ in finished:
+        logprobs, probabilities = zip(*itertools.islice(coming, len(generation.sequences)), strict=True)
+        results.append(
+            replace(
+                generation, forced_logprobs=torch.stack(logprobs), location_probabilities=torch.stack(probabilities)
+            )
+        )
+    return results
+
+
+def _read_padded(
+    model: Florence2Model, rows: Sequence[tuple[Tensor, Tensor]], locations: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read sequences (1 + T,) over memories (S, D) of other lengths; yield (T,) and (T, bins) of each."""
+    sequences, memories = [ids for ids, _ in rows], [memory for _, memory in rows]
+    lengths = torch.tensor([len(memory) for memory in memories], device=memories[0].device)
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]  # (R, S)
+    logprobs, probabilities = _read(
+        model,
+        pad_sequence(sequences, batch_first=True),  # what stands after the end of an answer changes nothing before it
+        pad_sequence(memories, batch_first=True),
+        None if mask.all() else mask,
+        torch.tensor(locations, device=lengths.device),
+    )
+    for row, ids in enumerate(sequences):
+        yield logprobs[row, : len(ids) - 1], probabilities[row, : len(ids) - 1]
 
 
 def _read(

@@ -59,6 +59,24 @@ def test_every_way_gives_the_same(nano: florence2.Florence2, scene: Image.Image)
             assert confidences(other) == pytest.approx(confidences(one), abs=1e-4)
 
 
+def test_answers_that_are_read_together_are_those_read_alone(nano: florence2.Florence2, scene: Image.Image) -> None:
+    """Of other lengths, with memories of other lengths, and more rows than are read at once."""
+    model, ids, features = nano.model, nano.processor.location_ids, nano.encode_image(scene).features
+    finished, alone = [], []
+    for task, rows in (("<CAPTION>", 3), ("<OD>", 3), ("<MORE_DETAILED_CAPTION>", 3)):
+        with torch.no_grad():
+            memory = model.encode(features, torch.tensor([nano.processor.prompt(task)]))
+        generation = florence2.generate(model, memory, nano.options(num_return_sequences=rows))
+        finished.append((generation, memory))
+        alone.append(forced.read_again(model, generation, memory, ids))
+    together = forced.read_together(model, finished, ids)
+    for one, other in zip(alone, together, strict=True):
+        assert one.forced_logprobs is not None and other.forced_logprobs is not None
+        for row, length in enumerate(one.lengths.tolist()):
+            close = torch.allclose(one.forced_logprobs[row, :length], other.forced_logprobs[row, :length], atol=1e-4)
+            assert close and other.location_probabilities.shape == one.location_probabilities.shape
+
+
 def test_beams_do_not_matter(nano: florence2.Florence2, scene: Image.Image) -> None:
     """Equal answers of different searches have equal confidences."""
     answers = [nano.run("<OD>", scene, num_beams=beams) for beams in (1, 2, 3, 5)]
