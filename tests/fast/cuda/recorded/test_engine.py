@@ -85,14 +85,14 @@ def test_no_prompt_length_records_again(f: Florence2, recorder: TapeRecorder) ->
         engine.submit(work(f, length, **settings))
         finish(engine)
     recorded = recorder.recorded
-    lengths = list(range(1, 201))
+    lengths = list(range(1, 201, 4))  # `python -m parity` tries all
     random.Random(0).shuffle(lengths)
     for length in lengths:
         asked = work(f, length, 1, **settings)
         engine.submit(asked)
         done = finish(engine)[0]
         assert done.generation is not None
-        if length % 10 == 0:
+        if length % 40 == 1:
             assert done.generation.sequences.tolist() == answer_alone(f, asked)
     assert recorder.recorded == recorded
 
