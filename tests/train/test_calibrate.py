@@ -22,6 +22,7 @@ from florence2.checkpoints.checks.calibration import (
     write_calibration,
 )
 from florence2.checkpoints.hub import resolve
+from florence2.cli.main import main as florence2_main
 from florence2.errors import ConfigError, Florence2Error, OptionError
 from florence2.train.calibrate import calibration_error, fit, fit_table, rate, separation
 from florence2.train.calibrate_command import _report, main
@@ -266,3 +267,10 @@ def test_the_ends_invent_nothing(right: bool, capsys: pytest.CaptureFixture[str]
 def test_answers_at_an_end_are_counted_there() -> None:
     rated = [(0.5, i % 2 > 0) for i in range(60)] + [(1.0, i % 10 > 0) for i in range(60)]
     assert fit_table(rated)[1][-1] == pytest.approx(0.9, abs=0.01)
+
+
+def test_training_does_not_read_a_calibration(own_nano: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 5, 2, ["<OD>"])
+    (own_nano / "confidence.json").write_text("{")
+    given = ["train", str(tmp_path / "data.jsonl"), "--model", str(own_nano), "--device", "cpu", "--check"]
+    assert florence2_main(given) == 0
