@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from florence2.answers.confidence import NO_CALIBRATION
 from florence2.errors import ConfigError, plain, shown
 from florence2.inputs.image import MAX_SIDE
 from florence2.inputs.tasks import Task, TaskTable
@@ -40,7 +41,8 @@ def extend_vocabulary(f: Florence2, tokens: Sequence[str], *, seed: int = 0) -> 
         seed: The seed of the noise; equal seeds give equal rows.
 
     Returns:
-        A model with the larger vocabulary, without the spare rows that a padded embedding has.
+        A model with the larger vocabulary, without the spare rows that a padded embedding has, and without the
+        calibration of the old one.
 
     Raises:
         PromptError: A token exists, occurs twice, or would split other text; or there is none.
@@ -63,7 +65,7 @@ def extend_vocabulary(f: Florence2, tokens: Sequence[str], *, seed: int = 0) -> 
     model.final_logits_bias = torch.cat([bias[:, :known], bias.new_zeros(1, rows - known)], dim=1)
     # the placeholder <image> of the native layout comes after the new tokens, where saving puts it
     model.config = replace(model.config, text=replace(model.config.text, vocab_size=rows), image_token_id=None)
-    return _changed(f, model, f.processor.changed(tokenizer=tokenizer))
+    return _changed(f, model, f.processor.changed(tokenizer=tokenizer, calibration=NO_CALIBRATION))
 
 
 def add_tasks(f: Florence2, tasks: Task | Iterable[Task]) -> Florence2:
@@ -105,7 +107,7 @@ def resize_positions(
         image_size: (width, height) in pixels that images are resized to from now on; None keeps it.
 
     Returns:
-        The model with the new table; its configuration states the size.
+        The model with the new table, without the calibration of the old one; its configuration states the size.
 
     Raises:
         ConfigError: A number is out of range.
@@ -121,7 +123,8 @@ def resize_positions(
         part.weight = _stretched(part.weight, rows or old, size)
         part.num_embeddings = size
     model.config = replace(model.config, vision=replace(model.config.vision, max_position_embeddings=size))
-    return _changed(f, model, f.processor if image_size is None else _with_image_size(f, image_size))
+    processor = f.processor if image_size is None else _with_image_size(f, image_size)
+    return _changed(f, model, processor.changed(calibration=NO_CALIBRATION))
 
 
 def _changed(f: Florence2, model: Florence2Model, processor: Processor) -> Florence2:

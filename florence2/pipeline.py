@@ -11,11 +11,11 @@ import torch
 
 from florence2.answers.answer import Answer, Box
 from florence2.answers.cascade import Cascade
-from florence2.answers.confidence import NO_CALIBRATION, Calibration
+from florence2.answers.confidence import Calibration
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
 from florence2.checkpoints.checks.belonging import check_image_settings
-from florence2.checkpoints.checks.calibration import read_calibration
+from florence2.checkpoints.checks.calibration import choose_calibration
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.checks.loading import Parts, check_loading
 from florence2.checkpoints.hub import DEFAULT_MODEL, resolve, resolve_adapter
@@ -426,7 +426,7 @@ def load(
     changes: Mapping[str, Any] | None = None,
     prepare: Prepare | None = None,
     background: Colour | None = None,
-    calibration: str | os.PathLike[str] | None = None,
+    calibration: str | os.PathLike[str] | Calibration | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Florence2:
     """Load a checkpoint into a Florence2 that answers.
@@ -455,8 +455,9 @@ def load(
             `save` writes such files (see `florence2.checkpoints.checks.empty.Prepare`).
         background: The colour that transparent pixels of images show, such as "white"; it is not saved. None drops
             alpha, as the reference does, and shows the colours that transparent pixels hide.
-        calibration: A file of `florence2 calibrate`, in place of `confidence.json` next to the weights. The latter is
-            not used with `prepare`, and with `changes` of more than generation: another model's confidences are raw.
+        calibration: A file of `florence2 calibrate`, or a `Calibration`, in place of `confidence.json` next to the
+            weights, which is then not read. The latter is not used with `prepare`, and with `changes` of more than
+            generation: another model's confidences are raw.
         report: Called with a line about the files to fetch, before they are fetched.
 
     Raises:
@@ -474,9 +475,11 @@ def load(
     adapter_folder = None if adapter is None else resolve_adapter(adapter, local_files_only)
     problems: list[Florence2Error] = []
     try:
-        processor = Processor.from_folder(checkpoint_folder(path), adapter_folder).changed(
-            background=background, calibration=_own_calibration(calibration, changes, prepare)
-        )
+        if not isinstance(calibration, Calibration):
+            file = None if calibration is None else Path(calibration)
+            calibration = choose_calibration(checkpoint_folder(path), adapter_folder, file, changes, prepare)
+        processor = Processor.from_folder(checkpoint_folder(path), adapter_folder, calibration)
+        processor = processor.changed(background=background)
     except Florence2Error as error:
         problems.append(error)
     try:
@@ -499,13 +502,3 @@ def load(
     check_image_settings(model.config, processor.image_config)
     # attention="eager" selects the plain model, so nothing is swapped in
     return Florence2(model if attention == "eager" else install(model), processor, os.fspath(name), prepare)
-
-
-def _own_calibration(
-    file: str | os.PathLike[str] | None, changes: Mapping[str, Any] | None, prepare: Prepare | None
-) -> Calibration | None:
-    """Return the calibration to use in place of the checkpoint's; None keeps that one. Raises ConfigError."""
-    if file is not None:
-        return read_calibration(Path(file))
-    is_other = prepare is not None or any(not name.startswith("generation.") for name in changes or ())
-    return NO_CALIBRATION if is_other else None

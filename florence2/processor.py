@@ -12,7 +12,7 @@ from PIL import Image
 
 from florence2.answers.answer import Answer, parse_answer
 from florence2.answers.confidence import NO_CALIBRATION, Calibration, Likelihoods
-from florence2.checkpoints.checks.calibration import find_calibration, read_calibration
+from florence2.checkpoints.checks.calibration import choose_calibration
 from florence2.checkpoints.config_files import read_image_config
 from florence2.checkpoints.files import read_tasks
 from florence2.errors import PromptError, shown
@@ -81,23 +81,26 @@ class Processor(InputProcessor):
         return tuple(id for id in ids if id is not None)
 
     @classmethod
-    def from_folder(cls, folder: Path, adapter: Path | None = None) -> "Processor":
+    def from_folder(
+        cls, folder: Path, adapter: Path | None = None, calibration: Calibration | None = None
+    ) -> "Processor":
         """Read a processor from a checkpoint.
 
         Args:
             folder: Holds `tokenizer.json`, `preprocessor_config.json` or `processor_config.json`, `tasks.json` if the
                 checkpoint has tasks of its own, and `confidence.json` if it was calibrated.
             adapter: The folder of an adapter, which may hold the last two as well.
+            calibration: The calibration to use; None reads `confidence.json`.
 
         Raises:
             CheckpointError: The tokenizer is missing or damaged.
-            ConfigError: The image settings are missing, or they or the tasks describe something this project does not
-                implement, or the adapter's tasks contradict the checkpoint's.
+            ConfigError: The image settings are missing, or they, the tasks or the calibration describe something this
+                project does not implement, or the adapter's tasks contradict the checkpoint's.
         """
         tokenizer = FlorenceTokenizer(folder / "tokenizer.json")
-        table = find_calibration(adapter or folder)  # an adapter changes what a confidence means
-        calibration = NO_CALIBRATION if table is None else read_calibration(table)
         tasks = TaskTable(read_tasks(folder, adapter))
+        if calibration is None:
+            calibration = choose_calibration(folder, adapter)
         return cls(tokenizer, read_image_config(folder), tasks, calibration=calibration)
 
     def image(self, source: ImageInput, background: Colour | None = None) -> torch.Tensor:

@@ -313,3 +313,11 @@ def test_image_settings_that_no_image_can_pass_are_found_at_load(
 def test_image_tokens_leave_room_for_a_prompt(nano: Florence2) -> None:
     with pytest.raises(CheckpointError, match="become 1025 tokens, which leave no room for a prompt in the 1024"):
         florence2.resize_positions(nano, 32, image_size=(512, 512))
+
+
+def test_a_changed_model_is_not_calibrated(nano: Florence2) -> None:
+    """Its confidences are raw; tasks alone change no answer."""
+    assert nano.processor.calibration.tables
+    for f in (florence2.extend_vocabulary(nano, ["<near>"]), florence2.resize_positions(nano, 20)):
+        assert not f.processor.calibration.tables
+    assert florence2.add_tasks(nano, DEPTH).processor.calibration == nano.processor.calibration

@@ -13,6 +13,8 @@ from florence2.answers.confidence import (
     NO_CALIBRATION,
     Calibration,
     Likelihoods,
+    check_least,
+    is_sure,
     rate_regions,
     rate_text,
     score_regions,
@@ -60,6 +62,8 @@ class Answer:
         token_ids: The generated ids, the decoder's start id first; empty for an answer parsed from text.
         token_logprobs: One natural log-probability for each id after the first, or empty.
         token_texts: The text of each id, where log-probabilities are given.
+        min_confidence: The least confidence of the regions that `with_confidence` has kept; None where it kept all.
+        left_out: How many regions it left out; None as for `min_confidence`.
         alternatives: The other hypotheses, best first, when several sequences were requested.
         image: A path or weak reference to the image, for display in notebooks (see `image_reference`). Pickles and
             copies have the path only.
@@ -81,6 +85,8 @@ class Answer:
     token_ids: tuple[int, ...] = ()
     token_logprobs: tuple[float, ...] = ()
     token_texts: tuple[str, ...] = ()
+    min_confidence: float | None = None
+    left_out: int | None = None
     alternatives: tuple["Answer", ...] = ()
     image: ImageReference = field(default=None, compare=False)
 
@@ -98,11 +104,16 @@ class Answer:
             lines = [self.text.strip()]
         else:
             rows = self._rows()
-            nothing = [] if self.is_cut_off else ["(nothing found)"]
-            lines = rows_to_lines(rows, self._number) if rows else nothing
+            lines = rows_to_lines(rows, self._number) if rows else self._nothing()
         if self.is_cut_off:
             lines.append(f"({CUT_OFF})")
         return "\n".join(line for line in lines if line)
+
+    def _nothing(self) -> list[str]:
+        """Return the line in place of regions where there are none."""
+        if self.left_out:
+            return [f"(nothing at or above {self.min_confidence:g}; {self.left_out} left out)"]
+        return [] if self.is_cut_off else ["(nothing found)"]
 
     def __repr__(self) -> str:
         """Return one short line, without coordinates, ids and log-probabilities."""
@@ -165,19 +176,35 @@ class Answer:
         return to_detections([*self.boxes, *self.quads, *self.polygons], self.image_size, classes)
 
     def with_confidence(self, least: float) -> "Answer":
-        """Return the answer with only the regions whose confidence is `least` or more; its texts stay as they are.
+        """Return the answer with only the regions whose confidence is `least` or more; its texts stay the same.
 
         Args:
-            least: A confidence, 0..1. Regions without a confidence are left out, unless it is 0.
+            least: A confidence, 0..1; 0 keeps every region.
 
         Returns:
-            The same answer with fewer boxes, quads and polygons.
+            The same answer, and alternatives, with fewer boxes, quads and polygons; `left_out` counts the rest.
+
+        Raises:
+            OptionError: `least` is not a number from 0 to 1, or a region has no confidence, as with confidence=False.
         """
+        least = check_least(least)
+        if least == 0:
+            return self
 
         def kept(shapes: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(shape for shape in shapes if (shape.confidence or 0.0) >= least)
+            return tuple(shape for shape in shapes if is_sure(shape, least))
 
-        return replace(self, boxes=kept(self.boxes), quads=kept(self.quads), polygons=kept(self.polygons))
+        boxes, quads, polygons = kept(self.boxes), kept(self.quads), kept(self.polygons)
+        before = len(self.boxes) + len(self.quads) + len(self.polygons)
+        return replace(
+            self,
+            boxes=boxes,
+            quads=quads,
+            polygons=polygons,
+            alternatives=tuple(alternative.with_confidence(least) for alternative in self.alternatives),
+            min_confidence=max(least, self.min_confidence or 0.0),
+            left_out=(self.left_out or 0) + before - len(boxes) - len(quads) - len(polygons),
+        )
 
     def draw(self, image: ImageInput) -> Image.Image:
         """Draw boxes, quads and filled polygons with labels and confidences; one that was cut off says so in a corner.

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from florence2.answers.answer import Answer, Box, Polygon, Quad
+from florence2.answers.confidence import check_least, is_sure
 from florence2.inputs.image import ImageInput
 
 
@@ -70,6 +71,12 @@ class Cascade:
         """Whether the token limit ended any of the answers."""
         return any(answer.is_cut_off for answer in (self.caption, self.grounding, *self.segments))
 
+    @property
+    def left_out(self) -> int | None:
+        """How many boxes and outlines `with_confidence` left out; None where it kept all. A box takes its outline."""
+        counts = [answer.left_out for answer in (self.grounding, *self.segments) if answer.left_out is not None]
+        return sum(counts) if counts else None
+
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
         """Return plain JSON values.
 
@@ -91,13 +98,19 @@ class Cascade:
         """Return the cascade without the boxes below a confidence of `least`, their outlines, and outlines below it.
 
         Args:
-            least: A confidence, 0..1.
+            least: A confidence, 0..1; 0 keeps every region.
 
         Returns:
             The same cascade with fewer boxes and outlines.
+
+        Raises:
+            OptionError: As `Answer.with_confidence`.
         """
+        least = check_least(least)
+        if least == 0:
+            return self
         pairs = zip(self.grounding.boxes, self.segments, strict=True)
-        segments = [part.with_confidence(least) for box, part in pairs if (box.confidence or 0.0) >= least]
+        segments = [part.with_confidence(least) for box, part in pairs if is_sure(box, least)]
         return replace(self, grounding=self.grounding.with_confidence(least), segments=tuple(segments))
 
     def draw(self, image: ImageInput) -> Image.Image:

@@ -12,8 +12,8 @@ P(label) is the product of the probabilities of the label's tokens. P(near) is t
 of the region's width (of x) or height (of y) away from the location that was written: a box with one edge moved so far
 still overlaps the first one with an IoU of 0.7. A region is as sure as its least sure edge, however many points it has.
 Of a text the confidence is the probability of all its tokens, the end included: a text is right when it is exactly
-right. These raw numbers rank answers; a `Calibration` turns them into frequencies. docs/confidence.md compares other
-formulas.
+right, so one that was cut off gets 0. These raw numbers rank answers; a `Calibration` turns them into frequencies.
+docs/confidence.md compares other formulas.
 """
 
 import math
@@ -24,11 +24,14 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from florence2.answers.parsing import MARKERS, WrittenRegion, find_region_tokens, find_written
+from florence2.errors import OptionError, plain, shown
 from florence2.inputs.coordinates import NUM_BINS
 from florence2.inputs.tasks import AnswerKind
 
 TOLERANCE = 0.3
 """The share of a region's width or height by which a location may be off."""
+END = "</s>"
+"""The token that ends an answer."""
 _UNCOUNTED = ("<s>", "<pad>")
 """The markers that say nothing about a text; its end, `</s>`, says that it is complete."""
 
@@ -89,6 +92,24 @@ class Calibration:
 NO_CALIBRATION = Calibration({})
 
 
+def check_least(least: Any) -> float:
+    """Return a threshold of confidence as a float. Raises OptionError unless it is a number from 0 to 1."""
+    number = plain(least)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise OptionError(f"The least confidence is {shown(least)}; it must be a number from 0 to 1.")
+    return float(number)
+
+
+def is_sure(region: Any, least: float) -> bool:
+    """Return whether a region's confidence is `least` or more. Raises OptionError where it has none."""
+    if region.confidence is None:
+        raise OptionError(
+            "The regions have no confidence to compare with the threshold; answer again without confidence=False and "
+            "without patches of the decoder's steps."
+        )
+    return bool(region.confidence >= least)
+
+
 def mean_probability(logprobs: Sequence[float]) -> float | None:
     """Return the geometric mean of the probabilities, or None for an empty sequence."""
     return math.exp(sum(logprobs) / len(logprobs)) if logprobs else None
@@ -110,7 +131,9 @@ def score_regions(kind: AnswerKind, token_texts: Sequence[str], token_logprobs: 
 
 
 def rate_text(token_texts: Sequence[str], likelihoods: Likelihoods) -> float:
-    """Return the raw confidence of a text; `token_texts` begins with the start id's."""
+    """Return the raw confidence of a text, 0 for one that was cut off; `token_texts` begins with the start id's."""
+    if list(token_texts[1:])[-1:] != [END]:
+        return 0.0  # what is missing cannot be right
     generated = zip(likelihoods.logprobs.tolist(), token_texts[1:], strict=True)
     return _probability(sum(logprob for logprob, text in generated if text not in _UNCOUNTED))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florence2.bulk.rows import Row, RowKey, has_changed, is_cut_off, row_key
+from florence2.bulk.rows import Row, RowKey, count_left_out, has_changed, is_cut_off, row_key
 from florence2.checkpoints.files import describe_changes, read_json, written_whole
 from florence2.errors import ConfigError, OptionError
 
@@ -30,6 +30,7 @@ class Earlier:
         requested: The number of answers that still hold and that this run requests.
         cut_off: The number of requested answers that the token limit ended.
         incomplete: The number of requested answers that lack a part.
+        left_out: The number of regions that requested answers lack because of their confidence.
     """
 
     done: set[RowKey] = field(default_factory=set)
@@ -40,6 +41,7 @@ class Earlier:
     requested: int = 0
     cut_off: int = 0
     incomplete: int = 0
+    left_out: int = 0
 
     def add(self, number: int, row: Mapping[str, Any], requested: Mapping[RowKey, Row] | None) -> None:
         """Sort a row into those that hold and those to write again."""
@@ -56,6 +58,7 @@ class Earlier:
             self.requested += own is not None
             self.cut_off += own is not None and is_cut_off(row)
             self.incomplete += own is not None and bool(row.get("missing"))
+            self.left_out += 0 if own is None else count_left_out(row)
 
 
 def read_earlier(results: Path, requested: Mapping[RowKey, Row] | None = None) -> Earlier:

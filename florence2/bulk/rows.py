@@ -115,9 +115,20 @@ def _file_values(version: FileVersion) -> dict[str, int]:
 
 def is_cut_off(row: Mapping[str, Any]) -> bool:
     """Return whether the token limit ended the answer that a stored row holds, or any part of it."""
+    return any(part.get("finish_reason") == "length" for part in _answers(row))
+
+
+def count_left_out(row: Mapping[str, Any]) -> int:
+    """Return how many regions were left out of the answer that a stored row holds, because of their confidence."""
+    counts = [part.get("left_out") for part in _answers(row)]
+    return sum(count for count in counts if type(count) is int and count > 0)
+
+
+def _answers(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a stored answer, and those that it consists of."""
     segments = row.get("segments")
     parts = (row, row.get("caption"), row.get("grounding"), *(segments if isinstance(segments, list) else ()))
-    return any(isinstance(part, dict) and part.get("finish_reason") == "length" for part in parts)
+    return [part for part in parts if isinstance(part, dict)]
 
 
 def restore_result(row: Mapping[str, Any]) -> Result:

@@ -1,4 +1,4 @@
-"""The end of a run in words: how many answers failed, were cut off or lack a part, and which files were passed over."""
+"""The end of a run in words: how many answers failed, were cut off or lack a part, which files were passed over."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ class Summary:
     failed: int = 0
     cut_off: int = 0
     incomplete: int = 0
+    left_out: int = 0
     drawing_errors: list[str] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
@@ -31,6 +32,7 @@ class Summary:
         self.failed += row.error is not None
         self.cut_off += row.answer is not None and row.answer.is_cut_off
         self.incomplete += isinstance(row.answer, Cascade) and bool(row.answer.missing)
+        self.left_out += (row.answer is not None and row.answer.left_out) or 0
         self.add_drawing(row)
 
     def add_drawing(self, row: Row) -> None:
@@ -42,6 +44,7 @@ class Summary:
         self.rows += earlier.requested
         self.cut_off += earlier.cut_off
         self.incomplete += earlier.incomplete
+        self.left_out += earlier.left_out
 
     @property
     def complete(self) -> bool:
@@ -59,6 +62,10 @@ class Summary:
             sentences.append(f"{self._of_all(self.cut_off)} {_were(self.cut_off)} cut off at {limit}; {remedy}.")
         if self.incomplete:
             sentences.append(f"{self._of_all(self.incomplete)} {_were(self.incomplete)} left incomplete.")
+        if self.left_out:
+            count = self.left_out
+            regions = "region" if count == 1 else "regions"
+            sentences.append(f"{count} {regions} below --min-confidence {_were(count)} left out.")
         if self.drawing_errors:
             count = len(self.drawing_errors)
             sentences.append(

@@ -17,8 +17,7 @@ from florence2.answers.confidence import NO_CALIBRATION, Calibration
 from florence2.checkpoints.adapters import merge_adapter
 from florence2.checkpoints.checks.calibration import (
     CALIBRATION_FILE,
-    find_calibration,
-    read_calibration,
+    choose_calibration,
     write_calibration,
 )
 from florence2.checkpoints.checks.comparison import require_described
@@ -315,6 +314,7 @@ def convert_checkpoint(
     adapter = None if adapter is None else adapter_folder(adapter)
     table = TaskTable(read_tasks(checkpoint_folder(source), adapter)).declared(tasks)
     files = find_weights(source, allow_pickle)
+    calibration = choose_calibration(checkpoint_folder(source), adapter, None, changes, prepare)
     model = load_model(
         source, dtype=dtype or stored_dtype(files), allow_pickle=allow_pickle, changes=changes, prepare=prepare
     )
@@ -324,9 +324,8 @@ def convert_checkpoint(
         save_checkpoint(model, folder, layout, prepare=prepare)
         copy_companions(checkpoint_folder(source), folder)
         write_tasks(folder, table)
-        own = find_calibration(adapter or checkpoint_folder(source))
-        if own is not None and not changes and prepare is None:  # of another model it would be wrong
-            write_calibration(folder / CALIBRATION_FILE, read_calibration(own))
+        if calibration.tables:
+            write_calibration(folder / CALIBRATION_FILE, calibration)
         if layout != model.config.layout and (folder / "tokenizer.json").is_file():
             save_tokenizer(FlorenceTokenizer(folder / "tokenizer.json"), folder, layout, model.config)
 

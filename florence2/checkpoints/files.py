@@ -189,13 +189,20 @@ def refuse_pointer(path: Path) -> None:
         raise CheckpointError(lfs_problem(path))
 
 
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read one JSON object of at most `limit` bytes from `path`. Raises ConfigError for anything else."""
+def read_json(path: Path, limit: int = MAX_JSON_BYTES, unique: bool = False) -> dict[str, Any]:
+    """Read one JSON object of at most `limit` bytes from the regular file `path`; `unique` refuses repeated keys.
+
+    Raises ConfigError for anything else.
+    """
     try:
-        if path.stat().st_size > limit:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait, and a device may never end
+            raise ConfigError(f"{path} cannot be read as JSON: it is not a regular file.")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)  # the size that a file states may be wrong, as in /proc
+        if len(content) > limit:
             raise ConfigError(f"{path} is larger than {limit >> 20} MiB, the limit for such a file.")
         refuse_pointer(path)
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys if unique else None)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a checkpoint folder needs it next to the weights.") from None
     except Florence2Error:
@@ -204,6 +211,15 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object, not {shown(values)}.")
+    return values
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of JSON `pairs`. Raises ValueError for a key that occurs twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} occurs twice")
     return values
 
 

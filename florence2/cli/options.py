@@ -123,13 +123,17 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         choices=("sdpa", "eager"),
         help="torch's fused attention, or attention step by step (default: sdpa)",
     )
+    add_pickle(parser)
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Add what turns confidences into frequencies."""
     parser.add_argument(
         "--calibration",
         type=path_argument,
         metavar="FILE",
         help="a file of `florence2 calibrate` (default: confidence.json next to the model's weights)",
     )
-    add_pickle(parser)
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:

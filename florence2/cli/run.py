@@ -15,12 +15,15 @@ from florence2.bulk.questions import holds_task, read_questions
 from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
 from florence2.bulk.sources import Source, describe_passed_over, find_images, find_unreadable
 from florence2.bulk.summary import Summary
-from florence2.checkpoints.hub import NAMES
+from florence2.checkpoints.checks.calibration import calibration_digest, choose_calibration
+from florence2.checkpoints.files import checkpoint_folder
+from florence2.checkpoints.hub import NAMES, find_adapter
 from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, name_options, parse_words
 from florence2.cli.options import (
     SAMPLING,
     SETTINGS,
     add_background,
+    add_calibration,
     add_generation,
     add_input,
     add_model,
@@ -118,6 +121,7 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that answers questions about images."""
     add_model(parser)
     add_weights(parser)
+    add_calibration(parser)
     add_background(parser)
     add_generation(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="images answered at once (default: as memory allows)")
@@ -151,11 +155,11 @@ def answer_all(
     generation_changes(options)
     passed_over: list[Path] = []
     sources = find_images(images, passed_over=passed_over.append, output=options.out)
-    check_model(options)  # before the folder is made, so that a misspelt name leaves nothing
+    path = check_model(options)  # before the folder is made, so that a misspelt name leaves nothing
     if passed_over:
         say(f"florence2: {describe_passed_over(passed_over)}")
     requested = [Row(source, question) for source in sources for question in questions]
-    folder = _open_folder(options, requested) if options.out is not None else None
+    folder = _open_folder(options, path, requested) if options.out is not None else None
     headings = len(sources) * len(questions) > 1 or any(os.path.isdir(image) for image in images)  # noqa: PTH112
     console = Console(options.json, headings, needed=folder is None)
     summary, progress = Summary(options.max_new_tokens, passed_over), Progress()
@@ -179,9 +183,9 @@ def _check(options: argparse.Namespace) -> None:
     check_at_least(options, 1, "batch")
 
 
-def _open_folder(options: argparse.Namespace, requested: Sequence[Row]) -> Folder:
+def _open_folder(options: argparse.Namespace, path: Path, requested: Sequence[Row]) -> Folder:
     """Open `--out`; say how many answers it holds."""
-    folder = Folder(options.out, options.draw, _settings(options), requested)
+    folder = Folder(options.out, options.draw, _settings(options, path), requested)
     for note in folder.notes:
         say(f"florence2: {note}")
     if folder.done:
@@ -244,13 +248,17 @@ def _answer(
     )
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what all answers of a run depend on, besides image and question."""
+def _settings(options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Return what all answers of a run of the model at `path` depend on, besides image and question."""
     names = ("revision", "dtype", "attention", "beams", "max_new_tokens", "prepare", "background", "min_confidence")
     model = options.model if options.model in NAMES else _absolute(options.model)
     adapter = _absolute(options.adapter) if options.adapter else None
     changes = dict(options.change) or None
-    calibration = _absolute(str(options.calibration)) if options.calibration else None
+    merged = None if options.adapter is None else find_adapter(options.adapter)
+    # by content, because the file of a name may change between two runs
+    calibration = calibration_digest(
+        choose_calibration(checkpoint_folder(path), merged, options.calibration, changes, options.prepare)
+    )
     kinds = {task.token: task.answer for task in options.task_kind} or None
     given = {"model": model, "adapter": adapter, "changes": changes, "task_kind": kinds, "calibration": calibration}
     return given | {name: getattr(options, name) for name in (*names, *SAMPLING)}

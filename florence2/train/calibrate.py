@@ -63,7 +63,8 @@ def fit(rated: Mapping[str, Sequence[Rated]]) -> Calibration:
 def fit_table(rated: Sequence[Rated]) -> Table:
     """Fit an isotonic table (pool adjacent violators) through the frequencies of groups of similar raw values.
 
-    Its ends lie halfway between the outer groups and certainty, so that no answer is called certain.
+    Its ends differ from the outer groups by what one more right or wrong answer would change there: no answer is
+    called certain, and none gets a confidence that no answer supports.
     """
     rows = sorted(rated)
     groups = [_Group(part) for part in np.array_split(np.array(rows, np.float64), _group_count(len(rows)))]
@@ -73,12 +74,12 @@ def fit_table(rated: Sequence[Rated]) -> Table:
         while len(pooled) > 1 and not pooled[-2].is_below(pooled[-1]):
             last = pooled.pop()
             pooled[-1] = _Group(np.concatenate([pooled[-1].rows, last.rows]))
-    inner = [group for group in pooled if 0 < group.raw < 1]
-    frequencies = [group.frequency for group in inner] or [_Group(np.array(rows, np.float64)).frequency]
-    raw = (0.0, *(group.raw for group in inner), 1.0)
-    if not inner:
-        return raw, (frequencies[0] / 2, (1 + frequencies[0]) / 2)
-    return raw, (frequencies[0] / 2, *frequencies, (1 + frequencies[-1]) / 2)
+    points = [(group.raw, group.frequency) for group in pooled]
+    if pooled[0].raw > 0:
+        points.insert(0, (0.0, pooled[0].frequency_with(right=False)))
+    if pooled[-1].raw < 1:
+        points.append((1.0, pooled[-1].frequency_with(right=True)))
+    return tuple(raw for raw, _ in points), tuple(frequency for _, frequency in points)
 
 
 def _group_count(count: int) -> int:
@@ -90,11 +91,20 @@ class _Group:
 
     def __init__(self, rows: np.ndarray):
         self.rows = rows
-        self.raw = float(rows[:, 0].mean())
-        self.frequency = float((rows[:, 1].sum() + 0.5) / (len(rows) + 1))  # never 0 or 1
+        self.raw = min(1.0, float(rows[:, 0].mean()))
+        self._right = float(rows[:, 1].sum())
+        self.frequency = (self._right + 0.5) / (len(rows) + 1)  # never 0 or 1
+
+    def frequency_with(self, right: bool) -> float:
+        """Return the frequency after one more right or wrong answer."""
+        return (self._right + right + 0.5) / (len(self.rows) + 2)
 
     def is_below(self, other: "_Group") -> bool:
-        return self.raw < other.raw and self.frequency < other.frequency
+        return self.raw < other.raw and self.frequency < other.frequency and self._share < other._share
+
+    @property
+    def _share(self) -> float:  # of groups without right answers, a small one has the higher frequency
+        return self._right / len(self.rows)
 
 
 def calibration_error(confidences: Sequence[float], right: Sequence[bool], groups: int = 10) -> float:

@@ -10,6 +10,7 @@ from florence2.bulk.summary import Summary
 from florence2.cli.main import name_options
 from florence2.cli.options import (
     SETTINGS,
+    add_calibration,
     add_generation,
     add_model,
     add_weights,
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data(parser)
     add_model(parser)
     add_weights(parser)
+    add_calibration(parser)
     add_generation(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="questions answered at once (default: as memory allows)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of DATA (default: all)")

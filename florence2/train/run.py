@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from florence2.answers.confidence import NO_CALIBRATION
 from florence2.checkpoints.checkpoint import (
     checkpoint_folder,
     copy_companions,
@@ -44,7 +45,7 @@ CHECKPOINT, ADAPTER, CURVE = "checkpoint", "adapter", "curve.png"
 
 def run(options: argparse.Namespace, path: Path) -> int:
     """Check the data and train the checkpoint at `path`; return the exit code (see `command.main`)."""
-    processor = _with_tasks(options, Processor.from_folder(checkpoint_folder(path)))
+    processor = _with_tasks(options, Processor.from_folder(checkpoint_folder(path), calibration=NO_CALIBRATION))
     samples = read_samples(options.data, options.images, tasks=options.task, known=processor.tasks)
     held_out = _held_out(options, processor.tasks)
     settings = training_settings(options, len(samples))

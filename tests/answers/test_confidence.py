@@ -3,6 +3,7 @@
 import importlib
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,10 @@ def test_a_text_is_right_when_all_of_it_is() -> None:
     assert answer.confidence == pytest.approx(0.2) and answer.calibrated is False and not answer.boxes
 
 
+def test_a_text_without_its_end_is_not_right() -> None:
+    assert read("text", [("<s>", 1.0), ("a", 0.9), ("b", 0.9)]).confidence == 0
+
+
 def test_without_likelihoods_there_is_none() -> None:
     answer = parse_answer("<T>", "boxes", "car<loc_1><loc_2><loc_3><loc_4>", (10, 10))
     assert answer.boxes[0].confidence is None and answer.calibrated is None and answer.confidence is None
@@ -145,9 +150,30 @@ def test_a_notebook_shows_it() -> None:
 
 
 def test_a_threshold() -> None:
-    answer = answer_with(0.2, 0.5, None)
-    assert [box.confidence for box in answer.with_confidence(0.5).boxes] == [0.5]
-    assert answer.with_confidence(0.0) == answer
+    answer = replace(answer_with(0.2, 0.5), alternatives=(answer_with(0.6, 0.3),))
+    sure = answer.with_confidence(0.5)
+    assert [box.confidence for box in sure.boxes] == [0.5] and (sure.min_confidence, sure.left_out) == (0.5, 1)
+    assert [box.confidence for box in sure.alternatives[0].boxes] == [0.6]
+    assert answer.with_confidence(0) == answer and sure.to_dict()["left_out"] == 1
+    again = sure.with_confidence(np.float32(0.75))
+    assert str(again) == "(nothing at or above 0.75; 2 left out)"
+    assert str(answer_with().with_confidence(0.5)) == "(nothing found)"
+
+
+@pytest.mark.parametrize("least", [math.nan, -0.1, 1.1, "0.5", True, None, [0.5]])
+def test_a_threshold_is_a_share(least: Any) -> None:
+    cascade = Cascade.join(answer_with(), answer_with(0.9), [answer_with()])
+    for answer in (answer_with(0.5), cascade):
+        with pytest.raises(OptionError, match="must be a number from 0 to 1"):
+            answer.with_confidence(least)
+
+
+def test_a_threshold_needs_confidences() -> None:
+    unrated = answer_with(None, calibrated=None)
+    for answer in (unrated, Cascade.join(answer_with(), unrated, [answer_with()])):
+        with pytest.raises(OptionError, match="have no confidence .* without confidence=False"):
+            answer.with_confidence(0.5)
+        assert answer.with_confidence(0) == answer
 
 
 def test_a_threshold_of_a_cascade_takes_box_and_outline_together() -> None:
@@ -157,6 +183,7 @@ def test_a_threshold_of_a_cascade_takes_box_and_outline_together() -> None:
     cascade = Cascade.join(answer_with(), grounding, [outline, outline, weak]).with_confidence(0.5)
     assert [box.confidence for box in cascade.boxes] == [0.9, 0.8] and len(cascade.segments) == 2
     assert [polygon.confidence for polygon in cascade.polygons] == [0.95]
+    assert cascade.left_out == 2  # a box, and the outline of another
 
 
 def test_rows_carry_both_numbers() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from florence2.answers.answer import Answer, parse_answer
+from florence2.answers.answer import Answer, Box, parse_answer
 from florence2.answers.cascade import Cascade
 from florence2.bulk.earlier import Earlier
 from florence2.bulk.rows import Result, Row, TaskQuestion
@@ -52,13 +52,21 @@ def test_a_part_of_a_cascade_may_be_cut_off_or_missing() -> None:
 
 def test_earlier_answers_count_like_new_ones() -> None:
     summary = Summary(8)
-    summary.add_earlier(Earlier(requested=4, cut_off=2, incomplete=1))
+    summary.add_earlier(Earlier(requested=4, cut_off=2, incomplete=1, left_out=3))
     summary.add(Row(SOURCE, QUESTION, answer("length")))
     assert [sentence.split(";")[0] for sentence in summary.sentences()] == [
         "3 of 5 answers were cut off at --max-new-tokens 8",
         "1 of 5 answers was left incomplete.",
+        "3 regions below --min-confidence were left out.",
     ]
     assert not summary.complete
+
+
+def test_regions_left_out_are_counted() -> None:
+    box = Box((0.0, 0.0, 1.0, 1.0), "cat", 0.1, 0.3)
+    sure = replace(answer(), boxes=(box, box)).with_confidence(0.5)
+    assert summed(sure).sentences() == ["2 regions below --min-confidence were left out."]
+    assert summed(Cascade(answer(), sure, ())).complete
 
 
 def test_drawings_that_failed_and_files_passed_over() -> None:

@@ -13,6 +13,7 @@ import florence2
 from florence2.bulk.rows import Row, TaskQuestion
 from florence2.bulk.sources import Source
 from florence2.bulk.summary import Summary
+from florence2.checkpoints.hub import resolve
 from florence2.cli.cascade import CascadeQuestion
 from florence2.cli.main import main
 from florence2.cli.progress import Progress
@@ -447,7 +448,29 @@ def test_regions_below_a_confidence_are_left_out(tmp_path: Path, capsys: Capture
     every, none, some = ([box["confidence"] for box in row["boxes"]] for row in rows)
     assert every and not none and some == [value for value in every if value >= 0.1]
     assert run("cascade", tmp_path / "a.png", "--model", "nano", "--device", "cpu", "--min-confidence", "1") == 0
-    assert "(nothing found)" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "(nothing at or above 1; " in captured.out and "below --min-confidence were left out." in captured.err
+
+
+def test_answers_of_two_calibrations_are_not_mixed(tmp_path: Path, capsys: Capture) -> None:
+    """By content: a table that is added, removed or written again makes other confidences."""
+    make_scene(7, 3).image.save(tmp_path / "a.png")
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(resolve("nano"), model)
+    common = ["run", "<OD>", tmp_path / "a.png", "--model", model, "--device", "cpu", "--out", out, *FEW]
+    assert run(*common) == 0
+    shutil.move(model / "confidence.json", tmp_path / "own.json")
+    capsys.readouterr()
+    assert run(*common) == 2
+    assert "and is 'raw'" in capsys.readouterr().err
+    assert run(*common, "--calibration", tmp_path / "own.json") == 0
+    table = {"tables": {"boxes": {"raw": [0, 1], "frequency": [0.1, 0.9]}}}
+    (tmp_path / "own.json").write_text(json.dumps(table))
+    assert run(*common, "--calibration", tmp_path / "own.json") == 2
+    settings = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "calibration"}))
+    assert run(*common) == 2  # of a version that did not store it
+    assert "calibration was None and is 'raw'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("least", ["2", "-0.1", "nan", "much"])

@@ -1,7 +1,9 @@
 """Calibration: from raw confidences and right or wrong answers to frequencies."""
 
 import json
+import os
 import random
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,18 @@ import pytest
 import florence2
 from florence2.answers.answer import Answer, Box
 from florence2.answers.confidence import Calibration
-from florence2.checkpoints.checks.calibration import read_calibration, write_calibration
+from florence2.checkpoints.checkpoint import convert_checkpoint
+from florence2.checkpoints.checks.calibration import (
+    choose_calibration,
+    keeps_calibration,
+    read_calibration,
+    write_calibration,
+)
+from florence2.checkpoints.hub import resolve
+from florence2.cli.main import main as florence2_main
 from florence2.errors import ConfigError, Florence2Error, OptionError
 from florence2.train.calibrate import calibration_error, fit, fit_table, rate, separation
-from florence2.train.calibrate_command import main
+from florence2.train.calibrate_command import _report, main
 from recipes.nano.write_scenes import write_scenes
 
 TABLE = {"boxes": {"raw": [0, 0.5, 1], "frequency": [0.1, 0.8, 0.9]}}
@@ -154,3 +164,113 @@ def test_too_few_answers_write_nothing(tmp_path: Path) -> None:
     with pytest.raises(Florence2Error, match="too few to calibrate"):
         main([*given, "--out", str(tmp_path / "own.json")])
     assert not (tmp_path / "own.json").exists()
+
+
+@pytest.fixture
+def own_nano(tmp_path: Path) -> Path:
+    """A copy of nano in a folder that may be changed."""
+    folder = tmp_path / "model"
+    shutil.copytree(resolve("nano"), folder)
+    return folder
+
+
+def test_a_damaged_calibration_is_read_only_where_it_is_used(own_nano: Path, tmp_path: Path) -> None:
+    good = shutil.copy(own_nano / "confidence.json", tmp_path / "good.json")
+    (own_nano / "confidence.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"calibrate --overwrite.*delete it.*--calibration FILE"):
+        florence2.load(own_nano, device="cpu")
+    assert florence2.load(own_nano, device="cpu", calibration=good).processor.calibration.tables
+    assert not florence2.load(own_nano, device="cpu", calibration=Calibration({})).processor.calibration.tables
+    assert not choose_calibration(own_nano, changes={"vision.window_size": 6}).tables
+    with pytest.raises(ConfigError, match="give another file with --calibration"):
+        convert_checkpoint(own_nano, tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+
+
+def test_a_damaged_calibration_is_replaced(own_nano: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 5, 24, ["<OD>"], spoilt=0.5)
+    (own_nano / "confidence.json").write_text("{")
+    given = [str(tmp_path / "data.jsonl"), "--model", str(own_nano), "--device", "cpu", "--beams", "1"]
+    assert main([*given, "--overwrite"]) == 0
+    assert read_calibration(own_nano / "confidence.json").knows("boxes")
+
+
+def test_which_changes_keep_a_calibration(own_nano: Path, tmp_path: Path) -> None:
+    """Load and convert agree: settings of generation keep it, and every other change drops it."""
+    for i, (changes, kept) in enumerate([({"generation.num_beams": 1}, True), ({"vision.window_size": 6}, False)]):
+        assert keeps_calibration(changes, None) == kept
+        assert bool(florence2.load(own_nano, device="cpu", changes=changes).processor.calibration.tables) == kept
+        convert_checkpoint(own_nano, tmp_path / str(i), changes=changes)
+        assert (tmp_path / str(i) / "confidence.json").exists() == kept
+    assert not keeps_calibration(None, lambda model: None)
+
+
+@pytest.mark.parametrize(
+    "change", [["--change", "vision.window_size=6"], ["--prepare", "os:getcwd"], ["--adapter", "adapter"]]
+)
+def test_another_model_needs_a_file_of_its_own(change: list[str], own_nano: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("")
+    (tmp_path / "adapter").mkdir()
+    change = [str(tmp_path / part) if part == "adapter" else part for part in change]
+    given = [str(tmp_path / "data.jsonl"), "--model", str(own_nano), *change, "--overwrite"]
+    for out in ([], ["--out", str(own_nano / "confidence.json")]):
+        with pytest.raises(OptionError, match="say where to write instead: --out FILE"):
+            main([*given, *out])
+
+
+def test_a_file_that_cannot_be_written_is_found_before_any_answer(
+    own_nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.jsonl").write_text("")  # would be refused next
+    (tmp_path / "list.json").write_text("[]")
+    given = [str(tmp_path / "data.jsonl"), "--model", str(own_nano), "--overwrite"]
+    for out, problem in [
+        (tmp_path / "nodir" / "x.json", "not a folder that may be written"),
+        (tmp_path / "data.jsonl" / "x.json", "cannot be written"),
+        (own_nano, "is not a calibration"),
+        (Path("/dev/null"), "is not a calibration"),
+        (own_nano / "config.json", "is not a calibration"),
+        (tmp_path / "list.json", "is not a calibration"),
+        (own_nano / "tasks.json", "not a name for a calibration"),
+        (tmp_path / ("x" * 300 + ".json"), "cannot be written"),
+    ]:
+        with pytest.raises(OptionError, match=problem):
+            main([*given, "--out", str(out)])
+    with pytest.raises(SystemExit):
+        main([*given, "--calibration", "x.json"])
+    assert "unrecognized arguments: --calibration" in capsys.readouterr().err
+
+
+def test_files_that_are_not_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist; give a file that `florence2 calibrate` has written"):
+        read_calibration(tmp_path / "absent.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (Path("/dev/zero"), tmp_path / "pipe.json", tmp_path):
+        with pytest.raises(ConfigError, match="is not a regular file"):
+            read_calibration(path)
+    table = json.dumps(TABLE["boxes"])
+    (tmp_path / "twice.json").write_text(f'{{"tables": {{"boxes": {table}, "boxes": {table}}}}}')
+    with pytest.raises(ConfigError, match="the key 'boxes' occurs twice"):
+        read_calibration(tmp_path / "twice.json")
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_ends_invent_nothing(right: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """An end is as far from its outer group as one more answer there would move it."""
+    rated = [(0.2 + i / 400, right) for i in range(100)]
+    table = fit_table(rated)
+    assert table[1][0] < table[1][-1] and (min(table[1]) > 0.97 if right else max(table[1]) < 0.03)
+    _report(Calibration({"boxes": table}), {"boxes": rated})
+    assert f"{'all' if right else 'none'} of the 100 answers of boxes are right" in capsys.readouterr().err
+
+
+def test_answers_at_an_end_are_counted_there() -> None:
+    rated = [(0.5, i % 2 > 0) for i in range(60)] + [(1.0, i % 10 > 0) for i in range(60)]
+    assert fit_table(rated)[1][-1] == pytest.approx(0.9, abs=0.01)
+
+
+def test_training_does_not_read_a_calibration(own_nano: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 5, 2, ["<OD>"])
+    (own_nano / "confidence.json").write_text("{")
+    given = ["train", str(tmp_path / "data.jsonl"), "--model", str(own_nano), "--device", "cpu", "--check"]
+    assert florence2_main(given) == 0

@@ -1,11 +1,14 @@
-"""Read and write `confidence.json`, the calibration of a checkpoint's confidences, strictly."""
+"""Read and write `confidence.json`, the calibration of a checkpoint's confidences, strictly; choose a model's own."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-from florence2.answers.confidence import Calibration, Table
+from florence2.answers.confidence import NO_CALIBRATION, Calibration, Table
 from florence2.checkpoints.files import Fields, read_json, write_json
 from florence2.errors import ConfigError, listing, shown
 from florence2.inputs.tasks import AnswerKind
@@ -22,8 +25,10 @@ def read_calibration(path: Path) -> Calibration:
     The keys are kinds of answers, and tokens of tasks; `raw` rises strictly from 0 to 1, `frequency` strictly within 0
     to 1. Raises ConfigError listing every problem.
     """
+    if not os.path.lexists(path):
+        raise ConfigError(f"The calibration {path} does not exist; give a file that `florence2 calibrate` has written.")
     problems: list[str] = []
-    top = Fields("the file", read_json(path, MAX_BYTES), problems)
+    top = Fields("the file", read_json(path, MAX_BYTES, unique=True), problems)
     items = top.take("tables", dict)
     top.finish(inert=("images", "model"))
     if len(items) > MAX_TABLES:
@@ -43,10 +48,45 @@ def write_calibration(path: Path, calibration: Calibration, **facts: Any) -> Non
     write_json(path, {**facts, "tables": tables})
 
 
-def find_calibration(folder: Path) -> Path | None:
-    """Return the calibration file of a checkpoint's or adapter's folder, if it has one."""
-    path = folder / CALIBRATION_FILE
-    return path if path.is_file() else None
+def keeps_calibration(changes: Iterable[str] | None, prepare: object | None) -> bool:
+    """Return whether a model that is loaded with `changes` and `prepare` is still the one that was calibrated.
+
+    Settings of generation leave it the same; any other change, and any `prepare`, makes another model.
+    """
+    return prepare is None and all(name.startswith("generation.") for name in changes or ())
+
+
+def choose_calibration(
+    folder: Path,
+    adapter: Path | None = None,
+    file: Path | None = None,
+    changes: Iterable[str] | None = None,
+    prepare: object | None = None,
+) -> Calibration:
+    """Return the calibration of a model: of `file`, else of its folder or adapter where it still belongs to it.
+
+    No file but the chosen one is read. Raises ConfigError with the remedy where that one is missing or damaged.
+    """
+    if file is not None:
+        return read_calibration(file)
+    own = (adapter or folder) / CALIBRATION_FILE  # an adapter changes what a confidence means
+    if not keeps_calibration(changes, prepare) or not os.path.lexists(own):
+        return NO_CALIBRATION
+    try:
+        return read_calibration(own)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} Write it again with `florence2 calibrate --overwrite`, delete it (confidences are then raw), or "
+            "give another file with --calibration FILE."
+        ) from None
+
+
+def calibration_digest(calibration: Calibration) -> str:
+    """Return a short name of a calibration's tables, "raw" for none."""
+    if not calibration.tables:
+        return "raw"
+    tables = json.dumps(dict(calibration.tables), sort_keys=True)
+    return hashlib.sha256(tables.encode()).hexdigest()[:16]
 
 
 def _read_table(key: str, values: Any, problems: list[str]) -> Table:
