@@ -189,12 +189,10 @@ class Runner:
         for start in range(0, len(requests), at_once):
             part, trace = slice(start, start + at_once), start_trace(self)
             trace.answer_started(images[part], prompts[part], options)
-            generation = self._generate(images[part], prompts[part], options, trace)
+            generations = self._generate(images[part], prompts[part], options, trace)
             read = [
                 self._read(own, request.task, image)
-                for own, request, image in zip(
-                    generation.split(len(prompts[part])), requests[part], images[part], strict=True
-                )
+                for own, request, image in zip(generations, requests[part], images[part], strict=True)
             ]
             trace.answer_done(read)
             answers += read
@@ -206,7 +204,7 @@ class Runner:
         prompts: Sequence[list[int]],
         options: GenerationOptions,
         trace: Trace,
-    ) -> Generation:
+    ) -> list[Generation]:
         """Generate the answers of one batch. Prompts of different lengths are padded, and the padding is masked."""
         shapes = {tuple(image.features.shape[1:]) for image in images}
         width = max(shapes)[-1]
@@ -225,10 +223,12 @@ class Runner:
         with torch.no_grad():
             memory = self.model.encode(features, input_ids.to(self.model.device), padding, trace)
         memory_mask = None if padding is None else self.model.memory_mask(features, padding)
-        generation = generate(self.model, memory, options, memory_mask, trace)
+        answers = generate(self.model, memory, options, memory_mask, trace).split(len(prompts))
         if not options.confidence or _patches_steps(start_trace(self, observe=False)):
-            return generation
-        return read_again(self.model, generation, memory, self.processor.location_ids, memory_mask)
+            return answers
+        lengths = [features.shape[1] + len(ids) for ids in prompts]  # without padding
+        memories = [memory[row : row + 1, :length] for row, length in enumerate(lengths)]
+        return read_again(self.model, list(zip(answers, memories, strict=True)), self.processor.location_ids)
 
     def _read(self, generation: Generation, task: Task, image: EncodedImage) -> Answer:
         """Read the best answer to one request, with the other hypotheses as alternatives."""

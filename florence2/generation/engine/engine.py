@@ -16,7 +16,7 @@ from torch import Tensor
 from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation import budget
 from florence2.generation.engine.features import FeatureCache
-from florence2.generation.engine.forced import read_together
+from florence2.generation.engine.forced import read_again
 from florence2.generation.engine.lane import Lane, OpensLanes, Outcome, OwnLane
 from florence2.generation.generate import fit_options, not_finite, ordinary, special_ids
 from florence2.generation.options import GenerationOptions
@@ -191,7 +191,7 @@ class Engine:
                 ended.append((ticket, outcome))
             else:
                 self._unread.append((ticket, outcome))
-        if len(self._unread) >= _TOGETHER or self._share or not self._running:
+        if self._unread and (len(self._unread) >= _TOGETHER or self._share or not self._running):
             unread, self._unread = self._unread, []
             ended += self._read(unread)
             for ticket, _ in unread:
@@ -202,7 +202,7 @@ class Engine:
         """Read answers together; if that is refused, one by one, so that only the culprit fails."""
         parts = [(generation, ticket.memory) for ticket, generation in finished if ticket.memory is not None]
         try:
-            read: Sequence[Outcome] = read_together(self._model, parts, self._locations)
+            read: Sequence[Outcome] = read_again(self._model, parts, self._locations)
         except Florence2Error as error:  # of a module of the user's
             if len(finished) > 1:
                 return [each for one in finished for each in self._read([one])]

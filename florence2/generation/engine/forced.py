@@ -20,65 +20,42 @@ _POSITIONS = 64  # whose logits (V) exist at one moment
 
 
 def read_again(
-    model: Florence2Model,
-    generation: Generation,
-    memory: Tensor,
-    locations: Sequence[int],
-    memory_mask: Tensor | None = None,
-) -> Generation:
-    """Return `generation` with its `forced_logprobs` and `location_probabilities`, computed without gradients.
-
-    `memory` (B, S, D) and its mask (B, S) are those of the B inputs; `locations` the ids of the location tokens.
-    """
-    each = len(generation.sequences) // len(memory)
-    ids, owners = torch.tensor(locations, device=memory.device), torch.arange(len(memory), device=memory.device)
-    owners = owners.repeat_interleave(each)
-    parts = []
-    with torch.no_grad():
-        for rows in torch.split(torch.arange(len(owners), device=memory.device), _ROWS):
-            own = owners[rows]
-            mask = None if memory_mask is None else memory_mask[own]
-            parts.append(_read(model, generation.sequences[rows], memory[own], mask, ids))
-    logprobs, probabilities = (torch.cat(column) for column in zip(*parts, strict=True))
-    return replace(generation, forced_logprobs=logprobs, location_probabilities=probabilities)
-
-
-def read_together(
     model: Florence2Model, finished: Sequence[tuple[Generation, Tensor]], locations: Sequence[int]
 ) -> list[Generation]:
-    """Return what `read_again` gives for generations of one input and their memories (1, S, D), read side by side."""
+    """Return generations with their `forced_logprobs` and `location_probabilities`, computed without gradients.
+
+    Each is of one input and comes with its memory (1, S, D); several are read side by side. `locations` are the ids of
+    the location tokens.
+    """
     rows = [(ids, memory[0]) for generation, memory in finished for ids in generation.sequences]
     read: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
+        location_ids = torch.tensor(locations, device=model.device)
         for start in range(0, len(rows), _ROWS):
-            read += _read_padded(model, rows[start : start + _ROWS], locations)
+            read += _read_padded(model, rows[start : start + _ROWS], location_ids)
     coming, results = iter(read), []
     for generation, _ in finished:
-        logprobs, probabilities = zip(*itertools.islice(coming, len(generation.sequences)), strict=True)
-        results.append(
-            replace(
-                generation, forced_logprobs=torch.stack(logprobs), location_probabilities=torch.stack(probabilities)
-            )
+        logprobs, probabilities = map(
+            torch.stack, zip(*itertools.islice(coming, len(generation.sequences)), strict=True)
         )
+        results.append(replace(generation, forced_logprobs=logprobs, location_probabilities=probabilities))
     return results
 
 
 def _read_padded(
-    model: Florence2Model, rows: Sequence[tuple[Tensor, Tensor]], locations: Sequence[int]
+    model: Florence2Model, rows: Sequence[tuple[Tensor, Tensor]], locations: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Read sequences (1 + T,) over memories (S, D) of other lengths; yield (T,) and (T, bins) of each."""
     sequences, memories = [ids for ids, _ in rows], [memory for _, memory in rows]
-    lengths = torch.tensor([len(memory) for memory in memories], device=memories[0].device)
-    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]  # (R, S)
-    logprobs, probabilities = _read(
-        model,
-        pad_sequence(sequences, batch_first=True),  # what stands after the end of an answer changes nothing before it
-        pad_sequence(memories, batch_first=True),
-        None if mask.all() else mask,
-        torch.tensor(locations, device=lengths.device),
-    )
-    for row, ids in enumerate(sequences):
-        yield logprobs[row, : len(ids) - 1], probabilities[row, : len(ids) - 1]
+    lengths, mask = [len(memory) for memory in memories], None
+    if min(lengths) < max(lengths):
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (R, S)
+        mask = mask.to(locations.device)
+    # what stands after the end of an answer changes nothing before it, so that any id may fill the rest
+    ids, memory = pad_sequence(sequences, batch_first=True), pad_sequence(memories, batch_first=True)
+    logprobs, probabilities = _read(model, ids, memory, mask, locations)
+    for row, own in enumerate(sequences):
+        yield logprobs[row, : len(own) - 1], probabilities[row, : len(own) - 1]
 
 
 def _read(
@@ -86,7 +63,6 @@ def _read(
 ) -> tuple[Tensor, Tensor]:
     """Read sequences (R, 1 + T); return log-probabilities (R, T) and the locations' probabilities (R, T, bins)."""
     language, read, written = model.language_model, sequences[:, :-1], sequences[:, 1:]
-    mask = None if mask is None else mask.bool()
     hidden = language.decoder(language.embed_answer(read), memory, mask)  # (R, T, D)
     size = max(1, _POSITIONS // len(sequences))  # few at a time, because the vocabulary is large
     logprobs, probabilities = [], []

@@ -41,7 +41,7 @@ def test_they_are_those_of_decode(nano: florence2.Florence2, scene: Image.Image)
         generation = florence2.generate(model, memory, nano.options(num_return_sequences=2))
         scores = model.decode(generation.sequences[:, :-1], memory.expand(2, -1, -1)).log_softmax(dim=-1)
     assert generation.sequences.shape[1] > forced._POSITIONS // 2  # so that its positions are read in parts
-    again = forced.read_again(model, generation, memory, ids)
+    [again] = forced.read_again(model, [(generation, memory)], ids)
     own = scores.gather(2, generation.sequences[:, 1:, None])[:, :, 0]
     assert torch.allclose(again.forced_logprobs, own, atol=1e-5)
     assert torch.allclose(again.location_probabilities, scores[:, :, list(ids)].exp(), atol=1e-6)
@@ -68,8 +68,8 @@ def test_answers_that_are_read_together_are_those_read_alone(nano: florence2.Flo
             memory = model.encode(features, torch.tensor([nano.processor.prompt(task)]))
         generation = florence2.generate(model, memory, nano.options(num_return_sequences=rows))
         finished.append((generation, memory))
-        alone.append(forced.read_again(model, generation, memory, ids))
-    together = forced.read_together(model, finished, ids)
+        alone += forced.read_again(model, finished[-1:], ids)
+    together = forced.read_again(model, finished, ids)
     for one, other in zip(alone, together, strict=True):
         assert one.forced_logprobs is not None and other.forced_logprobs is not None
         for row, length in enumerate(one.lengths.tolist()):
