@@ -79,7 +79,9 @@ class Watch:
 
     def __init__(self, module: nn.Module, kinds: Kinds):
         self._kinds = kinds
-        self._parts = [(part, type(part), len(vars(part)), tuple(part._modules.values())) for part in module.modules()]
+        self._parts = [
+            (part, type(part), frozenset(vars(part)), tuple(part._modules.values())) for part in module.modules()
+        ]
 
     def has_changed(self) -> bool:
         """Return whether anything that `find_change` looks at may be different from what it was."""
@@ -87,8 +89,9 @@ class Watch:
             return True
         if find_replaced_method(self._kinds) is not None:
             return True
-        for part, kind, size, inner in self._parts:
-            if type(part) is not kind or len(vars(part)) != size or part.training:
+        for part, kind, names, inner in self._parts:
+            # a method that is hidden by an attribute is a new name
+            if type(part) is not kind or vars(part).keys() != names or part.training:
                 return True
             if part._forward_hooks or part._forward_pre_hooks:
                 return True
