@@ -26,6 +26,7 @@ from benchmarks.gpu_clocks import run_engine, time_files, time_lengths, time_sta
 from benchmarks.machine import describe_machine
 from benchmarks.subject import default_image, make_synthetic_checkpoint, write_jpegs
 from florence2.checkpoints.checkpoint import convert_checkpoint
+from florence2.fast.cuda.recorded.graphs import why_given_up
 from parity.report import format_rows, format_table, load_tolerances
 from parity.stages import INSTALLED, LIMIT, compare_stages, gpu_shapes
 
@@ -71,6 +72,9 @@ class Report:
             traceback.print_exc()
             self.failures.append(f"{name}: {error}")
         print(f"{time.perf_counter() - started:6.1f} s  {name}", file=sys.stderr)
+        given_up = why_given_up()
+        if given_up is not None and given_up not in self.failures:  # all answers are right then, and slow
+            self.failures.append(given_up)
         if self.options.output:
             self.options.output.write_text(self.document())
 

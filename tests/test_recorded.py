@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import florence2
-from florence2.fast.cuda.recorded.graphs import record_with
+from florence2.fast.cuda.recorded.graphs import RecordingError, record_with
 from florence2.pipeline import Florence2
 from parity import recorded
 from parity.tape import TapeRecorder
@@ -43,3 +43,13 @@ def test_changes(f: Florence2) -> None:
         assert equal == total
         equal, total, *_ = recorded._compare_changed(f.model, lambda part: None)  # nothing changes the features
         assert equal < total
+
+
+def test_recordings_that_fail_are_counted() -> None:
+    def fail(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        raise RecordingError("out of memory")
+
+    recorder = recorded._Counting(fail)
+    with pytest.raises(RecordingError):
+        recorder(lambda: None, torch.device("cpu"))
+    assert (recorder.recorded, recorder.failed) == (1, 1)

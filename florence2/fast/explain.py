@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from florence2.fast import bands, decoder, linear, packed
 from florence2.fast.cuda import convolutions, layers, weights
 from florence2.fast.cuda.kernels.availability import why_no_kernel, why_not_cuda
-from florence2.fast.cuda.recorded.graphs import DECODER, ENCODER, VISION, why_not_recorded
+from florence2.fast.cuda.recorded.graphs import DECODER, ENCODER, VISION, why_given_up, why_not_recorded
 from florence2.fast.install import FastFlorence2Model
 from florence2.generation.options import GenerationOptions
 from florence2.model.absent import find_absent
@@ -211,6 +211,7 @@ def _explain_graphs(model: Florence2Model, trace: Trace) -> str:
         reason = "a trace or patch is in force"
     if reason is None and model.device.type != "cuda":
         reason = f"the model is on {model.device.type}"
+    reason = reason or why_given_up()
     if reason is not None:
         return f"none: {reason}"
     parts = {"images": VISION, "prompts": ENCODER, "steps": DECODER}

@@ -253,6 +253,11 @@ _failures: list[str] = []
 """Why recording was given up in this process: after a failed capture torch may not be able to make another."""
 
 
+def why_given_up() -> str | None:
+    """Return in words why nothing is recorded any more in this process; None while captures succeed."""
+    return next(iter(_failures), None)
+
+
 def _give_up(error: RecordingError) -> None:
     _failures.append(str(error))
     warnings.warn(f"CUDA graphs are not used any more in this process: {error}", RuntimeWarning, stacklevel=2)
@@ -372,7 +377,7 @@ def recorder_for(device: torch.device) -> Recorder | None:
     if torch.compiler.is_compiling():  # which cannot read a context variable
         return None
     recorder = _recorder.get()
-    impossible = recorder is record_cuda_graph and (device.type != "cuda" or _failures)
+    impossible = recorder is record_cuda_graph and (device.type != "cuda" or why_given_up() is not None)
     return None if impossible else recorder
 
 
