@@ -11,10 +11,8 @@ and takes fewer kernels, but most of its products are with zeros (all but K of e
 and many devices are slow in float64.
 """
 
-import mmap
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -57,7 +55,7 @@ class DevicePixels:
         They are those of the image itself, or resized where it is too large for the device.
         """
         small = max(image.size) <= MAX_DEVICE_SIDE and image.width * image.height <= MAX_DEVICE_PIXELS
-        return to_array(image) if small and pass_order() is not None else resize_image(image, config)
+        return np.asarray(image) if small and pass_order() is not None else resize_image(image, config)
 
     def pixel_values(self, images: Sequence[np.ndarray], config: ImageConfig, device: torch.device) -> Tensor:
         """Return the float32 pixel values (B, 3, H, W) on `device` of what `read` returned; nothing waits for them."""
@@ -78,20 +76,6 @@ class DevicePixels:
                 taps = _taps(length, target, config.resample, image.is_cuda)
                 values = resize_axis(values, _move(taps, image.device), axis)
         return values
-
-
-def to_array(image: Image.Image) -> np.ndarray:
-    """Return the values (h, w, 3) of an RGB image as `np.asarray` does; on Linux while other threads run."""
-    # NumPy's way holds the interpreter's lock, 20 ms for 12 megapixels. Pillow writes a file without holding it.
-    if hasattr(os, "memfd_create"):
-        header, size = b"P6\n%d %d\n255\n" % image.size, image.width * image.height * 3
-        # no memory, or two threads that save one image: then NumPy's way
-        with suppress(Exception), os.fdopen(os.memfd_create("pixels"), "w+b") as file:
-            image.save(file, "PPM")
-            written = mmap.mmap(file.fileno(), 0)
-            if len(written) == len(header) + size and written[: len(header)] == header:
-                return np.frombuffer(written, np.uint8, size, len(header)).reshape(image.height, image.width, 3)
-    return np.asarray(image)
 
 
 def resize_axis(values: Tensor, taps: Tensor, axis: int) -> Tensor:

@@ -105,24 +105,6 @@ def failing(*_: object) -> int:
     raise OSError("no memory")
 
 
-def test_arrays_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(4)
-    images = [noise(rng, *size) for size in ((1, 1), (3, 2), (640, 480), (1, 3000))]
-    for image in images:
-        np.testing.assert_array_equal(pixels.to_array(image), np.asarray(image))
-    monkeypatch.setattr(np, "asarray", lambda _: "without a file")
-    if hasattr(os, "memfd_create"):
-        assert pixels.to_array(images[1]).tobytes() == images[1].tobytes()
-        with monkeypatch.context() as changed:
-            changed.setattr(os, "memfd_create", failing)
-            assert pixels.to_array(images[1]) == "without a file"
-        with monkeypatch.context() as changed:
-            changed.setattr(Image.Image, "save", lambda _, file, format: os.write(file.fileno(), b"P6\n3 2\n255\n123"))
-            assert pixels.to_array(images[1]) == "without a file"
-    monkeypatch.delattr(os, "memfd_create", raising=False)
-    assert pixels.to_array(images[1]) == "without a file"
-
-
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 10**12
     monkeypatch.setattr(pixels, "free_bytes", lambda _: free)
