@@ -320,12 +320,12 @@ def parse_answer(
     if token_logprobs:
         scores = score_regions(kind, token_texts, token_logprobs)
     confidences: list[float | None] = [None] * len(regions)
+    text_confidence = None
     if likelihoods is not None:
         parts = rate_regions(kind, token_texts, likelihoods)
         confidences = [calibration(part.raw, task, kind) for part in parts]
-    text_confidence = None
-    if likelihoods is not None and kind == "text":
-        text_confidence = calibration(rate_text(token_texts, likelihoods), task, kind)
+        if kind == "text":
+            text_confidence = calibration(rate_text(token_texts, likelihoods), task, kind)
     rated = zip(regions, scores, confidences, strict=True)
     shapes = [_to_shape(region, image_size, score, confidence) for region, score, confidence in rated]
     return Answer(

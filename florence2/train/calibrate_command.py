@@ -16,9 +16,6 @@ from florence2.checkpoints.checks.calibration import (
 )
 from florence2.checkpoints.files import COMPANIONS, MAX_NAME_BYTES, checkpoint_folder
 from florence2.cli.options import (
-    add_generation,
-    add_model,
-    add_weights,
     check_at_least,
     check_model,
     generation_changes,
@@ -29,8 +26,8 @@ from florence2.cli.options import (
     stored_tasks,
 )
 from florence2.errors import ConfigError, OptionError
-from florence2.train.command import add_data, check_data
-from florence2.train.evaluate_command import collect
+from florence2.train.command import check_data
+from florence2.train.evaluate_command import add_questions, collect
 
 if TYPE_CHECKING:
     from florence2.train.calibrate import Rated
@@ -44,12 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         "answers of a raw confidence are right: the confidences are then such frequencies. Use images like those to "
         "come, which the model was not trained on.",
     )
-    add_data(parser)
-    add_model(parser)
-    add_weights(parser)
-    add_generation(parser)
-    parser.add_argument("--batch", type=int, metavar="N", help="questions answered at once (default: as memory allows)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of DATA (default: all)")
+    add_questions(parser)
     parser.add_argument(
         "--out",
         type=path_argument,

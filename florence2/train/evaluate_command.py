@@ -37,15 +37,20 @@ def build_parser() -> argparse.ArgumentParser:
         prog="florence2 evaluate",
         description="Answer the questions of a data file and print the metrics of each task.",
     )
+    add_questions(parser)
+    add_calibration(parser)
+    parser.add_argument("--json", action="store_true", help="JSON Lines instead of a table on stdout")
+    return parser
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that answers the questions of a data file."""
     add_data(parser)
     add_model(parser)
     add_weights(parser)
-    add_calibration(parser)
     add_generation(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="questions answered at once (default: as memory allows)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of DATA (default: all)")
-    parser.add_argument("--json", action="store_true", help="JSON Lines instead of a table on stdout")
-    return parser
 
 
 def main(arguments: Sequence[str]) -> int:
