@@ -2,7 +2,7 @@
 
 A step of a small model, or of few rows, takes as long to call a dozen modules a layer as to compute what they compute.
 Here the same operations are called in the same order. Together with a search that leaves its books alone where nothing
-ends, a step of nano took 0.82 of its time (benchmarks/COMPARE-nano.md).
+ends, a step of nano took 0.75 of its time (benchmarks/COMPARE-nano.md).
 """
 
 import weakref
