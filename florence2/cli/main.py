@@ -43,6 +43,7 @@ COMMANDS = {
     "evaluate": Command("florence2.train.evaluate_command", "measure a checkpoint's answers to questions", "train"),
     "calibrate": Command("florence2.train.calibrate_command", "let a checkpoint's confidences be frequencies", "train"),
     "audit": Command("florence2.inspect.audit.command", "measure a checkpoint's tensors, or compare two", "inspect"),
+    "mcp": Command("florence2.mcp.command", "offer a model to an assistant as tools that look at images", "mcp"),
     "inspect": Command("florence2.inspect.command", "answer one task on one image and show why", "inspect"),
 }
 
