@@ -13,7 +13,7 @@ ORDER = """
     errors lazy inputs model generation answers fast checkpoints processor request runner tracing
     stream pipeline modify bulk cli
 """.split()
-EXTRAS = {"train", "inspect"}
+EXTRAS = {"train", "inspect", "export", "lite"}
 TORCH_FREE = (
     *("errors", "lazy", "inputs", "answers", "model.config"),
     *("checkpoints.files", "checkpoints.config_files", "checkpoints.hub"),
