@@ -135,6 +135,14 @@ class GenerationOptions:
             changes = {"num_beams": 1, **changes}  # the checkpoint's own number is one of beams
         return replace(self, **changes)
 
+    def fitted(self, vocabulary: int, positions: int) -> "GenerationOptions":
+        """Lower `max_new_tokens` to a model's positions. Raises OptionError for a forced id outside its vocabulary."""
+        for id in (self.forced_bos_token_id, self.forced_eos_token_id):
+            if id is not None and id >= vocabulary:
+                raise OptionError(f"The forced id {id} is outside this model's vocabulary of {vocabulary} ids.")
+        # the last id is generated but never read, so as many can be generated as there are positions
+        return self.changed(max_new_tokens=min(self.max_new_tokens, positions))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; extra rules are listed by their names."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
