@@ -12,6 +12,7 @@ from torch import Tensor
 
 from florence2.answers.answer import Answer, image_reference
 from florence2.answers.confidence import Likelihoods
+from florence2.asking.requests import CheckedRequest, EncodedImage, PreparedImage
 from florence2.checkpoints.checkpoint import save_folder
 from florence2.checkpoints.checks.belonging import check_image_size, check_vocabulary
 from florence2.checkpoints.checks.empty import Prepare
@@ -30,7 +31,6 @@ from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import Trace, start_trace
 from florence2.processor import HostPixels, Processor
-from florence2.request import CheckedRequest, EncodedImage, PreparedImage
 
 _VISION_SHARE = 0.25  # of the free memory, for the images that are encoded together; answers may run meanwhile
 

@@ -10,12 +10,12 @@ import florence2
 
 PACKAGE = Path(florence2.__file__).parent
 ORDER = """
-    errors lazy inputs model generation answers fast checkpoints processor request runner tracing
-    stream pipeline modify bulk cli
+    errors lazy inputs model generation answers fast checkpoints asking processor runner tracing
+    stream pipeline loading modify bulk cli
 """.split()
 EXTRAS = {"train", "inspect"}
 TORCH_FREE = (
-    *("errors", "lazy", "inputs", "answers", "model.config"),
+    *("errors", "lazy", "inputs", "answers", "asking", "model.config", "generation.options"),
     *("checkpoints.files", "checkpoints.config_files", "checkpoints.hub"),
     *(
         "bulk.sources",

@@ -324,8 +324,8 @@ def load_model(options: argparse.Namespace) -> "Florence2":
     Raises a Florence2Error with the problem and the remedy.
     """
     check_model(options)
+    from florence2.loading import load
     from florence2.modify import add_tasks
-    from florence2.pipeline import load
 
     given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in _LOAD_OPTIONS}
     model = load(options.model, **given, **model_changes(options))

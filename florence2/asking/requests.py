@@ -4,15 +4,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from florence2.answers.answer import Box
-from florence2.errors import PromptError, shown
+from florence2.errors import OptionError, PromptError, plain, shown
 from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
-from florence2.inputs.image import ImageInput
+from florence2.inputs.image import Colour, ImageInput
 from florence2.inputs.processor import TaskText, input_to_text, read_input
 from florence2.inputs.tasks import TASKS, Task, build_sentence, check_prompt, find_task
 
@@ -35,11 +34,12 @@ class PreparedImage:
 class EncodedImage:
     """An image after the vision tower, the expensive part; every task on it can start from here.
 
-    `features` (1, N, D) on the model's device; `size` is (width, height) of the upright image in pixels. `source` is
-    what the image was read from, unless that was the bytes of a file.
+    `features` (1, N, D) are a tensor on the model's device, or an array in a runtime without torch; `size` is (width,
+    height) of the upright image in pixels. `source` is what the image was read from, unless that was the bytes of a
+    file.
     """
 
-    features: Tensor
+    features: Any
     size: tuple[int, int]
     source: "ImageInput | None" = field(default=None, repr=False, compare=False)
 
@@ -83,6 +83,20 @@ def check_requests(requests: Iterable[Request], tasks: Mapping[str, Task] = TASK
     if not isinstance(requests, Iterable) or isinstance(requests, str | bytes | Mapping | Set):
         raise PromptError(f"requests is {shown(requests)}; give a list of (task, image) or (task, image, input).")
     return [check_request(request, tasks) for request in requests]
+
+
+def check_background(background: Colour | None, images: Sequence[AnyImage]) -> None:
+    """Raise OptionError for a background that comes too late: an image is already encoded."""
+    if background is not None and any(isinstance(image, EncodedImage) for image in images):
+        raise OptionError("background has no effect on an EncodedImage; give it to encode_image.")
+
+
+def check_batch_size(size: int | None) -> int | None:
+    """Return how many requests are answered at once; None leaves it open. Raises OptionError for anything else."""
+    size = plain(size)
+    if size is not None and (type(size) is not int or size < 1):
+        raise OptionError(f"batch_size is {shown(size)}; it must be a whole number of at least 1.")
+    return size
 
 
 def outline_requests(image: EncodedImage, boxes: Sequence[Box]) -> tuple[dict[int, Request], list[str]]:
