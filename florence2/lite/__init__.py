@@ -15,7 +15,8 @@ __all__ = ["Florence2Lite", "GenerationOptions", "load"]
 
 if TYPE_CHECKING:
     from florence2.generation.options import GenerationOptions
-    from florence2.lite.florence import Florence2Lite, load
+    from florence2.lite.florence import Florence2Lite
+    from florence2.lite.loading import load
 else:
     from florence2.lazy import lazy_names
 
@@ -24,6 +25,7 @@ else:
         __name__,
         {
             "florence2.generation.options": ("GenerationOptions",),
-            "florence2.lite.florence": ("Florence2Lite", "load"),
+            "florence2.lite.florence": ("Florence2Lite",),
+            "florence2.lite.loading": ("load",),
         },
     )

@@ -1,16 +1,13 @@
-"""Florence2Lite: images and tasks in, answers out, without torch. `load` opens an exported folder."""
+"""Florence2Lite: images and tasks in, answers out, without torch. `florence2.lite.loading.load` makes one."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from florence2.answers.answer import Answer, image_reference
-from florence2.answers.confidence import Calibration, Likelihoods
+from florence2.answers.confidence import Likelihoods
 from florence2.asking.processor import AnswerProcessor
 from florence2.asking.questions import Questions
 from florence2.asking.requests import (
@@ -21,23 +18,26 @@ from florence2.asking.requests import (
     Request,
     check_background,
     check_batch_size,
+    check_features,
     check_request,
     check_requests,
+    check_stream,
+    choose_input,
+    choose_options,
     encode_once,
+    kept_source,
 )
 from florence2.checkpoints.checks.belonging import check_image_settings, check_vocabulary
-from florence2.checkpoints.checks.calibration import choose_calibration
-from florence2.checkpoints.config_files import read_config
-from florence2.errors import CheckpointError, Florence2Error, OptionError, PromptError, shown
+from florence2.errors import CheckpointError, Florence2Error, OptionError
 from florence2.generation.options import GenerationOptions, SpecialIds
-from florence2.inputs.image import Colour, ImageInput, normalise, parse_colour, resize_image
+from florence2.inputs.image import Colour, ImageInput, normalise, resize_image
 from florence2.inputs.processor import TaskText
+from florence2.inputs.tasks import Task
 from florence2.lite.arrays import Array
 from florence2.lite.cache import Decoder, start_decoder
-from florence2.lite.layout import SUFFIXES
 from florence2.lite.likelihoods import read_again
 from florence2.lite.search import Hypothesis, search
-from florence2.lite.sessions import Graphs, open_graphs
+from florence2.lite.sessions import Graphs
 from florence2.model.config import Florence2Config, check_grid, check_positions
 
 Item = TypeVar("Item")
@@ -77,6 +77,11 @@ class Florence2Lite(Questions):
     def __repr__(self) -> str:
         return f"Florence2Lite({self.name or ''})"
 
+    def with_tasks(self, tasks: Iterable[Task]) -> "Florence2Lite":
+        """Return the same model with further tasks. Raises PromptError where one contradicts a task that it has."""
+        processor = self.processor.changed(tasks=self.processor.tasks.declared(tasks))
+        return Florence2Lite(self._graphs, self.config, processor, self.name)
+
     def options(self, **settings: Any) -> GenerationOptions:
         """Return the model's own generation settings, with some changed. Raises OptionError for wrong ones."""
         return self._options.changed(**settings)
@@ -108,10 +113,9 @@ class Florence2Lite(Questions):
             ImageError: The image cannot be read.
             OptionError: A generation setting is unknown or out of range, or `background` is not a colour.
         """
-        if text is not None and box is not None:
-            raise PromptError(f"Task {task} got two inputs, {shown(text)} and box={shown(box)}; give one.")
-        options = self._choose_options(options, settings)
-        request = check_request((task, image, text if box is None else box), self.processor.tasks)
+        given = choose_input(task, text, box)
+        options = choose_options(self._options, options, settings)
+        request = check_request((task, image, given), self.processor.tasks)
         return self._answer(request, self._encoded(image, background), options)
 
     def run_batch(
@@ -141,7 +145,7 @@ class Florence2Lite(Questions):
         Raises:
             As `run`; an ImageError is raised when the image is first needed.
         """
-        options = self._choose_options(options, settings)
+        options = choose_options(self._options, options, settings)
         check_batch_size(batch_size)
         checked = check_requests(requests, self.processor.tasks)
         sources = [request.image for request in checked]
@@ -173,19 +177,15 @@ class Florence2Lite(Questions):
         Raises:
             OptionError: `batch_size` or a generation setting is wrong.
         """
-        chosen = self._choose_options(options, settings)
+        chosen = choose_options(self._options, options, settings)
         check_batch_size(batch_size)
-        if not isinstance(requests, Iterable) or isinstance(requests, str | bytes | Mapping):
-            raise PromptError(f"requests is {shown(requests)}; give an iterable of (task, image[, input]).")
+        check_stream(requests)
         return (self._answer_or_error(request, background, chosen) for request in requests)
 
     def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:
         """Read an image, in any thread, and resize it. Takes and raises what `encode_image` does."""
         opened = self.processor.open_image(image, background)
-        # what an answer may show itself on later; bytes and consumed files are not worth keeping
-        kept = isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "__array__")
-        pixels = resize_image(opened, self.processor.image_config)
-        return PreparedImage(pixels, opened.size, image if kept else None)
+        return PreparedImage(resize_image(opened, self.processor.image_config), opened.size, kept_source(image))
 
     def encode_image(self, image: ImageInput, background: Colour | None = None) -> EncodedImage:
         """Run the vision tower on an image, once for all tasks to come.
@@ -204,9 +204,12 @@ class Florence2Lite(Questions):
         return self._encode(self.prepare_image(image, background))
 
     def encode_ahead(
-        self, items: Iterable[Item], prepare: Callable[[Item], PreparedImage], at_once: int | None = None
+        self,
+        items: Iterable[Item],
+        prepare: Callable[[Item], PreparedImage],
+        at_once: int | None = None,  # noqa: ARG002  a batch would only cost memory
     ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
-        """Yield each item with its encoded image, or why it has none; `at_once` has no effect."""
+        """Yield each item with its encoded image, or why it has none."""
         for item in items:
             encoded: EncodedImage | Florence2Error
             try:
@@ -225,17 +228,6 @@ class Florence2Lite(Questions):
         check_grid(*vision.grid_size(*pixel_values.shape[-2:]), vision.max_position_embeddings)
         features = self._graphs.vision(pixel_values=pixel_values)[0]  # (1, N, D)
         return EncodedImage(features, image.size, image.source)
-
-    def _choose_options(self, options: GenerationOptions | None, settings: Mapping[str, Any]) -> GenerationOptions:
-        """Return the settings of one call."""
-        if options is None:
-            options = self._options
-        if not isinstance(options, GenerationOptions):
-            raise OptionError(
-                f"options is {shown(options)}, not a GenerationOptions; write f.options(num_beams=1), or give the "
-                "settings as keywords, num_beams=1."
-            )
-        return options.changed(**settings) if settings else options
 
     def _answer_or_error(
         self, request: "Request | Florence2Error", background: Colour | None, options: GenerationOptions
@@ -260,11 +252,8 @@ class Florence2Lite(Questions):
 
     def _remember(self, image: EncodedImage, prompt: Sequence[int]) -> Array:
         """Encode an image and a prompt together -> memory (1, N + S, D)."""
+        check_features([image], self.config.text.d_model)
         features = np.asarray(image.features, dtype=np.float32)
-        if features.shape[-1] != self.config.text.d_model:
-            raise PromptError(
-                f"Encoded images of the shapes {[features.shape[1:]]} come from different models; encode them again."
-            )
         count = features.shape[1] + len(prompt)
         check_positions(count, self.config.text.max_position_embeddings)
         words = self._graphs.embed(input_ids=np.array([prompt], dtype=np.int64))[0]
@@ -300,48 +289,3 @@ class Florence2Lite(Questions):
             likelihoods=likelihoods,
         )
         return replace(answer, image=image_reference(image.source))
-
-
-def load(
-    folder: str | os.PathLike[str],
-    *,
-    provider: str = "cpu",
-    threads: int | None = None,
-    kind: str = "float32",
-    background: Colour | None = None,
-    calibration: str | os.PathLike[str] | Calibration | None = None,
-) -> Florence2Lite:
-    """Open an exported folder as a Florence2Lite that answers.
-
-    Args:
-        folder: What `florence2 export` has written, or a published folder of the same layout.
-        provider: Where onnxruntime computes: "cpu", or another of its providers, such as "cuda".
-        threads: How many threads an operation may use; None is onnxruntime's own choice.
-        kind: The graphs to use where the folder has several: "float32" is those without an ending; "float16", "int8",
-            "uint8", "q8" and "q4" are those of published folders.
-        background: The colour that transparent pixels of images show, such as "white"; None drops alpha, as the
-            reference does.
-        calibration: A file of `florence2 calibrate`, or a `Calibration`, in place of the folder's `confidence.json`.
-
-    Returns:
-        The model.
-
-    Raises:
-        OptionError: An argument has a wrong value, or onnxruntime is not installed.
-        CheckpointError, ConfigError: Files are missing, damaged, or do not fit each other.
-    """
-    if kind not in SUFFIXES:
-        raise OptionError(f"kind is {shown(kind)}; it must be one of {', '.join(SUFFIXES)}.")
-    if background is not None:
-        background = parse_colour(background)
-    path = Path(folder)
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{shown(os.fspath(folder))} is not a folder; give one that `florence2 export` has written."
-        )
-    if not isinstance(calibration, Calibration):
-        calibration = choose_calibration(path, file=None if calibration is None else Path(calibration))
-    config = read_config(path)
-    processor = AnswerProcessor.from_folder(path, calibration=calibration).changed(background=background)
-    graphs = open_graphs(path, kind, provider, threads)
-    return Florence2Lite(graphs, config, processor, os.fspath(folder))

@@ -127,7 +127,8 @@ class Greedy(Search):
 
     def choose(self, scores: Array) -> Array:
         """Choose the next id of every sequence (K,) by log-probabilities (K, V)."""
-        return scores.argmax(axis=1)
+        likeliest: Array = scores.argmax(axis=1)
+        return likeliest
 
     def finish(self) -> list[Hypothesis]:
         """Return every sequence up to its end."""
@@ -168,7 +169,8 @@ def draw(samples: int, limit: int, seed: int | None) -> Array:
     twister = np.random.MT19937()
     twister._legacy_seeding(seed & 0xFFFFFFFF)  # torch seeds it with 32 bits too
     bits = twister.random_raw(samples * limit).reshape(samples, limit) & 0xFFFFFF
-    return np.minimum(bits.astype(np.float32) / np.float32(1 << 24), _MOST_DRAW)
+    draws: Array = np.minimum(bits.astype(np.float32) / np.float32(1 << 24), _MOST_DRAW)
+    return draws
 
 
 def drawable(scores: Array, temperature: float, top_k: int, top_p: float) -> tuple[Array, Array]:
@@ -249,4 +251,5 @@ class BeamSearch(Search):
         # "never" looks where a longer hypothesis would score best
         longest = options.early_stopping == "never" and options.length_penalty > 0
         length = options.max_new_tokens if longest else self.generated
-        return self.finished[-1].score >= best_running / float(length) ** options.length_penalty
+        worst: float = self.finished[-1].score
+        return bool(worst >= best_running / float(length) ** options.length_penalty)

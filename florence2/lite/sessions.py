@@ -45,10 +45,10 @@ class Graph:
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
         """Do the same with inputs whose names are not identifiers."""
-        typed = {name: value.astype(self.inputs[name], copy=False) for name, value in feeds.items()}
+        typed: dict[str, Array] = {name: value.astype(self.inputs[name], copy=False) for name, value in feeds.items()}
         try:
             values: list[Array] = self._session.run(outputs, typed)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  onnxruntime's have no class in common
             raise CheckpointError(f"{self.path.name} could not be run: {clip(error)}") from None
         return [each.astype(np.float32) if each.dtype == np.float16 else each for each in values]
 
@@ -128,7 +128,7 @@ def _open(path: Path, provider: str, threads: int | None) -> Any:
         options.intra_op_num_threads = threads
     try:
         session = runtime.InferenceSession(os.fspath(path), options, [*dict.fromkeys([provider, _CPU])])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  onnxruntime's have no class in common
         raise CheckpointError(f"onnxruntime cannot read {path}: {clip(error)}") from None
     if session.get_providers()[0] != provider:  # onnxruntime falls back to the CPU without a word
         raise OptionError(f"onnxruntime could not start {provider}; its libraries are missing. Choose provider cpu.")
