@@ -16,12 +16,14 @@ from florence2.lite.florence import Florence2Lite
 from florence2.lite.layout import SUFFIXES
 from florence2.lite.loading import check_folder, load
 
+_MODULES = ("florence2.cli.run", "florence2.cli.cascade")
 _PROGRAM = f"python -m {__package__}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with an exported folder; return the exit code. See `florence2.cli.main.main`."""
-    return run_main(arguments, {name: COMMANDS[name] for name in ("run", "cascade")}, _PROGRAM, LITE)
+    commands = {name: command for name, command in COMMANDS.items() if command.module in _MODULES}
+    return run_main(arguments, commands, _PROGRAM, LITE)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
