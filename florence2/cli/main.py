@@ -43,6 +43,7 @@ COMMANDS = {
     "train": Command("florence2.train.command", "fine-tune a checkpoint on images with questions and answers", "train"),
     "evaluate": Command("florence2.train.evaluate_command", "measure a checkpoint's answers to questions", "train"),
     "calibrate": Command("florence2.train.calibrate_command", "let a checkpoint's confidences be frequencies", "train"),
+    "export": Command("florence2.export.command", "write a model as ONNX graphs for other runtimes", "export"),
     "audit": Command("florence2.inspect.audit.command", "measure a checkpoint's tensors, or compare two", "inspect"),
     "inspect": Command("florence2.inspect.command", "answer one task on one image and show why", "inspect"),
 }

@@ -1,6 +1,6 @@
 """The names in an exported folder: its files, its graphs, their inputs and outputs.
 
-The layout is the one of transformers.js and of the ONNX files on the Hub. `florence2.export` writes it, `florence2.lite`
+The layout is that of transformers.js and of the ONNX files on the Hub. `florence2.export` writes it, `florence2.lite`
 reads it. This file imports nothing but the standard library.
 """
 
@@ -28,7 +28,7 @@ USE_CACHE = "use_cache_branch"
 """The input of MERGED that says whether the keys and values of the memory are given; bool (1,)."""
 
 SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_int8", "uint8": "_uint8", "q8": "_quantized", "q4": "_q4"}
-"""The ending of a graph's name, by the type in which it computes. Weights stored as float16 still compute in float32."""
+"""The ending of a graph's name, by the type in which it computes. Weights stored as float16 compute in float32, too."""
 BATCH, SOURCE, TARGET, PAST = "batch_size", "encoder_sequence_length", "decoder_sequence_length", "past_sequence_length"
 TOTAL = "total_sequence_length"
 """The names of dynamic dimensions. Clients fill in the batch by its name, and 0 for lengths that they do not know.
