@@ -10,7 +10,7 @@ from florence2.asking.requests import EncodedImage
 from florence2.bulk.rows import Result
 from florence2.cli.main import parse_words
 from florence2.cli.options import name_argument
-from florence2.cli.run import TORCH, Engine, add_answering, answer_all
+from florence2.cli.run import TORCH, Backend, add_answering, answer_all
 from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions
 
@@ -28,10 +28,10 @@ class CascadeQuestion:
         return {"task": self.name, "detail": self.detail}
 
 
-def build_parser(engine: Engine = TORCH) -> argparse.ArgumentParser:
+def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
     """Return the grammar of the command."""
     parser = argparse.ArgumentParser(
-        prog=f"{engine.program} cascade",
+        prog=f"{backend.program} cascade",
         description="Caption each image, find the caption's phrases in it, and outline what each phrase's box holds.",
     )
     parser.add_argument("images", nargs="+", type=name_argument, metavar="IMAGE", help="files, folders, or - for stdin")
@@ -41,14 +41,14 @@ def build_parser(engine: Engine = TORCH) -> argparse.ArgumentParser:
         default="short",
         help="length of the caption (default: short)",
     )
-    add_answering(parser, engine)
+    add_answering(parser, backend)
     return parser
 
 
-def main(arguments: Sequence[str], engine: Engine = TORCH) -> int:
+def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     """Caption, ground and outline; return the exit code."""
-    options = parse_words(build_parser(engine), arguments)
-    return answer_all(options, options.images, [CascadeQuestion(options.detail)], _ask, engine)
+    options = parse_words(build_parser(backend), arguments)
+    return answer_all(options, options.images, [CascadeQuestion(options.detail)], _ask, backend)
 
 
 def _ask(

@@ -53,7 +53,7 @@ def main(
     arguments: Sequence[str] | None = None,
     commands: Mapping[str, Command] = COMMANDS,
     program: str = "florence2",
-    engine: Any = None,
+    backend: Any = None,
 ) -> int:
     """Run one command.
 
@@ -61,7 +61,7 @@ def main(
         arguments: The words after the program's name; None takes those of this process.
         commands: The commands by their names.
         program: How the command line is called.
-        engine: What the commands' own `main` is given in addition, if anything.
+        backend: What the commands' own `main` is given in addition, if anything.
 
     Returns:
         The exit code.
@@ -75,7 +75,7 @@ def main(
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            return run_command(words, commands, program, engine)
+            return run_command(words, commands, program, backend)
         finally:
             print(end="", flush=True)  # also after --help, which ends in a SystemExit
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -95,14 +95,14 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def run_command(words: Sequence[str], commands: Mapping[str, Command], program: str, engine: Any) -> int:
+def run_command(words: Sequence[str], commands: Mapping[str, Command], program: str, backend: Any) -> int:
     """Run the command that the first word names; return its exit code."""
     if not words or words[0] not in commands:
         parser = build_parser(commands, program)
         parser.parse_args(words)  # exits after help, the version or an error
         parser.error("the command must come first")
     command = commands[words[0]]
-    given = () if engine is None else (engine,)
+    given = () if backend is None else (backend,)
     with require_extra(command.extra, f"`{program} {words[0]}`"):
         code: int = importlib.import_module(command.module).main(words[1:], *given)
     return code

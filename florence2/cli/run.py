@@ -55,7 +55,7 @@ AskModel: TypeAlias = Callable[
 
 
 @dataclass(frozen=True)
-class Engine:
+class Backend:
     """What answers the questions of a command, and how a command line chooses it.
 
     Attributes:
@@ -94,40 +94,40 @@ def _settings(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     return {"model": model, "adapter": adapter, "changes": changes, "calibration": calibration, **given}
 
 
-TORCH = Engine("florence2", _add_options, model_tasks, check_model, load_model, _settings)
+TORCH = Backend("florence2", _add_options, model_tasks, check_model, load_model, _settings)
 """A checkpoint in torch."""
 
 
-def build_parser(engine: Engine = TORCH) -> argparse.ArgumentParser:
+def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
     """Return the grammar of the command."""
     names = ", ".join(task.alias for task in TASKS.values())
     parser = argparse.ArgumentParser(
-        prog=f"{engine.program} run",
-        usage=f"{engine.program} run [options] TASK... IMAGE...",
+        prog=f"{backend.program} run",
+        usage=f"{backend.program} run [options] TASK... IMAGE...",
         description=f"Answer one or more tasks on images. Tasks: {names}, and those in tasks.json of the model or of "
         "--task-kind; or a free prompt: more than one word and not a task's name, or of any form with --free-prompt. "
         "With several boxes, each box is a question of its own. "
         "A confidence is how probable it is that label and place are right, 0 to 1; raw where the model was not "
         "calibrated (see `florence2 calibrate`). "
-        f'Example: {engine.program} run "<OD>" photo.jpg',
+        f'Example: {backend.program} run "<OD>" photo.jpg',
     )
     parser.add_argument(
         "arguments", nargs="+", metavar="TASK... IMAGE...", help="tasks first, then files, folders, or - for stdin"
     )
     add_input(parser)
-    add_answering(parser, engine)
+    add_answering(parser, backend)
     return parser
 
 
-def main(arguments: Sequence[str], engine: Engine = TORCH) -> int:
+def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     """Answer tasks on images; return the exit code."""
-    options = parse_words(build_parser(engine), arguments)
+    options = parse_words(build_parser(backend), arguments)
     if options.free_prompt:
         options.arguments[0] = FreePrompt(options.arguments[0])
-    known = engine.tasks(options, options.arguments)
-    check_order("run", options.arguments, known, engine.program)
+    known = backend.tasks(options, options.arguments)
+    check_order("run", options.arguments, known, backend.program)
     tasks, images = split_arguments(options.arguments, known)
-    return answer_all(options, images, read_questions(tasks, options.text, options.box, known), _ask, engine)
+    return answer_all(options, images, read_questions(tasks, options.text, options.box, known), _ask, backend)
 
 
 def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS) -> tuple[list[str], list[str]]:
@@ -158,9 +158,9 @@ def _ask(
 # ---- shared with `cascade` -----------------------------------------------------------------------------------------
 
 
-def add_answering(parser: argparse.ArgumentParser, engine: Engine = TORCH) -> None:
+def add_answering(parser: argparse.ArgumentParser, backend: Backend = TORCH) -> None:
     """Add the options of a command that answers questions about images."""
-    engine.add_options(parser)
+    backend.add_options(parser)
     add_calibration(parser)
     add_background(parser)
     add_generation(parser)
@@ -185,7 +185,7 @@ def answer_all(
     images: Sequence[str],
     questions: Sequence[Q],
     ask: AskModel[Q],
-    engine: Engine = TORCH,
+    backend: Backend = TORCH,
 ) -> int:
     """Ask every question about every image, and write each row to `--out` and to stdout; return the exit code.
 
@@ -195,11 +195,11 @@ def answer_all(
     generation_changes(options)
     passed_over: list[Path] = []
     sources = find_images(images, passed_over=passed_over.append, output=options.out)
-    path = engine.find(options)  # before the folder is made, so that a misspelt name leaves nothing
+    path = backend.find(options)  # before the folder is made, so that a misspelt name leaves nothing
     if passed_over:
         say(f"florence2: {describe_passed_over(passed_over)}")
     requested = [Row(source, question) for source in sources for question in questions]
-    folder = _open_folder(options, engine, path, requested) if options.out is not None else None
+    folder = _open_folder(options, backend, path, requested) if options.out is not None else None
     headings = len(sources) * len(questions) > 1 or any(os.path.isdir(image) for image in images)  # noqa: PTH112
     console = Console(options.json, headings, needed=folder is None)
     summary, progress = Summary(options.max_new_tokens, passed_over), Progress()
@@ -211,7 +211,7 @@ def answer_all(
         rows = _refuse_unreadable(left)
         if left and not rows:
             done = folder.done if folder else frozenset()
-            rows = _answer(options, engine, sources, questions, ask, done, progress)
+            rows = _answer(options, backend, sources, questions, ask, done, progress)
         return _write_rows(rows, folder, console, summary, progress)
 
 
@@ -224,9 +224,9 @@ def _check(options: argparse.Namespace) -> None:
     check_at_least(options, 1, "batch")
 
 
-def _open_folder(options: argparse.Namespace, engine: Engine, path: Path, requested: Sequence[Row]) -> Folder:
+def _open_folder(options: argparse.Namespace, backend: Backend, path: Path, requested: Sequence[Row]) -> Folder:
     """Open `--out`; say how many answers it holds."""
-    settings = _search_settings(options) | engine.settings(options, path)
+    settings = _search_settings(options) | backend.settings(options, path)
     folder = Folder(options.out, options.draw, settings, requested)
     for note in folder.notes:
         say(f"florence2: {note}")
@@ -256,7 +256,7 @@ def _refuse_unreadable(left: Iterable[Row]) -> Iterable[Row]:
 
 def _answer(
     options: argparse.Namespace,
-    engine: Engine,
+    backend: Backend,
     sources: Sequence[Source],
     questions: Sequence[Q],
     ask: AskModel[Q],
@@ -264,7 +264,7 @@ def _answer(
     progress: Progress,
 ) -> Iterable[Row]:
     """Load the model and return the rows, which are computed as they are taken."""
-    model = engine.load(options)
+    model = backend.load(options)
     search = generation_options(options, model)
     slots = None if options.batch is None else options.batch * len(questions)
 
@@ -289,7 +289,7 @@ def _answer(
 
 
 def _search_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what the answers of a run depend on with every engine."""
+    """Return what the answers of a run depend on with every backend."""
     kinds = {task.token: task.answer for task in options.task_kind} or None
     names = ("beams", "max_new_tokens", "background", "min_confidence", *SAMPLING)
     return {"task_kind": kinds} | {name: getattr(options, name) for name in names}

@@ -1,4 +1,4 @@
-"""The decoder of one question: keys and values of its memory, once for all K sequences, and of what is written.
+"""The decoder of one question: keys and values of its memory, shared by all K sequences, and of the answers so far.
 
 Dimensions: K sequences, T ids of an answer, S positions of the memory, D model, V vocabulary.
 """
@@ -16,7 +16,7 @@ from florence2.model.config import TextConfig
 _POSITIONS = 64  # whose logits (V) exist at one moment
 
 
-class Decoder(ABC):
+class GraphDecoder(ABC):
     """Decodes K sequences over one memory (1, S, D)."""
 
     def __init__(self, graphs: Graphs, text: TextConfig, memory: Array):
@@ -48,7 +48,7 @@ class Decoder(ABC):
         return self._graphs.embed(input_ids=ids)[0]
 
 
-class SharedDecoder(Decoder):
+class SharedDecoder(GraphDecoder):
     """The decoder's step in a graph of its own, over keys and values of the memory that all sequences share."""
 
     def __init__(self, graphs: Graphs, text: TextConfig, memory: Array):
@@ -79,7 +79,7 @@ class SharedDecoder(Decoder):
         return logits, present
 
 
-class MergedDecoder(Decoder):
+class MergedDecoder(GraphDecoder):
     """The merged decoder of published folders, whose graphs need the memory once for each sequence."""
 
     def __init__(self, graphs: Graphs, text: TextConfig, memory: Array):
@@ -127,7 +127,7 @@ class MergedDecoder(Decoder):
         return logits[:, -1]
 
 
-def start_decoder(graphs: Graphs, text: TextConfig, memory: Array) -> Decoder:
+def start_decoder(graphs: Graphs, text: TextConfig, memory: Array) -> GraphDecoder:
     """Return what decodes the answers to one question, whose image and prompt are `memory` (1, S, D)."""
     kind = SharedDecoder if graphs.merged is None else MergedDecoder
     return kind(graphs, text, memory)

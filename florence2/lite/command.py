@@ -10,7 +10,7 @@ from florence2.checkpoints.files import read_tasks
 from florence2.cli.main import COMMANDS
 from florence2.cli.main import main as run_main
 from florence2.cli.options import add_task_kind, check_at_least, name_argument
-from florence2.cli.run import Engine, absolute
+from florence2.cli.run import Backend, absolute
 from florence2.inputs.tasks import Task, TaskTable
 from florence2.lite.florence import Florence2Lite
 from florence2.lite.layout import SUFFIXES
@@ -70,5 +70,5 @@ def _settings(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     return {"model": absolute(options.model), "kind": options.kind, "calibration": calibration}
 
 
-LITE = Engine(_PROGRAM, _add_options, _tasks, _find, _load, _settings)
+LITE = Backend(_PROGRAM, _add_options, _tasks, _find, _load, _settings)
 """An exported folder in onnxruntime."""

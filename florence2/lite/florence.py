@@ -34,7 +34,7 @@ from florence2.inputs.image import Colour, ImageInput, normalise, resize_image
 from florence2.inputs.processor import TaskText
 from florence2.inputs.tasks import Task
 from florence2.lite.arrays import Array
-from florence2.lite.cache import Decoder, start_decoder
+from florence2.lite.cache import GraphDecoder, start_decoder
 from florence2.lite.likelihoods import read_again
 from florence2.lite.search import Hypothesis, search
 from florence2.lite.sessions import Graphs
@@ -270,7 +270,7 @@ class Florence2Lite(Questions):
     def _read(
         self,
         found: Hypothesis,
-        decoder: Decoder,
+        decoder: GraphDecoder,
         request: CheckedRequest,
         image: EncodedImage,
         options: GenerationOptions,

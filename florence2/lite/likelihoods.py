@@ -6,10 +6,10 @@ import numpy as np
 
 from florence2.answers.confidence import Likelihoods
 from florence2.lite.arrays import Array
-from florence2.lite.cache import Decoder
+from florence2.lite.cache import GraphDecoder
 
 
-def read_again(decoder: Decoder, ids: Array, locations: Sequence[int]) -> Likelihoods:
+def read_again(decoder: GraphDecoder, ids: Array, locations: Sequence[int]) -> Likelihoods:
     """Return the model's own probabilities along an answer `ids` (1 + T,), in one pass over its memory.
 
     `locations` are the ids of the location tokens.

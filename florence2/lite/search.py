@@ -55,14 +55,14 @@ def search(step: Step, reorder: Reorder, options: GenerationOptions, ids: Specia
     return state.finish()
 
 
-def start_search(options: GenerationOptions, ids: SpecialIds) -> "Search":
+def start_search(options: GenerationOptions, ids: SpecialIds) -> "ArraySearch":
     """Return the state of a search before its first step."""
-    kind = Sampling if options.sample else Greedy if options.num_beams == 1 else BeamSearch
+    kind = ArraySampling if options.sample else ArrayGreedy if options.num_beams == 1 else ArrayBeamSearch
     return kind(options, ids)
 
 
-class Search(ABC):
-    """The sequences that are written, and what is known of them."""
+class ArraySearch(ABC):
+    """The sequences that are written, and their log-probabilities."""
 
     def __init__(self, options: GenerationOptions, ids: SpecialIds):
         K = options.width
@@ -105,7 +105,7 @@ class Search(ABC):
         return "stop" if ended and not forced else "length"
 
 
-class Greedy(Search):
+class ArrayGreedy(ArraySearch):
     """The likeliest id at every step. The rules see raw logits, and log-probabilities are taken after them."""
 
     def __init__(self, options: GenerationOptions, ids: SpecialIds):
@@ -141,7 +141,7 @@ class Greedy(Search):
         return Hypothesis(self.sequences[row, : 1 + length], logprobs, float(np.float32(score)), reason)
 
 
-class Sampling(Greedy):
+class ArraySampling(ArrayGreedy):
     """An id drawn by its probability at every step: rules, then temperature, top-k, top-p, then the draw.
 
     A draw is one number in [0, 1), by which the sum of the probabilities is cut. A seed gives the numbers that it gives
@@ -189,7 +189,7 @@ def drawable(scores: Array, temperature: float, top_k: int, top_p: float) -> tup
     return ids, probabilities
 
 
-class BeamSearch(Search):
+class ArrayBeamSearch(ArraySearch):
     """The K likeliest running sequences, and the K best finished ones."""
 
     def __init__(self, options: GenerationOptions, ids: SpecialIds):
