@@ -43,6 +43,7 @@ __all__ = [
 if TYPE_CHECKING:
     from florence2.answers.answer import Answer, Box, Polygon, Quad
     from florence2.answers.cascade import Cascade
+    from florence2.asking.requests import EncodedImage
     from florence2.errors import Florence2Error
     from florence2.fast.explain import explain_path
     from florence2.generation.generate import Stepper, generate, stepper
@@ -52,12 +53,12 @@ if TYPE_CHECKING:
     from florence2.generation.state import Generation
     from florence2.inputs.coordinates import bins_to_pixels, pixels_to_bins
     from florence2.inputs.tasks import TASKS, FreePrompt, Task, register_task
+    from florence2.loading import load
     from florence2.model.config import Florence2Config
     from florence2.model.florence2 import Florence2Model
     from florence2.modify import add_tasks, extend_vocabulary, resize_positions
-    from florence2.pipeline import Florence2, load
+    from florence2.pipeline import Florence2
     from florence2.processor import Processor
-    from florence2.request import EncodedImage
 else:
     from florence2.lazy import lazy_names
 
@@ -79,8 +80,9 @@ else:
             "florence2.model.config": ("Florence2Config",),
             "florence2.model.florence2": ("Florence2Model",),
             "florence2.modify": ("add_tasks", "extend_vocabulary", "resize_positions"),
-            "florence2.request": ("EncodedImage",),
-            "florence2.pipeline": ("Florence2", "load"),
+            "florence2.asking.requests": ("EncodedImage",),
+            "florence2.loading": ("load",),
+            "florence2.pipeline": ("Florence2",),
             "florence2.processor": ("Processor",),
         },
     )

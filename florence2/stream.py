@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from florence2.answers.answer import Answer
+from florence2.asking.requests import CheckedRequest, EncodedImage, PreparedImage
 from florence2.errors import Florence2Error
 from florence2.fast.install import plain_class
 from florence2.generation.budget import USABLE
@@ -16,7 +17,6 @@ from florence2.generation.engine.engine import Engine, Ticket, Work
 from florence2.generation.options import GenerationOptions
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import NO_TRACE, start_trace
-from florence2.request import CheckedRequest, EncodedImage, PreparedImage
 from florence2.runner import Runner
 
 Item = TypeVar("Item")

@@ -25,8 +25,9 @@ from florence2.fast.cuda.recorded.graphs import (
 from florence2.generation.engine.engine import Engine, Work
 from florence2.generation.generate import generate
 from florence2.generation.options import GenerationOptions
+from florence2.loading import load
 from florence2.model.florence2 import Florence2Model
-from florence2.pipeline import Florence2, load
+from florence2.pipeline import Florence2
 from parity.report import Comparison
 from parity.schedules import SETTINGS, answer_alone, compare_schedules, encode_question, make_questions
 from parity.tape import TapeRecorder

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from florence2.checkpoints.hub import resolve
-from florence2.pipeline import load
+from florence2.loading import load
 from parity.recipe import make_picture
 from parity.report import Comparison, largest_difference
 

@@ -13,8 +13,9 @@ from florence2.checkpoints.hub import EMBEDDED_MODEL
 from florence2.fast.cuda.recorded.graphs import Recorder, record_with
 from florence2.generation.engine.engine import Engine, Ticket, Work
 from florence2.generation.generate import generate
+from florence2.loading import load
 from florence2.model.florence2 import Florence2Model
-from florence2.pipeline import Florence2, load
+from florence2.pipeline import Florence2
 from parity.report import Comparison
 from parity.ties import TokenCount
 from recipes.nano.exam import Exam

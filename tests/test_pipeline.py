@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 
 import florence2
-from florence2 import pipeline
-from florence2 import processor as processor_module
-from florence2 import request as request_module
+from florence2 import loading
+from florence2.asking import processor as processor_module
+from florence2.asking import requests as request_module
+from florence2.asking.requests import check_request
 from florence2.checkpoints import checkpoint
 from florence2.checkpoints.checkpoint import load_model
 from florence2.errors import CheckpointError, Florence2Error, HubError, ImageError, OptionError, PromptError
 from florence2.inputs import tasks
 from florence2.inputs.tasks import TASKS, find_task
 from florence2.model.florence2 import Florence2Model
-from florence2.request import check_request
 from parity.cases import shapes
 from parity.recipe import make_model, make_picture
 from tests.conftest import count_encodings, random_box
@@ -415,7 +415,7 @@ def test_types_and_attention(small_folder: Path, picture: Image.Image) -> None:
 def test_wrong_settings_are_refused_before_a_file_is_read(
     settings: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, where in (("resolve", pipeline), ("read_config", checkpoint), ("find_weights", checkpoint)):
+    for name, where in (("resolve", loading), ("read_config", checkpoint), ("find_weights", checkpoint)):
         monkeypatch.setattr(where, name, lambda *_: pytest.fail("a file was read"))
     with pytest.raises(OptionError, match=words):
         florence2.load("nano", **settings)

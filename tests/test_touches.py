@@ -191,9 +191,9 @@ torch.save(load_file(sys.argv[1] + "/model.safetensors"), sys.argv[1] + "/pytorc
 florence2.checkpoints.tensors.find_weights.__defaults__ = (True,)
 os.remove(sys.argv[1] + "/model.safetensors")
 events.clear()
-import florence2.pipeline as pipeline
-load_model = pipeline.load_model
-pipeline.load_model = lambda path, **k: load_model(path, **k | {{"allow_pickle": True}})
+import florence2.loading as loading
+load_model = loading.load_model
+loading.load_model = lambda path, **k: load_model(path, **k | {{"allow_pickle": True}})
 {ANSWER}"""
     (report,) = watch((code, [folder, picture_file]))
     assert str(folder / "pytorch_model.bin") in report["files"] and "torch.load" in report["events"]

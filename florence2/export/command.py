@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     path = resolve_model(options.model, options.revision, options.allow_pickle)
     adapter = resolve_adapter(options.adapter) if options.adapter else None
     from florence2.export.exporting import export_onnx
-    from florence2.pipeline import load
+    from florence2.loading import load
 
     model = load(
         path, device="cpu", dtype="float32", attention="eager", allow_pickle=options.allow_pickle, adapter=adapter

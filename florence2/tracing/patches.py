@@ -24,10 +24,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from florence2.asking.requests import EncodedImage
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.model.trace import Trace, TraceBlock
-from florence2.request import EncodedImage
 from florence2.tracing.fitting import check_numbers, fit, head_dim, mask, position_dims
 from florence2.tracing.names import Name, When, names_of
 from florence2.tracing.owner import Traceable

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from florence2.answers.answer import Answer
+from florence2.asking.requests import EncodedImage
 from florence2.errors import OptionError, plain
 from florence2.generation.options import GenerationOptions
 from florence2.model.config import Florence2Config
 from florence2.model.trace import Trace, TraceBlock
-from florence2.request import EncodedImage
 from florence2.tracing.beams import BeamStep
 from florence2.tracing.budget import (
     DEFAULT_LIMIT,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from florence2.answers.answer import Answer
+from florence2.asking.requests import EncodedImage
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
-from florence2.request import EncodedImage
 from florence2.tracing.beams import BeamStep, answer_rows, read_beams
 from florence2.tracing.names import Name, When, pooled_spans
 from florence2.tracing.selection import CallSizes, Selection, name_value

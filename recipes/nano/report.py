@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from florence2.answers.answer import Answer
 from florence2.cli.progress import Progress
-from florence2.pipeline import Florence2, load
+from florence2.loading import load
+from florence2.pipeline import Florence2
 from florence2.train.metrics import Metrics
 from florence2.train.trainer import LOG
 from recipes.nano.exam import Exam, examine

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from florence2 import EncodedImage, Florence2, GenerationOptions, Task, add_tasks
+from florence2.asking.requests import Request
 from florence2.errors import OptionError, PromptError
 from florence2.inspect.teacher_forcing import (
     ForcedAnswer,
@@ -19,7 +20,6 @@ from florence2.inspect.teacher_forcing import (
     teacher_force_all,
 )
 from florence2.model.trace import start_trace
-from florence2.request import Request
 from florence2.tracing.names import names_of
 from florence2.tracing.patches import scale, zero
 from tests.conftest import count_encodings

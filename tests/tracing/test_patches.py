@@ -131,7 +131,8 @@ def test_every_name_can_be_patched(
 
     def outcome(when: str) -> Tensor:
         if when == "image":
-            return small.encode_image(images[0]).features
+            features: Tensor = small.encode_image(images[0]).features
+            return features
         with small.trace("scores") as t:
             small.run("<OD>", encoded[0], options=options)
         found: Tensor = t["scores"]

@@ -10,8 +10,9 @@ from florence2.errors import ImageError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.coordinates import NUM_BINS
 from florence2.inputs.tasks import TASKS
+from florence2.loading import load
 from florence2.model.florence2 import Florence2Model
-from florence2.pipeline import Florence2, load
+from florence2.pipeline import Florence2
 from florence2.processor import Processor
 from florence2.train.data import Sample
 from florence2.train.evaluate import answer_samples, evaluate

@@ -147,7 +147,7 @@ def test_methods_replaced_before_the_first_answer(name: str) -> None:
 import importlib, torch
 from florence2.checkpoints.hub import EMBEDDED_MODEL
 from florence2.fast.cuda.recorded.graphs import DECODER, watch
-from florence2.pipeline import load
+from florence2.loading import load
 owner = getattr(importlib.import_module("{name.rpartition(".")[0]}"), "{name.rpartition(".")[2]}")
 step = owner.step
 owner.step = lambda *given: step(*given)

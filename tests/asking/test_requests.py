@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import florence2
+from florence2.asking.requests import EncodedImage, check_request, check_requests
 from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
 from florence2.inputs.coordinates import box_to_tokens, pixels_to_bins
-from florence2.request import EncodedImage, check_request, check_requests
 
 REGION = "<REGION_TO_OCR>"
 BOX = (10, 20, 200, 150)
