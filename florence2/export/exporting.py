@@ -14,6 +14,7 @@ from torch import nn
 from florence2 import __version__
 from florence2.checkpoints.files import write_json
 from florence2.errors import CheckpointError, OptionError, shown
+from florence2.export.agreement import compare_answers, prove_answers
 from florence2.export.folder import new_folder, refuse_full
 from florence2.export.graphs import TracedPart, model_parts, trace_part
 from florence2.export.merge import merge_decoders
@@ -39,6 +40,7 @@ from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 
 Weights = Literal["float16", "float32", "int8"]
+_INT8_IMAGES = 4  # on which its agreement is measured
 
 
 def export_onnx(
@@ -87,12 +89,19 @@ def export_onnx(
         _write_preprocessing(draft, model, report)
         report("comparing every graph with the model")
         differences = prove_graphs(draft, stored, *size, exact=weights != "int8")
+        report("comparing answers")
+        if weights == "int8":
+            agreement = compare_answers(draft, model, _INT8_IMAGES)
+            report(f"With 8 bits in the vision tower, {agreement} as the model's, about synthetic images.")
+        else:
+            agreement = prove_answers(draft, model, rounded > 0)
         values = {
             "format": "onnx",
             "source": dict(source or {}),
             "weights": {"storage": weights, "rounded_values": rounded},
             "versions": versions(),
             "differences": differences,
+            "answers": {"compared": agreement.answers, "same_tokens": agreement.same},
         }
         write_json(draft / EXPORT, values)
     return values
