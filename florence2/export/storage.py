@@ -73,9 +73,11 @@ def _weights(model: ModelProto) -> Iterator[bytes]:
 
 
 def quantise(model: ModelProto) -> ModelProto:
-    """Return a graph whose products with weights are computed in 8 bits, with scales for each output channel."""
+    """Return a graph whose products with weights are computed in 8 bits, with a scale for each output channel."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    # it would advise, as a log message, to fold constants first, which tracing has done
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "graph.onnx"
         quantize_dynamic(model, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
