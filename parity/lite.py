@@ -55,6 +55,6 @@ def parts(answer: Answer) -> list[Any]:
 
 def numbers(answer: Answer) -> list[float]:
     """Return what may differ by rounding: log-probabilities, score and confidences."""
-    regions = (answer, *answer.boxes, *answer.quads, *answer.polygons)
+    regions: list[Any] = [answer, *answer.boxes, *answer.quads, *answer.polygons]
     confidences = [0.0 if region.confidence is None else region.confidence for region in regions]
     return [*answer.token_logprobs, answer.sequence_score or 0.0, *confidences]
