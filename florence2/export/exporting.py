@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from florence2 import __version__
+from florence2.checkpoints.checks.comparison import require_described
 from florence2.checkpoints.files import write_json
 from florence2.errors import CheckpointError, OptionError, shown
+from florence2.export.agreement import compare_answers, prove_answers
 from florence2.export.folder import new_folder, refuse_full
 from florence2.export.graphs import TracedPart, model_parts, trace_part
 from florence2.export.merge import merge_decoders
@@ -39,6 +41,7 @@ from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 
 Weights = Literal["float16", "float32", "int8"]
+_INT8_IMAGES = 4  # on which its agreement is measured
 
 
 def export_onnx(
@@ -87,12 +90,19 @@ def export_onnx(
         _write_preprocessing(draft, model, report)
         report("comparing every graph with the model")
         differences = prove_graphs(draft, stored, *size, exact=weights != "int8")
+        report("comparing answers")
+        if weights == "int8":
+            agreement = compare_answers(draft, model, _INT8_IMAGES)
+            report(f"With 8 bits in the vision tower, {agreement} as the model's, about synthetic images.")
+        else:
+            agreement = prove_answers(draft, model, rounded > 0)
         values = {
             "format": "onnx",
             "source": dict(source or {}),
             "weights": {"storage": weights, "rounded_values": rounded},
             "versions": versions(),
             "differences": differences,
+            "answers": {"compared": agreement.answers, "same_tokens": agreement.same},
         }
         write_json(draft / EXPORT, values)
     return values
@@ -103,16 +113,19 @@ def round_to_float16(model: Florence2Model) -> tuple[Florence2Model, int]:
 
     Raises CheckpointError for a value that float16 cannot hold at all.
     """
-    halves = {name: tensor.half().float() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    changed = {name: int((half != model.state_dict()[name]).sum()) for name, half in halves.items()}
-    if not any(changed.values()):
+    count = 0
+    for name, parameter in model.named_parameters():
+        half = parameter.detach().half().float()
+        if not half.isfinite().all():
+            raise CheckpointError(f"{name} has values that float16 cannot hold; export with --weights float32.")
+        count += int((half != parameter).sum())
+    if count == 0:
         return model, 0
-    beyond = [name for name, half in halves.items() if not half.isfinite().all()]
-    if beyond:
-        raise CheckpointError(f"{beyond[0]} has values that float16 cannot hold; export with --weights float32.")
     rounded = copy.deepcopy(model)
-    rounded.load_state_dict(halves, strict=False)
-    return rounded, sum(changed.values())
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.half())
+    return rounded, count
 
 
 def versions() -> dict[str, str]:
@@ -130,6 +143,7 @@ def _refuse_others(model: Florence2Model) -> None:
     """Raise OptionError or CheckpointError for a model that cannot be traced, or not be stored."""
     require_complete(model)
     refuse_untied_answers(model.config)
+    require_described(model)
     plain = all(getattr(module, "attention", "eager") == "eager" for module in model.modules())
     if not plain or model.device.type != "cpu" or model.dtype != torch.float32:
         raise OptionError(

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from florence2.errors import Florence2Error
+from florence2.errors import Florence2Error, clip
 from florence2.lite.layout import (
     CROSS,
     EMBED,
@@ -41,7 +41,7 @@ class GraphFile:
     """One graph in onnxruntime, on the CPU."""
 
     def __init__(self, folder: Path, name: str):
-        options = onnxruntime.SessionOptions()
+        self.name, options = name, onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors alone
         self._session = onnxruntime.InferenceSession(folder / graph_file(name), options, ["CPUExecutionProvider"])
         self.inputs = [each.name for each in self._session.get_inputs()]
@@ -50,7 +50,10 @@ class GraphFile:
     def __call__(self, **feeds: Tensor | np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs by name; values that are not inputs are left out."""
         given = {name: np.asarray(value) for name, value in feeds.items() if name in self.inputs}
-        return dict(zip(self.outputs, self._session.run(None, given), strict=True))
+        try:
+            return dict(zip(self.outputs, self._session.run(None, given), strict=True))
+        except Exception as error:  # noqa: BLE001  onnxruntime's errors have no common class
+            raise ProofError(f"onnxruntime cannot run the exported graph {self.name}: {clip(error)}") from None
 
 
 class CachedDecoder:
@@ -149,9 +152,11 @@ def _compare(folder: Path, model: Florence2Model, example: Example) -> Iterator[
     image = model.encode_image(example.pixels)
     yield VISION, _difference(GraphFile(folder, VISION)(pixel_values=example.pixels)["image_features"], image)
     prompt, answer = language.shared(example.prompt), language.shared(example.answer)
-    embed = GraphFile(folder, EMBED)
-    for ids, embeddings in ((example.prompt, prompt), (example.answer, answer)):
-        yield EMBED, _difference(embed(input_ids=ids)["inputs_embeds"], embeddings)
+    vocabulary = torch.arange(model.config.text.vocab_size)[None]
+    yield (
+        EMBED,
+        _difference(GraphFile(folder, EMBED)(input_ids=vocabulary)["inputs_embeds"], language.shared(vocabulary)),
+    )
     mask, both = model.memory_mask(image, example.mask), torch.cat([image, prompt], dim=1)
     memory = language.encoder(both, mask)
     encoded = GraphFile(folder, ENCODER)(attention_mask=mask.long(), inputs_embeds=both)
