@@ -15,7 +15,7 @@ ORDER = """
 """.split()
 EXTRAS = {"train", "inspect", "export", "lite"}
 TORCH_FREE = (
-    *("errors", "lazy", "inputs", "answers", "asking", "model.config", "generation.options"),
+    *("errors", "lazy", "inputs", "answers", "asking", "model.config", "generation.options", "generation.labels"),
     *("checkpoints.files", "checkpoints.config_files", "checkpoints.hub", "checkpoints.checks.belonging"),
     *("bulk", "cli"),
 )

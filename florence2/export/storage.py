@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 SMALL = 1024  # bytes; a smaller tensor is not worth a reference to another file
 
@@ -14,9 +14,10 @@ SMALL = 1024  # bytes; a smaller tensor is not worth a reference to another file
 def halve(model: ModelProto) -> None:
     """Store every float32 weight that float16 holds exactly as float16, with a cast that a runtime computes once.
 
-    The casts stand in the outer graph: within a branch, a runtime would keep one copy for each.
+    The casts stand in the outer graph: within a branch, a runtime would keep one copy for each. Of a graph that does
+    nothing but take rows of a table, the rows are cast, so that no float32 copy of the table exists.
     """
-    graph, casts = model.graph, []
+    graph, casts, after = model.graph, list[NodeProto](), list[NodeProto]()
     for tensor in graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
             continue
@@ -27,10 +28,21 @@ def halve(model: ModelProto) -> None:
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/float16"))
+        if (rows := _sole_gather(model, name)) is not None:
+            rows.input[0], found = tensor.name, rows.output[0]
+            rows.output[0] = f"{found}/float16"
+            after.append(helper.make_node("Cast", [rows.output[0]], [found], f"{found}/Cast", to=TensorProto.FLOAT))
+            continue
         casts.append(helper.make_node("Cast", [tensor.name], [name], f"{name}/Cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
+    nodes = [*casts, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _sole_gather(model: ModelProto, table: str) -> NodeProto | None:
+    """Return the node of a graph that has no other, if that takes rows of `table`."""
+    nodes = model.graph.node
+    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == "Gather" and nodes[0].input[0] == table else None
 
 
 def share_weights(model: ModelProto, holder: Path) -> int:

@@ -11,9 +11,10 @@ search on NumPy arrays, `cache` the decoder that it drives, and `layout` names t
 
 from typing import TYPE_CHECKING
 
-__all__ = ["Florence2Lite", "GenerationOptions", "load"]
+__all__ = ["Florence2Lite", "GenerationOptions", "OnlyLabels", "load"]
 
 if TYPE_CHECKING:
+    from florence2.generation.labels import OnlyLabels
     from florence2.generation.options import GenerationOptions
     from florence2.lite.florence import Florence2Lite
     from florence2.lite.loading import load
@@ -24,6 +25,7 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
+            "florence2.generation.labels": ("OnlyLabels",),
             "florence2.generation.options": ("GenerationOptions",),
             "florence2.lite.florence": ("Florence2Lite",),
             "florence2.lite.loading": ("load",),
