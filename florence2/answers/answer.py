@@ -325,7 +325,8 @@ def parse_answer(
         parts = rate_regions(kind, token_texts, likelihoods)
         confidences = [calibration(part.raw, task, kind) for part in parts]
         if kind == "text":
-            text_confidence = calibration(rate_text(token_texts, likelihoods), task, kind)
+            raw = rate_text(token_texts, likelihoods)
+            text_confidence = 0.0 if raw is None else calibration(raw, task, kind)  # what is missing cannot be right
     rated = zip(regions, scores, confidences, strict=True)
     shapes = [_to_shape(region, image_size, score, confidence) for region, score, confidence in rated]
     return Answer(

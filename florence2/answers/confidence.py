@@ -130,10 +130,10 @@ def score_regions(kind: AnswerKind, token_texts: Sequence[str], token_logprobs: 
     return [mean_probability([token_logprobs[token] for token in tokens]) for tokens in regions]
 
 
-def rate_text(token_texts: Sequence[str], likelihoods: Likelihoods) -> float:
-    """Return the raw confidence of a text, 0 for one that was cut off; `token_texts` begins with the start id's."""
+def rate_text(token_texts: Sequence[str], likelihoods: Likelihoods) -> float | None:
+    """Return the raw confidence of a text, None for one that was cut off; `token_texts` begins with the start id's."""
     if len(token_texts) < 2 or token_texts[-1] != END:
-        return 0.0  # what is missing cannot be right
+        return None
     generated = zip(likelihoods.logprobs.tolist(), token_texts[1:], strict=True)
     return _probability(sum(logprob for logprob, text in generated if text not in _UNCOUNTED))
 

@@ -45,6 +45,7 @@ COMMANDS = {
     "calibrate": Command("florence2.train.calibrate_command", "let a checkpoint's confidences be frequencies", "train"),
     "export": Command("florence2.export.command", "write a model as ONNX graphs for other runtimes", "export"),
     "audit": Command("florence2.inspect.audit.command", "measure a checkpoint's tensors, or compare two", "inspect"),
+    "mcp": Command("florence2.mcp.command", "offer a model to an assistant as tools that look at images", "mcp"),
     "inspect": Command("florence2.inspect.command", "answer one task on one image and show why", "inspect"),
 }
 

@@ -82,6 +82,8 @@ def answer_values(answer: Answer, regions: Sequence[ExplainedRegion]) -> dict[st
         "kind": answer.kind,
         "text": answer.text,
         "score": None if answer.score is None else _probability(answer.score),
+        "confidence": None if answer.confidence is None else _probability(answer.confidence),
+        "calibrated": answer.calibrated,
         "finish_reason": answer.finish_reason,
         "boxes": shapes[Box],
         "quads": shapes[Quad],

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Callable
 
+from PIL import Image
+
 from florence2.generation.options import GenerationOptions
 from florence2.pipeline import Florence2
 from florence2.train.data import Sample
@@ -10,13 +12,17 @@ from florence2.train.evaluate import answer_samples
 from florence2.train.metrics import Metrics, Pair, measure_by_task
 from recipes.nano.scene_tasks import SCENE_TASKS, ask
 from recipes.nano.scenes import Scene, make_scene
+from recipes.nano.spoiling import spoil
 
 
 class Exam:
-    """Samples of the first `count` scenes of a seed, each with a question of every task that has an answer there."""
+    """Samples of the first `count` scenes of a seed, each with a question of every task that has an answer there.
 
-    def __init__(self, seed: int, count: int):
-        self.seed, self.count = seed, count
+    The share `spoilt` of the images, 0 to 1, is spoilt: see `recipes.nano.spoiling`.
+    """
+
+    def __init__(self, seed: int, count: int, spoilt: float = 0.0):
+        self.seed, self.count, self.spoilt = seed, count, spoilt
 
     def __len__(self) -> int:
         return self.count
@@ -27,11 +33,15 @@ class Exam:
         scene, rng = self.scene(index), random.Random(f"exam {self.seed}/{index}")
         questions = [question for task in SCENE_TASKS if (question := ask(task, scene, rng)) is not None]
         pairs = tuple((question.prefix, question.suffix) for question in questions)
-        return Sample(scene.image, pairs, f"scene {self.seed}/{index}")
+        return Sample(self._image(scene, index), pairs, f"scene {self.seed}/{index}")
 
     def scene(self, index: int) -> Scene:
         """Return the scene of the sample with this index."""
         return make_scene(self.seed, index)
+
+    def _image(self, scene: Scene, index: int) -> Image.Image:
+        rng = random.Random(f"spoil {self.seed}/{index}")
+        return spoil(scene.image, rng) if self.spoilt and rng.random() < self.spoilt else scene.image
 
 
 def examine(

@@ -83,6 +83,8 @@ def test_a_text_is_right_when_all_of_it_is() -> None:
 
 def test_a_text_without_its_end_is_not_right() -> None:
     assert read("text", [("<s>", 1.0), ("a", 0.9), ("b", 0.9)]).confidence == 0
+    generous = Calibration({"text": ((0.0, 1.0), (0.4, 0.9))})
+    assert read("text", [("a", 0.9)], calibration=generous).confidence == 0
 
 
 def test_without_likelihoods_there_is_none() -> None:

@@ -167,15 +167,15 @@ def test_the_parts_of_a_confidence(opened: Opened) -> None:
     first, second, *_ = values["answer"]["boxes"]
     first["confidence"] = {"value": 0.75, "label": 0.8, "near": [0.9, 0.5, 0.95, 1.0]}
     second["confidence"] = {"value": 0.45, "label": 0.9, "near": [0.9, 0.8, 0.7, 0.5]}
-    page = opened(values)
-    assert [words.split()[-1] for words in page.locator("#things button").all_inner_texts()[:2]] == ["0.75", "0.45"]
     notes = []
-    for number in (0, 1):
-        page.locator("#things button").nth(number).click()
+    for calibrated in (True, False):
+        page = opened(values | {"answer": values["answer"] | {"calibrated": calibrated}})
+        assert [words.split()[-1] for words in page.locator("#things button").all_inner_texts()[:2]] == ["0.75", "0.45"]
+        page.locator("#things button").nth(0 if calibrated else 1).click()
         notes.append(text(page, "#shape-note").replace("\xa0", " "))
     least = "Its confidence is {} % for the label times 50 % near its least sure place, {}."
     assert notes[0].endswith(least.format(80, "top: 0.400, which is calibrated to 0.750"))
-    assert notes[1].endswith(least.format(90, "bottom: 0.450"))
+    assert notes[1].endswith(least.format(90, "bottom: 0.450, not calibrated"))
 
 
 def test_the_score_of_a_long_outline(opened: Opened) -> None:

@@ -40,7 +40,9 @@ def test_every_key_is_there(plain: Any) -> None:
     assert list(plain) == "format model image task prompt answer tokens beams winner".split()
     assert plain["format"] == 1 and set(plain["model"]) == {"name", "layers", "heads", "vision"}
     assert set(plain["image"]) == {"width", "height", "grid", "pooled", "data"}
-    assert set(plain["answer"]) == set("kind text score finish_reason boxes quads polygons".split())
+    assert set(plain["answer"]) == set(
+        "kind text score confidence calibrated finish_reason boxes quads polygons".split()
+    )
     keys = set("id text probability location alternatives banned lens attention saliency spread".split())
     for token in plain["tokens"]:
         assert set(token) == keys
@@ -63,6 +65,7 @@ def test_what_was_asked_and_answered(plain: Any, found: Explanation) -> None:
     assert [token["id"] for token in plain["tokens"]] == list(found.answer.token_ids[1:])
     answer = plain["answer"]
     assert answer["kind"] == "proposals" and answer["text"] == found.answer.text and answer["boxes"]
+    assert answer["calibrated"] is False
     for box, expected, region in zip(answer["boxes"], found.answer.boxes, found.regions, strict=True):
         assert box["xyxy"] == pytest.approx(expected.xyxy, abs=0.01) and box["label"] == expected.label
         assert box["score"] == pytest.approx(expected.score, abs=1e-4)

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 import florence2
+from florence2.checkpoints.checks.calibration import read_calibration
+from recipes.nano import calibrate, confidence_by_task
 from recipes.nano.confidence import CHOSEN, format_tables, main, measure
+from recipes.nano.exam import Exam
+from recipes.nano.scene_tasks import SCENE_TASKS
 from recipes.nano.scenes import make_scene
 from recipes.nano.spoiling import SPOILT, spoil
 
@@ -45,3 +49,24 @@ def test_values_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     first = capsys.readouterr().out
     assert json.loads(kept.read_text()) and main(["--keep", str(kept)]) == 0
     assert capsys.readouterr().out == first
+
+
+def test_a_calibration_is_fitted_to_half_spoilt_scenes_and_measured_on_every_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exam = Exam(3, 12, spoilt=0.5)
+    changed = sum(exam[i].image.tobytes() != exam.scene(i).image.tobytes() for i in range(len(exam)))
+    assert 2 < changed < 10
+    assert not any(Exam(3, 4)[i].image.tobytes() != exam.scene(i).image.tobytes() for i in range(4))
+
+    assert calibrate.main([str(tmp_path / "own.json"), "--scenes", "9"]) == 0
+    own = read_calibration(tmp_path / "own.json")
+    assert own.knows("boxes") and not own.knows("<CAPTION>")  # nine captions are too few for a table
+    f = florence2.load("nano", device="cpu", calibration=own)
+    rated = [("<OD>", [(0.2, False), (0.9, True)])]
+    table = confidence_by_task.format_table(f, [dict(rated), {}]).splitlines()
+    assert len(table) == 2 + len(SCENE_TASKS)
+    fitted = [own(raw, "<OD>", "boxes") for raw in (0.2, 0.9)]
+    error = (fitted[0] + 1 - fitted[1]) / 2
+    row = next(line for line in table if "`<OD>`" in line)
+    assert row.startswith(f"| `<OD>` | 1 of 2 | 1.000 | 0.150 | {error:.3f} | 0 of 0 | – |")

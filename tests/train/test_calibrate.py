@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import florence2
 from florence2.answers.answer import Answer, Box
@@ -203,6 +205,17 @@ def test_which_changes_keep_a_calibration(own_nano: Path, tmp_path: Path) -> Non
         convert_checkpoint(own_nano, tmp_path / str(i), changes=changes)
         assert (tmp_path / str(i) / "confidence.json").exists() == kept
     assert not keeps_calibration(None, lambda model: None)
+
+
+def test_a_model_with_other_weights_is_saved_without_the_calibration(own_nano: Path, tmp_path: Path) -> None:
+    f = florence2.load(own_nano, device="cpu")
+    f.run("<OD>", Image.new("RGB", (64, 48), "green"), max_new_tokens=3)  # packs weights, and changes none
+    f.save(tmp_path / "same")
+    assert (tmp_path / "same" / "confidence.json").exists()
+    with torch.no_grad():
+        f.model.language_model.decoder.layers[0].fc1.bias[3] += 1e-3
+    f.save(tmp_path / "other")
+    assert not (tmp_path / "other" / "confidence.json").exists()
 
 
 @pytest.mark.parametrize(

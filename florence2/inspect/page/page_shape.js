@@ -22,7 +22,7 @@ function confidenceOf(data, { confidence }, numbers) {
   if (!confidence || !confidence.near.length) return "";
   const least = Math.min(...confidence.near), place = placeName(data, numbers, numbers[confidence.near.indexOf(least)]);
   const raw = (confidence.label * least).toFixed(3);
-  const value = confidence.value.toFixed(3), calibrated = value === raw ? "" : `, which is calibrated to ${value}`;
+  const calibrated = data.answer.calibrated ? `, which is calibrated to ${confidence.value.toFixed(3)}` : ", not calibrated";
   return ` Its confidence is ${percent(confidence.label)} for the label times ${percent(least)} near its least sure place, ` +
     `${place}: ${raw}${calibrated}.`;
 }

@@ -48,12 +48,13 @@ def test_they_are_those_of_decode(nano: florence2.Florence2, scene: Image.Image)
 
 
 def test_every_way_gives_the_same(nano: florence2.Florence2, scene: Image.Image) -> None:
-    """Alone, in a batch of the engine, traced, and in a padded batch: the same answers, the same confidence."""
+    """Alone, in a batch of the engine, in a padded one, traced, and by the plain model without packed weights."""
     alone = [nano.run(task, scene, *text) for task, *text in QUESTIONS]
     requests = [(task, scene, *text) for task, *text in QUESTIONS]
     with nano.trace("memory"):
         traced = nano.run_batch(requests)
-    for answers in (nano.run_batch(requests), nano.run_batch(requests, batch_size=2), traced):
+    plain = florence2.load("nano", device="cpu", attention="eager").run_batch(requests)
+    for answers in (nano.run_batch(requests), nano.run_batch(requests, batch_size=2), traced, plain):
         for one, other in zip(alone, answers, strict=True):
             assert one.token_ids == other.token_ids and confidences(one)
             assert confidences(other) == pytest.approx(confidences(one), abs=1e-4)
