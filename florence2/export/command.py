@@ -12,6 +12,7 @@ from florence2.cli.options import (
     add_adapter,
     add_pickle,
     add_revision,
+    add_task_kind,
     name_argument,
     path_argument,
     resolve_model,
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_adapter(parser)
     add_revision(parser)
+    add_task_kind(parser)
     add_pickle(parser)
     return parser
 
@@ -60,12 +62,20 @@ def main(arguments: Sequence[str]) -> int:
     adapter = resolve_adapter(options.adapter) if options.adapter else None
     from florence2.export.exporting import export_onnx
     from florence2.loading import load
+    from florence2.modify import add_tasks
 
     model = load(
         path, device="cpu", dtype="float32", attention="eager", allow_pickle=options.allow_pickle, adapter=adapter
     )
-    source = describe_source(options.model, path, adapter, options.allow_pickle)
-    export_onnx(model, options.folder, options.weights, unmerged=options.unmerged, source=source, report=say)
+    export_onnx(
+        add_tasks(model, model.processor.tasks.declared(options.task_kind).own),
+        options.folder,
+        options.weights,
+        unmerged=options.unmerged,
+        source=describe_source(options.model, path, adapter, options.allow_pickle),
+        licence=checkpoint_folder(path) / "LICENSE",
+        report=say,
+    )
     print(options.folder)
     return 0
 

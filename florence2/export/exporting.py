@@ -2,6 +2,7 @@
 
 import copy
 import platform
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -51,6 +52,7 @@ def export_onnx(
     *,
     unmerged: bool = False,
     source: Mapping[str, Any] | None = None,
+    licence: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write a model as ONNX graphs, with the settings next to them, and prove that they compute the same.
@@ -63,6 +65,7 @@ def export_onnx(
         unmerged: Also write the decoder of the first ids as a graph of its own, for runtimes that do not take the
             merged one.
         source: What `export.json` says about the model's files.
+        licence: The file of the weights' licence, which is copied if it exists.
         report: Called with a line about each stage.
 
     Returns:
@@ -86,6 +89,8 @@ def export_onnx(
     trace_part(TracedPart(nn.Identity(), {"x": torch.zeros(1)}, {"x": {}, "y": {}}))
     with new_folder(folder) as draft:
         write_sidecars(draft, model.model.config, model.processor)
+        if licence is not None and licence.is_file():
+            shutil.copyfile(licence, draft / licence.name)
         _write_graphs(draft, stored, size, weights, unmerged, report)
         _write_preprocessing(draft, model, report)
         report("comparing every graph with the model")

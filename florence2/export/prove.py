@@ -5,6 +5,7 @@ which caches nothing.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,17 +44,26 @@ class GraphFile:
     def __init__(self, folder: Path, name: str):
         self.name, options = name, onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors alone
-        self._session = onnxruntime.InferenceSession(folder / graph_file(name), options, ["CPUExecutionProvider"])
+        with self._errors():
+            self._session = onnxruntime.InferenceSession(folder / graph_file(name), options, ["CPUExecutionProvider"])
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = [each.name for each in self._session.get_outputs()]
 
     def __call__(self, **feeds: Tensor | np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs by name; values that are not inputs are left out."""
         given = {name: np.asarray(value) for name, value in feeds.items() if name in self.inputs}
-        try:
+        with self._errors():
             return dict(zip(self.outputs, self._session.run(None, given), strict=True))
-        except Exception as error:  # noqa: BLE001  onnxruntime's errors have no common class
-            raise ProofError(f"onnxruntime cannot run the exported graph {self.name}: {clip(error)}") from None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn errors of onnxruntime, which have no common class, into a ProofError."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001
+            raise ProofError(
+                f"onnxruntime cannot run the exported graph {self.name}: {clip(error)} Nothing was written."
+            ) from None
 
 
 class CachedDecoder:
