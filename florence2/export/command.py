@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unmerged",
         action="store_true",
-        help="also write the decoder of the first tokens as a graph of its own, for OpenVINO",
+        help="also write the decoder of the first tokens as a graph of its own, for runtimes that lack ONNX's If",
     )
     add_adapter(parser)
     add_revision(parser)
