@@ -7,9 +7,9 @@ outside of it once, all weights among them, which a runtime would prepare once f
 
 from collections.abc import Collection, Mapping, Sequence
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, compose, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from florence2.lite.layout import MERGED, USE_CACHE, cache_names
+from florence2.lite.layout import CROSS, MERGED, USE_CACHE, cache_names
 
 
 def merge_decoders(step: ModelProto, cross: ModelProto) -> ModelProto:
@@ -17,19 +17,31 @@ def merge_decoders(step: ModelProto, cross: ModelProto) -> ModelProto:
 
     Where the cache is used, the keys and values of the memory are not returned again: their outputs have the length 0.
     """
-    cross = compose.add_prefix(cross, "cross/", rename_inputs=False, rename_outputs=False)
+    projection = _with_own_weights(cross.graph)
     mask, *others = step.graph.input
     nodes: Sequence[NodeProto] = step.graph.node
-    for past, present in _pairs(len(cross.graph.output) // 2):
-        nodes = _choose_memory(nodes, cross.graph.node, past, present)
+    for past, present in _pairs(len(projection.output) // 2):
+        nodes = _choose_memory(nodes, projection.node, past, present)
     graph = helper.make_graph(
         nodes,
         MERGED,
-        [mask, *cross.graph.input, *others, helper.make_tensor_value_info(USE_CACHE, TensorProto.BOOL, [1])],
-        [*step.graph.output, *cross.graph.output],
-        [*step.graph.initializer, *cross.graph.initializer],
+        [mask, *projection.input, *others, helper.make_tensor_value_info(USE_CACHE, TensorProto.BOOL, [1])],
+        [*step.graph.output, *projection.output],
+        [*step.graph.initializer, *projection.initializer],
     )
     return helper.make_model(graph, opset_imports=step.opset_import, ir_version=step.ir_version)
+
+
+def _with_own_weights(graph: GraphProto) -> GraphProto:
+    """Return a copy of a graph whose weights have names that no other graph has."""
+    copy = GraphProto()
+    copy.CopyFrom(graph)
+    names = {tensor.name: f"{CROSS}/{tensor.name}" for tensor in graph.initializer}
+    for tensor in copy.initializer:
+        tensor.name = names[tensor.name]
+    for node in copy.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    return copy
 
 
 def _pairs(layers: int) -> list[tuple[list[str], list[str]]]:
