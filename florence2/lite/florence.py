@@ -253,7 +253,9 @@ class Florence2Lite(Questions):
     def _remember(self, image: EncodedImage, prompt: Sequence[int]) -> Array:
         """Encode an image and a prompt together -> memory (1, N + S, D)."""
         check_features([image], self.config.text.d_model)
-        features = np.asarray(image.features, dtype=np.float32)
+        given = image.features
+        # torch may have encoded it, on any device and in any type
+        features = np.asarray(given.detach().float().cpu() if hasattr(given, "detach") else given, dtype=np.float32)
         count = features.shape[1] + len(prompt)
         check_positions(count, self.config.text.max_position_embeddings)
         words = self._graphs.embed(input_ids=np.array([prompt], dtype=np.int64))[0]

@@ -93,3 +93,13 @@ def test_what_may_be_drawn(top_k: int, top_p: float) -> None:
     expected_ids, expected = drawable_tensors(torch.from_numpy(scores), 0.7, top_k, top_p)
     assert ids.tolist() == expected_ids.tolist()
     assert np.allclose(probabilities, expected.numpy(), atol=1e-6)
+
+
+def test_never_looks_at_the_present_length_where_short_answers_score_best() -> None:
+    """As in `tests/generation/test_search.py`: at the limit of 40 ids the best sum would count 13 times."""
+    likely = {0: {3: 0.8, 1: 0.1, 4: 0.1}, 3: {4: 0.8, 1: 0.1, 5: 0.1}, 4: {1: 1.0}}
+    table = np.log([[likely.get(row, {1: 1.0}).get(id, 1e-9) for id in range(6)] for row in range(6)])
+    options = PLAIN.changed(num_beams=2, num_return_sequences=2, max_new_tokens=40, length_penalty=-0.7)
+    found = search(lambda newest: table[newest], lambda _: None, options.changed(early_stopping="never"), IDS)
+    assert [each.ids.tolist() for each in found] == [[0, 3, 4, 1], [0, 1]]
+    assert [each.score for each in found] == pytest.approx([-0.9629, -2.3026], abs=1e-4)
