@@ -4,6 +4,7 @@ A run may be stopped at any time, also while torch is imported, and its streams 
 nobody reads; none of it ends in a traceback.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -18,14 +19,13 @@ _SECONDS_APART = 1.0  # a launcher may forward the signal that the terminal sent
 _IMPORTS = "<frozen importlib._bootstrap>"
 
 
-def launch() -> int:
-    """Run the command line of this process; return the exit code."""
+def launch(module: str = "florence2.cli.main") -> int:
+    """Run the command line of this process, the `main` of a `module`; return the exit code."""
     stop = _Stop()
     open_streams()
     try:
-        from florence2.cli.main import main
-
-        return main()
+        code: int = importlib.import_module(module).main()
+        return code
     except KeyboardInterrupt:
         return EXIT_STOPPED
     finally:

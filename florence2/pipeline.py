@@ -1,9 +1,9 @@
 """Florence2: images and tasks in, answers out. `florence2.loading.load` makes one from files."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from florence2.answers.answer import Answer
 from florence2.asking.questions import Detail as Detail
@@ -12,10 +12,18 @@ from florence2.asking.requests import AnyImage as AnyImage
 from florence2.asking.requests import EncodedImage as EncodedImage
 from florence2.asking.requests import PreparedImage as PreparedImage
 from florence2.asking.requests import Request as Request
-from florence2.asking.requests import check_background, check_batch_size, check_requests, encode_once
+from florence2.asking.requests import (
+    check_background,
+    check_batch_size,
+    check_requests,
+    check_stream,
+    choose_input,
+    choose_options,
+    encode_once,
+)
 from florence2.asking.requests import check_request as check_request
 from florence2.checkpoints.checks.empty import Prepare
-from florence2.errors import Florence2Error, OptionError, PromptError, shown
+from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.files import read_stream
 from florence2.inputs.image import Colour, ImageInput, is_file_object
@@ -31,6 +39,7 @@ from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace
 from florence2.tracing.selection import Unknown
 
+Item = TypeVar("Item")
 _SHARE = 0.2  # of the time, for the answers of a stream: the first come before all slots are filled
 _OPENED = 8  # images that a batch opens before it encodes the first, so that a broken one costs nothing
 
@@ -122,10 +131,9 @@ class Florence2(Runner, Questions):
             OptionError: A generation setting is unknown or out of range, or `background` is not a colour.
             Florence2Error: The model was loaded without its decoder.
         """
-        if text is not None and box is not None:
-            raise PromptError(f"Task {task} got two inputs, {shown(text)} and box={shown(box)}; give one.")
+        given = choose_input(task, text, box)
         options = self._choose_options(options, settings)
-        request = check_request((task, image, text if box is None else box), self.processor.tasks)
+        request = check_request((task, image, given), self.processor.tasks)
         return self._answer([request], self._encode_sources([image], background), options)[0]
 
     def run_batch(
@@ -199,8 +207,7 @@ class Florence2(Runner, Questions):
             Florence2Error: The model was loaded without its decoder.
         """
         options, size = self._choose_options(options, settings), check_batch_size(batch_size)
-        if not isinstance(requests, Iterable) or isinstance(requests, str | bytes | Mapping):
-            raise PromptError(f"requests is {shown(requests)}; give an iterable of (task, image[, input]).")
+        check_stream(requests)
         asked = (self._open(each, background) for each in requests)
         return answer_stream(self, asked, options, size, decoding_share=_SHARE)
 
@@ -218,14 +225,13 @@ class Florence2(Runner, Questions):
         """Return the settings of one call, which only a complete model can follow."""
         if self._absent is not None:
             raise self._absent.error()
-        if options is None:
-            options = self._options
-        if not isinstance(options, GenerationOptions):
-            raise OptionError(
-                f"options is {shown(options)}, not a GenerationOptions; write f.options(num_beams=1), or give the "
-                "settings as keywords, num_beams=1."
-            )
-        return options.changed(**settings) if settings else options
+        return choose_options(self._options, options, settings)
+
+    def encode_ahead(
+        self, items: Iterable[Item], prepare: Callable[[Item], PreparedImage], at_once: int | None = None
+    ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
+        """Yield each item with its encoded image, or why it has none; see `florence2.stream.encode_ahead`."""
+        return encode_ahead(self, items, prepare, at_once)
 
     def _encode_sources(self, sources: Sequence[AnyImage], background: Colour | None = None) -> list[EncodedImage]:
         """Encode the images that are not encoded yet; return all in order."""

@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from florence2.answers.answer import Answer, image_reference
 from florence2.answers.confidence import NO_CALIBRATION, Calibration, Likelihoods
-from florence2.asking.requests import CheckedRequest, EncodedImage, PreparedImage
+from florence2.asking.requests import (
+    CheckedRequest,
+    EncodedImage,
+    PreparedImage,
+    check_features,
+    kept_source,
+)
 from florence2.checkpoints.checkpoint import save_folder
 from florence2.checkpoints.checks.belonging import check_image_size, check_vocabulary
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.checks.loading import DTYPES
 from florence2.checkpoints.checks.weights import are_same_weights, sum_weights
-from florence2.errors import CheckpointError, OptionError, PromptError, shown
+from florence2.errors import CheckpointError, OptionError, shown
 from florence2.fast.cuda.pixels import DevicePixels
 from florence2.generation.budget import answer_bytes, how_many_fit, images_that_fit, vision_bytes
 from florence2.generation.engine.forced import read_again
@@ -125,9 +130,7 @@ class Runner:
         """Read an image for `encode_images`, in any thread. Takes and raises what `encode_image` does."""
         opened = self.processor.open_image(image, background)
         pixels = self.choose_pixels().read(opened, self.processor.image_config)
-        # what an answer may show itself on later; bytes and consumed files are not worth keeping
-        kept = isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "__array__")
-        return PreparedImage(pixels, opened.size, image if kept else None)
+        return PreparedImage(pixels, opened.size, kept_source(image))
 
     def choose_pixels(self) -> HostPixels | DevicePixels:
         """Return what resizes images for this model."""
@@ -215,12 +218,7 @@ class Runner:
         trace: Trace,
     ) -> list[Generation]:
         """Generate the answers of one batch. Prompts of different lengths are padded, and the padding is masked."""
-        shapes = {tuple(image.features.shape[1:]) for image in images}
-        width = max(shapes)[-1]
-        if len(shapes) > 1 or width != self.model.config.text.d_model:
-            raise PromptError(
-                f"Encoded images of the shapes {sorted(shapes)} come from different models; encode them again."
-            )
+        check_features(images, self.model.config.text.d_model)
         longest = max(map(len, prompts))
         input_ids = torch.full((len(prompts), longest), self.model.config.text.pad_token_id)
         mask = torch.zeros(len(prompts), longest, dtype=torch.bool)

@@ -20,6 +20,7 @@ from parity.adapters import compare_adapter
 from parity.cases import IMAGES, base_shape, shapes
 from parity.compare import Work, compare_checkpoint, compare_inside_specimen, compare_shape, compare_text
 from parity.gradients import compare_dropout
+from parity.lite import compare_lite
 from parity.recipe import make_checkpoint
 from parity.recorded import compare_recorded
 from parity.records import compare_records
@@ -109,6 +110,7 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Compari
     if group == "native":
         yield compare_schedules(500 if options.full else 50)
         yield compare_schedules(100 if options.full else 15, recorder=TapeRecorder())
+        yield from compare_lite()
         yield from compare_inside_specimen("nano", make_reference)
         yield from compare_renamed()
         yield from compare_dropout(group, make_reference)

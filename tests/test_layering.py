@@ -13,20 +13,11 @@ ORDER = """
     errors lazy inputs model generation answers fast checkpoints asking processor runner tracing
     stream pipeline loading modify bulk cli
 """.split()
-EXTRAS = {"train", "inspect", "mcp"}
+EXTRAS = {"train", "inspect", "export", "lite", "mcp"}
 TORCH_FREE = (
-    *("errors", "lazy", "inputs", "answers", "asking", "model.config", "generation.options"),
-    *("checkpoints.files", "checkpoints.config_files", "checkpoints.hub"),
-    *(
-        "bulk.sources",
-        "bulk.rows",
-        "bulk.questions",
-        "bulk.journal",
-        "bulk.earlier",
-        "bulk.lock",
-        "bulk.summary",
-        "cli",
-    ),
+    *("errors", "lazy", "inputs", "answers", "asking", "model.config", "generation.options", "generation.labels"),
+    *("checkpoints.files", "checkpoints.config_files", "checkpoints.hub", "checkpoints.checks.belonging"),
+    *("bulk", "cli"),
 )
 THIRD_PARTY = {"torch", "safetensors", "huggingface_hub", "tokenizers", "numpy", "PIL"}
 KERNELS = "fast.cuda.kernels."
@@ -86,6 +77,16 @@ def test_only_the_allowed_packages(module: str) -> None:
         {"triton"} if module.startswith(KERNELS) else set()
     )
     assert outside - set(sys.stdlib_module_names) <= allowed
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module.startswith("lite")])
+def test_the_runtime_without_torch(module: str) -> None:
+    """It stands on files that are free of torch, and one of its own knows onnxruntime."""
+    outside = {name.split(".")[0] for name in imports(module) if not name.startswith("florence2.")}
+    allowed = {"numpy", "PIL"} | ({"onnxruntime"} if module == "lite.sessions" else set())
+    assert outside - set(sys.stdlib_module_names) <= allowed
+    free = (*TORCH_FREE, "lite", "checkpoints.checks.calibration", "__main__")
+    assert {name for name in inside(module) if not name.startswith(free)} == set()
 
 
 def test_a_kernel_is_imported_where_it_runs() -> None:

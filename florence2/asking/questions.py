@@ -1,18 +1,19 @@
 """Questions by their names: `caption`, `detect`, `ground` and their like, for whatever answers tasks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from florence2.answers.answer import Answer, Box
 from florence2.answers.cascade import Cascade
 from florence2.asking.processor import AnswerProcessor
-from florence2.asking.requests import AnyImage, EncodedImage, Request, check_background, outline_requests
+from florence2.asking.requests import AnyImage, EncodedImage, PreparedImage, Request, check_background, outline_requests
 from florence2.errors import Florence2Error, PromptError, shown
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import Colour, ImageInput
 from florence2.inputs.processor import TaskText
 
+Item = TypeVar("Item")
 Detail = Literal["short", "detailed", "more_detailed"]
 _CAPTIONS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detailed": "<MORE_DETAILED_CAPTION>"}
 
@@ -47,6 +48,32 @@ class Questions(ABC):
         **settings: Any,
     ) -> list[Answer]:
         """Answer many requests, whose tasks may differ."""
+
+    @abstractmethod
+    def options(self, **settings: Any) -> GenerationOptions:
+        """Return the model's own generation settings, with some changed."""
+
+    @abstractmethod
+    def stream(
+        self,
+        requests: "Iterable[Request | Florence2Error]",
+        *,
+        background: Colour | None = None,
+        options: GenerationOptions | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> Iterator[Answer | Florence2Error]:
+        """Answer requests of any number in their order, with errors in place of answers."""
+
+    @abstractmethod
+    def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:
+        """Read an image, in any thread."""
+
+    @abstractmethod
+    def encode_ahead(
+        self, items: Iterable[Item], prepare: Callable[[Item], PreparedImage], at_once: int | None = None
+    ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
+        """Yield each item with its encoded image, or why it has none; `at_once` may be encoded together."""
 
     @abstractmethod
     def encode_image(self, image: ImageInput, background: Colour | None = None) -> EncodedImage:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from florence2.answers.answer import Box
 from florence2.errors import OptionError, PromptError, plain, shown
+from florence2.generation.options import GenerationOptions
 from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
 from florence2.inputs.image import Colour, ImageInput
 from florence2.inputs.processor import TaskText, input_to_text, read_input
@@ -83,6 +85,50 @@ def check_requests(requests: Iterable[Request], tasks: Mapping[str, Task] = TASK
     if not isinstance(requests, Iterable) or isinstance(requests, str | bytes | Mapping | Set):
         raise PromptError(f"requests is {shown(requests)}; give a list of (task, image) or (task, image, input).")
     return [check_request(request, tasks) for request in requests]
+
+
+def choose_input(task: str, text: TaskText, box: Sequence[float] | None) -> TaskText:
+    """Return the one input of a request. Raises PromptError for two."""
+    if text is not None and box is not None:
+        raise PromptError(f"Task {task} got two inputs, {shown(text)} and box={shown(box)}; give one.")
+    return text if box is None else box
+
+
+def choose_options(
+    own: GenerationOptions, options: GenerationOptions | None, settings: Mapping[str, Any]
+) -> GenerationOptions:
+    """Return the settings of one call: the model's `own` or `options`, with `settings` changed.
+
+    Raises OptionError for wrong ones.
+    """
+    options = own if options is None else options
+    if not isinstance(options, GenerationOptions):
+        raise OptionError(
+            f"options is {shown(options)}, not a GenerationOptions; write f.options(num_beams=1), or give the "
+            "settings as keywords, num_beams=1."
+        )
+    return options.changed(**settings) if settings else options
+
+
+def check_stream(requests: Any) -> None:
+    """Raise PromptError for anything but an iterable of requests."""
+    if not isinstance(requests, Iterable) or isinstance(requests, str | bytes | Mapping):
+        raise PromptError(f"requests is {shown(requests)}; give an iterable of (task, image[, input]).")
+
+
+def check_features(images: Sequence[EncodedImage], width: int) -> None:
+    """Raise PromptError for encoded images that do not have the same shape, (1, N, `width`)."""
+    shapes = {tuple(image.features.shape[1:]) for image in images}
+    if len(shapes) > 1 or max(shapes)[-1] != width:
+        raise PromptError(
+            f"Encoded images of the shapes {sorted(shapes)} come from different models; encode them again."
+        )
+
+
+def kept_source(image: ImageInput) -> "ImageInput | None":
+    """Return what an answer may show itself on later; bytes and consumed files are not worth keeping."""
+    kept = isinstance(image, str | os.PathLike | Image.Image) or hasattr(image, "__array__")
+    return image if kept else None
 
 
 def check_background(background: Colour | None, images: Sequence[AnyImage]) -> None:

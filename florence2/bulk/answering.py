@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
+from florence2.asking.questions import Questions
+from florence2.asking.requests import EncodedImage, PreparedImage
 from florence2.bulk.rows import Question, Result, Row, RowKey
 from florence2.bulk.sources import FileVersion, Source
 from florence2.errors import Florence2Error
-from florence2.pipeline import EncodedImage, Florence2, PreparedImage
-from florence2.stream import encode_ahead
 
 Q = TypeVar("Q", bound=Question)
 Ask: TypeAlias = Callable[[Iterable[tuple[EncodedImage, Q] | Florence2Error]], Iterator[Result | Florence2Error]]
@@ -17,7 +17,7 @@ Ask: TypeAlias = Callable[[Iterable[tuple[EncodedImage, Q] | Florence2Error]], I
 
 
 def answer_images(
-    model: Florence2,
+    model: Questions,
     sources: Sequence[Source],
     questions: Sequence[Q],
     ask: Ask[Q],
@@ -53,7 +53,7 @@ def answer_images(
         return model.prepare_image(source.data)
 
     def pairs() -> Iterator[tuple[EncodedImage, Q] | Florence2Error]:
-        for source, image in encode_ahead(model, waiting, prepare, batch_size):
+        for source, image in model.encode_ahead(waiting, prepare, batch_size):
             version = versions.pop(source)
             for question in left[source]:
                 coming.append(Row(source, question, version=version))

@@ -3,24 +3,23 @@
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from florence2.asking.questions import Detail, Questions
+from florence2.asking.requests import EncodedImage
 from florence2.bulk.rows import Result
 from florence2.cli.main import parse_words
 from florence2.cli.options import name_argument
-from florence2.cli.run import add_answering, answer_all
+from florence2.cli.run import TORCH, Backend, add_answering, answer_all
 from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions
-
-if TYPE_CHECKING:
-    from florence2.pipeline import Detail, EncodedImage, Florence2
 
 
 @dataclass(frozen=True)
 class CascadeQuestion:
     """The whole chain as one question (see `florence2.bulk.rows.Question`)."""
 
-    detail: "Detail" = "short"
+    detail: Detail = "short"
     name: ClassVar[str] = "cascade"
     alias: ClassVar[str] = "cascade"
 
@@ -29,10 +28,10 @@ class CascadeQuestion:
         return {"task": self.name, "detail": self.detail}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
     """Return the grammar of the command."""
     parser = argparse.ArgumentParser(
-        prog="florence2 cascade",
+        prog=f"{backend.program} cascade",
         description="Caption each image, find the caption's phrases in it, and outline what each phrase's box holds.",
     )
     parser.add_argument("images", nargs="+", type=name_argument, metavar="IMAGE", help="files, folders, or - for stdin")
@@ -42,20 +41,20 @@ def build_parser() -> argparse.ArgumentParser:
         default="short",
         help="length of the caption (default: short)",
     )
-    add_answering(parser)
+    add_answering(parser, backend)
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     """Caption, ground and outline; return the exit code."""
-    options = parse_words(build_parser(), arguments)
-    return answer_all(options, options.images, [CascadeQuestion(options.detail)], _ask)
+    options = parse_words(build_parser(backend), arguments)
+    return answer_all(options, options.images, [CascadeQuestion(options.detail)], _ask, backend)
 
 
 def _ask(
-    model: "Florence2",
+    model: Questions,
     options: GenerationOptions,
-    pairs: "Iterable[tuple[EncodedImage, CascadeQuestion] | Florence2Error]",
+    pairs: Iterable[tuple[EncodedImage, CascadeQuestion] | Florence2Error],
     _: int | None,
 ) -> Iterator[Result | Florence2Error]:
     """Run one chain after the other: each step needs the one before."""
@@ -63,7 +62,7 @@ def _ask(
 
 
 def _run_chain(
-    model: "Florence2", image: "EncodedImage", question: CascadeQuestion, options: GenerationOptions
+    model: Questions, image: EncodedImage, question: CascadeQuestion, options: GenerationOptions
 ) -> Result | Florence2Error:
     try:
         return model.cascade(image, question.detail, options=options)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from florence2 import __version__
 from florence2.errors import ConfigError, Florence2Error, OptionError
@@ -42,17 +43,26 @@ COMMANDS = {
     "train": Command("florence2.train.command", "fine-tune a checkpoint on images with questions and answers", "train"),
     "evaluate": Command("florence2.train.evaluate_command", "measure a checkpoint's answers to questions", "train"),
     "calibrate": Command("florence2.train.calibrate_command", "let a checkpoint's confidences be frequencies", "train"),
+    "export": Command("florence2.export.command", "write a model as ONNX graphs for other runtimes", "export"),
     "audit": Command("florence2.inspect.audit.command", "measure a checkpoint's tensors, or compare two", "inspect"),
     "mcp": Command("florence2.mcp.command", "offer a model to an assistant as tools that look at images", "mcp"),
     "inspect": Command("florence2.inspect.command", "answer one task on one image and show why", "inspect"),
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    commands: Mapping[str, Command] = COMMANDS,
+    program: str = "florence2",
+    backend: Any = None,
+) -> int:
     """Run one command.
 
     Args:
         arguments: The words after the program's name; None takes those of this process.
+        commands: The commands by their names.
+        program: How the command line is called.
+        backend: What the commands' own `main` is given in addition, if anything.
 
     Returns:
         The exit code.
@@ -66,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            return run_command(words)
+            return run_command(words, commands, program, backend)
         finally:
             print(end="", flush=True)  # also after --help, which ends in a SystemExit
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -86,30 +96,31 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def run_command(words: Sequence[str]) -> int:
+def run_command(words: Sequence[str], commands: Mapping[str, Command], program: str, backend: Any) -> int:
     """Run the command that the first word names; return its exit code."""
-    if not words or words[0] not in COMMANDS:
-        parser = build_parser()
+    if not words or words[0] not in commands:
+        parser = build_parser(commands, program)
         parser.parse_args(words)  # exits after help, the version or an error
         parser.error("the command must come first")
-    command = COMMANDS[words[0]]
-    with require_extra(command.extra, f"`florence2 {words[0]}`"):
-        code: int = importlib.import_module(command.module).main(words[1:])
+    command = commands[words[0]]
+    given = () if backend is None else (backend,)
+    with require_extra(command.extra, f"`{program} {words[0]}`"):
+        code: int = importlib.import_module(command.module).main(words[1:], *given)
     return code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(commands: Mapping[str, Command] = COMMANDS, program: str = "florence2") -> argparse.ArgumentParser:
     """Return the grammar in front of the commands' own: help, version, and the list of commands."""
     parser = argparse.ArgumentParser(
-        prog="florence2",
+        prog=program,
         description="Captions, boxes, outlines and text from images.",
-        epilog="florence2 COMMAND --help lists the options of a command.",
+        epilog=f"{program} COMMAND --help lists the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"florence2 {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    known = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, command in commands.items():
         extra = f" (needs the extra {command.extra})" if command.extra else ""
-        commands.add_parser(name, help=command.help + extra, add_help=False)
+        known.add_parser(name, help=command.help + extra, add_help=False)
     return parser
 
 

@@ -38,6 +38,7 @@ from florence2.inputs.tasks import (
 )
 
 if TYPE_CHECKING:
+    from florence2.asking.questions import Questions
     from florence2.pipeline import Florence2
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -284,7 +285,7 @@ def generation_changes(options: argparse.Namespace) -> dict[str, Any]:
     return changes
 
 
-def generation_options(options: argparse.Namespace, model: "Florence2") -> GenerationOptions:
+def generation_options(options: argparse.Namespace, model: "Questions") -> GenerationOptions:
     """Return the settings of the search: the model's own with those given. Raises OptionError where they conflict."""
     with naming_options(SETTINGS):
         return model.options(**generation_changes(options))
@@ -377,16 +378,18 @@ def stored_tasks(options: argparse.Namespace, path: Path) -> TaskTable:
     return TaskTable(read_tasks(checkpoint_folder(path), folder)).declared(options.task_kind)
 
 
-def check_order(command: str, words: Sequence[str], tasks: Mapping[str, Task] = TASKS) -> None:
+def check_order(
+    command: str, words: Sequence[str], tasks: Mapping[str, Task] = TASKS, program: str = "florence2"
+) -> None:
     """Raise PromptError, with the order that works, when an image comes before its task."""
     first = words[0]
     if names_task(first, tasks) or not (first == "-" or is_path(first)):
         return
     task = next((word for word in words[1:] if holds_task(word, tasks)), None)
     if task is not None:
-        right = shlex.join(["florence2", command, task, first])
+        right = f"{program} {shlex.join([command, task, first])}"
         raise PromptError(f"The arguments are in the wrong order. The task comes before the image: {right}")
-    example = shlex.join(["florence2", command, "<OD>", first])
+    example = f"{program} {shlex.join([command, '<OD>', first])}"
     raise PromptError(f"The first argument must be a task, not {shown(first)}; for example: {example}")
 
 

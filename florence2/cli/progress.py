@@ -1,8 +1,16 @@
-"""The progress bar, on stderr. Library functions take a `progress(done, total)` callback; only commands make a bar."""
+"""What a run shows: a progress bar on stderr, rows on stdout, and words for people.
 
+Library functions take a `progress(done, total)` callback; only commands make a bar.
+"""
+
+import json
 import sys
 import time
 from typing import TextIO
+
+from florence2.bulk.rows import Row
+from florence2.cli.options import say
+from florence2.errors import OptionError
 
 _LOG_SECONDS = 10.0  # between lines where they cannot overwrite each other
 
@@ -52,3 +60,50 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Console:
+    """Rows on stdout, as text for people or as JSON Lines for programs; failures as text on stderr.
+
+    Where it is not `needed`, because the rows are in a folder too, a stdout that cannot be written ends nothing.
+    `problems` then says so, unless the reader of a pipe has merely seen enough.
+    """
+
+    def __init__(self, as_json: bool, headings: bool, needed: bool = True):
+        self.as_json, self.headings, self.needed = as_json, headings, needed
+        self.problems: list[str] = []
+        self._closed = False
+
+    def __call__(self, row: Row) -> None:
+        """Print one row."""
+        self.report_drawing(row)
+        if row.error is not None and not self.as_json:
+            say(f"florence2: {_named(row.source.name, row.error)}")
+        elif not self._closed:
+            try:
+                self._print(row)
+            except (OSError, OptionError) as error:
+                if self.needed:
+                    raise
+                self._closed = True
+                if not isinstance(error, BrokenPipeError):
+                    self.problems.append(f"{str(error).rstrip('.')}; the rows in --out are complete.")
+
+    def report_drawing(self, row: Row) -> None:
+        """Say why a row's answer could not be drawn, if it could not."""
+        if row.drawing_error is not None:
+            say(f"florence2: {_named(row.source.name, row.drawing_error)}")
+
+    def _print(self, row: Row) -> None:
+        if self.as_json:
+            unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+            print(json.dumps(row.to_dict(), ensure_ascii=not unicode), flush=True)
+        else:
+            if self.headings:
+                print(f"== {row.source.name}  {row.question.name}")
+            print(row.answer, flush=True)
+
+
+def _named(name: str, message: str) -> str:
+    """Return a message that names the image."""
+    return message if name in message else f"{name}: {message}"

@@ -1,15 +1,16 @@
 """`florence2 run TASK... IMAGE...`: answer tasks on images. `cascade` shares the second half."""
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from florence2.asking.questions import Questions
+from florence2.asking.requests import EncodedImage
+from florence2.bulk.answering import answer_images
 from florence2.bulk.journal import Folder, check_folder
 from florence2.bulk.questions import holds_task, read_questions
 from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
@@ -40,53 +41,93 @@ from florence2.cli.options import (
     path_argument,
     say,
 )
-from florence2.cli.progress import Progress
+from florence2.cli.progress import Console, Progress
 from florence2.errors import Florence2Error, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.tasks import TASKS, FreePrompt, Task
 
-if TYPE_CHECKING:
-    from florence2.pipeline import EncodedImage, Florence2
-
-    AskModel: TypeAlias = Callable[
-        [Florence2, GenerationOptions, Iterable[tuple[EncodedImage, "Q"] | Florence2Error], int | None],
-        Iterator[Result | Florence2Error],
-    ]
-    """A function that answers pairs with a model, a number of them at once; errors keep their places."""
-
 Q = TypeVar("Q", bound=Question)
+AskModel: TypeAlias = Callable[
+    [Questions, GenerationOptions, Iterable[tuple[EncodedImage, Q] | Florence2Error], int | None],
+    Iterator[Result | Florence2Error],
+]
+"""A function that answers pairs with a model, a number of them at once; errors keep their places."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Backend:
+    """What answers the questions of a command, and how a command line chooses it.
+
+    Attributes:
+        program: How the command line is called.
+        add_options: Adds the options that choose a model, and how it computes.
+        tasks: Returns the tasks of the chosen model, without loading it, as far as some words may be such.
+        find: Returns the path of the chosen model. Raises a Florence2Error for an unknown one.
+        load: Loads the chosen model.
+        settings: Returns what all answers of the model at a path depend on, besides image and question.
+    """
+
+    program: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    tasks: Callable[[argparse.Namespace, Sequence[str]], Mapping[str, Task]]
+    find: Callable[[argparse.Namespace], Path]
+    load: Callable[[argparse.Namespace], Questions]
+    settings: Callable[[argparse.Namespace, Path], dict[str, Any]]
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_weights(parser)
+    parser.add_argument("--batch", type=int, metavar="N", help="images answered at once (default: as memory allows)")
+
+
+def _settings(options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    adapter = absolute(options.adapter) if options.adapter else None
+    changes = dict(options.change) or None
+    merged = None if options.adapter is None else find_adapter(options.adapter)
+    # by content, because the file of a name may change between two runs
+    calibration = calibration_digest(
+        choose_calibration(checkpoint_folder(path), merged, options.calibration, changes, options.prepare)
+    )
+    model = options.model if options.model in NAMES else absolute(options.model)
+    given = {name: getattr(options, name) for name in ("revision", "dtype", "attention", "prepare")}
+    return {"model": model, "adapter": adapter, "changes": changes, "calibration": calibration, **given}
+
+
+TORCH = Backend("florence2", _add_options, model_tasks, check_model, load_model, _settings)
+"""A checkpoint in torch."""
+
+
+def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
     """Return the grammar of the command."""
     names = ", ".join(task.alias for task in TASKS.values())
     parser = argparse.ArgumentParser(
-        prog="florence2 run",
-        usage="florence2 run [options] TASK... IMAGE...",
+        prog=f"{backend.program} run",
+        usage=f"{backend.program} run [options] TASK... IMAGE...",
         description=f"Answer one or more tasks on images. Tasks: {names}, and those in tasks.json of the model or of "
         "--task-kind; or a free prompt: more than one word and not a task's name, or of any form with --free-prompt. "
         "With several boxes, each box is a question of its own. "
         "A confidence is how probable it is that label and place are right, 0 to 1; raw where the model was not "
         "calibrated (see `florence2 calibrate`). "
-        'Example: florence2 run "<OD>" photo.jpg',
+        f'Example: {backend.program} run "<OD>" photo.jpg',
     )
     parser.add_argument(
         "arguments", nargs="+", metavar="TASK... IMAGE...", help="tasks first, then files, folders, or - for stdin"
     )
     add_input(parser)
-    add_answering(parser)
+    add_answering(parser, backend)
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     """Answer tasks on images; return the exit code."""
-    options = parse_words(build_parser(), arguments)
+    options = parse_words(build_parser(backend), arguments)
     if options.free_prompt:
         options.arguments[0] = FreePrompt(options.arguments[0])
-    known = model_tasks(options, options.arguments)
-    check_order("run", options.arguments, known)
+    known = backend.tasks(options, options.arguments)
+    check_order("run", options.arguments, known, backend.program)
     tasks, images = split_arguments(options.arguments, known)
-    return answer_all(options, images, read_questions(tasks, options.text, options.box, known), _ask)
+    return answer_all(options, images, read_questions(tasks, options.text, options.box, known), _ask, backend)
 
 
 def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS) -> tuple[list[str], list[str]]:
@@ -104,9 +145,9 @@ def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS)
 
 
 def _ask(
-    model: "Florence2",
+    model: Questions,
     options: GenerationOptions,
-    pairs: "Iterable[tuple[EncodedImage, TaskQuestion] | Florence2Error]",
+    pairs: Iterable[tuple[EncodedImage, TaskQuestion] | Florence2Error],
     batch_size: int | None,
 ) -> Iterator[Result | Florence2Error]:
     """Answer `batch_size` pairs at once."""
@@ -117,14 +158,12 @@ def _ask(
 # ---- shared with `cascade` -----------------------------------------------------------------------------------------
 
 
-def add_answering(parser: argparse.ArgumentParser) -> None:
+def add_answering(parser: argparse.ArgumentParser, backend: Backend = TORCH) -> None:
     """Add the options of a command that answers questions about images."""
-    add_model(parser)
-    add_weights(parser)
+    backend.add_options(parser)
     add_calibration(parser)
     add_background(parser)
     add_generation(parser)
-    parser.add_argument("--batch", type=int, metavar="N", help="images answered at once (default: as memory allows)")
     parser.add_argument(
         "--min-confidence",
         type=parse_share,
@@ -145,7 +184,8 @@ def answer_all(
     options: argparse.Namespace,
     images: Sequence[str],
     questions: Sequence[Q],
-    ask: "AskModel[Q]",
+    ask: AskModel[Q],
+    backend: Backend = TORCH,
 ) -> int:
     """Ask every question about every image, and write each row to `--out` and to stdout; return the exit code.
 
@@ -155,11 +195,11 @@ def answer_all(
     generation_changes(options)
     passed_over: list[Path] = []
     sources = find_images(images, passed_over=passed_over.append, output=options.out)
-    path = check_model(options)  # before the folder is made, so that a misspelt name leaves nothing
+    path = backend.find(options)  # before the folder is made, so that a misspelt name leaves nothing
     if passed_over:
         say(f"florence2: {describe_passed_over(passed_over)}")
     requested = [Row(source, question) for source in sources for question in questions]
-    folder = _open_folder(options, path, requested) if options.out is not None else None
+    folder = _open_folder(options, backend, path, requested) if options.out is not None else None
     headings = len(sources) * len(questions) > 1 or any(os.path.isdir(image) for image in images)  # noqa: PTH112
     console = Console(options.json, headings, needed=folder is None)
     summary, progress = Summary(options.max_new_tokens, passed_over), Progress()
@@ -170,7 +210,8 @@ def answer_all(
         left = [row for row in requested if folder is None or row.key not in folder.done]
         rows = _refuse_unreadable(left)
         if left and not rows:
-            rows = _answer(options, sources, questions, ask, folder.done if folder else frozenset(), progress)
+            done = folder.done if folder else frozenset()
+            rows = _answer(options, backend, sources, questions, ask, done, progress)
         return _write_rows(rows, folder, console, summary, progress)
 
 
@@ -183,9 +224,10 @@ def _check(options: argparse.Namespace) -> None:
     check_at_least(options, 1, "batch")
 
 
-def _open_folder(options: argparse.Namespace, path: Path, requested: Sequence[Row]) -> Folder:
+def _open_folder(options: argparse.Namespace, backend: Backend, path: Path, requested: Sequence[Row]) -> Folder:
     """Open `--out`; say how many answers it holds."""
-    folder = Folder(options.out, options.draw, _settings(options, path), requested)
+    settings = _search_settings(options) | backend.settings(options, path)
+    folder = Folder(options.out, options.draw, settings, requested)
     for note in folder.notes:
         say(f"florence2: {note}")
     if folder.done:
@@ -214,21 +256,19 @@ def _refuse_unreadable(left: Iterable[Row]) -> Iterable[Row]:
 
 def _answer(
     options: argparse.Namespace,
+    backend: Backend,
     sources: Sequence[Source],
     questions: Sequence[Q],
-    ask: "AskModel[Q]",
+    ask: AskModel[Q],
     done: Collection[RowKey],
     progress: Progress,
 ) -> Iterable[Row]:
     """Load the model and return the rows, which are computed as they are taken."""
-    model = load_model(options)
-    from florence2.bulk.answering import answer_images  # which needs torch
-
+    model = backend.load(options)
     search = generation_options(options, model)
-
     slots = None if options.batch is None else options.batch * len(questions)
 
-    def ask_model(pairs: "Iterable[tuple[EncodedImage, Q] | Florence2Error]") -> Iterator[Result | Florence2Error]:
+    def ask_model(pairs: Iterable[tuple[EncodedImage, Q] | Florence2Error]) -> Iterator[Result | Florence2Error]:
         for result in ask(model, search, pairs, slots):
             if isinstance(result, OptionError):  # such as of an answer that would take too much memory
                 yield OptionError(name_options(str(result), SETTINGS))
@@ -248,23 +288,14 @@ def _answer(
     )
 
 
-def _settings(options: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Return what all answers of a run of the model at `path` depend on, besides image and question."""
-    names = ("revision", "dtype", "attention", "beams", "max_new_tokens", "prepare", "background", "min_confidence")
-    model = options.model if options.model in NAMES else _absolute(options.model)
-    adapter = _absolute(options.adapter) if options.adapter else None
-    changes = dict(options.change) or None
-    merged = None if options.adapter is None else find_adapter(options.adapter)
-    # by content, because the file of a name may change between two runs
-    calibration = calibration_digest(
-        choose_calibration(checkpoint_folder(path), merged, options.calibration, changes, options.prepare)
-    )
+def _search_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the answers of a run depend on with every backend."""
     kinds = {task.token: task.answer for task in options.task_kind} or None
-    given = {"model": model, "adapter": adapter, "changes": changes, "task_kind": kinds, "calibration": calibration}
-    return given | {name: getattr(options, name) for name in (*names, *SAMPLING)}
+    names = ("beams", "max_new_tokens", "background", "min_confidence", *SAMPLING)
+    return {"task_kind": kinds} | {name: getattr(options, name) for name in names}
 
 
-def _absolute(name: str) -> str:
+def absolute(name: str) -> str:
     """Return an existing path as an absolute one, and a name on the Hub unchanged."""
     return str(Path(name).absolute()) if Path(name).exists() else name
 
@@ -289,50 +320,3 @@ def _write_rows(
     if stopped:
         return EXIT_STOPPED
     return 0 if summary.complete and not console.problems else EXIT_INCOMPLETE
-
-
-class Console:
-    """Rows on stdout, as text for people or as JSON Lines for programs; failures as text on stderr.
-
-    Where it is not `needed`, because the rows are in a folder too, a stdout that cannot be written ends nothing.
-    `problems` then says so, unless the reader of a pipe has merely seen enough.
-    """
-
-    def __init__(self, as_json: bool, headings: bool, needed: bool = True):
-        self.as_json, self.headings, self.needed = as_json, headings, needed
-        self.problems: list[str] = []
-        self._closed = False
-
-    def __call__(self, row: Row) -> None:
-        """Print one row."""
-        self.report_drawing(row)
-        if row.error is not None and not self.as_json:
-            say(f"florence2: {_named(row.source.name, row.error)}")
-        elif not self._closed:
-            try:
-                self._print(row)
-            except (OSError, OptionError) as error:
-                if self.needed:
-                    raise
-                self._closed = True
-                if not isinstance(error, BrokenPipeError):
-                    self.problems.append(f"{str(error).rstrip('.')}; the rows in --out are complete.")
-
-    def report_drawing(self, row: Row) -> None:
-        """Say why a row's answer could not be drawn, if it could not."""
-        if row.drawing_error is not None:
-            say(f"florence2: {_named(row.source.name, row.drawing_error)}")
-
-    def _print(self, row: Row) -> None:
-        if self.as_json:
-            unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
-            print(json.dumps(row.to_dict(), ensure_ascii=not unicode), flush=True)
-        else:
-            if self.headings:
-                print(f"== {row.source.name}  {row.question.name}")
-            print(row.answer, flush=True)
-
-
-def _named(name: str, message: str) -> str:
-    """Return a message that names the image."""
-    return message if name in message else f"{name}: {message}"

@@ -77,11 +77,7 @@ def not_finite(dtype: torch.dtype) -> Florence2Error:
 
 def fit_options(text: TextConfig, options: GenerationOptions) -> GenerationOptions:
     """Lower `max_new_tokens` to the model's positions. Raises OptionError for a forced id outside its vocabulary."""
-    for id in (options.forced_bos_token_id, options.forced_eos_token_id):
-        if id is not None and id >= text.vocab_size:
-            raise OptionError(f"The forced id {id} is outside this model's vocabulary of {text.vocab_size} ids.")
-    # the last id is generated but never read, so as many can be generated as there are positions
-    return options.changed(max_new_tokens=min(options.max_new_tokens, text.max_position_embeddings))
+    return options.fitted(text.vocab_size, text.max_position_embeddings)
 
 
 def special_ids(model: Florence2Model) -> SpecialIds:

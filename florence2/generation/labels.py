@@ -1,10 +1,8 @@
 """`OnlyLabels`: constrained decoding, a rule by which an answer can say nothing but given words."""
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import Any, Protocol
 
 from florence2.errors import OptionError, plain, shown
 from florence2.inputs.coordinates import NUM_BINS
@@ -83,16 +81,18 @@ class OnlyLabels:
         """Apply at every step."""
         return generated >= 0
 
-    def __call__(self, scores: Tensor, sequences: Tensor, generated: Tensor) -> Tensor:
-        """Leave only the ids that continue a label, a group of locations or an answer; see `Rule`."""
-        allowed = torch.zeros(scores.shape, dtype=torch.bool)
+    def __call__(self, scores: Any, sequences: Any, generated: Any) -> Any:
+        """Leave only the ids that continue a label, a group of locations or an answer; see `Rule`.
+
+        Tensors and the arrays of `florence2.lite` are read and written alike.
+        """
         for row, (ids, count) in enumerate(zip(sequences.tolist(), generated.tolist(), strict=True)):
-            allowed[row, self.following(ids[1 : 1 + count])] = True
-        allowed = allowed.to(scores.device)
-        left = scores.masked_fill(~allowed, _NEVER)
-        stuck = (left == _NEVER).all(dim=1, keepdim=True)  # earlier rules forbid all of them
-        even = torch.where(allowed, -allowed.sum(dim=1, keepdim=True).to(scores.dtype).log(), _NEVER)
-        return torch.where(stuck, even, left)
+            allowed = [*dict.fromkeys(self.following(ids[1 : 1 + count]))]
+            kept = scores[row, allowed]
+            scores[row] = _NEVER
+            # where earlier rules forbid all of them, they become equally likely
+            scores[row, allowed] = -math.log(len(allowed)) if (kept == _NEVER).all() else kept
+        return scores
 
     def following(self, ids: Sequence[int]) -> list[int]:
         """Return the ids that may follow the generated `ids`; after anything that the labels do not allow, the end."""

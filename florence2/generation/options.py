@@ -1,6 +1,6 @@
 """The settings of one generation, checked when they are made."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,16 @@ _RANGES = {
     "temperature": (0.01, 100),  # smaller ones leave nothing but the likeliest id, and divide by almost 0
 }
 _ABOVE_0 = {"repetition_penalty": _MOST_PENALTY, "top_p": 1}
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids that the search itself must know."""
+
+    start: int = 2
+    """Where every sequence begins; not generated."""
+    end: int = 2
+    pad: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,14 @@ class GenerationOptions:
             changes = {"num_beams": 1, **changes}  # the checkpoint's own number is one of beams
         return replace(self, **changes)
 
+    def fitted(self, vocabulary: int, positions: int) -> "GenerationOptions":
+        """Lower `max_new_tokens` to a model's positions. Raises OptionError for a forced id outside its vocabulary."""
+        for id in (self.forced_bos_token_id, self.forced_eos_token_id):
+            if id is not None and id >= vocabulary:
+                raise OptionError(f"The forced id {id} is outside this model's vocabulary of {vocabulary} ids.")
+        # the last id is generated but never read, so as many can be generated as there are positions
+        return self.changed(max_new_tokens=min(self.max_new_tokens, positions))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; extra rules are listed by their names."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -195,3 +213,17 @@ def _conflicts(options: GenerationOptions) -> Iterator[str]:
         for name, default in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0), ("seed", None)):
             if getattr(options, name) != default:
                 yield f"{name} {getattr(options, name)!r} has no effect without sampling; set sample=True as well"
+
+
+def nothing_possible(n: int, rules: "Sequence[Rule]") -> OptionError:
+    """Return the error about extra rules that leave no possible n-th id."""
+    names = ", ".join(rule.name for rule in rules)
+    return OptionError(
+        f"The rules leave no possible id at position {n} of an answer; an extra rule ({names}) must leave at "
+        "least one, such as the end id."
+    )
+
+
+def wrong_result(rule: str, got: str, shape: tuple[int, ...]) -> OptionError:
+    """Return the error about a rule that returned something else than scores of `shape`."""
+    return OptionError(f"The rule {rule} returned {got}; it must return the scores, {tuple(shape)}.")

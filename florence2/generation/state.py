@@ -9,24 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from florence2.errors import OptionError
-from florence2.generation.options import GenerationOptions
+from florence2.generation.options import GenerationOptions, nothing_possible, wrong_result
+from florence2.generation.options import SpecialIds as SpecialIds
 from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty, Rule
 from florence2.model.trace import NO_TRACE, Trace
 
 NEVER = float("-inf")
 _FIRST_ROOM = 64  # ids; every step of a search reads all the room that its sequences have
 State = TypeVar("State", bound="SearchState")
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """The ids that the search itself must know."""
-
-    start: int = 2
-    """Where every sequence begins; not generated."""
-    end: int = 2
-    pad: int = 1
 
 
 @dataclass(frozen=True)
@@ -190,12 +180,7 @@ class SearchState(abc.ABC):
         possible = (scores > NEVER).any(dim=-1).view(len(self.done), -1)  # (B, K)
         stuck = self._is_stuck(possible) & ~self.done
         if stuck.any():
-            n = numbers[int(stuck.nonzero()[0, 0])]
-            names = ", ".join(rule.name for rule in self.options.extra_rules)
-            raise OptionError(
-                f"The rules leave no possible id at position {n} of an answer; an extra rule ({names}) must leave at "
-                "least one, such as the end id."
-            )
+            raise nothing_possible(numbers[int(stuck.nonzero()[0, 0])], self.options.extra_rules)
 
     def _is_stuck(self, possible: Tensor) -> Tensor:
         """Return the inputs (B,) that cannot continue, by whether each sequence can (B, K): one beam is enough."""
@@ -218,7 +203,7 @@ def _apply(rule: Rule, scores: Tensor, sequences: Tensor, generated: Tensor) -> 
     changed = rule(scores, sequences, generated)
     if not isinstance(changed, Tensor) or changed.shape != scores.shape:
         got = f"a tensor {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
-        raise OptionError(f"The rule {rule.name} returned {got}; it must return the scores, {tuple(scores.shape)}.")
+        raise wrong_result(rule.name, got, scores.shape)
     return changed
 
 

@@ -10,10 +10,9 @@ cache, is the specification; `step`, one token per beam over a `DecoderCache`, i
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence2.errors import PromptError
 from florence2.model.attention import ACTIVATIONS, Activation, AttentionKind, attend
 from florence2.model.cache import DecoderCache, Itself, KeySource, Whole
-from florence2.model.config import TextConfig
+from florence2.model.config import TextConfig, check_positions
 from florence2.model.trace import NO_TRACE, Trace
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position tables are unused, a leftover of fairseq's padding index
@@ -110,12 +109,7 @@ class Positions(nn.Embedding):
 
     def forward(self, start: int, length: int) -> Tensor:  # type: ignore[override]
         """Return (length, D). Raises PromptError when the positions run past the table."""
-        limit = self.num_embeddings - POSITION_OFFSET
-        if start + length > limit:
-            raise PromptError(
-                f"{start + length} positions (image tokens count too) are more than the {limit} of this checkpoint; "
-                "shorten the text."
-            )
+        check_positions(start + length, self.num_embeddings - POSITION_OFFSET)
         return self.weight[start + POSITION_OFFSET :][:length]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from florence2.errors import ConfigError, listing, plain, shown
+from florence2.errors import ConfigError, ImageError, PromptError, listing, plain, shown
 
 Layout = Literal["microsoft", "native"]
 FEATURE_SOURCES = ("spatial_avg_pool", "temporal_avg_pool", "last_frame")
@@ -281,3 +281,21 @@ def _fit(name: str, kind: Any, value: Any, problems: list[str]) -> Any:
 def as_kind(kind: type, value: Any) -> Any:
     """Turn a whole number into the float that is wanted; return other values, and those too large, unchanged."""
     return float(value) if kind is float and type(value) is int and abs(value) <= MAX_NUMBER else value
+
+
+def check_grid(h: int, w: int, size: int) -> None:
+    """Raise ImageError for a grid that is empty or larger than a table of `size` rows and columns."""
+    if not (1 <= h <= size and 1 <= w <= size):
+        raise ImageError(
+            f"The image gives a grid of {h} x {w} positions, but this checkpoint knows 1 x 1 to {size} x {size}; "
+            "use another image size."
+        )
+
+
+def check_positions(count: int, limit: int) -> None:
+    """Raise PromptError for more positions than a table of `limit` has."""
+    if count > limit:
+        raise PromptError(
+            f"{count} positions (image tokens count too) are more than the {limit} of this checkpoint; "
+            "shorten the text."
+        )

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from florence2.errors import ImageError
-from florence2.model.config import VisionConfig
+from florence2.model.config import VisionConfig, check_grid
 from florence2.model.trace import NO_TRACE, Trace
 
 
@@ -59,12 +58,7 @@ class PositionTable(nn.Module):
 
     def check(self, h: int, w: int) -> None:
         """Raise ImageError for a grid that is empty or larger than the table."""
-        size = self.row_embeddings.num_embeddings
-        if not (1 <= h <= size and 1 <= w <= size):
-            raise ImageError(
-                f"The image gives a grid of {h} x {w} positions, but this checkpoint knows 1 x 1 to {size} x {size}; "
-                "use another image size."
-            )
+        check_grid(h, w, self.row_embeddings.num_embeddings)
 
 
 class CosineTable(nn.Module):

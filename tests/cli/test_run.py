@@ -16,8 +16,8 @@ from florence2.bulk.summary import Summary
 from florence2.checkpoints.hub import resolve
 from florence2.cli.cascade import CascadeQuestion
 from florence2.cli.main import main
-from florence2.cli.progress import Progress
-from florence2.cli.run import Console, _write_rows
+from florence2.cli.progress import Console, Progress
+from florence2.cli.run import _write_rows
 from parity.recipe import make_picture
 from recipes.nano.scenes import make_scene
 

@@ -13,11 +13,10 @@ from torch import Tensor
 from florence2.generation.options import GenerationOptions
 from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty
 from florence2.generation.search import search, start_search
-from florence2.generation.state import Generation, SpecialIds, logit_rules
+from florence2.generation.state import SpecialIds, logit_rules
+from tests.generation.tables import END, IDS, PAD, START, Run, run_on_arrays, run_on_tensors
 from tests.slow_search import Table, beam_search, greedy, log_softmax
 
-START, END, PAD = 0, 1, 2
-IDS = SpecialIds(start=START, end=END, pad=PAD)
 PLAIN = GenerationOptions(
     num_beams=1,
     max_new_tokens=6,
@@ -42,28 +41,11 @@ def markov(logits: Any) -> Table:
     return lambda ids: list(logits[ids[-1]])
 
 
-def run(tables: list[Table], options: GenerationOptions, ids: SpecialIds = IDS, with_keep: bool = True) -> Generation:
-    """Search over tables, one per input, remembering what every beam has said, as a model's cache would."""
-    K = options.num_beams
-    past: list[list[list[int]]] = [[[] for _ in range(K)] for _ in tables]
-
-    def step(newest: Tensor) -> Tensor:
-        rows = []
-        for b, table in enumerate(tables):
-            for k in range(K):
-                past[b][k] = [*past[b][k], int(newest[b * K + k])]
-                rows.append(table(past[b][k]))
-        return torch.tensor(rows, dtype=torch.float32)
-
-    def reorder(parents: Tensor) -> None:
-        for b in range(len(tables)):
-            past[b] = [past[b][int(k)] for k in parents[b]]
-
-    def keep(rows: Tensor) -> None:
-        past[:], tables[:] = [past[b] for b in rows], [tables[b] for b in rows]
-
-    tables = list(tables)
-    return search(step, reorder, len(tables), options, ids, keep=keep if with_keep else None)
+@pytest.fixture(params=[run_on_tensors, run_on_arrays], ids=["tensors", "arrays"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Each of the two searches."""
+    found: Run = request.param
+    return found
 
 
 def strip(row: Tensor, length: int) -> list[int]:
@@ -85,7 +67,7 @@ def exhaustive(table: Table, limit: int, power: float) -> list[tuple[float, list
 
 
 @pytest.mark.parametrize("power", [1.0, 0.0, 2.0])
-def test_wide_beams_find_what_enumeration_finds(power: float) -> None:
+def test_wide_beams_find_what_enumeration_finds(run: Run, power: float) -> None:
     """With as many beams as there are prefixes nothing is pruned, so the best is the best of all."""
     limit = 5
     options = replace(
@@ -106,7 +88,7 @@ def test_wide_beams_find_what_enumeration_finds(power: float) -> None:
         assert ids == best_ids or score == pytest.approx(best_score, abs=1e-6)
 
 
-def test_the_hand_written_table() -> None:
+def test_the_hand_written_table(run: Run) -> None:
     """Greedy takes 3 first (logit 1.0 against 0.8); two beams see that 4 ends almost surely.
 
     P(4 | start) = e^0.8 / (2 e^-9 + e^-3 + e^1 + e^0.8) = 2.22554 / 4.99386 = 0.44566
@@ -133,7 +115,7 @@ LATE = {
 }
 
 
-def test_never_waits_for_what_only_the_longest_length_could_redeem() -> None:
+def test_never_waits_for_what_only_the_longest_length_could_redeem(run: Run) -> None:
     """Two beams, at most eight ids.
 
     "end": ln 0.6 = -0.511; "3 end": ln(0.4 · 0.45) / 2 = -1.715 / 2 = -0.857, the worst of two. The best candidate is
@@ -155,7 +137,7 @@ def test_never_waits_for_what_only_the_longest_length_could_redeem() -> None:
     assert found.sequence_scores.tolist() == pytest.approx([-0.4530, -0.5108], abs=1e-4)
 
 
-def test_never_looks_at_the_present_length_where_short_answers_score_best() -> None:
+def test_never_looks_at_the_present_length_where_short_answers_score_best(run: Run) -> None:
     """Two beams, at most 40 ids, a length penalty below 0, by which a longer hypothesis scores worse.
 
     "end" has ln 0.1 = -2.303; "3 4 end" has ln(0.8 · 0.8 · 0.99...) · 3^0.7 = -0.446 · 2.158 = -0.963. At the limit of
@@ -218,7 +200,7 @@ def random_table(seed: int, ids: int = 12, end_bonus: float = 0.8) -> Table:
 
 @pytest.mark.parametrize(("start", "limit", "end_bonus"), [(START, 10, 0.8), (7, 30, -1.5)], ids=["short", "long"])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_equals_the_slow_search(changes: dict[str, Any], start: int, limit: int, end_bonus: float) -> None:
+def test_equals_the_slow_search(run: Run, changes: dict[str, Any], start: int, limit: int, end_bonus: float) -> None:
     """Short answers that start with the id 0, long ones that start with another."""
     options = replace(PLAIN, max_new_tokens=limit).changed(**changes)
     for seed in range(12):
@@ -236,7 +218,7 @@ def test_equals_the_slow_search(changes: dict[str, Any], start: int, limit: int,
 @pytest.mark.parametrize(
     "changes", [{}, {"num_beams": 3, "early_stopping": True}, {"num_beams": 4, "num_return_sequences": 2}]
 )
-def test_a_batch_gives_what_each_input_gives_alone(changes: dict[str, Any]) -> None:
+def test_a_batch_gives_what_each_input_gives_alone(run: Run, changes: dict[str, Any]) -> None:
     options = replace(PLAIN, max_new_tokens=12).changed(**changes)
     tables = [random_table(seed) for seed in range(7)]
     together = run(tables, options)
@@ -252,7 +234,7 @@ def test_a_batch_gives_what_each_input_gives_alone(changes: dict[str, Any]) -> N
             assert (after == PAD).all() and (together.token_logprobs[i * rows + r, length:] == 0).all()
 
 
-def test_scores_are_the_sums_of_the_token_log_probabilities() -> None:
+def test_scores_are_the_sums_of_the_token_log_probabilities(run: Run) -> None:
     options = replace(PLAIN, num_beams=4, num_return_sequences=4, length_penalty=0.6)
     found = run([random_table(3)], options)
     for r in range(4):
@@ -260,7 +242,7 @@ def test_scores_are_the_sums_of_the_token_log_probabilities() -> None:
         assert float(found.sequence_scores[r]) == pytest.approx(total, rel=1e-5)
 
 
-def test_a_forced_end_is_a_cut_not_a_stop() -> None:
+def test_a_forced_end_is_a_cut_not_a_stop(run: Run) -> None:
     never_ends = markov([[0.0, -99.0, -99.0, 5.0, 4.0]] * 5)
     cut = run([never_ends], replace(PLAIN, num_beams=3, max_new_tokens=4, forced_eos_token_id=END))
     assert cut.finish_reasons == ("length",) and cut.sequences[0, -1] == END
@@ -270,14 +252,14 @@ def test_a_forced_end_is_a_cut_not_a_stop() -> None:
     assert run([never_ends], replace(PLAIN, max_new_tokens=4)).finish_reasons == ("length",)
 
 
-def test_an_end_at_the_limit_that_nobody_forced_is_a_stop() -> None:
+def test_an_end_at_the_limit_that_nobody_forced_is_a_stop(run: Run) -> None:
     ends_third = [[-9.0, -9.0, -9.0, 5.0, -9.0]] * 3 + [[-9.0, -9.0, -9.0, -9.0, 5.0], [-9.0, 5.0, -9.0, -9.0, -9.0]]
     for beams in (1, 2):
         found = run([markov(ends_third)], replace(PLAIN, num_beams=beams, max_new_tokens=3))
         assert strip(found.sequences[0], 3) == [START, 3, 4, END] and found.finish_reasons == ("stop",)
 
 
-def test_padding_ids_that_the_model_writes_are_no_padding() -> None:
+def test_padding_ids_that_the_model_writes_are_no_padding(run: Run) -> None:
     """A model may generate the padding id in earnest; lengths do not come from looking for it."""
     writes_pad = [[-9.0, -9.0, 5.0, -9.0, -9.0]] * 2 + [
         [-9.0, -9.0, -9.0, 5.0, -9.0],
@@ -295,7 +277,7 @@ def test_rules_stand_in_the_reference_order() -> None:
     assert logit_rules(neutral, IDS) == []
 
 
-def test_greedy_with_a_negative_penalty() -> None:
+def test_greedy_with_a_negative_penalty(run: Run) -> None:
     found = run([markov(HAND)], replace(PLAIN, length_penalty=-1))
     assert float(found.sequence_scores[0]) == pytest.approx(float(found.token_logprobs.sum() * found.lengths[0]))
 
@@ -327,7 +309,7 @@ def test_leaving_out_what_is_done_changes_nothing(changes: dict[str, Any]) -> No
     """Nine inputs that end at different lengths, with and without being left out when they are done."""
     tables = [markov(np.random.default_rng(seed).normal(0, 2, (7, 7)).tolist()) for seed in range(9)]
     options = replace(PLAIN, **{"max_new_tokens": 12, **changes})
-    kept, left_out = (run(tables, options, with_keep=with_keep) for with_keep in (False, True))
+    kept, left_out = (run_on_tensors(tables, options, with_keep=with_keep) for with_keep in (False, True))
     assert kept.sequences.tolist() == left_out.sequences.tolist()
     assert kept.sequence_scores.tolist() == left_out.sequence_scores.tolist()
     assert kept.lengths.tolist() == left_out.lengths.tolist() and kept.finish_reasons == left_out.finish_reasons

@@ -4,9 +4,9 @@ import ast
 from functools import cache
 from pathlib import Path
 
-EXTRAS = ("florence2/train/", "florence2/inspect/")
+EXTRAS = ("florence2/train/", "florence2/inspect/", "florence2/export/", "florence2/lite/")
 """Not the core: mutated where --only names them."""
-APART = ("browser", "interop", "fuzz")
+APART = ("browser", "clients", "interop", "fuzz")
 """Folders of tests that need other packages, or minutes."""
 SLOW = (
     *("tests/test_records.py", "tests/test_pipeline.py", "tests/test_touches.py", "tests/test_specimen.py"),
