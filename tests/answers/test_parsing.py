@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from florence2.answers.parsing import clean_label, find_region_tokens, find_regions, remove_markers
+from florence2.answers.parsing import clean_label, find_region_tokens, find_regions, find_written, remove_markers
 from florence2.inputs.coordinates import LOCATION
 from florence2.inputs.tasks import AnswerKind
 
@@ -84,6 +84,12 @@ def test_the_tokens_of_each_region() -> None:
     rings = ["</s>", "<s>", "cat", *["<loc_1>"] * 4, "<sep>", *["<loc_2>"] * 6, "</s>"]
     assert find_region_tokens("polygons", rings) == [(2, 3, 4, 5, 7, 8, 9, 10, 11, 12)]
     assert find_region_tokens("text", texts) == []
+
+
+def test_the_tokens_of_a_label_are_neither_markers_nor_the_start() -> None:
+    corners = [f"<loc_{i}>" for i in range(8)]
+    (quad,) = find_written("quads", ["</s>", "<s>", "ST", "</s>", "OP", *corners, "</s>"])
+    assert (quad.label, quad.rows) == ((1, 3), (tuple(range(4, 12)),)) and quad.region.label == "</s>ST</s>OP"
 
 
 def test_removed_markers_leave_every_character_its_position() -> None:

@@ -11,7 +11,7 @@ import pytest
 from florence2.checkpoints.hub import resolve
 from florence2.errors import CheckpointError, PromptError
 from florence2.inputs.tokenizer import ADDED_TOKENS, FlorenceTokenizer
-from florence2.inputs.tokenizer_file import read_known_file
+from florence2.inputs.tokenizer_file import MAX_FILE_BYTES, read_known_file
 from parity.cases import random_text
 from parity.recipe import GOLDEN
 
@@ -127,6 +127,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a byte missing": (lambda values: values["model"]["vocab"].pop("~"), "lacks the word '~', which stands for a byte"),
     "an id that is no number": (lambda values: values["model"]["vocab"].update({"~": 1.5}), "the id 1.5"),
     "an id of 400 digits": (lambda values: values["model"]["vocab"].update({"~": 10**400}), "gives '~' the id 1000"),
+    "an id at the limit": (lambda values: values["model"]["vocab"].update({"~": MAX_FILE_BYTES}), "gives '~' the id"),
+    "an id below 0": (lambda values: values["model"]["vocab"].update({"~": -1}), "gives '~' the id -1"),
     "no merges": (lambda values: values["model"].update(merges=[]), "no merge that makes the word"),
     "one merge fewer": (lambda values: values["model"]["merges"].pop(7), "no merge that makes the word"),
     "merges in another order": (lambda values: values["model"]["merges"].reverse(), "other ids or other merges"),

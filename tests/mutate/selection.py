@@ -13,7 +13,7 @@ SLOW = (
     *("tests/checkpoints/test_every_change.py", "tests/cli/test_torch_free.py", "tests/test_gradients.py"),
 )
 """Tests that look at everything, and take long: the last to be asked."""
-ELSEWHERE = {"__init__.py": "tests/test_imports.py", "__main__.py": "tests/cli/test_main.py"}
+ELSEWHERE = {"__init__.py": "tests/test_imports.py", "__main__.py": "tests/test_launch.py"}
 MOST = 5
 """Test files for each mutant, at most: a change that these do not see is one that nobody finds."""
 
@@ -63,10 +63,24 @@ def _room(test: str) -> str:
 def _imports(root: Path, folder: str) -> dict[str, frozenset[str]]:
     """Return the names that every file of `folder` imports, modules and what is in them alike."""
     paths = sorted((root / folder).rglob("*.py" if folder == "florence2" else "test_*.py"))
+    public = _public(root)
+    found = {path.relative_to(root): _imported(path) for path in paths}
     return {
-        path.relative_to(root).as_posix(): frozenset(_imported(path))
-        for path in paths
-        if path.relative_to(root).parts[1] not in APART
+        path.as_posix(): frozenset(names | {public[name] for name in names & public.keys()})
+        for path, names in found.items()
+        if path.parts[1] not in APART
+    }
+
+
+@cache
+def _public(root: Path) -> dict[str, str]:
+    """Return the module that each public name comes from: "florence2.generate" is of florence2.generation.generate."""
+    tree = ast.parse((root / "florence2" / "__init__.py").read_text(encoding="utf-8"))
+    return {
+        f"florence2.{alias.name}": node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
     }
 
 
