@@ -66,6 +66,12 @@ def test_boxes_unless_there_is_a_polygon() -> None:
         assert (region.shape, region.label, region.bins) == (shape, "cat", (BINS,))
 
 
+@pytest.mark.parametrize("kind", ["boxes", "phrases", "proposals"])
+def test_a_polygon_where_boxes_are_asked_for_is_read_as_one(kind: AnswerKind) -> None:
+    (region,) = find_regions(kind, f"cat<poly>{BOX}</poly>")
+    assert (region.shape, region.bins) == ("box", (BINS,))
+
+
 @pytest.mark.parametrize("kind", get_args(AnswerKind))
 def test_positions_are_those_of_the_text_before_markers_were_removed(kind: AnswerKind) -> None:
     text = f"</s><s>a <pad>car{BOX}{BOX}<sep>{BOX}</s>"
@@ -90,6 +96,13 @@ def test_the_tokens_of_a_label_are_neither_markers_nor_the_start() -> None:
     corners = [f"<loc_{i}>" for i in range(8)]
     (quad,) = find_written("quads", ["</s>", "<s>", "ST", "</s>", "OP", *corners, "</s>"])
     assert (quad.label, quad.rows) == ((1, 3), (tuple(range(4, 12)),)) and quad.region.label == "</s>ST</s>OP"
+
+
+def test_the_tokens_of_an_outlines_label_follow_the_rest_of_a_location() -> None:
+    outline = ["<poly>", *[f"<loc_{i}>" for i in range(4)], "</poly>"]
+    written = find_written("boxes_or_polygons", ["</s>", "a", " cat", *outline, "<loc_7>", "big", " dog", *outline])
+    assert [(each.region.label, each.label) for each in written] == [("a cat", (0, 1)), ("big dog", (9, 10))]
+    assert [each.rows for each in written] == [((3, 4, 5, 6),), ((12, 13, 14, 15),)]
 
 
 def test_removed_markers_leave_every_character_its_position() -> None:

@@ -28,7 +28,7 @@ def sources(root: Path, only: list[str]) -> list[str]:
 
 def tests_of(root: Path, path: str) -> list[str]:
     """Return the test files of a source file in the order in which they are asked."""
-    mirror = _mirror(path)
+    mirror, *above = _mirrors(path)
     imported = _imports(root, "tests")
     direct = [test for test, names in imported.items() if module_name(path) in names]
     users = [source for source, names in _imports(root, "florence2").items() if module_name(path) in names]
@@ -36,7 +36,7 @@ def tests_of(root: Path, path: str) -> list[str]:
     rooms = {room, _room(room)} - {"tests", ""}  # a room below another may be tested in that
     near = [test for test in imported if _room(test) in rooms]
     ranks: dict[str, int] = {}
-    for rank, group in enumerate(([mirror], direct, [_mirror(user) for user in users], near)):
+    for rank, group in enumerate(([mirror, *above], direct, [_mirrors(user)[0] for user in users], near)):
         for test in group:
             if test in imported:
                 ranks.setdefault(test, rank)
@@ -48,11 +48,13 @@ def module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _mirror(path: str) -> str:
+def _mirrors(path: str) -> list[str]:
+    """Return where the tests of a source file should be: in its room, or in one above."""
     folder, _, name = path.removeprefix("florence2/").rpartition("/")
     if name in ELSEWHERE:
-        return ELSEWHERE[name]
-    return "/".join(part for part in ("tests", folder, f"test_{name}") if part)
+        return [ELSEWHERE[name]]
+    parts = folder.split("/") if folder else []
+    return ["/".join(("tests", *parts[:count], f"test_{name}")) for count in range(len(parts), -1, -1)]
 
 
 def _room(test: str) -> str:
@@ -91,4 +93,6 @@ def _imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "florence2":
+            names.add(f"florence2.{node.attr}")
     return names
