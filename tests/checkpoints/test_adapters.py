@@ -377,6 +377,8 @@ def test_names_and_patterns_have_limits(tmp_path: Path) -> None:
     names = {f"layers.{layer}.fc1": 2 for layer in range(MAX_NAMES)}
     config = read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=names))
     assert config.rank_of("encoder.layers.777.fc1") == 2 and config.rank_of("encoder.layers.777.fc2") == 3
+    some = {f"fc{layer}.*": 2 for layer in range(MAX_PATTERNS)}
+    assert len(read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=some)).ranks) == MAX_PATTERNS
     for more in (names | {"one": 2}, {f"fc{layer}.*": 2 for layer in range(MAX_PATTERNS + 1)}):
         with pytest.raises(ConfigError, match=r"the limits are 10,000 and 16"):
             read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=more))

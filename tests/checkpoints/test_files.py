@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.checkpoints.files import find_weight_files, write_json, written_whole
+from florence2.checkpoints.files import find_weight_files, new_files, write_json, written_whole
 from florence2.errors import CheckpointError
 
 
@@ -36,6 +36,18 @@ def test_the_longest_name_of_a_shard(name: str, tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     (tmp_path / name).touch()
     assert find_weight_files(index) == ((tmp_path / name,), False)
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_folder_that_could_not_be_filled_is_as_before(existed: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "checkpoint"
+    if existed:
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").touch()
+    with pytest.raises(KeyboardInterrupt), new_files(folder):
+        (folder / "config.json").touch()
+        raise KeyboardInterrupt
+    assert folder.exists() == existed and (not existed or [path.name for path in folder.iterdir()] == ["notes.txt"])
 
 
 @pytest.fixture

@@ -266,6 +266,7 @@ def test_settings_inside_a_processor_config(tmp_path: Path) -> None:
         ({"rescale_factor": 0}, "rescale_factor is 0.0; it must be above 0"),
         ({"rescale_factor": -0.5}, "rescale_factor must be a number from 0 to .*, but is -0.5"),
         ({"rescale_factor": float("nan")}, "rescale_factor"),
+        ({"rescale_factor": 1.1}, "rescale_factor is 1.1; it must be above 0 and at most 1"),
         ({"resample": 9}, "filter numbers"),
         ({"size": 768}, "must be dict"),
     ],
