@@ -35,7 +35,9 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 SYMMETRIC = set("min max isinstance issubclass cast TypeVar hasattr dims equal allclose gcd promote_types".split())
 """Functions whose first two arguments may be exchanged, or whose exchange shows nothing."""
-CONTRACTS = set("strict stacklevel non_blocking pin_memory help metavar prog description frozen eq encoding indent".split())
+CONTRACTS = set(
+    "strict stacklevel non_blocking pin_memory help metavar prog description frozen eq encoding indent".split()
+)
 """Keywords that check our own mistakes, say something to people, or only make things faster."""
 FIXED = set("POSITION_OFFSET IGNORED_LABEL NUM_BINS _EXIF_ORIENTATION _NOT_STARTED".split())
 """The numbers with a name that are no choice of ours."""
