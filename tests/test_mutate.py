@@ -50,6 +50,7 @@ def changed(text: str) -> set[str]:
         ("x.append(a)\nn += a", {"x.append(a) -> pass", "n += a -> pass"}),
         ("if a:\n    raise E(1, 2)", {"a -> (not (a))", "raise E(1, 2) -> pass"}),
         ("y = [a for a in b if c]", {"[a for a in b if c] -> ([a for a in b])"}),
+        ("y = f(a, dim=-1)", {"f(a, dim=-1) -> f(a)", "1 -> 2", "1 -> 0"}),
         ("y = a if b else c", {"a if b else c -> (c if b else a)"}),
     ],
 )

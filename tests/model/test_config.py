@@ -303,7 +303,7 @@ def test_sizes_that_limit_each_other(changes: dict[str, Any], words: str | None)
     config = preset("base")
     problems = find_problems(replace(config.vision, **changes), config.text)
     assert len(problems) == (words is not None) and (words or "") in "".join(problems)
-    stages = {key: (1,) * 8 for key in STAGE_TUPLES} | {"patch_prenorm": (True,) * 8, "dim_embed": (2,) * 8}
+    stages = dict.fromkeys(STAGE_TUPLES, (1,) * 8) | {"patch_prenorm": (True,) * 8, "dim_embed": (2,) * 8}
     assert find_problems(replace(config.vision, **stages), config.text) == []
     stages = {key: (*values, values[0]) for key, values in stages.items()}
     assert len(find_problems(replace(config.vision, **stages), config.text)) == len(stages)

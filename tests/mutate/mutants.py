@@ -36,9 +36,9 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 SYMMETRIC = set("min max isinstance issubclass cast TypeVar hasattr dims equal allclose gcd promote_types".split())
 """Functions whose first two arguments may be exchanged, or whose exchange shows nothing."""
 CONTRACTS = set(
-    "strict stacklevel non_blocking pin_memory help metavar prog description frozen eq encoding indent".split()
+    "strict stacklevel non_blocking pin_memory help metavar prog description frozen eq encoding indent stable".split()
 )
-"""Keywords that check our own mistakes, say something to people, or only make things faster."""
+"""Keywords that check our own mistakes, say something to people, make things faster, or sort as a CPU does anyway."""
 FIXED = set("POSITION_OFFSET IGNORED_LABEL NUM_BINS _EXIF_ORIENTATION _NOT_STARTED".split())
 """The numbers with a name that are no choice of ours."""
 DOCUMENTS = ("annotation", "returns", "decorator_list", "bases", "exc", "cause", "msg", "type_comment", "type_params")
@@ -88,7 +88,9 @@ def _nodes(node: ast.AST, within: str) -> Iterator[tuple[ast.stmt | ast.expr, st
     """Yield every statement and expression that may be changed, with the name of the function around it."""
     if _is_left_alone(node) or (not within and _is_choice(node)):
         return
-    if isinstance(node, ast.stmt | ast.expr):
+    if isinstance(node, ast.keyword) and node.arg == "dim" and isinstance(node.value, ast.UnaryOp):
+        node = node.value  # of two axes the last is axis 1, so -1 becomes -2 and 0 alone
+    elif isinstance(node, ast.stmt | ast.expr):
         yield node, within
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         within = f"{within}.{node.name}".removeprefix(".")
