@@ -184,6 +184,19 @@ def test_files_that_may_bring_a_task_are_fetched_for_a_word_that_may_be_one(
     assert len(options.model_tasks(given, ["Is it far?", word]).own) == 0 and bool(calls) == fetched
 
 
+@pytest.mark.parametrize(("given", "allowed"), [({}, False), ({"allow_pickle": True}, True)])
+def test_a_command_without_the_option_allows_no_pickle(
+    given: dict[str, bool], allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(options, "resolve", lambda *_, allow_pickle, report: calls.append(allow_pickle))
+    monkeypatch.setattr(options, "find_checkpoint", lambda name, revision, allow_pickle: calls.append(allow_pickle))
+    words = argparse.Namespace(model="owner/unknown", revision=None, task_kind=[], **given)
+    options.check_model(words)
+    options.model_tasks(words, ["depth"])
+    assert calls == [allowed] * 3
+
+
 USERS = """
 class Silent(Exception):
     def __str__(self):

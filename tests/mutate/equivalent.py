@@ -76,6 +76,18 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         new="0",
     ),
     Equivalent(
+        "florence2/checkpoints/tensors.py",
+        "from torch 2.6 on this is the default",
+        within="_unpickle",
+        new="torch.load(path, map_location='cpu')",
+    ),
+    Equivalent(
+        "florence2/checkpoints/tensors.py",
+        "from torch 2.6 on this is the default",
+        within="_unpickle",
+        new="torch.load(path, map_location='cpu', mmap=True)",
+    ),
+    Equivalent(
         "florence2/tracing/patches.py",
         "a value of the same shape is repeated once, which is the value",
         source="if of_batch or new.shape == value.shape:",
