@@ -63,6 +63,7 @@ def test_the_changes_of(text: str, expected: set[str]) -> None:
     [
         '"""1 < 2"""',
         "LIMIT = 2 << 30",
+        "LEAST, MOST = 1, 2 << 30",
         "x: Literal[1]\n",
         "def f(x: 'int' = a) -> g(1, 2): ...",
         "y = f'{a + 1}'",

@@ -27,7 +27,7 @@ class PreparedImage:
 
     pixels: np.ndarray = field(repr=False)
     size: tuple[int, int]
-    source: "ImageInput | None" = field(default=None, repr=False, compare=False)
+    source: "ImageInput | None" = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class EncodedImage:
 
     features: Any
     size: tuple[int, int]
-    source: "ImageInput | None" = field(default=None, repr=False, compare=False)
+    source: "ImageInput | None" = field(default=None, repr=False)
 
 
 AnyImage: TypeAlias = "ImageInput | EncodedImage"

@@ -287,6 +287,15 @@ def test_every_size_has_its_limits(key: str, accepted: tuple[Any, ...], refused:
         assert bool(ours and "is not text" not in ours[0]) == (value in refused), (value, problems)
 
 
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_heads_share_the_width(side: str) -> None:
+    config = preset("base")
+    for heads, fits in ((0, False), (-1, False), (1, True), (768, True), (769, False), (7, False)):
+        problems = find_problems(config.vision, replace(config.text, **{f"{side}_attention_heads": heads}))
+        words = [f"text_config.d_model 768 is not divisible by {heads} {side}_attention_heads"]
+        assert problems == words * (not fits)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

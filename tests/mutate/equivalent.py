@@ -95,6 +95,12 @@ EQUIVALENT: tuple[Equivalent, ...] = (
     ),
     Equivalent("florence2/model/cache.py", ONE_BEAM, source="if self.beams > 1:", new="(self.beams >= 1)"),
     Equivalent("florence2/model/cache.py", ONE_BEAM, source="if self.beams > 1:", new="0"),
+    Equivalent(
+        "florence2/model/cache.py",
+        "the ancestry of a single beam holds every slot that is written, so as a mask it changes nothing",
+        source="mask = None if self.beams == 1 else self.ancestry[:, None, :, :end]  # (B, 1, K, slots)",
+        new="0",
+    ),
     Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:", old="1", new="0"),
     Equivalent("florence2/fast/cuda/recorded/graphs.py", GPU, within="record_cuda_graph"),
     Equivalent("florence2/fast/cuda/recorded/graphs.py", GPU, within="CudaGraph"),

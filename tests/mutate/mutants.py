@@ -118,13 +118,17 @@ def _is_choice(node: ast.AST) -> bool:
 
     That it acts is tested by the changes of the lines that use it.
     """
-    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+    if not isinstance(node, ast.Assign):
+        return False
+    names = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+    if not all(isinstance(name, ast.Name) for name in names):
         return False
     parts = list(ast.walk(node.value))
     is_number = all(
-        isinstance(part, ast.Constant | ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop) for part in parts
+        isinstance(part, ast.Constant | ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop | ast.Tuple | ast.Load)
+        for part in parts
     )
-    return is_number and node.targets[0].id not in FIXED
+    return is_number and FIXED.isdisjoint(name.id for name in names if isinstance(name, ast.Name))
 
 
 def _changes(node: ast.stmt | ast.expr) -> Iterator[tuple[ast.stmt | ast.expr, str]]:
