@@ -126,7 +126,7 @@ def test_the_first_signal_interrupts_and_a_later_one_quits(monkeypatch: pytest.M
     stop, quits, now = object.__new__(program._Stop), [], [100.0]
     stop._first = None
     monkeypatch.setattr(program, "_quit", lambda: quits.append(now[0]))
-    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     with pytest.raises(KeyboardInterrupt):
         stop._handle(signal.SIGINT, frame("mine.py", frame("main.py")))
     for now[0] in (100.5, 101.0, 102.0):
