@@ -13,7 +13,11 @@ SLOW = (
     *("tests/checkpoints/test_every_change.py", "tests/cli/test_torch_free.py", "tests/test_gradients.py"),
 )
 """Tests that look at everything, and take long: the last to be asked."""
-ELSEWHERE = {"__init__.py": "tests/test_imports.py", "__main__.py": "tests/test_launch.py"}
+ELSEWHERE = {
+    "__init__.py": "tests/test_imports.py",
+    "__main__.py": "tests/test_launch.py",
+    "reading.py": "tests/checkpoints/test_parts.py",
+}
 MOST = 5
 """Test files for each mutant, at most: a change that these do not see is one that nobody finds."""
 
