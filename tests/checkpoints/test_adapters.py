@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import florence2
-from florence2.checkpoints.adapters import MAX_NAMES, MAX_PATTERNS, merge_adapter, read_adapter_config
+from florence2.checkpoints.adapters import MAX_NAMES, MAX_PATTERNS, _is_harmless, merge_adapter, read_adapter_config
 from florence2.checkpoints.checkpoint import convert_checkpoint, load_model
 from florence2.checkpoints.files import write_tasks
 from florence2.checkpoints.hub import find_adapter, resolve_adapter
@@ -350,6 +350,19 @@ HOSTILE = [
     "",
     "a|b",
 ]
+
+
+@pytest.mark.parametrize(
+    ("most", "beyond"),
+    [
+        ("(a|b).(c|d)", "(a|b).(c|d).(e|f)"),
+        (r".*a.*", r".*a.*b.*"),
+        (r"\d+a\d+b\d+", r"\d+a\d+b\d+c\d+"),
+        (f"{'a' * 198}.*", f"{'a' * 199}.*"),
+    ],
+)
+def test_patterns_have_few_parts_that_vary(most: str, beyond: str) -> None:
+    assert _is_harmless(most) and not _is_harmless(beyond)
 
 
 @pytest.mark.parametrize("pattern", HOSTILE)
