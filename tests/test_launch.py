@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from florence2 import __main__ as program
 from parity.recipe import make_picture
 
 FULL = "florence2: stdout cannot be written: No space left on device.\n"
@@ -112,6 +115,33 @@ def start(words: list[object], *flags: str, ignored: bool = False) -> "subproces
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=signals, errors="replace"
     )
+
+
+def frame(name: str, below: Any = None) -> Any:
+    return SimpleNamespace(f_code=SimpleNamespace(co_filename=name), f_back=below)
+
+
+def test_the_first_signal_interrupts_and_a_later_one_quits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One within a second is the same, which a launcher forwards."""
+    stop, quits, now = object.__new__(program._Stop), [], [100.0]
+    stop._first = None
+    monkeypatch.setattr(program, "_quit", lambda: quits.append(now[0]))
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt):
+        stop._handle(signal.SIGINT, frame("mine.py", frame("main.py")))
+    for now[0] in (100.5, 101.0, 102.0):
+        stop._handle(signal.SIGINT, frame("mine.py"))
+    assert quits == [101.0, 102.0]
+
+
+def test_a_signal_within_an_import_quits(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, quits = object.__new__(program._Stop), []
+    stop._first = None
+    monkeypatch.setattr(program, "_quit", lambda: quits.append(1))
+    stop._handle(signal.SIGTERM, frame("torch/__init__.py", frame("<frozen importlib._bootstrap>", frame("main.py"))))
+    assert quits == [1]
+    with pytest.raises(KeyboardInterrupt):
+        stop._handle(signal.SIGTERM, None)
 
 
 @pytest.mark.parametrize(

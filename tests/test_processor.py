@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import florence2
+from florence2.answers.confidence import Likelihoods
 from florence2.errors import CheckpointError, ConfigError, PromptError
 from florence2.inputs.processor import input_to_text
 from florence2.processor import Processor
@@ -88,6 +89,13 @@ def test_wrong_answers_get_a_sentence(processor: Processor) -> None:
         processor.answer("<OD>", "x", token_ids=[2], image_size=(1, 1))
     with pytest.raises(PromptError, match="need 2 token_logprobs, not 3"):
         processor.answer("<OD>", token_ids=[2, 0, 5], token_logprobs=[0.0, 0.0, 0.0], image_size=(1, 1))
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_likelihoods_of_another_length_are_refused(length: int, processor: Processor) -> None:
+    likelihoods = Likelihoods(np.zeros(length), np.zeros((length, 1000)))
+    with pytest.raises(PromptError, match=rf"have the shapes \({length},\) and \({length}, 1000\); of 2 ids after"):
+        processor.answer("<OD>", token_ids=[2, 0, 5], likelihoods=likelihoods, image_size=(1, 1))
 
 
 def test_missing_files_get_a_sentence(small_folder: Path, tmp_path: Path) -> None:

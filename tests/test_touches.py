@@ -150,41 +150,29 @@ def test_only_what_is_given_is_touched(folder: Path, picture_file: Path) -> None
         assert_touches_only(report, files)
 
 
-def test_the_watch_sees_what_is_forbidden(tmp_path: Path) -> None:
-    """Each line does one thing that none of the runs above may do."""
-    deeds = {
-        "import socket; socket.socket().close()": "socket.__new__",
-        "socket.gethostbyname('localhost')": "socket.gethostbyname",
-        "import subprocess; subprocess.run(['true'])": "subprocess.Popen",
-        "os.system('true')": "os.system",
-        "pickle.loads(pickle.dumps(1))": "pickle.loads",
-        "import _pickle, pathlib; _pickle.loads(pickle.dumps(pathlib.Path))": "pickle.find_class",
-        "import io; b = io.BytesIO(); torch.save({}, b); b.seek(0); torch.load(b)": "torch.load",
-        "open(sys.argv[1], 'w').close()": f"write {tmp_path / 'new'}",
-        "os.close(os.open(sys.argv[1] + '2', os.O_CREAT | os.O_WRONLY))": f"write {tmp_path / 'new2'}",
-        "os.remove(sys.argv[1])": "os.remove",
-    }
-    (report,) = watch(("import torch\n" + "\n".join(deeds), [tmp_path / "new"]))
-    assert set(deeds.values()) <= set(report["events"])
-
-
-def test_the_watch_sees_files(small_folder: Path, picture_file: Path) -> None:
-    """Through Python, and through the libraries that open them below it."""
-    code = """
+# Each line does one thing that none of the runs above may do; sys.argv[1] is a new file.
+DEEDS = {
+    "import socket; socket.socket().close()": "socket.__new__",
+    "socket.gethostbyname('localhost')": "socket.gethostbyname",
+    "import subprocess; subprocess.run(['true'])": "subprocess.Popen",
+    "os.system('true')": "os.system",
+    "pickle.loads(pickle.dumps(1))": "pickle.loads",
+    "import _pickle, pathlib; _pickle.loads(pickle.dumps(pathlib.Path))": "pickle.find_class",
+    "import io; b = io.BytesIO(); torch.save({}, b); b.seek(0); torch.load(b)": "torch.load",
+    "open(sys.argv[1], 'w').close()": "write {new}",
+    "os.close(os.open(sys.argv[1] + '2', os.O_CREAT | os.O_WRONLY))": "write {new}2",
+    "os.remove(sys.argv[1])": "os.remove",
+}
+# Files are opened through Python, and through the libraries that open them below it.
+OPEN = """
 from safetensors import safe_open
 from tokenizers import Tokenizer
 open(sys.argv[1]).close()
 safe_open(sys.argv[2], framework="pt").__enter__()
 Tokenizer.from_file(sys.argv[3])
 """
-    given = [picture_file, small_folder / "model.safetensors", small_folder / "tokenizer.json"]
-    (report,) = watch((code, given))
-    assert report["files"] == sorted(map(str, given))
-
-
-def test_loading_by_torch_would_be_seen(folder: Path, picture_file: Path) -> None:
-    """The same run with the reading of weights changed to torch's."""
-    code = f"""
+# The run above with the reading of weights changed to torch's.
+LOAD = f"""
 import florence2.checkpoints.tensors
 from safetensors.torch import load_file
 torch.save(load_file(sys.argv[1] + "/model.safetensors"), sys.argv[1] + "/pytorch_model.bin")
@@ -195,5 +183,13 @@ import florence2.loading as loading
 load_model = loading.load_model
 loading.load_model = lambda path, **k: load_model(path, **k | {{"allow_pickle": True}})
 {ANSWER}"""
-    (report,) = watch((code, [folder, picture_file]))
-    assert str(folder / "pytorch_model.bin") in report["files"] and "torch.load" in report["events"]
+
+
+def test_the_watch_sees_what_it_must(folder: Path, small_folder: Path, picture_file: Path, tmp_path: Path) -> None:
+    given = [picture_file, small_folder / "model.safetensors", small_folder / "tokenizer.json"]
+    done, opened, loaded = watch(
+        ("import torch\n" + "\n".join(DEEDS), [tmp_path / "new"]), (OPEN, given), (LOAD, [folder, picture_file])
+    )
+    assert {event.format(new=tmp_path / "new") for event in DEEDS.values()} <= set(done["events"])
+    assert opened["files"] == sorted(map(str, given))
+    assert str(folder / "pytorch_model.bin") in loaded["files"] and "torch.load" in loaded["events"]

@@ -29,7 +29,7 @@ class PreparedImage:
 
     pixels: np.ndarray = field(repr=False)
     size: tuple[int, int]
-    source: "ImageInput | None" = field(default=None, repr=False, compare=False)
+    source: "ImageInput | None" = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class EncodedImage:
 
     features: Any
     size: tuple[int, int]
-    source: "ImageInput | None" = field(default=None, repr=False, compare=False)
+    source: "ImageInput | None" = field(default=None, repr=False)
 
 
 AnyImage: TypeAlias = "ImageInput | EncodedImage"

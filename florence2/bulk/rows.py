@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from florence2.answers.answer import Answer, Box, Polygon, Quad
@@ -43,7 +43,7 @@ class TaskQuestion:
 
     task: str
     text: TaskText = None
-    known: Task | None = field(default=None, repr=False, compare=False)
+    known: Task | None = None
 
     @property
     def name(self) -> str:

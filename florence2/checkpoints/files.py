@@ -111,8 +111,8 @@ def _read_index(path: Path) -> tuple[Path, ...]:
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
         raise CheckpointError(f"{path} points outside its folder: {listing(outside)}.")
-    # a name of more than 255 characters cannot exist, and asking for it raises an OSError
-    missing = [shard for shard in shards if len(shard) > 255 or not (path.parent / shard).is_file()]
+    # a name that is too long cannot exist, and asking for it raises an OSError
+    missing = [shard for shard in shards if clip_name(shard) != shard or not (path.parent / shard).is_file()]
     if missing:
         raise CheckpointError(f"{path} lists shards that do not exist: {listing(missing)}.")
     return tuple(path.parent / shard for shard in shards)

@@ -119,10 +119,11 @@ class Sampling(Greedy):
         """Return the state before the first step, with all draws."""
         K, limit = options.width, options.max_new_tokens
         if options.seed is None:
-            draws = torch.rand(B, K, limit, dtype=torch.float32)
+            draws = torch.rand(B, K, limit, dtype=torch.float32, device="cpu")
         else:  # on the CPU, so that a seed means the same on every device
             generator = torch.Generator().manual_seed(options.seed)
-            draws = torch.rand(K, limit, dtype=torch.float32, generator=generator).repeat(B, 1, 1)  # (B, K, limit)
+            draws = torch.rand(K, limit, dtype=torch.float32, generator=generator, device="cpu")
+            draws = draws.repeat(B, 1, 1)  # (B, K, limit)
         return super().start(B, options, ids, device, draws=draws.clamp_(max=_MOST_DRAW).to(device), **more)
 
     def choose(self, scores: Tensor) -> tuple[Tensor, Tensor]:

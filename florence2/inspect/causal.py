@@ -190,7 +190,7 @@ def _record(f: Florence2, case: ForcedAnswer, names: Sequence[Name], limit: int)
     """Return the value of each name in the clean run."""
     exactly = [f"={name.name}" for name in names]
     image = f.processor.image_config
-    tracing = Tracing(f.model.config, exactly, limit, (1, 3, image.height, image.width), f.model.dtype)
+    tracing = Tracing(f.model.config, exactly, limit, (image.height, image.width), f.model.dtype)
     recording = Recording(tracing)
 
     def start() -> Recording:

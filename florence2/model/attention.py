@@ -81,4 +81,4 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = trace("weights", scores.softmax(dim=-1))
-    return trace("heads", F.dropout(weights, dropout, training=dropout > 0) @ value)
+    return trace("heads", F.dropout(weights, dropout) @ value)

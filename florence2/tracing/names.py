@@ -167,7 +167,7 @@ def module_of(name: str) -> str | None:
     if _VISION_MODULE.fullmatch(name):
         return name
     block = name.removesuffix(".ffn.before")
-    if block != name and _VISION_MODULE.fullmatch(block):
+    if _VISION_MODULE.fullmatch(block):
         return f"{block}.ffn.fc1"
     layer = _LAYER.fullmatch(name)
     if layer and layer[2] in _IN_LAYER:

@@ -61,17 +61,14 @@ def trace(f: Traceable, *patterns: str, limit: int = DEFAULT_LIMIT, unknown: Unk
     Raises:
         OptionError: A pattern selects nothing, or `limit` or `unknown` has a wrong value.
     """
-    tracing = Tracing(f.model.config, patterns, limit, _usual_shape(f), f.model.dtype, unknown)
+    settings = f.processor.image_config
+    size = settings.height, settings.width
+    tracing = Tracing(f.model.config, patterns, limit, size, f.model.dtype, unknown)
     with TraceBlock(f, tracing.start, patches=False):
         yield tracing
     if tracing.runs or tracing.images:
         recorded = tracing._recorded()
         warn_not_recorded("trace", tracing.selection.open.complete(tracing.chosen, recorded), recorded, stacklevel=3)
-
-
-def _usual_shape(f: Traceable) -> tuple[int, int, int, int]:
-    settings = f.processor.image_config
-    return (1, 3, settings.height, settings.width)
 
 
 class Tracing:
@@ -93,16 +90,16 @@ class Tracing:
         config: Florence2Config,
         patterns: Iterable[str] = (),
         limit: int = DEFAULT_LIMIT,
-        pixel_shape: Sequence[int] = (1, 3, 768, 768),
+        usual_size: tuple[int, int] = (768, 768),
         dtype: torch.dtype = torch.float32,
         unknown: Unknown = "refuse",
     ):
-        """`pixel_shape` (1, 3, H, W) is assumed for an EncodedImage that was made before the block."""
+        """`usual_size` (H, W) is assumed for an EncodedImage that was made before the block."""
         limit = plain(limit)
         if type(limit) is not int or limit < 1:
             raise OptionError(f"limit is {limit!r}; it must be a number of bytes of at least 1.")
         self.config, self.limit, self.dtype = config, limit, dtype
-        self.selection = Selection(config, patterns, pixel_shape, unknown)
+        self.selection = Selection(config, patterns, usual_size, unknown)
         self.known, self.chosen = self.selection.known, self.selection.by_pattern
         self.selected = self.selection.names
         self.runs: list[Run] = []

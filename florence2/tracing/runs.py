@@ -130,11 +130,11 @@ class Run:
     def image_grid(self) -> tuple[int, int]:
         """Rows and columns of the image tokens in `grid_span`."""
         image, vision = self._find_image(), self.selection.config.vision
-        shape = self.selection.pixel_shape if image is None else image.pixel_shape
-        grid = vision.grid_size(shape[2], shape[3])
+        height, width = self.selection.usual_size if image is None else image.pixel_shape[2:]
+        grid = vision.grid_size(height, width)
         if max(span.stop for span in pooled_spans(vision, grid).values()) != self.image_tokens:
             raise OptionError(
-                f"The image has {self.image_tokens} image tokens, which do not fit {shape[2]} x {shape[3]} pixels, so "
+                f"The image has {self.image_tokens} image tokens, which do not fit {height} x {width} pixels, so "
                 "its grid is unknown; encode it within the block."
             )
         return grid

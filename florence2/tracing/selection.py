@@ -32,11 +32,11 @@ class Selection:
         self,
         config: Florence2Config,
         patterns: Iterable[str],
-        pixel_shape: Sequence[int],
+        usual_size: tuple[int, int],
         unknown: Unknown = "refuse",
     ):
-        """`pixel_shape` (1, 3, H, W) is assumed for an EncodedImage that was made before the block."""
-        self.config, self.pixel_shape = config, tuple(pixel_shape)
+        """`usual_size` (H, W) is assumed for an EncodedImage that was made before the block."""
+        self.config, self.usual_size = config, usual_size
         self.known = {name.name: name for name in names_of(config)}
         self.by_pattern = select(patterns, list(self.known.values()), unknown=unknown)
         """The names of the table that each pattern selects."""

@@ -2,13 +2,15 @@
 
 import importlib
 import math
+import sys
+import types
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from florence2.answers.answer import Answer, Box, Polygon, parse_answer
+from florence2.answers.answer import Answer, Box, Polygon, Quad, parse_answer
 from florence2.answers.cascade import Cascade
 from florence2.answers.confidence import Calibration, Likelihoods, Parts, rate_regions
 from florence2.errors import OptionError
@@ -192,6 +194,59 @@ def test_rows_carry_both_numbers() -> None:
     values = answer_with(0.25).to_dict()
     assert values["boxes"] == [{"xyxy": [1.0, 2.0, 3.0, 44.0], "label": "cat", "score": 0.1, "confidence": 0.25}]
     assert values["calibrated"] is True
+
+
+class Detections:
+    """Stands for those of supervision, which is not installed here; tests/interop has the real ones."""
+
+    def __init__(self, **values: Any):
+        self.values = values
+
+    @classmethod
+    def empty(cls) -> "Detections":
+        return cls()
+
+
+@pytest.fixture
+def supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("supervision")
+    module.Detections = Detections  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "supervision", module)
+
+
+@pytest.mark.usefixtures("supervision")
+def test_detections_of_boxes() -> None:
+    boxes = (Box((3.0, 2.0, 1.0, 4.0), "dog", 0.1, 0.5), Box((5.0, 6.0, 7.0, 8.0), "car", 0.1, 0.25))
+    answer = replace(answer_with(0.5), boxes=boxes)
+    values = answer.to_supervision().values
+    assert values["xyxy"].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]] and values["mask"] is None
+    assert values["confidence"].tolist() == [0.5, 0.25] and values["class_id"].tolist() == [1, 0]
+    assert values["data"]["class_name"].tolist() == ["dog", "car"] and len(values["data"]) == 1
+    own = answer.to_supervision(["dog", "cat", "dog", "car"]).values
+    assert own["class_id"].tolist() == [0, 2] and answer.to_supervision(["dog"]).values["class_id"].tolist() == [0, -1]
+    unrated = replace(answer, boxes=(*boxes, Box((5.0, 6.0, 7.0, 8.0), "car", 0.1, None)))
+    assert unrated.to_supervision().values["confidence"] is None
+    assert answer_with().to_supervision().values == {}
+    for wrong in ("car", 3):
+        with pytest.raises(OptionError, match=r"give a list of labels, such as \['car', 'dog'\]"):
+            answer.to_supervision(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("supervision")
+def test_detections_of_quads_and_outlines() -> None:
+    corners = (1.0, 2.0, 9.0, 2.0, 9.0, 5.0, 1.0, 5.0)
+    quads = replace(answer_with(), kind="quads", quads=(Quad(corners, "GO", 0.1, 0.5),)).to_supervision().values
+    assert quads["data"]["xyxyxyxy"].tolist() == [[[1, 2], [9, 2], [9, 5], [1, 5]]]
+    assert quads["xyxy"].tolist() == [[1, 2, 9, 5]] and quads["mask"] is None
+    rings = ((), (3.0, 3.0), corners)
+    outlines = replace(answer_with(), polygons=(Polygon(rings, "", 0.1, 0.5), Polygon((), "", 0.1, 0.5)))
+    values = replace(outlines, image_size=(12, 8)).to_supervision().values
+    assert values["xyxy"].tolist() == [[1, 2, 9, 5], [0, 0, 0, 0]] and list(values["data"]) == ["class_name"]
+    assert values["mask"].shape == (2, 8, 12) and values["mask"].dtype == bool
+    rows, columns = np.nonzero(values["mask"][0])
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 5, 1, 9) and len(rows) == 4 * 9
+    mixed = replace(outlines, image_size=(12, 8), boxes=(Box((3.0, 2.0, 5.0, 4.0), "", 0.1, 0.5),))
+    assert mixed.to_supervision().values["mask"].sum(axis=(1, 2)).tolist() == [9, 36, 0]
 
 
 def test_supervision_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from florence2.answers.parsing import clean_label, find_region_tokens, find_regions, remove_markers
+from florence2.answers.parsing import clean_label, find_region_tokens, find_regions, find_written, remove_markers
 from florence2.inputs.coordinates import LOCATION
 from florence2.inputs.tasks import AnswerKind
 
@@ -66,6 +66,12 @@ def test_boxes_unless_there_is_a_polygon() -> None:
         assert (region.shape, region.label, region.bins) == (shape, "cat", (BINS,))
 
 
+@pytest.mark.parametrize("kind", ["boxes", "phrases", "proposals"])
+def test_a_polygon_where_boxes_are_asked_for_is_read_as_one(kind: AnswerKind) -> None:
+    (region,) = find_regions(kind, f"cat<poly>{BOX}</poly>")
+    assert (region.shape, region.bins) == ("box", (BINS,))
+
+
 @pytest.mark.parametrize("kind", get_args(AnswerKind))
 def test_positions_are_those_of_the_text_before_markers_were_removed(kind: AnswerKind) -> None:
     text = f"</s><s>a <pad>car{BOX}{BOX}<sep>{BOX}</s>"
@@ -84,6 +90,19 @@ def test_the_tokens_of_each_region() -> None:
     rings = ["</s>", "<s>", "cat", *["<loc_1>"] * 4, "<sep>", *["<loc_2>"] * 6, "</s>"]
     assert find_region_tokens("polygons", rings) == [(2, 3, 4, 5, 7, 8, 9, 10, 11, 12)]
     assert find_region_tokens("text", texts) == []
+
+
+def test_the_tokens_of_a_label_are_neither_markers_nor_the_start() -> None:
+    corners = [f"<loc_{i}>" for i in range(8)]
+    (quad,) = find_written("quads", ["</s>", "<s>", "ST", "</s>", "OP", *corners, "</s>"])
+    assert (quad.label, quad.rows) == ((1, 3), (tuple(range(4, 12)),)) and quad.region.label == "</s>ST</s>OP"
+
+
+def test_the_tokens_of_an_outlines_label_follow_the_rest_of_a_location() -> None:
+    outline = ["<poly>", *[f"<loc_{i}>" for i in range(4)], "</poly>"]
+    written = find_written("boxes_or_polygons", ["</s>", "a", " cat", *outline, "<loc_7>", "big", " dog", *outline])
+    assert [(each.region.label, each.label) for each in written] == [("a cat", (0, 1)), ("big dog", (9, 10))]
+    assert [each.rows for each in written] == [((3, 4, 5, 6),), ((12, 13, 14, 15),)]
 
 
 def test_removed_markers_leave_every_character_its_position() -> None:

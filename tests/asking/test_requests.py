@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import florence2
-from florence2.asking.requests import EncodedImage, check_request, check_requests
+from florence2.answers.answer import Box
+from florence2.asking.requests import EncodedImage, PreparedImage, check_request, check_requests, outline_requests
 from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
 from florence2.inputs.coordinates import box_to_tokens, pixels_to_bins
 
@@ -22,6 +23,33 @@ BOX = (10, 20, 200, 150)
 @pytest.fixture(scope="module")
 def encoded(small: florence2.Florence2) -> EncodedImage:
     return small.encode_image(np.zeros((200, 320, 3), np.uint8))
+
+
+def test_the_repr_of_an_image_holds_neither_pixels_nor_source() -> None:
+    assert repr(PreparedImage(np.zeros((3, 4, 3), np.uint8), (4, 3), "a.png")) == "PreparedImage(size=(4, 3))"
+    assert repr(EncodedImage(None, (4, 3), "a.png")) == "EncodedImage(features=None, size=(4, 3))"
+
+
+@pytest.mark.parametrize("request_", [["<OD>", "a.png"], ("<OD>",), ("<OD>", "a.png", "x", None), "od", None])
+def test_a_request_is_a_tuple_of_two_or_three(request_: Any) -> None:
+    with pytest.raises(PromptError, match=r"A request must be \(task, image\) or \(task, image, input\), not"):
+        check_request(request_)
+
+
+@pytest.mark.parametrize(
+    ("xyxy", "tokens"),
+    [
+        ((10.0, 20.0, 10.0, 20.0), "<loc_100><loc_200><loc_100><loc_200>"),
+        ((10.0, 20.0, 30.0, 40.0), "<loc_100><loc_200><loc_300><loc_400>"),
+        ((30.0, 20.0, 10.0, 40.0), None),
+        ((10.0, 40.0, 30.0, 20.0), None),
+    ],
+)
+def test_boxes_with_swapped_corners_are_not_outlined(xyxy: tuple[float, ...], tokens: str | None) -> None:
+    image = EncodedImage(None, (100, 100))
+    requests, problems = outline_requests(image, [Box((0.0, 0.0, 9.0, 9.0), "a"), Box(xyxy, "b")])
+    assert requests.get(1) == (None if tokens is None else ("<REGION_TO_SEGMENTATION>", image, tokens))
+    assert problems == ["The box of 'b' has swapped corners, so it was not outlined."] * (tokens is None)
 
 
 @pytest.mark.parametrize(

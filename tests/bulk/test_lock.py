@@ -36,6 +36,15 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_is_for_everybody_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with FolderLock(tmp_path):
+            assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
 def test_the_folder_under_another_name_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "out")

@@ -1,6 +1,7 @@
 """Each task of a command line gets the input that it takes."""
 
 from florence2.bulk.questions import read_questions
+from florence2.inputs.tasks import TASKS, Task
 
 BOX, OTHER_BOX = (1.0, 2.0, 3.0, 4.0), (0.0, 0.0, 9.0, 9.0)
 
@@ -9,6 +10,14 @@ def test_a_task_takes_its_own_input() -> None:
     tasks = ["od", "caption_to_phrase_grounding", "region_to_ocr"]
     questions = read_questions(tasks, ["a car"], [BOX])
     assert [question.text for question in questions] == [None, "a car", BOX]
+
+
+def test_a_task_that_takes_anything_takes_the_text_before_the_box() -> None:
+    any_task = {"<LOOK>": Task("<LOOK>", "Look at {input}.", takes="anything")}
+    tasks = ["<LOOK>", "region_to_ocr"]
+    questions = read_questions(tasks, ["a car"], [BOX], {**TASKS, **any_task})
+    assert [question.text for question in questions] == ["a car", BOX]
+    assert [question.text for question in read_questions(tasks[:1], None, [BOX], any_task)] == [BOX]
 
 
 def test_several_texts_are_classes_and_several_boxes_are_questions() -> None:

@@ -56,7 +56,10 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch, picture_file: Path) -> None:
     monkeypatch.setattr("sys.stdin", Stdin)
     (source,) = find_images(["-"])
     assert source.data == picture_file.read_bytes() and source.stem == "stdin"
-    monkeypatch.setattr("florence2.bulk.sources.MAX_STDIN_BYTES", 10)
+    Stdin.buffer.seek(0)
+    monkeypatch.setattr("florence2.bulk.sources.MAX_STDIN_BYTES", len(source.data))
+    assert len(find_images(["-"])) == 1
+    monkeypatch.setattr("florence2.bulk.sources.MAX_STDIN_BYTES", len(source.data) - 1)
     Stdin.buffer.seek(0)
     with pytest.raises(ImageError, match="stdin has more than"):
         find_images(["-"])

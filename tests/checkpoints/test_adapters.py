@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import florence2
-from florence2.checkpoints.adapters import MAX_NAMES, MAX_PATTERNS, merge_adapter, read_adapter_config
+from florence2.checkpoints.adapters import MAX_NAMES, MAX_PATTERNS, _is_harmless, merge_adapter, read_adapter_config
 from florence2.checkpoints.checkpoint import convert_checkpoint, load_model
 from florence2.checkpoints.files import write_tasks
 from florence2.checkpoints.hub import find_adapter, resolve_adapter
@@ -352,6 +352,19 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("most", "beyond"),
+    [
+        ("(a|b).(c|d)", "(a|b).(c|d).(e|f)"),
+        (r".*a.*", r".*a.*b.*"),
+        (r"\d+a\d+b\d+", r"\d+a\d+b\d+c\d+"),
+        (f"{'a' * 198}.*", f"{'a' * 199}.*"),
+    ],
+)
+def test_patterns_have_few_parts_that_vary(most: str, beyond: str) -> None:
+    assert _is_harmless(most) and not _is_harmless(beyond)
+
+
 @pytest.mark.parametrize("pattern", HOSTILE)
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
 def test_patterns_that_might_never_end_are_refused(pattern: str, key: str, tmp_path: Path) -> None:
@@ -377,6 +390,8 @@ def test_names_and_patterns_have_limits(tmp_path: Path) -> None:
     names = {f"layers.{layer}.fc1": 2 for layer in range(MAX_NAMES)}
     config = read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=names))
     assert config.rank_of("encoder.layers.777.fc1") == 2 and config.rank_of("encoder.layers.777.fc2") == 3
+    some = {f"fc{layer}.*": 2 for layer in range(MAX_PATTERNS)}
+    assert len(read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=some)).ranks) == MAX_PATTERNS
     for more in (names | {"one": 2}, {f"fc{layer}.*": 2 for layer in range(MAX_PATTERNS + 1)}):
         with pytest.raises(ConfigError, match=r"the limits are 10,000 and 16"):
             read_adapter_config(write(tmp_path, {"x": torch.ones(1)}, rank_pattern=more))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import florence2
-from florence2.checkpoints.checkpoint import convert_checkpoint, load_model, save_checkpoint
+from florence2.checkpoints.checkpoint import convert_checkpoint, find_misfits, load_model, save_checkpoint
 from florence2.checkpoints.describe import describe_checkpoint
 from florence2.checkpoints.tensors import find_weights
 from florence2.errors import CheckpointError, ConfigError
@@ -355,3 +355,11 @@ def test_the_tokenizer_is_copied_where_the_layout_stays(
         convert_checkpoint(source, target, layout)
         same = (source / "tokenizer.json").read_bytes() == (target / "tokenizer.json").read_bytes()
         assert same is equal
+
+
+def test_misfits_are_listed_without_loading(small_folder: Path, tmp_path: Path) -> None:
+    config = load_model(small_folder).config
+    assert find_misfits(find_weights(small_folder), config) == []
+    copy_checkpoint(small_folder, tmp_path / "c", lambda tensors: tensors.pop("image_projection"))
+    (problem,) = find_misfits(find_weights(tmp_path / "c"), config)
+    assert problem.startswith("missing: image_projection")

@@ -305,5 +305,12 @@ def test_a_name_that_the_hub_cannot_have_is_not_looked_up(name: str) -> None:
 def test_a_mistyped_path_of_a_run_is_not_sent_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert not is_hub_id(name) and is_hub_id("owner/name") and is_hub_id("owner/my-adapter")
-    with pytest.raises(HubError, match="is not an existing path"):
+    reason = "a training run gives its folders such names" if "checkpoint" in name else "it is not one of the names"
+    with pytest.raises(HubError, match=f"is not an existing path: {reason}"):
         resolve(name)
+    with pytest.raises(HubError, match="is not an existing path: it is not one of the names"):
+        resolve("deep/run/checkpoint-500")
+    (tmp_path / "owner").mkdir()
+    assert not is_hub_id("owner/name")
+    with pytest.raises(HubError, match="is not an existing path: owner is a folder here"):
+        resolve("owner/name")

@@ -1,6 +1,7 @@
 """Pickles that are refused before torch reads them: no memory, no time, no calls beyond those of tensors."""
 
 import pickle
+import pickletools
 import resource
 import struct
 import time
@@ -98,6 +99,18 @@ def test_a_compressed_file_is_refused_unopened(tmp_path: Path) -> None:
         check_pickle(path)
 
 
+def test_an_entry_that_only_calls_itself_compressed_is_refused_too(tmp_path: Path) -> None:
+    """Four bytes that take four when they are deflated: the sizes agree, the way does not."""
+    path = put(tmp_path / "a.bin", b"\x80\x02}.")
+    content = path.read_bytes()
+    for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = content.index(mark) + place
+        content = content[:at] + struct.pack("<H", zipfile.ZIP_DEFLATED) + content[at + 2 :]
+    path.write_bytes(content)
+    with pytest.raises(UnsafePickle, match="compressed"):
+        check_pickle(path)
+
+
 def small(monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
     monkeypatch.setattr(pickles, limit, value)
 
@@ -109,9 +122,20 @@ def small(monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
 def test_limits(limit: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "a.bin")
     check_pickle(tmp_path / "a.bin")
-    small(monkeypatch, limit, 10)
-    with pytest.raises(UnsafePickle, match=words):
-        check_pickle(tmp_path / "a.bin")
+    low, high = 1, 10_000
+    while low < high:  # the smallest limit that lets the file pass
+        middle = (low + high) // 2
+        small(monkeypatch, limit, middle)
+        try:
+            check_pickle(tmp_path / "a.bin")
+            high = middle
+        except UnsafePickle as error:
+            assert words in str(error)
+            low = middle + 1
+    with zipfile.ZipFile(tmp_path / "a.bin") as file:
+        content = file.read("a/data.pkl")
+    counts = {"MAX_OBJECT_BYTES": len(content), "MAX_INSTRUCTIONS": len(list(pickletools.genops(content)))}
+    assert low == counts.get(limit, low) and 10 < low < 10_000
 
 
 def test_two_objects_or_none_are_refused(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(MAX_TASKS_BYTES + 1)
     with pytest.raises(ConfigError, match="larger than 1 MiB"):
         read_tasks(tmp_path)
-    rows = [{"token": f"<T{i}>"} for i in range(MAX_TASKS + 1)]
+    rows = [{"token": f"<T{i}>", "sentence": "What?"} for i in range(MAX_TASKS + 1)]
+    (tmp_path / "tasks.json").write_text(json.dumps({"tasks": rows[:-1]}))
+    assert len(read_tasks(tmp_path)) == 1000
     (tmp_path / "tasks.json").write_text(json.dumps({"tasks": rows}))
     with pytest.raises(ConfigError, match="it has 1,001 tasks; at most 1,000 are read"):
         read_tasks(tmp_path)

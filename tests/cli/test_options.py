@@ -10,6 +10,8 @@ import pytest
 
 from florence2.checkpoints.checks.functions import find_function
 from florence2.checkpoints.checks.loading import DTYPES as TORCH_DTYPES
+from florence2.checkpoints.hub import resolve
+from florence2.cli import options
 from florence2.cli.main import COMMANDS, main, naming_options
 from florence2.cli.options import DTYPES, SETTINGS, check_order, parse_box, parse_change
 from florence2.errors import OptionError, PromptError
@@ -158,6 +160,41 @@ def test_an_answer_that_takes_too_much_names_the_options_too(
         assert main(["evaluate", str(rows), "--model", str(small_folder), *words]) == 1
         captured = capsys.readouterr()
         assert "lower --max-new-tokens or --beams" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "word", "fetched"),
+    [
+        ("nano", None, "depth", False),
+        ("nano", "./missing", "od", False),
+        ("nano", "./missing", "depth", True),
+        ("base", None, "<DEPTH>", False),
+        ("owner/unknown", None, "How deep?", False),
+        ("owner/unknown", None, "depth", True),
+        ("owner/unknown", None, "<DEPTH>", True),
+    ],
+)
+def test_files_that_may_bring_a_task_are_fetched_for_a_word_that_may_be_one(
+    model: str, adapter: str | None, word: str, fetched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(options, "check_model", lambda given: calls.append(given.model))
+    monkeypatch.setattr(options, "find_checkpoint", lambda name, *_: resolve(name) if name == "nano" else None)
+    given = argparse.Namespace(model=model, adapter=adapter, revision=None, task_kind=[])
+    assert len(options.model_tasks(given, ["Is it far?", word]).own) == 0 and bool(calls) == fetched
+
+
+@pytest.mark.parametrize(("given", "allowed"), [({}, False), ({"allow_pickle": True}, True)])
+def test_a_command_without_the_option_allows_no_pickle(
+    given: dict[str, bool], allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(options, "resolve", lambda *_, allow_pickle, report: calls.append(allow_pickle))
+    monkeypatch.setattr(options, "find_checkpoint", lambda name, revision, allow_pickle: calls.append(allow_pickle))
+    words = argparse.Namespace(model="owner/unknown", revision=None, task_kind=[], **given)
+    options.check_model(words)
+    options.model_tasks(words, ["depth"])
+    assert calls == [allowed] * 3
 
 
 USERS = """

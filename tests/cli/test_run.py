@@ -65,10 +65,14 @@ def test_samples_of_different_seeds_are_not_mixed(small_folder: Path, picture_fi
     assert run(*common, "--sample", "--seed", "4") == run(*common) == 2
 
 
-def test_several_tasks_and_images(small_folder: Path, picture_file: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_several_tasks_and_images(
+    small_folder: Path, picture_file: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_picture(1, 30, 30).save(tmp_path / "second.png")
-    images = [picture_file, tmp_path / "second.png"]
+    images, reports = [picture_file, tmp_path / "second.png"], []
+    monkeypatch.setattr(Progress, "__call__", lambda self, *numbers: reports.append(numbers))
     assert run("run", "od", "<CAPTION>", *images, "--model", small_folder, "--batch", 2, *FEW) == 0
+    assert reports == [(0, 2), (1, 2), (2, 2)]
     out = capsys.readouterr().out
     assert [line.split("  ")[1] for line in out.splitlines() if line.startswith("== ")] == ["<OD>", "<CAPTION>"] * 2
 

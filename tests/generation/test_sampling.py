@@ -87,6 +87,12 @@ def test_impossible_ids_are_never_drawn() -> None:
         assert sorted(ids[0, (probabilities > 0)[0]].tolist()) == [1, 3]
 
 
+def test_a_draw_that_rounding_moved_to_an_impossible_id_takes_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator may add in another order for each sum."""
+    monkeypatch.setattr(torch, "searchsorted", lambda sums, draws, right: torch.full_like(draws, 2, dtype=torch.int64))
+    assert draw(3, seed=0, temperature=0.01).sequences[:, 1].tolist() == [1, 1, 1]
+
+
 def test_log_probabilities_are_those_before_temperature_and_cuts() -> None:
     found = draw(50, seed=1, temperature=0.3, top_k=3)
     expected = torch.tensor(P).log()[found.sequences[:, 1]]

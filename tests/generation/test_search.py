@@ -324,3 +324,27 @@ def test_room_grows_with_the_answer_up_to_the_limit(settings: dict[str, Any]) ->
     there_and_back = state.with_room_for(1).with_room(150)
     for name, value in state.tensors().items():
         assert torch.equal(there_and_back.tensors()[name], value), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_beams": 3, "no_repeat_ngram_size": 2, "repetition_penalty": 1.5, "min_new_tokens": 3},
+        {"num_beams": 2, "early_stopping": "never", "forced_bos_token_id": 3, "num_return_sequences": 2},
+        {"sample": True, "seed": 1},
+        {"sample": True, "top_k": 3, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_every_tensor_is_made_on_the_device_of_the_logits(changes: dict[str, Any]) -> None:
+    """Whatever torch's own default is: tensors of this one, "meta", have no values."""
+    options, logits = replace(PLAIN, **changes), torch.tensor(HAND)
+
+    def found() -> Generation:
+        torch.manual_seed(0)
+        return search(lambda newest: logits[newest], lambda _: None, 2, options, IDS, keep=lambda _: None)
+
+    expected = found()
+    with torch.device("meta"):
+        assert torch.equal(found().sequences, expected.sequences)

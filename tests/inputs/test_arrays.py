@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from florence2.errors import ImageError
+from florence2.inputs import arrays
 from florence2.inputs.image import open_image
 from tests.inputs.test_image import saved
 
@@ -23,6 +24,14 @@ def test_channels_come_first_only_where_the_last_dimension_cannot_be_channels() 
             assert open_image(array).size == size
     deep = values.astype(np.uint16) * 257
     assert np.array_equal(np.asarray(open_image(deep)), values.transpose(1, 2, 0))
+
+
+def test_a_row_of_more_pixels_than_a_block_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "_BLOCK_PIXELS", 4)
+    values = np.random.default_rng(0).random((7, 5, 3))
+    for width in (5, 2):  # one row a block, and two
+        expected = np.rint(values[:, :width] * 255)
+        assert np.abs(np.asarray(open_image(values[:, :width])) - expected).max() <= 1
 
 
 def deep(low: int, high: int) -> np.ndarray:

@@ -100,6 +100,13 @@ def test_long_data_urls_are_refused_before_they_are_decoded(monkeypatch: pytest.
     monkeypatch.setattr(files, "MAX_STREAM_BYTES", 1 << 20)
     with pytest.raises(ImageError, match="The data URL has more than 1 MiB"):
         open_image("data:image/png;base64," + "A" * (2 << 20))
+    monkeypatch.setattr(files, "MAX_STREAM_BYTES", 6)
+    assert files.read_data_url("data:image/png;base64," + "A" * 8).read() == bytes(6)
+    with pytest.raises(ImageError, match="The data URL has more than"):
+        files.read_data_url("data:image/png;base64," + "A" * 9)
+    assert files.read_stream(io.BytesIO(bytes(6))).read() == bytes(6)
+    with pytest.raises(ImageError, match="The file object has more than"):
+        files.read_stream(io.BytesIO(bytes(7)))
 
 
 @pytest.mark.parametrize("scheme", ["https", "http", "HTTPS", "ftp", "s3", "gs"])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageFile, features
 
 from florence2.errors import ImageError
+from florence2.inputs import formats
 from florence2.inputs.formats import FORMATS, image_suffixes, other_image_suffixes
 from florence2.inputs.image import open_image
 from florence2.train.images import upright_size
@@ -122,6 +123,14 @@ def test_heic_gets_the_hint_that_mends_it() -> None:
         data = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0" + brand + bytes(40)
         with pytest.raises(ImageError, match=r"HEIC.*Convert it to JPEG.*pillow-heif.*register_heif_opener"):
             open_image(data)
+
+
+def test_the_brands_of_a_heic_end_after_64_bytes() -> None:
+    """An AVIF among the compatible brands is not a HEIC, and later bytes are an image's."""
+    for at, brand, is_heic in ((60, b"heic", True), (61, b"heic", False), (60, b"avif", False), (61, b"avif", True)):
+        data = bytearray(b"\0\0\0\x18ftyp" + (b"isom" if brand == b"heic" else b"mif1") + bytes(80))
+        data[at : at + 4] = brand
+        assert (formats._name_format(bytes(data)) == "HEIC") == is_heic, (at, brand)
 
 
 def test_heic_is_read_once_a_decoder_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,11 @@ def test_settings_inside_a_processor_config(tmp_path: Path) -> None:
         ({"do_center_crop": True}, "do_center_crop"),
         ({"size": {"shortest_edge": 224}}, "size lacks 'height'"),
         ({"size": {"height": 0, "width": 5}}, "each side must be"),
+        ({"size": {"height": 5, "width": 8193}}, "each side must be"),
+        ({"image_mean": [0.5] * 4}, "three numbers"),
+        ({"image_std": [0.5] * 2}, "three numbers"),
+        ({"image_mean": [0.5, 0.5, 1_000_001]}, "its numbers must be finite, at most 1,000,000"),
+        ({"image_std": [0.5, 0.5, 9e-7]}, "the std above 0"),
         ({"size": {"height": 10**6, "width": 5}}, "each side must be"),
         ({"image_mean": [0.5]}, "three numbers"),
         ({"image_std": [0.5, 0.5, 0]}, "std above 0"),
@@ -266,6 +271,7 @@ def test_settings_inside_a_processor_config(tmp_path: Path) -> None:
         ({"rescale_factor": 0}, "rescale_factor is 0.0; it must be above 0"),
         ({"rescale_factor": -0.5}, "rescale_factor must be a number from 0 to .*, but is -0.5"),
         ({"rescale_factor": float("nan")}, "rescale_factor"),
+        ({"rescale_factor": 1.1}, "rescale_factor is 1.1; it must be above 0 and at most 1"),
         ({"resample": 9}, "filter numbers"),
         ({"size": 768}, "must be dict"),
     ],
@@ -273,6 +279,24 @@ def test_settings_inside_a_processor_config(tmp_path: Path) -> None:
 def test_settings_that_nobody_implements_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_image_config(PUBLISHED | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": {"height": 1, "width": 8192}},
+        {"size": {"height": 8192, "width": 1}},
+        {"image_mean": [1e6, -1e6, 0]},
+        {"image_std": [1e-6, 1, 1e6]},
+        {"rescale_factor": 1},
+        {"resample": 0},
+        {"resample": 5},
+        {"do_resize": None},
+    ],
+    ids=str,
+)
+def test_settings_at_their_limits_are_read(changes: dict[str, Any]) -> None:
+    parse_image_config(PUBLISHED | changes)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

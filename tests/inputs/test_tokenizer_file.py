@@ -10,8 +10,9 @@ import pytest
 
 from florence2.checkpoints.hub import resolve
 from florence2.errors import CheckpointError, PromptError
+from florence2.inputs import tokenizer
 from florence2.inputs.tokenizer import ADDED_TOKENS, FlorenceTokenizer
-from florence2.inputs.tokenizer_file import read_known_file
+from florence2.inputs.tokenizer_file import MAX_FILE_BYTES, read_known_file
 from parity.cases import random_text
 from parity.recipe import GOLDEN
 
@@ -116,6 +117,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "a gap": (lambda values: values["added_tokens"].append({"id": 1640, "content": "<mine>"}), "its place is 1631"),
     "an id as text": (lambda values: added(values, "<loc_5>").update(id="616"), "without an id"),
+    "a content that is no text": (lambda values: added(values, "<loc_5>").update(content=5), "without an id or"),
+    "an empty content": (lambda values: added(values, "<loc_5>").update(content=""), "without an id or content"),
     "an endless id": (lambda values: added(values, "<loc_5>").update(id=10**400), "the id 1000"),
     "two ids": (lambda values: added(values, "<pad>").update(id=3), "gives '<pad>' two ids, 1 and 3"),
     "begin missing": (renumbered("<mask>"), "lacks the token '<mask>'"),
@@ -127,6 +130,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a byte missing": (lambda values: values["model"]["vocab"].pop("~"), "lacks the word '~', which stands for a byte"),
     "an id that is no number": (lambda values: values["model"]["vocab"].update({"~": 1.5}), "the id 1.5"),
     "an id of 400 digits": (lambda values: values["model"]["vocab"].update({"~": 10**400}), "gives '~' the id 1000"),
+    "an id at the limit": (lambda values: values["model"]["vocab"].update({"~": MAX_FILE_BYTES}), "gives '~' the id"),
+    "an id below 0": (lambda values: values["model"]["vocab"].update({"~": -1}), "gives '~' the id -1"),
     "no merges": (lambda values: values["model"].update(merges=[]), "no merge that makes the word"),
     "one merge fewer": (lambda values: values["model"]["merges"].pop(7), "no merge that makes the word"),
     "merges in another order": (lambda values: values["model"]["merges"].reverse(), "other ids or other merges"),
@@ -241,6 +246,13 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 def test_ids_that_are_none_get_a_sentence(ids: list[Any], nano: FlorenceTokenizer) -> None:
     with pytest.raises(PromptError, match="cannot be converted to text"):
         nano.decode(ids)
+
+
+def test_an_id_that_the_library_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = json.loads((resolve("nano") / "tokenizer.json").read_text())
+    values["added_tokens"][-1]["id"] += 1
+    with pytest.raises(CheckpointError, match="The tokenizer cannot be read: '.*' would not get the id 1631"):
+        tokenizer._build(values)
 
 
 class Panic(BaseException):

@@ -1,6 +1,7 @@
 """config.json of both layouts -> Florence2Config, and back."""
 
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from florence2.checkpoints.presets import preset
 from florence2.errors import ConfigError
 from florence2.generation.options import NOT_IN_CHECKPOINTS, GenerationOptions
 from florence2.model.attention import ACTIVATIONS
-from florence2.model.config import ACTIVATION_NAMES, Florence2Config, change_config
+from florence2.model.config import ACTIVATION_NAMES, STAGE_TUPLES, Florence2Config, change_config, find_problems
 from florence2.model.davit import DaViT
 from parity.cases import shapes
 from parity.recipe import GOLDEN
@@ -246,7 +247,72 @@ def test_hostile_sizes_are_refused_before_anything_is_built(key: str, value: Any
         parse_config(values)
 
 
-@pytest.mark.parametrize("key", ["dropout", "attention_dropout", "activation_dropout"])
-def test_a_dropout_rate_is_a_share(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"text_config.{key} is 3.0; it must be 0 to 1"):
-        change_config(preset("tiny"), {f"text.{key}": 3.0})
+@pytest.mark.parametrize(
+    ("key", "accepted", "refused"),
+    [
+        ("vision.window_size", (1, 64), (0, 65)),
+        ("vision.max_position_embeddings", (1, 1 << 20), (0, (1 << 20) + 1)),
+        ("vision.max_temporal_embeddings", (1, 4096), (0, 4097)),
+        ("vision.projection_dim", (1, 1 << 20), (0, (1 << 20) + 1)),
+        ("vision.patch_size", (1, 256), (0, 257)),
+        ("vision.patch_stride", (1, 256), (0, 257)),
+        ("vision.patch_padding", (0, 256), (-1, 257)),
+        ("vision.dim_embed", (1, 1 << 14), (0, (1 << 14) + 1)),
+        ("vision.num_heads", (1, 1 << 20), (0, (1 << 20) + 1)),
+        ("vision.mlp_ratio", (0.1, 512.0), (0.0, 512.1)),
+        ("vision.drop_path_rate", (0.0, 0.9), (-0.1, 1.0)),
+        ("text.vocab_size", (1, 1 << 20), (0, (1 << 20) + 1)),
+        ("text.d_model", (1, 1 << 20), (0, (1 << 20) + 1)),
+        ("text.encoder_ffn_dim", (1,), (0,)),
+        ("text.decoder_ffn_dim", (1,), (0,)),
+        ("text.max_position_embeddings", (1,), (0,)),
+        ("text.encoder_layers", (1, 512), (0, 513)),
+        ("text.decoder_layers", (1, 512), (0, 513)),
+        *((f"text.{key}", (0.0, 1.0), (-0.1, 1.1)) for key in ("dropout", "attention_dropout", "activation_dropout")),
+        ("text.pad_token_id", (0, 499), (500,)),
+        ("text.decoder_start_token_id", (0, 499), (500,)),
+    ],
+)
+def test_every_size_has_its_limits(key: str, accepted: tuple[Any, ...], refused: tuple[Any, ...]) -> None:
+    config = preset("tiny")
+    config = replace(config, text=replace(config.text, vocab_size=500))
+    part, _, name = key.partition(".")
+    section = getattr(config, part)
+    for value in (*accepted, *refused):
+        old = getattr(section, name)
+        changed = replace(section, **{name: (value, *old[1:]) if isinstance(old, tuple) else value})
+        problems = find_problems(**{"vision": config.vision, "text": config.text, part: changed})
+        complaint = rf"{part}_config\.{name} (is )?{value}[; ]"
+        ours = [problem for problem in problems if re.match(complaint, problem) and "divisible" not in problem]
+        assert bool(ours and "is not text" not in ours[0]) == (value in refused), (value, problems)
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_heads_share_the_width(side: str) -> None:
+    config = preset("base")
+    for heads, fits in ((0, False), (-1, False), (1, True), (768, True), (769, False), (7, False)):
+        problems = find_problems(config.vision, replace(config.text, **{f"{side}_attention_heads": heads}))
+        words = [f"text_config.d_model 768 is not divisible by {heads} {side}_attention_heads"]
+        assert problems == words * (not fits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"depths": (510, 1, 1, 1)}, "ask for 513 blocks"),
+        ({"depths": (509, 1, 1, 1)}, None),
+        ({"image_feature_source": ("last_frame",) * 9}, "must name 1 to 8"),
+        ({"image_feature_source": ("last_frame",) * 8}, None),
+        ({"image_feature_source": ("last_frame",)}, None),
+        ({"dim_embed": (128, 256, 512, 1024)}, None),
+        ({"dim_embed": (128, 256, 512, 1023), "num_heads": (1,) * 4, "num_groups": (1,) * 4}, "that must be even"),
+    ],
+)
+def test_sizes_that_limit_each_other(changes: dict[str, Any], words: str | None) -> None:
+    config = preset("base")
+    problems = find_problems(replace(config.vision, **changes), config.text)
+    assert len(problems) == (words is not None) and (words or "") in "".join(problems)
+    stages = dict.fromkeys(STAGE_TUPLES, (1,) * 8) | {"patch_prenorm": (True,) * 8, "dim_embed": (2,) * 8}
+    assert find_problems(replace(config.vision, **stages), config.text) == []
+    stages = {key: (*values, values[0]) for key, values in stages.items()}
+    assert len(find_problems(replace(config.vision, **stages), config.text)) == len(stages)

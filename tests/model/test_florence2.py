@@ -48,6 +48,27 @@ def test_a_padded_row_equals_its_single(model: Florence2Model) -> None:
     assert torch.allclose(batch[1:], model.decode(decoder_ids, single), atol=1e-5)
 
 
+@torch.no_grad()
+def test_every_tensor_is_made_on_the_models_own_device(model: Florence2Model) -> None:
+    """Whatever torch's own default is: tensors of this one, "meta", have no values."""
+    pixels = torch.randn(2, 3, 64, 64)
+    ids, mask, labels = (
+        torch.tensor([[0, 5, 2], [0, 9, 2]]),
+        torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        torch.ones(2, 2).long(),
+    )
+    parents = torch.tensor([[1, 1], [0, 1]])
+    with torch.device("meta"):
+        features = model.encode_image(pixels)
+        memory = model.encode(features, ids, mask)
+        cache = model.start_cache(memory, 2, 4)
+        for _ in range(2):
+            logits = model.step(labels.flatten(), cache)
+            cache.reorder(parents)
+        values = [model.loss(pixels, ids, labels, mask), model.decode(labels, memory), logits]
+    assert all(value.device.type == "cpu" and value.isfinite().all() for value in values)
+
+
 def test_without_layers_the_model_is_its_embeddings_and_its_output() -> None:
     """scale_embedding means the answer's ids, not the prompt's; logits are hidden · embeddingᵀ + final_logits_bias."""
     tiny = preset("tiny")

@@ -28,7 +28,10 @@ def test_column_comes_first_then_row() -> None:
 
 def test_a_grid_beyond_the_table_gets_a_sentence() -> None:
     table = PositionTable(6, 9)
-    assert table(9, 9).shape == (9, 9, 6)
+    assert table(9, 9).shape == (9, 9, 6) and table(1, 1).shape == (1, 1, 6)
+    for grid in ((0, 1), (1, 0), (10, 9), (9, 10)):
+        with pytest.raises(ImageError, match="knows 1 x 1 to 9 x 9"):
+            table.check(*grid)
     with pytest.raises(ImageError, match=r"grid of 10 x 3 positions, but this checkpoint knows 1 x 1 to 9 x 9"):
         table(10, 3)
 

@@ -40,6 +40,7 @@ def is_equivalent(mutant: Mutant) -> bool:
 
 GPU = "runs on a CUDA device alone; the tests have none"
 SPEED = "another way to the same numbers: they are equal by design, and tested to be"
+ONE_BEAM = "a single beam continues itself: gathering it changes nothing, and costs a copy each step"
 WORDS = "chooses the words of a message"
 EQUIVALENT: tuple[Equivalent, ...] = (
     Equivalent(
@@ -75,10 +76,30 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         new="0",
     ),
     Equivalent(
+        "florence2/checkpoints/tensors.py",
+        "from torch 2.6 on this is the default",
+        within="_unpickle",
+        new="torch.load(path, map_location='cpu')",
+    ),
+    Equivalent(
+        "florence2/checkpoints/tensors.py",
+        "from torch 2.6 on this is the default",
+        within="_unpickle",
+        new="torch.load(path, map_location='cpu', mmap=True)",
+    ),
+    Equivalent(
         "florence2/tracing/patches.py",
         "a value of the same shape is repeated once, which is the value",
         source="if of_batch or new.shape == value.shape:",
         new="of_batch",
+    ),
+    Equivalent("florence2/model/cache.py", ONE_BEAM, source="if self.beams > 1:", new="(self.beams >= 1)"),
+    Equivalent("florence2/model/cache.py", ONE_BEAM, source="if self.beams > 1:", new="0"),
+    Equivalent(
+        "florence2/model/cache.py",
+        "the ancestry of a single beam holds every slot that is written, so as a mask it changes nothing",
+        source="mask = None if self.beams == 1 else self.ancestry[:, None, :, :end]  # (B, 1, K, slots)",
+        new="0",
     ),
     Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:", old="1", new="0"),
     Equivalent("florence2/fast/cuda/recorded/graphs.py", GPU, within="record_cuda_graph"),

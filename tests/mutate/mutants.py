@@ -35,8 +35,10 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 SYMMETRIC = set("min max isinstance issubclass cast TypeVar hasattr dims equal allclose gcd promote_types".split())
 """Functions whose first two arguments may be exchanged, or whose exchange shows nothing."""
-CONTRACTS = set("strict stacklevel non_blocking pin_memory help metavar prog description frozen eq encoding".split())
-"""Keywords that check our own mistakes, say something to people, or only make things faster."""
+CONTRACTS = set(
+    "strict stacklevel non_blocking pin_memory help metavar prog description frozen eq encoding indent stable".split()
+)
+"""Keywords that check our own mistakes, say something to people, make things faster, or sort as a CPU does anyway."""
 FIXED = set("POSITION_OFFSET IGNORED_LABEL NUM_BINS _EXIF_ORIENTATION _NOT_STARTED".split())
 """The numbers with a name that are no choice of ours."""
 DOCUMENTS = ("annotation", "returns", "decorator_list", "bases", "exc", "cause", "msg", "type_comment", "type_params")
@@ -86,7 +88,9 @@ def _nodes(node: ast.AST, within: str) -> Iterator[tuple[ast.stmt | ast.expr, st
     """Yield every statement and expression that may be changed, with the name of the function around it."""
     if _is_left_alone(node) or (not within and _is_choice(node)):
         return
-    if isinstance(node, ast.stmt | ast.expr):
+    if isinstance(node, ast.keyword) and node.arg == "dim" and isinstance(node.value, ast.UnaryOp):
+        node = node.value  # of two axes the last is axis 1, so -1 becomes -2 and 0 alone
+    elif isinstance(node, ast.stmt | ast.expr):
         yield node, within
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         within = f"{within}.{node.name}".removeprefix(".")
@@ -114,13 +118,17 @@ def _is_choice(node: ast.AST) -> bool:
 
     That it acts is tested by the changes of the lines that use it.
     """
-    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+    if not isinstance(node, ast.Assign):
+        return False
+    names = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+    if not all(isinstance(name, ast.Name) for name in names):
         return False
     parts = list(ast.walk(node.value))
     is_number = all(
-        isinstance(part, ast.Constant | ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop) for part in parts
+        isinstance(part, ast.Constant | ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop | ast.Tuple | ast.Load)
+        for part in parts
     )
-    return is_number and node.targets[0].id not in FIXED
+    return is_number and FIXED.isdisjoint(name.id for name in names if isinstance(name, ast.Name))
 
 
 def _changes(node: ast.stmt | ast.expr) -> Iterator[tuple[ast.stmt | ast.expr, str]]:

@@ -13,7 +13,11 @@ SLOW = (
     *("tests/checkpoints/test_every_change.py", "tests/cli/test_torch_free.py", "tests/test_gradients.py"),
 )
 """Tests that look at everything, and take long: the last to be asked."""
-ELSEWHERE = {"__init__.py": "tests/test_imports.py", "__main__.py": "tests/cli/test_main.py"}
+ELSEWHERE = {
+    "__init__.py": "tests/test_imports.py",
+    "__main__.py": "tests/test_launch.py",
+    "reading.py": "tests/checkpoints/test_parts.py",
+}
 MOST = 5
 """Test files for each mutant, at most: a change that these do not see is one that nobody finds."""
 
@@ -28,7 +32,7 @@ def sources(root: Path, only: list[str]) -> list[str]:
 
 def tests_of(root: Path, path: str) -> list[str]:
     """Return the test files of a source file in the order in which they are asked."""
-    mirror = _mirror(path)
+    mirror, *above = _mirrors(path)
     imported = _imports(root, "tests")
     direct = [test for test, names in imported.items() if module_name(path) in names]
     users = [source for source, names in _imports(root, "florence2").items() if module_name(path) in names]
@@ -36,7 +40,7 @@ def tests_of(root: Path, path: str) -> list[str]:
     rooms = {room, _room(room)} - {"tests", ""}  # a room below another may be tested in that
     near = [test for test in imported if _room(test) in rooms]
     ranks: dict[str, int] = {}
-    for rank, group in enumerate(([mirror], direct, [_mirror(user) for user in users], near)):
+    for rank, group in enumerate(([mirror, *above], direct, [_mirrors(user)[0] for user in users], near)):
         for test in group:
             if test in imported:
                 ranks.setdefault(test, rank)
@@ -48,11 +52,13 @@ def module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _mirror(path: str) -> str:
+def _mirrors(path: str) -> list[str]:
+    """Return where the tests of a source file should be: in its room, or in one above."""
     folder, _, name = path.removeprefix("florence2/").rpartition("/")
     if name in ELSEWHERE:
-        return ELSEWHERE[name]
-    return "/".join(part for part in ("tests", folder, f"test_{name}") if part)
+        return [ELSEWHERE[name]]
+    parts = folder.split("/") if folder else []
+    return ["/".join(("tests", *parts[:count], f"test_{name}")) for count in range(len(parts), -1, -1)]
 
 
 def _room(test: str) -> str:
@@ -63,10 +69,24 @@ def _room(test: str) -> str:
 def _imports(root: Path, folder: str) -> dict[str, frozenset[str]]:
     """Return the names that every file of `folder` imports, modules and what is in them alike."""
     paths = sorted((root / folder).rglob("*.py" if folder == "florence2" else "test_*.py"))
+    public = _public(root)
+    found = {path.relative_to(root): _imported(path) for path in paths}
     return {
-        path.relative_to(root).as_posix(): frozenset(_imported(path))
-        for path in paths
-        if path.relative_to(root).parts[1] not in APART
+        path.as_posix(): frozenset(names | {public[name] for name in names & public.keys()})
+        for path, names in found.items()
+        if path.parts[1] not in APART
+    }
+
+
+@cache
+def _public(root: Path) -> dict[str, str]:
+    """Return the module that each public name comes from: "florence2.generate" is of florence2.generation.generate."""
+    tree = ast.parse((root / "florence2" / "__init__.py").read_text(encoding="utf-8"))
+    return {
+        f"florence2.{alias.name}": node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
     }
 
 
@@ -77,4 +97,6 @@ def _imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "florence2":
+            names.add(f"florence2.{node.attr}")
     return names

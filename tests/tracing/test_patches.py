@@ -296,6 +296,17 @@ def test_wrong_patches_are_refused_at_once(small: Florence2, patches: Any, messa
         (lambda: from_run("run"), "from_run takes a trace, or one of its runs or images, not str"),
         (lambda: zero_heads(3), r"heads is 3; it must be several whole numbers from 0, as \[3\]"),
         (lambda: zero_heads(cast(Any, [1.5])), r"heads is \[1.5\]; it must be several whole numbers"),
+        *(
+            (lambda numbers=numbers: zero_heads(numbers), "it must be several whole numbers from 0")
+            for numbers in (
+                torch.ones(2),
+                torch.ones(2).bool(),
+                torch.tensor([1j]),
+                torch.tensor([[1]]),
+                torch.tensor([-1]),
+            )
+        ),
+        *((lambda number=number: zero_heads([number]), "several whole numbers from 0") for number in (True, -1, "1")),
         (lambda: at(zero(), steps=[-1]), r"steps is \[-1\]"),
         (lambda: at(zero(), steps=slice(2)), "steps is slice"),
         (lambda: at(zero(), positions="12"), "positions is 12"),

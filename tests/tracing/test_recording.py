@@ -15,7 +15,8 @@ from florence2 import Florence2, GenerationOptions, load
 from florence2.errors import OptionError
 from florence2.inspect import Tracing
 from florence2.tracing.beams import BeamStep
-from florence2.tracing.names import RULES
+from florence2.tracing.names import RULES, Name
+from florence2.tracing.runs import _rows
 from florence2.tracing.selection import NotRecordedWarning
 from recipes.nano.scenes import make_scene
 from tests import plain
@@ -397,3 +398,10 @@ def test_gradients_pass_a_trace(small: Florence2) -> None:
     small.model.decode(torch.tensor([[2, 0]]), memory, trace=recording)
     recording.values["logits"][0][0, -1, 5].backward()
     assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+
+
+def test_a_value_without_a_batch_is_given_whole() -> None:
+    value, shapes = torch.arange(6), {"B": [2, 3], "B·K": [2, 3], "N": list(range(6)), "": list(range(6))}
+    for letter, expected in shapes.items():
+        known = Name("x", (letter,) if letter else (), "text", "image", "model")
+        assert _rows(value, known, 1, 3).tolist() == expected

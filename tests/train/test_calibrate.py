@@ -132,6 +132,16 @@ def test_damaged_files(values: dict[str, Any], problem: str, tmp_path: Path) -> 
         read_calibration(path)
 
 
+def test_the_largest_calibration_is_read(tmp_path: Path) -> None:
+    row = [i / 999 for i in range(1000)]
+    tables = {f"<T{i}>": {"raw": [0, 1], "frequency": [0, 1]} for i in range(999)}
+    (tmp_path / "a.json").write_text(json.dumps({"tables": {**tables, "<T>": {"raw": row, "frequency": row}}}))
+    assert len(read_calibration(tmp_path / "a.json").tables) == 1000
+    (tmp_path / "a.json").write_text(json.dumps({"tables": {"<T>": {"raw": [*row[:-1], 0.9995, 1], "frequency": row}}}))
+    with pytest.raises(ConfigError, match="has 1001 and 1000 numbers; both rows must have 2 to 1000"):
+        read_calibration(tmp_path / "a.json")
+
+
 def test_text_that_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"tables": {"boxes": {"raw": [0, NaN], "frequency": [0, 1]}}}')
     (tmp_path / "b.json").write_text(" " * (1 << 20) + "{}")

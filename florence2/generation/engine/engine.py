@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Ticket:
     work: Work
     bytes: int
     cancelled: bool = False
-    memory: Tensor | None = field(default=None, repr=False)
+    memory: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

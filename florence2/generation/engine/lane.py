@@ -135,7 +135,7 @@ class Lane(Generic[Name]):
         values = torch.cat([read(group.state) for group in self._groups])
         if len(self._groups) == 1:
             return values
-        order = torch.tensor([row for group in self._groups for row in group.rows])
+        order = torch.tensor([row for group in self._groups for row in group.rows], device="cpu")
         return values[order.argsort().to(values.device)]
 
     def _keep(self, kept: list[int]) -> None:

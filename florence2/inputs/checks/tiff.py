@@ -65,7 +65,7 @@ class SampleForm:
             planar=_numbers(tags, _PLANES, (1,))[0] == 2,
             compression=_numbers(tags, _COMPRESSION, (_UNCOMPRESSED,))[0],
             fill_order=_numbers(tags, _FILL_ORDER, (1,))[0],
-            subsampled=_numbers(tags, _SUBSAMPLING, (2, 2)) != (1, 1),
+            subsampled=_numbers(tags, _SUBSAMPLING, ()) != (1, 1),  # 2, 2 where it is not stated
         )
 
     @property

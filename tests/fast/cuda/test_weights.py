@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from florence2 import Florence2, load
+from florence2.checkpoints.checks.loading import Parts
 from florence2.fast.cuda.kernels import availability
 from florence2.fast.cuda.kernels.availability import rehearsal
 from florence2.fast.cuda.weights import joined, joint_map, lay_out, padded, project
@@ -200,8 +201,9 @@ def test_a_cpu_keeps_its_tensors_where_they_are(plain: Florence2Model) -> None:
     assert [parameter.data_ptr() for parameter in install(plain).float().parameters()] == places
 
 
-def test_parts_that_are_missing_are_no_hindrance(mini_folder: Path) -> None:
-    assert load(mini_folder, parts="vision").model.half().dtype == torch.float16
+@pytest.mark.parametrize("parts", ["vision", "encoder"])
+def test_parts_that_are_missing_are_no_hindrance(parts: Parts, mini_folder: Path) -> None:
+    assert load(mini_folder, parts=parts).model.half().dtype == torch.float16
 
 
 @torch.no_grad()

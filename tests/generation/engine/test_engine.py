@@ -53,6 +53,22 @@ def test_random_schedules(f: Florence2, questions: list[Question], seed: int) ->
     assert count.total > 0 and count.equal + count.ties == count.total
 
 
+def test_every_tensor_is_made_on_the_models_own_device(f: Florence2, image: Tensor) -> None:
+    """Whatever torch's own default is: tensors of this one, "meta", have no values."""
+    works = [caption(f, image, max_new_tokens=n, num_beams=k) for n, k in ((2, 1), (6, 2), (4, 2))]
+    works.append(replace(works[1], prompt=f.processor.prompt("<OD>")))
+    expected = [generation.sequences.tolist() for generation in answers(f, works)]
+    with torch.device("meta"):
+        assert [generation.sequences.tolist() for generation in answers(f, works)] == expected
+
+
+def answers(f: Florence2, works: list[Work]) -> list[Any]:
+    engine = Engine(f.model, 3)
+    tickets = [engine.submit(work) for work in works]
+    found = {done.ticket: done.generation for done in finish(engine)}
+    return [found[ticket] for ticket in tickets]
+
+
 def test_scores_and_reasons_are_those_of_generate(f: Florence2, image: Tensor) -> None:
     works = [caption(f, image, max_new_tokens=n, num_return_sequences=k) for n, k in ((4, 1), (25, 1), (25, 3))]
     engine = Engine(f.model)

@@ -152,9 +152,13 @@ def test_colours_that_are_subsampled_and_not_compressed_are_refused() -> None:
             open_image(tiff(grey, 8, 6, tags=stated))
 
 
-@pytest.mark.parametrize("photometric", _COLOURS)
+CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3, 32844: 1, 32845: 3}
+
+
+@pytest.mark.parametrize("photometric", CHANNELS)
 def test_every_colour_space_has_its_name_and_its_channels(photometric: int) -> None:
-    name, channels = _COLOURS[photometric]
+    name, channels = _COLOURS[photometric][0], CHANNELS[photometric]
+    assert _COLOURS.keys() == CHANNELS.keys()
     for further, words in ((0, ""), (1, ", 1 further channel"), (2, ", 2 further channels")):
         values = values_of(64, 1, channels + further)
         with pytest.raises(ImageError) as raised:

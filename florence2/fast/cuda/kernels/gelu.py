@@ -23,6 +23,6 @@ def gelu_(x: Tensor) -> Tensor:
 @triton.jit
 def _gelu(x_ptr, count, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + place, mask=place < count, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + place, mask=place < count).to(tl.float32)
     out = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     tl.store(x_ptr + place, out.to(x_ptr.dtype.element_ty), mask=place < count)

@@ -37,6 +37,6 @@ def _join_add(x_ptr, windows_ptr, rows, H, W, C, down, across, window, ROWS: tl.
     source = (which * window + h % window) * window + w % window
     inside = (row < rows)[:, None] & (column < C)[None, :]
     place = row.to(tl.int64)[:, None] * C + column[None, :]
-    added = tl.load(windows_ptr + source.to(tl.int64)[:, None] * C + column[None, :], mask=inside, other=0.0)
-    total = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32) + added.to(tl.float32)
+    added = tl.load(windows_ptr + source.to(tl.int64)[:, None] * C + column[None, :], mask=inside)
+    total = tl.load(x_ptr + place, mask=inside).to(tl.float32) + added.to(tl.float32)
     tl.store(x_ptr + place, total.to(x_ptr.dtype.element_ty), mask=inside)

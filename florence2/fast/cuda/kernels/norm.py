@@ -75,8 +75,8 @@ def _normalise(total, inside, column, weight_ptr, bias_ptr, eps, C):
     centred = tl.where(inside, total - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / C
     scale = 1.0 / tl.sqrt(variance + eps)
-    weight = tl.load(weight_ptr + column, mask=column < C, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + column, mask=column < C, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + column, mask=column < C).to(tl.float32)
+    bias = tl.load(bias_ptr + column, mask=column < C).to(tl.float32)
     return centred * scale[:, None] * weight[None, :] + bias[None, :]
 
 

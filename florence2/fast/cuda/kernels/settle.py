@@ -73,8 +73,8 @@ def _finished_score(i, b, K, done, scores_ptr, sums_ptr, ids_ptr, power, end):
     old = tl.load(scores_ptr + b * K + i, mask=i < K, other=float("-inf"))
     c = i - K
     candidate = (c >= 0) & (c < 2 * K)
-    total = tl.load(sums_ptr + b * 2 * K + c, mask=candidate, other=0.0).to(tl.float64)
-    ends = tl.load(ids_ptr + b * 2 * K + c, mask=candidate, other=-1) == end
+    total = tl.load(sums_ptr + b * 2 * K + c, mask=candidate).to(tl.float64)
+    ends = tl.load(ids_ptr + b * 2 * K + c, mask=candidate) == end
     # an end that ranks below the first K candidates is dropped
     well = candidate & ends & (c < K) & (done == 0)
     return tl.where(i < K, old, tl.where(well, total / power, float("-inf")))
@@ -144,57 +144,56 @@ def _settle(
     candidate = tl.where(is_old, 0, source - K)
     old_place = first + tl.where(is_old, source, 0)
     tl.store(new_scores_ptr + first + beam, score, mask=kept)
-    old_length = tl.load(lengths_ptr + old_place, mask=kept, other=0)
+    old_length = tl.load(lengths_ptr + old_place, mask=kept)
     tl.store(new_lengths_ptr + first + beam, tl.where(is_old, old_length, length), mask=kept)
-    old_ended = tl.load(ended_ptr + old_place, mask=kept, other=0)
+    old_ended = tl.load(ended_ptr + old_place, mask=kept)
     tl.store(new_ended_ptr + first + beam, tl.where(is_old, old_ended, 1).to(tl.uint8), mask=kept)
 
-    # running sequences: the first K candidates that do not end
+    # running sequences: the first K candidates that do not end. Every beam ends once at most, so at least K of the 2·K
+    # do not, and nothing after them counts
     c = tl.arange(0, CANDIDATES)
-    ends = (tl.load(candidate_ids_ptr + first_candidate + c, mask=c < 2 * K, other=0) == end) | (c >= 2 * K)
+    ends = tl.load(candidate_ids_ptr + first_candidate + c, mask=c < 2 * K) == end
     before = c[None, :] < c[:, None]
     ahead = (~ends[None, :] & (before | ends[:, None])) | (ends[None, :] & ends[:, None] & before)
     rank = tl.sum(ahead.to(tl.int32), axis=1)
     survivor = tl.sum(tl.where(rank[None, :] == beam[:, None], c[None, :], 0), axis=1)  # (BEAMS,)
     survivor_place = first_candidate + survivor
-    newest = tl.load(candidate_ids_ptr + survivor_place, mask=kept, other=0)
-    parent = tl.load(candidate_parents_ptr + survivor_place, mask=kept, other=0)
-    total = tl.load(candidate_sums_ptr + survivor_place, mask=kept, other=0.0)
-    logprob = tl.load(candidate_logprobs_ptr + survivor_place, mask=kept, other=0.0)
+    newest = tl.load(candidate_ids_ptr + survivor_place, mask=kept)
+    parent = tl.load(candidate_parents_ptr + survivor_place, mask=kept)
+    total = tl.load(candidate_sums_ptr + survivor_place, mask=kept)
+    logprob = tl.load(candidate_logprobs_ptr + survivor_place, mask=kept)
     tl.store(new_newest_ptr + first + beam, newest, mask=kept)
     tl.store(new_parents_ptr + first + beam, parent, mask=kept)
     tl.store(new_sums_ptr + first + beam, total, mask=kept)
 
     # a hypothesis copies an old one, or the parent of the candidate that finished, and the candidate's id
-    finished_id = tl.load(candidate_ids_ptr + first_candidate + candidate, mask=kept, other=0)
-    finished_parent = tl.load(candidate_parents_ptr + first_candidate + candidate, mask=kept, other=0)
-    finished_logprob = tl.load(candidate_logprobs_ptr + first_candidate + candidate, mask=kept, other=0.0)
+    finished_id = tl.load(candidate_ids_ptr + first_candidate + candidate, mask=kept)
+    finished_parent = tl.load(candidate_parents_ptr + first_candidate + candidate, mask=kept)
+    finished_logprob = tl.load(candidate_logprobs_ptr + first_candidate + candidate, mask=kept)
     for start in range(0, room + 1, CHUNK):
         t = start + tl.arange(0, CHUNK)
         inside = kept[:, None] & (t <= room)[None, :]
         target = (first + beam)[:, None] * (room + 1) + t[None, :]
         running = (first + parent)[:, None] * (room + 1) + t[None, :]
-        ids = tl.load(sequences_ptr + running, mask=inside, other=0)
+        ids = tl.load(sequences_ptr + running, mask=inside)
         tl.store(new_sequences_ptr + target, tl.where((t == length)[None, :], newest[:, None], ids), mask=inside)
         running = (first + finished_parent)[:, None] * (room + 1) + t[None, :]
-        ids = tl.load(sequences_ptr + running, mask=inside & ~is_old[:, None], other=0)
+        ids = tl.load(sequences_ptr + running, mask=inside & ~is_old[:, None])
         ids = tl.where((t == length)[None, :], finished_id[:, None], ids)
-        kept_ids = tl.load(
-            hypotheses_ptr + old_place[:, None] * (room + 1) + t[None, :], mask=inside & is_old[:, None], other=0
-        )
+        kept_ids = tl.load(hypotheses_ptr + old_place[:, None] * (room + 1) + t[None, :], mask=inside & is_old[:, None])
         tl.store(new_hypotheses_ptr + target, tl.where(is_old[:, None], kept_ids, ids), mask=inside)
     for start in range(0, room, CHUNK):
         t = start + tl.arange(0, CHUNK)
         inside = kept[:, None] & (t < room)[None, :]
         target = (first + beam)[:, None] * room + t[None, :]
         at_end = (t == length - 1)[None, :]
-        values = tl.load(logprobs_ptr + (first + parent)[:, None] * room + t[None, :], mask=inside, other=0.0)
+        values = tl.load(logprobs_ptr + (first + parent)[:, None] * room + t[None, :], mask=inside)
         tl.store(new_logprobs_ptr + target, tl.where(at_end, logprob[:, None], values), mask=inside)
         running = (first + finished_parent)[:, None] * room + t[None, :]
-        values = tl.load(logprobs_ptr + running, mask=inside & ~is_old[:, None], other=0.0)
+        values = tl.load(logprobs_ptr + running, mask=inside & ~is_old[:, None])
         values = tl.where(at_end, finished_logprob[:, None], values)
         kept_values = tl.load(
-            hypothesis_logprobs_ptr + old_place[:, None] * room + t[None, :], mask=inside & is_old[:, None], other=0.0
+            hypothesis_logprobs_ptr + old_place[:, None] * room + t[None, :], mask=inside & is_old[:, None]
         )
         tl.store(new_hypothesis_logprobs_ptr + target, tl.where(is_old[:, None], kept_values, values), mask=inside)
 

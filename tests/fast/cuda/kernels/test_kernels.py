@@ -9,6 +9,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from florence2.fast.cuda.kernels import availability
 from florence2.fast.cuda.kernels.availability import rehearsal, why_no_kernel
 from florence2.fast.cuda.kernels.decode_attention import attend_few
 from florence2.fast.cuda.kernels.gelu import gelu_
@@ -44,6 +45,20 @@ def same(found: Tensor, expected: Tensor, scale: float = 1.0) -> bool:
 def test_kernels_run_here() -> None:
     assert why_no_kernel(torch.device(DEVICE), torch.float32) is None
     assert why_no_kernel(torch.device(DEVICE), torch.float64) == "the weights are float64"
+
+
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [((7, 5), None), ((7, 0), "the device has compute capability 7.0, and Triton needs 7.5"), ((6, 9), "6.9")],
+)
+def test_an_old_device_is_named(
+    capability: tuple[int, int], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(availability, "_capability", lambda device: capability)
+    monkeypatch.setattr(availability, "_why_none_starts", lambda device: None)
+    reason = why_no_kernel(torch.device("cuda"), torch.float32)
+    assert reason is None if words is None else words in str(reason)
 
 
 @DTYPES
