@@ -13,7 +13,7 @@ from torch import Tensor
 from florence2.generation.options import GenerationOptions
 from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, RepetitionPenalty
 from florence2.generation.search import search, start_search
-from florence2.generation.state import SpecialIds, logit_rules
+from florence2.generation.state import Generation, SpecialIds, logit_rules
 from tests.generation.tables import END, IDS, PAD, START, Run, run_on_arrays, run_on_tensors
 from tests.slow_search import Table, beam_search, greedy, log_softmax
 
