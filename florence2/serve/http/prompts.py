@@ -8,7 +8,7 @@ from florence2.asking.requests import CheckedRequest
 from florence2.errors import PromptError
 from florence2.inputs.tasks import find_task
 from florence2.serve.errors import RequestError
-from florence2.serve.http.schemas import ChatBody, Inputs, Message, MessagePart
+from florence2.serve.http.schemas import LONGEST_TEXT, ChatBody, Inputs, Message, MessagePart
 from florence2.serve.incoming.images import GivenImage
 from florence2.serve.service import Service
 
@@ -46,10 +46,8 @@ def find_question(chat: ChatBody, service: Service) -> ChatQuestion:
 
 def _parts(message: Message) -> tuple[list[str], list[str]]:
     """Return the images' URLs and the texts of one message."""
-    if isinstance(message.content, str):
-        parts: Sequence[MessagePart] = [MessagePart(type="text", text=message.content)]
-    else:
-        parts = message.content or []
+    content = message.content or []
+    parts = [MessagePart(type="text", text=content)] if isinstance(content, str) else content
     images, texts = [], []
     for part in parts:
         if part.type == "image_url":
@@ -59,6 +57,8 @@ def _parts(message: Message) -> tuple[list[str], list[str]]:
         else:
             images += [found.group(2) for found in _INLINE_IMAGE.finditer(part.text or "")]
             texts.append(_INLINE_IMAGE.sub("", part.text or ""))
+    if (longest := max(map(len, texts), default=0)) > LONGEST_TEXT:
+        raise PromptError(f"A text has {longest:,} characters; it must have at most {LONGEST_TEXT:,}.")
     return images, [text for text in texts if text]
 
 

@@ -11,10 +11,10 @@ MAX_TASKS = 32
 """The most tasks of one request."""
 MAX_MESSAGES = 256
 """The most messages of a chat."""
-_LONGEST_TEXT = 20_000  # characters of a prompt; the longest that a model reads has about 1,000 tokens
+LONGEST_TEXT = 20_000  # characters of a prompt; the longest that a model reads has about 1,000 tokens
 _MOST_BEAMS = 64
 _MOST_IDS = 1 << 20
-Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Beams = Annotated[int, Field(ge=1, le=_MOST_BEAMS)]
 Ids = Annotated[int, Field(ge=1, le=_MOST_IDS)]
 Box = Annotated[list[float], Field(min_length=4, max_length=4)]
@@ -72,7 +72,7 @@ class MessagePart(Body):
     """One part of a message: an image or a text."""
 
     type: Literal["text", "image_url"]
-    text: Text | None = None
+    text: str | None = None
     image_url: ImageUrl | str | None = None
 
 
