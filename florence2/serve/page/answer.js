@@ -6,6 +6,7 @@ import { drawShapes } from "./overlay.js";
 import { savePng } from "./save.js";
 import { measureOf, shapesOf } from "./shapes.js";
 
+const NARROW = 420; // CSS pixels; lines and labels on smaller images are smaller
 const overlay = byId("overlay"), rows = byId("rows"), least = byId("least");
 let entries = [], now = null, shapes = [], groups = [], form = "json", walk = null, tell = null;
 const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
@@ -133,7 +134,7 @@ function drawNow() {
   const [width, height] = now.answer.image_size, wide = overlay.clientWidth;
   if (!wide) return;
   const focused = groups.indexOf(document.activeElement);
-  groups = drawShapes(overlay, shapes, { width, height, unit: width / wide });
+  groups = drawShapes(overlay, shapes, { width, height, unit: (width / wide) * (wide < NARROW ? 0.85 : 1) });
   groups.forEach((group, i) => {
     const sure = shapes[i].sure === null ? "" : `, ${measureOf(now.answer)} ${percent(shapes[i].sure)}`;
     for (const [name, value] of Object.entries({ role: "button", "aria-label": `${shapes[i].title}${sure}`, tabindex: "-1" })) group.setAttribute(name, value);

@@ -8,6 +8,7 @@ import { fitRegion, getRegion, setRegion, showRegionTool, watchRegion } from "./
 import { describe, GROUND, GROUPS, OUTLINE, question, takesRegion, takesText } from "./tasks.js";
 
 const chosen = {}; // the last task of each group
+const texts = {}; // what was typed for each task
 const steps = {};
 const LOW = 0.6; // an answer that begins below this share of the window is scrolled to
 const FADE = 5000; // ms that good news stays in sight
@@ -77,7 +78,7 @@ function showTasks() {
 
 function needsOf(group) {
   const needs = [...new Set(tasks.filter((one) => one.group === group).map((one) => one.needs))];
-  return needs.length > 1 && needs.includes("image only") ? "image, or words" : needs[0];
+  return needs.length > 1 && needs.includes("image only") ? "some need words" : needs[0];
 }
 
 function chooseGroup(id) {
@@ -85,7 +86,9 @@ function chooseGroup(id) {
 }
 
 function choose(next) {
+  if (task) texts[task.token] = byId("text").value;
   task = next;
+  byId("text").value = texts[task.token] ?? "";
   chosen[task.group] = task;
   pick(byId("groups"), task.group);
   const list = byId("tasks"), here = tasks.filter(({ group }) => group === task.group);
