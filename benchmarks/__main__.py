@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import compare, gpu, scaling, speed, traces
+from benchmarks import compare, gpu, scaling, serve, speed, traces
 from florence2.errors import Florence2Error
 
 COMMANDS = {
@@ -10,6 +10,7 @@ COMMANDS = {
     "scaling": (scaling.main, "how costs grow with images, beams, tokens, image size and threads"),
     "traces": (traces.main, "what a trace costs, and what model code costs that could be traced"),
     "gpu": (gpu.main, "everything to see on a GPU: first that it is right, then how fast"),
+    "serve": (serve.main, "a server under load, against one without batching and cache"),
     "compare": (compare.main, "two checkouts of this project, in turns"),
 }
 

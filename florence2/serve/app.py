@@ -76,7 +76,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         if isinstance(error, HTTPException):
             code = _CODES.get(error.status_code, "invalid_request")
             sentence = f"{request.method} {request.url.path[:100]} is not a route of this server; see /openapi.json."
-            explained = RequestError(error.status_code, code, sentence)
+            explained = RequestError(error.status_code, code, sentence, allow=(error.headers or {}).get("Allow"))
         else:
             explained = explain(error, str(request.scope.get("florence2.id", "")))
         service.metrics.failed(explained.code)

@@ -116,11 +116,10 @@ def main(arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(arguments)
     settings = read_settings(options)
     check_model(options)
+    _check_port(options.host, options.port)
+    _limit_decoders(settings.max_pixels)
     from florence2.serve.app import create_app
     from florence2.serve.process import run
-
-    _limit_decoders(settings.max_pixels)
-    _check_port(options.host, options.port)
 
     def load() -> "Florence2":
         return load_model(options)

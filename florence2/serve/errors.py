@@ -16,13 +16,22 @@ class RequestError(Exception):
         code: What went wrong, for programs.
         param: The field of the body that is wrong, if it is one.
         retry_after: Seconds after which trying again may help.
+        allow: The methods of a route, for one that was called by another.
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry_after: int | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+        allow: str | None = None,
     ):
         super().__init__(message)
-        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+        self.status, self.code, self.param = status, code, param
+        self.retry_after, self.allow = retry_after, allow
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body that clients of OpenAI's API understand."""
@@ -32,8 +41,12 @@ class RequestError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """The headers that belong to the error."""
-        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+        given = {
+            "retry-after": None if self.retry_after is None else str(self.retry_after),
+            "allow": self.allow,
+            "www-authenticate": "Bearer" if self.status == 401 else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def explain(error: Exception, request_id: str = "") -> RequestError:

@@ -64,7 +64,7 @@ class RunningServer:
         return [json.loads(line) for line in self.words().splitlines() if line.startswith("{")]
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         data = body if isinstance(body, bytes | type(None)) else json.dumps(body).encode()
         try:
             connection.request(method, path, data, JSON if headers is None and body is not None else headers or {})

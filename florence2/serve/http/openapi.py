@@ -43,6 +43,9 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 ANY = errors(401, 403, 500)
+TEXT = ANY | {
+    200: {"description": "Prometheus's text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 ANSWERING = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fastapi import APIRouter, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from florence2.serve.errors import RequestError
 from florence2.serve.http.chat import answer_chat
 from florence2.serve.http.native import answer_tasks
-from florence2.serve.http.openapi import ANSWERING, ANY, CHAT, MODEL_NAME, TASKS, errors
+from florence2.serve.http.openapi import ANSWERING, ANY, CHAT, MODEL_NAME, TASKS, TEXT, errors
 from florence2.serve.http.tools import Tools
 from florence2.serve.incoming.body import in_thread
 
@@ -27,7 +27,8 @@ def make_router(tools: Tools) -> APIRouter:
 
     def add(path: str, answer: Answering, method: str = "GET", **about: Any) -> None:
         about.setdefault("responses", ANY)
-        router.add_api_route(path, _named(answer, path, method), methods=[method], response_class=JSONResponse, **about)
+        kind = PlainTextResponse if about["responses"] is TEXT else JSONResponse
+        router.add_api_route(path, _named(answer, path, method), methods=[method], response_class=kind, **about)
 
     add("/v1/chat/completions", routes.chat, "POST", responses=ANSWERING, openapi_extra=CHAT)
     add("/v1/florence2", routes.tasks_on_image, "POST", responses=ANSWERING, openapi_extra=TASKS)
@@ -36,7 +37,7 @@ def make_router(tools: Tools) -> APIRouter:
     add("/v1/tasks", routes.tasks, responses=ANY | errors(503))
     add("/health", routes.health)
     add("/ready", routes.ready, responses=ANY | errors(503))
-    add("/metrics", routes.metrics)
+    add("/metrics", routes.metrics, responses=TEXT)
     add("/version", routes.version, responses=ANY | errors(503))
     add("/", routes.page, include_in_schema=False)
     add("/page/{name}", routes.page, include_in_schema=False)

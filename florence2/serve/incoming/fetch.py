@@ -123,23 +123,21 @@ class Fetcher:
     def _read(self, connection: http.client.HTTPConnection, channel: Any, host: str, deadline: float) -> bytes:
         # a sender of one byte now and then never lets a socket's own time run out
         _limit(channel, deadline)
-        response = connection.getresponse()
-        if response.status != 200:
-            self._log(host, f"status {response.status}")
-            raise self._failure()
-        chunks: list[bytes] = []
-        size, most = 0, self.settings.max_body_bytes
-        while True:
-            _limit(channel, deadline)
-            chunk = response.read1(_CHUNK)
-            if not chunk:
-                return b"".join(chunks)
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > most:
-                raise RequestError(
-                    400, "image_too_large", f"The image of the URL is longer than the {most:,} bytes allowed."
-                )
+        with connection.getresponse() as response:
+            if response.status != 200:
+                self._log(host, f"status {response.status}")
+                raise self._failure()
+            chunks: list[bytes] = []
+            size, most = 0, self.settings.max_body_bytes
+            while chunk := response.read1(_CHUNK):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > most:
+                    raise RequestError(
+                        400, "image_too_large", f"The image of the URL is longer than the {most:,} bytes allowed."
+                    )
+                _limit(channel, deadline)
+            return b"".join(chunks)
 
     def _failure(self) -> RequestError:
         return RequestError(

@@ -20,7 +20,8 @@ from florence2.stream import LiveAnswers
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 """How many answers run at once, by default: more gain nothing on a CPU."""
-_DECODING_SHARE = 0.4  # of the time, for answers that run, while images are encoded
+# of the time, for answers that run while others start: little, so that the slots fill; once they are full, nothing starts
+_DECODING_SHARE = 0.1
 _MEMORY_SHARE = 0.5  # of what is free, for answers that run
 _READ_AHEAD = 4  # images that are read before there is room for them
 _LOOKS = 0.05  # seconds between two looks at the deadlines
