@@ -13,7 +13,8 @@ from tests.serve.server import RunningServer
 PAGE = Path(__file__).parents[2] / "florence2" / "serve" / "page"
 EXAMPLE = PAGE / "example.png"
 BOX = [192, 150, 246, 225]  # of the digit
-Opened = Callable[..., "Served"]
+OpenedPage = Callable[..., "Served"]
+EDGES = ("left", "top", "right", "bottom")
 _GROUPS = {"<OCR>": "read", "<OCR_WITH_REGION>": "read"}
 
 
@@ -45,8 +46,16 @@ class Served:
         self.page.locator(f"#tasks input[value='{token}']").check()
 
     def type_region(self, box: list[int]) -> None:
-        for edge, value in zip(("left", "top", "right", "bottom"), box, strict=True):
+        for edge, value in zip(EDGES, box, strict=True):
             self.page.fill(f"#region-{edge}", str(value))
+
+    def region(self) -> list[int]:
+        """The four numbers of the region."""
+        return [int(self.page.input_value(f"#region-{edge}")) for edge in EDGES]
+
+    def sent(self) -> Any:
+        """The last question, which named its image by hash."""
+        return self.questions[-1].post_data_json["tasks"][0]
 
     def ask(self, token: str, text: str = "", box: list[int] | None = None) -> None:
         self.choose(token)
@@ -87,8 +96,8 @@ class Served:
 
 
 @contextmanager
-def opening(browser: Browser, server: RunningServer) -> Iterator[Opened]:
-    """Open the page of a server: `opened(width=360)`. At the end it must have asked no other host, and had no errors.
+def opening(browser: Browser, server: RunningServer) -> Iterator[OpenedPage]:
+    """Open the page of a server: `visited(width=360)`. At the end it must have asked no other host, and had no errors.
 
     The browser itself complains of each answer that is an error; those lines are not the page's.
     """

@@ -4,22 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser
 
-from tests.browser.served import BOX, PAGE, Opened, Served, opening
-from tests.serve.server import RunningServer, serving
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with serving(tmp_path_factory.mktemp("look")) as running:
-        yield running
-
-
-@pytest.fixture
-def opened(browser: Browser, server: RunningServer) -> Iterator[Opened]:
-    with opening(browser, server) as open_page:
-        yield open_page
+from tests.browser.served import BOX, PAGE, OpenedPage, Served
+from tests.serve.server import RunningServer
 
 
 def states(served: Served) -> Iterator[str]:
@@ -42,33 +29,34 @@ def states(served: Served) -> Iterator[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_axe_has_nothing_to_say(opened: Opened, scheme: str, width: int) -> None:
-    served = opened(width=width, color_scheme=scheme, reduced_motion="reduce")
+def test_axe_has_nothing_to_say(visited: OpenedPage, scheme: str, width: int) -> None:
+    served = visited(width=width, color_scheme=scheme, reduced_motion="reduce")
     for state in states(served):
         results = Axe().run(served.page)
         assert results.violations_count == 0, f"{state}: {results.generate_report()}"
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 568), (640, 450), (1280, 900)])  # 640 is 1280 at 200 %
-def test_nothing_scrolls_sideways(opened: Opened, width: int, height: int) -> None:
-    served = opened(width=width, height=height)
+def test_nothing_scrolls_sideways(visited: OpenedPage, width: int, height: int) -> None:
+    served = visited(width=width, height=height)
     for state in states(served):
         assert served.fits(), state
 
 
-def test_targets_are_large_enough(opened: Opened) -> None:
-    served = opened(width=360, height=740, has_touch=True, is_mobile=True)
+def test_targets_are_large_enough(visited: OpenedPage) -> None:
+    served = visited(width=360, height=740, has_touch=True, is_mobile=True)
     for state in states(served):
         targets = served.page.locator("button:visible, .button:visible, .face:visible, summary:visible")
         sizes = targets.evaluate_all(
-            "all => all.filter((e) => e.id !== 'region-box').map((e) => [e.textContent, e.getBoundingClientRect().height])"
+            "all => all.filter((e) => e.id !== 'region-box')"
+            ".map((e) => [e.textContent, e.getBoundingClientRect().height])"
         )
         assert len(sizes) > 6 and [size for size in sizes if size[1] < 44] == [], state
     assert served.page.locator(".camera").is_visible()
 
 
-def test_the_image_stays_in_sight_on_a_phone(opened: Opened) -> None:
-    served = opened(width=360, height=740)
+def test_the_image_stays_in_sight_on_a_phone(visited: OpenedPage) -> None:
+    served = visited(width=360, height=740)
     served.use_example()
     served.ask("<OD>")
     served.page.locator("#rows li").last.scroll_into_view_if_needed()
@@ -76,14 +64,14 @@ def test_the_image_stays_in_sight_on_a_phone(opened: Opened) -> None:
     assert stage["y"] == pytest.approx(0, abs=1) and stage["y"] + stage["height"] <= last["y"] < 740
 
 
-def test_the_dark_and_less_motion(opened: Opened) -> None:
+def test_the_dark_and_less_motion(visited: OpenedPage) -> None:
     def colours(served: Served) -> list[str]:
         found: list[str] = served.page.evaluate(
             "['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name])"
         )
         return found
 
-    light, dark = opened(color_scheme="light"), opened(color_scheme="dark", reduced_motion="reduce")
+    light, dark = visited(color_scheme="light"), visited(color_scheme="dark", reduced_motion="reduce")
     assert [sum(map(int, colour[4:-1].split(","))) > 384 for colour in colours(light) + colours(dark)] == [
         *(True, False),
         *(False, True),
@@ -98,8 +86,8 @@ def test_the_dark_and_less_motion(opened: Opened) -> None:
         )
 
 
-def test_one_live_region_says_what_happened(opened: Opened) -> None:
-    served = opened()
+def test_one_live_region_says_what_happened(visited: OpenedPage) -> None:
+    served = visited()
     live = served.page.locator("[role=status], [role=alert], [role=log], [aria-live]")
     assert live.count() == 1
     served.use_example()
