@@ -30,7 +30,7 @@ class Served:
 
     @property
     def status(self) -> str:
-        return self.text("#status")
+        return self.page.locator("#status").text_content() or ""
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).inner_text().replace("\xa0", " ")

@@ -157,7 +157,7 @@ def test_a_region_by_pointer_and_by_paste(visited: OpenedPage) -> None:
     served.page.click("#region-clear")
     with served.page.expect_response("**/v1/florence2"):
         served.page.click("#send")
-    served.page.wait_for_selector(".status.bad")
+    served.page.wait_for_selector(".toast.bad")
     assert served.status == "Task <REGION_TO_DESCRIPTION> needs a region: a box in pixels, or four location tokens."
 
 
@@ -186,7 +186,7 @@ def test_drop_paste_and_choose(visited: OpenedPage) -> None:
     assert json.loads(served.code("json"))["image_size"] == [279, 303]
     assert served.page.get_attribute("#overlay", "viewBox") == "0 0 279 303"
     served.page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"})
-    served.page.wait_for_selector(".status.bad")
+    served.page.wait_for_selector(".toast.bad")
     assert served.status.startswith("The browser cannot show notes.txt; choose a PNG")
     assert served.text("#about-image") == "a.jpg, 279 × 303"
     assert served.page.get_attribute("#photo", "capture") == "environment"
@@ -199,11 +199,13 @@ def test_without_an_image_or_a_network(visited: OpenedPage) -> None:
     served = visited()
     served.page.click("#send")
     assert served.status == "Choose an image first, or use the example."
+    served.page.click("#dismiss")
+    assert served.status == "" and served.page.locator("#dismiss").is_hidden() and served.focused() == "send"
     served.use_example()
     served.ask("<CAPTION>")
     served.page.context.set_offline(True)
     served.page.click("#send")
-    served.page.wait_for_selector(".status.bad")
+    served.page.wait_for_selector(".toast.bad")
     assert served.status == (
         f"The server at 127.0.0.1:{served.server.port} cannot be reached. Check that it is running and that this "
         "device is online, then ask again."
@@ -211,7 +213,7 @@ def test_without_an_image_or_a_network(visited: OpenedPage) -> None:
     assert served.text("#said").startswith("a brown word")  # the earlier answer stays
     served.page.context.set_offline(False)
     served.send()
-    assert "bad" not in served.page.get_attribute("#status", "class")
+    assert served.page.get_attribute("#toast", "class") == "toast away"
 
 
 def test_a_question_is_cancelled(visited: OpenedPage) -> None:
@@ -235,7 +237,7 @@ def test_while_the_model_loads(visited: OpenedPage, server: RunningServer) -> No
         page.route("**/v1/tasks", lambda route: answers.pop()(route) if answers else route.continue_())
 
     served = visited(prepare=prepare)
-    served.page.wait_for_selector(".status.bad")
+    served.page.wait_for_selector(".toast.bad")
     assert served.status == sentence
     served.page.wait_for_selector("#tasks label")
     assert served.status == ""

@@ -18,12 +18,16 @@ let tasks = [], task = null, image = null, running = null, fading = 0;
 
 // `isSeen` is false for what the answer on the page says itself: only screen readers need it then.
 function say(sentence, isBad = false, isSeen = true) {
-  const status = byId("status");
-  status.textContent = sentence;
-  status.classList.toggle("bad", isBad);
-  status.classList.toggle("away", !isSeen);
+  byId("status").textContent = sentence;
+  byId("toast").classList.toggle("bad", isBad);
+  showToast(isSeen && sentence !== "");
   clearTimeout(fading);
-  if (!isBad && !running) fading = setTimeout(() => status.classList.add("away"), FADE);
+  if (!isBad && !running) fading = setTimeout(() => showToast(false), FADE);
+}
+
+function showToast(isSeen) {
+  byId("toast").classList.toggle("away", !isSeen);
+  byId("dismiss").hidden = !isSeen;
 }
 
 function complain(error) {
@@ -205,6 +209,10 @@ function ground(text) {
 
 byId("key-form").addEventListener("submit", useKey);
 byId("ask").addEventListener("submit", submit);
+byId("dismiss").addEventListener("click", () => {
+  say("");
+  byId("send").focus();
+});
 byId("cancel").addEventListener("click", () => running?.abort());
 watchSources(take, (sentence) => say(sentence, true));
 watchRegion();
