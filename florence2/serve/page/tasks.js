@@ -12,12 +12,12 @@ const WORDS = {
   "<CAPTION>": ["Caption", "one sentence"],
   "<DETAILED_CAPTION>": ["Detailed caption", "a few sentences"],
   "<MORE_DETAILED_CAPTION>": ["More detailed caption", "a paragraph"],
-  "<OD>": ["Objects", "a box and a name for each"],
-  "<DENSE_REGION_CAPTION>": ["Objects with captions", "a box and a phrase for each"],
+  "<OD>": ["Objects", "boxes with names"],
+  "<DENSE_REGION_CAPTION>": ["Objects with captions", "boxes with phrases"],
   "<REGION_PROPOSAL>": ["Region proposals", "boxes without names"],
-  "<CAPTION_TO_PHRASE_GROUNDING>": ["Phrases of a caption", "a box for each phrase", "a red circle and a blue star"],
-  "<OPEN_VOCABULARY_DETECTION>": ["Objects by name", "boxes of the object you name", "triangle"],
-  "<REFERRING_EXPRESSION_SEGMENTATION>": ["Outline by description", "the outline of what you describe", "a blue triangle"],
+  "<CAPTION_TO_PHRASE_GROUNDING>": ["Phrases of a caption", "a box per phrase", "a red circle and a blue star"],
+  "<OPEN_VOCABULARY_DETECTION>": ["Objects by name", "its boxes", "triangle"],
+  "<REFERRING_EXPRESSION_SEGMENTATION>": ["Outline by description", "its outline", "a blue triangle"],
   "<OCR>": ["Text", "all the text, without places"],
   "<OCR_WITH_REGION>": ["Text with places", "each line and where it is"],
   "<REGION_TO_CATEGORY>": ["Category", "the name of the object in it"],
@@ -25,7 +25,7 @@ const WORDS = {
   "<REGION_TO_OCR>": ["Text in it", "the text in the region"],
   "<REGION_TO_SEGMENTATION>": ["Outline", "the outline of the object in it"],
 };
-const ANSWERS = { text: "a text", boxes: "boxes with names", proposals: "boxes", phrases: "a box for each phrase",
+const ANSWERS = { text: "a text", boxes: "boxes with names", proposals: "boxes", phrases: "a box per phrase",
   quads: "text and where it is", polygons: "outlines", boxes_or_polygons: "boxes or outlines" };
 const NEEDS = { nothing: "image only", text: "needs words", region: "needs a region", anything: "words or a region, if you like" };
 
