@@ -171,10 +171,10 @@ def test_drop_paste_and_choose(visited: OpenedPage) -> None:
         const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0)), transfer = new DataTransfer();
         transfer.items.add(new File([bytes], name, { type: "image/png" }));
         const about = { bubbles: true, cancelable: true };
-        document.body.dispatchEvent(type === "drop" ? new DragEvent("drop", { ...about, dataTransfer: transfer })
+        return document.body.dispatchEvent(type === "drop" ? new DragEvent("drop", { ...about, dataTransfer: transfer })
           : new ClipboardEvent("paste", { ...about, clipboardData: transfer })); }"""
     for way in ("drop", "paste"):
-        served.page.evaluate(bring, [f"{way}.png", way, data])
+        assert not served.page.evaluate(bring, [f"{way}.png", way, data])  # or the browser would open the file
         expect(served.page.locator("#about-image")).to_have_text(f"{way}.png, 303 × 279")
     turned = io.BytesIO()
     exif = Image.Exif()
