@@ -126,7 +126,7 @@ def repeated(bench: Bench) -> str:
 def alone(bench: Bench) -> str:
     """Measure how much HTTP adds to `f.run`, one request at a time, with a JPEG of about 300 kB (S4)."""
     model = florence2.load(bench.model, device="cpu")
-    settings = {"num_beams": 1, "max_new_tokens": 8}
+    settings: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 8}
     added = []
     with bench.server() as server:
         for image in bench.images(40, 1500, 1000):

@@ -37,7 +37,8 @@ def put(jobs: JobQueue, key: str, data: bytes = b"1234") -> Job:
 
 def test_the_queue_is_limited_by_count() -> None:
     jobs = queue(max_queue=2)
-    put(jobs, "a"), put(jobs, "b")
+    put(jobs, "a")
+    put(jobs, "b")
     with pytest.raises(RequestError) as error:
         put(jobs, "c")
     assert (error.value.status, error.value.code, error.value.retry_after) == (429, "queue_full", 1)
@@ -109,7 +110,8 @@ def test_a_closed_queue() -> None:
 def test_the_cache_keeps_what_was_used_last(nano: florence2.Florence2) -> None:
     images = [nano.encode_image(png(i, 30, 30)) for i in range(3)]
     cache = EncodedCache(2 * encoded_bytes(images[0]))
-    cache.put("a", images[0]), cache.put("b", images[1])
+    cache.put("a", images[0])
+    cache.put("b", images[1])
     assert cache.get("a") is images[0]
     cache.put("c", images[2])
     assert cache.get("b") is None and cache.get("a") is images[0] and len(cache) == 2
