@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--model", default="nano", help="nano, or base with synthetic weights")
     parser.add_argument("--requests", type=int, default=96, help="of each throughput (default: 96)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each throughput; the median counts (default: 3)")
     parser.add_argument("--clients", type=int, default=16, help="that ask at once (default: 16)")
     parser.add_argument("--seconds", type=float, default=60, help="of latency and overload (default: 60)")
     parser.add_argument("--max-new-tokens", type=int, help="of every answer (default: as the model ends it)")
@@ -88,7 +89,7 @@ def _both(bench: Bench, load: Callable[[], Sequence[tuple[bytes, str]]]) -> str:
         found: dict[int, list[tuple[float, float]]] = {ours.port: [], naive.port: []}
         for server in (ours, naive):
             bench.ask(server, bench.images(1)[0], "<OD>")
-        for _ in range(3):
+        for _ in range(bench.options.rounds):
             for server in (ours, naive):
                 asked, before = load(), _cpu_seconds(server)
                 rate = bench.rate(server, asked)
@@ -97,7 +98,7 @@ def _both(bench: Bench, load: Callable[[], Sequence[tuple[bytes, str]]]) -> str:
     cpus = [statistics.median(cpu for _, cpu in each) for each in found.values()]
     return (
         f"{walls[0]:.2f} answers/s, naive {walls[1]:.2f}: {walls[0] / walls[1]:.2f} times; {cpus[0]:.2f} answers a "
-        f"second of the CPU, naive {cpus[1]:.2f}: {cpus[0] / cpus[1]:.2f} times (medians of 3)"
+        f"second of the CPU, naive {cpus[1]:.2f}: {cpus[0] / cpus[1]:.2f} times ({bench.options.rounds} rounds)"
     )
 
 
@@ -127,15 +128,23 @@ def alone(bench: Bench) -> str:
     """Measure how much HTTP adds to `f.run`, one request at a time, with a JPEG of about 300 kB (S4)."""
     model = florence2.load(bench.model, device="cpu")
     settings: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 8}
-    added = []
+    added, direct_cpu = [], 0.0
     with bench.server() as server:
-        for image in bench.images(40, 1500, 1000):
-            started = time.perf_counter()
+        images = bench.images(41, 1500, 1000)
+        bench.ask(server, images.pop(), "<CAPTION>", **settings)
+        server_cpu = -_cpu_seconds(server)
+        for image in images:
+            started, cpu = time.perf_counter(), time.process_time()
             model.run("<CAPTION>", image, **settings)
             direct = time.perf_counter() - started
+            direct_cpu += time.process_time() - cpu
             added.append(bench.ask(server, image, "<CAPTION>", **settings) - direct)
-    size = len(image) / 1e3
-    return f"HTTP adds p50 {_ms(added, 50)}, p99 {_ms(added, 99)} to f.run ({len(added)} requests of {size:.0f} kB)"
+        server_cpu += _cpu_seconds(server)
+    more = (server_cpu - direct_cpu) / len(added)
+    return (
+        f"HTTP adds p50 {_ms(added, 50)}, p99 {_ms(added, 99)} to f.run, {more * 1000:.1f} ms of the CPU on average "
+        f"({len(added)} requests of {len(images[0]) / 1e3:.0f} kB)"
+    )
 
 
 def latency(bench: Bench) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -55,7 +56,16 @@ def create_app(
         service.drain()
         service.worker.stop()
 
-    app = FastAPI(title="Florence-2", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    # what FastAPI may send to a collector, messages of exceptions included, is switched off; the log and /metrics remain
+    silent: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    app = FastAPI(
+        title="Florence-2",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        telemetry=silent,
+    )
     app.state.service = service
     app.include_router(make_router(tools))
     _handle_errors(app, service)
