@@ -56,7 +56,7 @@ def create_app(
         service.drain()
         service.worker.stop()
 
-    # what FastAPI may send to a collector, messages of exceptions included, is switched off; the log and /metrics remain
+    # FastAPI may send messages of exceptions to a collector; the log and /metrics are enough
     silent: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
     app = FastAPI(
         title="Florence-2",
@@ -69,10 +69,10 @@ def create_app(
     app.state.service = service
     app.include_router(make_router(tools))
     _handle_errors(app, service)
-    if settings.origins:
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, log=log or RequestLog())
+    if settings.origins:  # around the guard, because a browser asks for permission without a key
         allowed = {"allow_origins": settings.origins, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
         app.add_middleware(CORSMiddleware, **allowed)  # type: ignore[arg-type]
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics, log=log or RequestLog())
     return app
 
 
@@ -92,5 +92,5 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         service.metrics.failed(explained.code)
         return JSONResponse(**error_response(explained))
 
-    for kind in (RequestError, Florence2Error, ClientLeftError, HTTPException):
+    for kind in (RequestError, Florence2Error, ClientLeftError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)

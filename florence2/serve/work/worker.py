@@ -158,17 +158,18 @@ class Worker:
             started = time.monotonic()
             try:
                 self._encode(jobs)
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001  such as an accelerator without memory
                 self._fail_taken(jobs, error)
-                raise
+                continue
             engine.charge(time.monotonic() - started)
             for job in jobs:
                 self._begin(job)
 
-    def _fail_taken(self, jobs: Sequence[Job], error: BaseException) -> None:
+    def _fail_taken(self, jobs: Sequence[Job], error: Exception) -> None:
+        if not isinstance(error, Florence2Error):
+            traceback.print_exception(error, file=sys.stderr)
         for job in jobs:
-            job.fail(error if isinstance(error, Exception) else RuntimeError(type(error).__name__))
-            self._queue.done(job)
+            self._end(job, error)
 
     def _encode(self, jobs: Sequence[Job]) -> None:
         """Encode the images of jobs, each once; one that could not be read has its error instead."""
