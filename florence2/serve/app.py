@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -55,14 +56,23 @@ def create_app(
         service.drain()
         service.worker.stop()
 
-    app = FastAPI(title="Florence-2", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    # FastAPI may send messages of exceptions to a collector; the log and /metrics are enough
+    silent: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    app = FastAPI(
+        title="Florence-2",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        telemetry=silent,
+    )
     app.state.service = service
     app.include_router(make_router(tools))
     _handle_errors(app, service)
-    if settings.origins:
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, log=log or RequestLog())
+    if settings.origins:  # around the guard, because a browser asks for permission without a key
         allowed = {"allow_origins": settings.origins, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
         app.add_middleware(CORSMiddleware, **allowed)  # type: ignore[arg-type]
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics, log=log or RequestLog())
     return app
 
 
@@ -82,5 +92,5 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         service.metrics.failed(explained.code)
         return JSONResponse(**error_response(explained))
 
-    for kind in (RequestError, Florence2Error, ClientLeftError, HTTPException):
+    for kind in (RequestError, Florence2Error, ClientLeftError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)

@@ -112,6 +112,7 @@ class DrainingServer(Server):
             await asyncio.sleep(0.02)
             if not self._service.is_drained or self.server_state.tasks:
                 quiet = time.monotonic()
+        self._service.give_up()
 
 
 def run(app: Any, service: Service, host: str, port: int) -> None:

@@ -29,6 +29,7 @@ from florence2.serve.work.queue import JobQueue
 from florence2.serve.work.worker import Worker
 
 _LOADING = "The model is being loaded; try again in a few seconds."
+_OVER = "The server is stopping, and the time for requests that it had accepted is over; send the request again."
 _DRAINING = "The server is stopping and takes no more requests; send the request to another one."
 
 
@@ -69,6 +70,10 @@ class Service:
     def drain(self) -> None:
         """Accept no more jobs."""
         self.queue.close(RequestError(503, "draining", _DRAINING, retry_after=2))
+
+    def give_up(self) -> None:
+        """Let jobs that are left fail at the next step, so that their clients hear of it."""
+        self.worker.give_up(RequestError(503, "draining", _OVER, retry_after=2))
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def signals(folder: Path, count: int, seed: int) -> list[str]:
     problems, accepted = [], 0
     for i in range(count):
         with serving(folder) as server, ThreadPoolExecutor(32) as threads:
-            bodies = [chat_body("<OD>", png(seed * 100_000 + 100 * i + j)) for j in range(32)]
+            bodies = [chat_body("<OD>", png(seed * 100_000 + 100 * i + j), max_tokens=8) for j in range(32)]
             replies = [threads.submit(_post_or_error, server, body) for body in bodies]
             while server.metric("picture_cache_queries_total") < 32:
                 time.sleep(0.01)

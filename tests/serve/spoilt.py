@@ -4,12 +4,13 @@ import socket
 import struct
 import zlib
 from random import Random
+from typing import Any
 
 from PIL import Image
 
 from tests.serve.server import encode
 
-_NASTY = (
+_NASTY: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -33,10 +34,10 @@ def change(value: object, rng: Random) -> object:
     """Replace, add or remove something in a JSON value."""
     if isinstance(value, dict) and value and rng.random() < 0.8:
         key = rng.choice(list(value))
-        change = rng.randrange(5)
-        if change == 0:
+        way = rng.randrange(5)
+        if way == 0:
             return {name: each for name, each in value.items() if name != key}
-        if change == 1:
+        if way == 1:
             extra = rng.choice(["n", "stream", "logprobs", "florence2", "tools", "image", "model", "response_format"])
             return {**value, extra: rng.choice(_NASTY)}
         return {**value, key: change(value[key], rng)}

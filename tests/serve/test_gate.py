@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from florence2.errors import OptionError
+from florence2.serve.app import create_app
 from florence2.serve.command import build_parser, read_settings
 from florence2.serve.incoming.guard import Guard, is_loopback
 from florence2.serve.incoming.log import RequestLog
 from florence2.serve.metrics import Metrics
 from florence2.serve.settings import Settings
+from tests.serve.asgi import call
 
 KEYS = ("first-key", "second-key")
 LOG = RequestLog(io.StringIO())
@@ -105,6 +107,24 @@ def test_other_names(host: str) -> None:
 )
 def test_pages_of_other_hosts(headers: dict[str, str], code: int) -> None:
     assert status(Settings(origins=("https://app.example.com",)), method="POST", **headers)[0] == code
+
+
+def test_a_browser_asks_for_permission_without_a_key() -> None:
+    app = create_app(lambda: None, Settings(keys=KEYS, origins=("https://app.example.com",)), log=LOG)  # type: ignore[return-value]
+    asked = {"access_control_request_method": "POST", "access_control_request_headers": "authorization"}
+    allowed = call(app, "OPTIONS", "/v1/florence2", origin="https://app.example.com", **asked)
+    assert allowed.status == 200 and allowed.headers["access-control-allow-origin"] == "https://app.example.com"
+    refused = call(app, "OPTIONS", "/v1/florence2", origin="https://evil.org", **asked)
+    assert refused.status == 400 and "access-control-allow-origin" not in refused.headers
+    told = call(app, "POST", "/v1/florence2", {}, origin="https://app.example.com")
+    assert told.status == 401 and told.headers["access-control-allow-origin"] == "https://app.example.com"
+
+
+def test_without_permission_no_page_is_let_in() -> None:
+    app = create_app(lambda: None, Settings(), log=LOG)  # type: ignore[return-value]
+    reply = call(app, "OPTIONS", "/v1/florence2", origin="https://evil.org", access_control_request_method="POST")
+    assert reply.status == 403 and "access-control-allow-origin" not in reply.headers
+    assert call(app, "GET", "/ready").error["code"] == "loading"
 
 
 # ---- options -------------------------------------------------------------------------------------------------------

@@ -87,10 +87,12 @@ def test_bodies_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = BodyReader(Settings(queue_bytes=100))
 
     async def read_both() -> list[Any]:
-        return await asyncio.gather(
-            reader.read(request(b"x" * 60, wait=0.02)),
-            reader.read(request(b"x" * 60, wait=0.03)),
-            return_exceptions=True,
+        return list(
+            await asyncio.gather(
+                reader.read(request(b"x" * 60, wait=0.02)),
+                reader.read(request(b"x" * 60, wait=0.03)),
+                return_exceptions=True,
+            )
         )
 
     monkeypatch.setattr("florence2.serve.incoming.body._GRACE", 0.3)

@@ -1,5 +1,6 @@
 """The queue, the cache and the worker, without HTTP."""
 
+import io
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -8,13 +9,16 @@ import pytest
 
 import florence2
 from florence2.asking.requests import EncodedImage
+from florence2.serve.app import create_app
 from florence2.serve.errors import RequestError
+from florence2.serve.incoming.log import RequestLog
 from florence2.serve.service import Service
 from florence2.serve.settings import Settings
 from florence2.serve.work.cache import EncodedCache, encoded_bytes
 from florence2.serve.work.jobs import HeldImage, Job
 from florence2.serve.work.queue import JobQueue
-from tests.serve.server import png
+from tests.serve.asgi import call
+from tests.serve.server import chat_body, png
 
 OPTIONS = florence2.GenerationOptions()
 
@@ -37,7 +41,8 @@ def put(jobs: JobQueue, key: str, data: bytes = b"1234") -> Job:
 
 def test_the_queue_is_limited_by_count() -> None:
     jobs = queue(max_queue=2)
-    put(jobs, "a"), put(jobs, "b")
+    put(jobs, "a")
+    put(jobs, "b")
     with pytest.raises(RequestError) as error:
         put(jobs, "c")
     assert (error.value.status, error.value.code, error.value.retry_after) == (429, "queue_full", 1)
@@ -109,7 +114,8 @@ def test_a_closed_queue() -> None:
 def test_the_cache_keeps_what_was_used_last(nano: florence2.Florence2) -> None:
     images = [nano.encode_image(png(i, 30, 30)) for i in range(3)]
     cache = EncodedCache(2 * encoded_bytes(images[0]))
-    cache.put("a", images[0]), cache.put("b", images[1])
+    cache.put("a", images[0])
+    cache.put("b", images[1])
     assert cache.get("a") is images[0]
     cache.put("c", images[2])
     assert cache.get("b") is None and cache.get("a") is images[0] and len(cache) == 2
@@ -212,3 +218,22 @@ def test_a_model_that_cannot_be_loaded() -> None:
     assert str(made.worker.failure) == "The model is broken."
     with pytest.raises(RequestError, match="being loaded"):
         made.check_ready()
+
+
+def test_a_bug_is_500_with_an_id_and_nothing_else(
+    nano: florence2.Florence2, image: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = create_app(nano, Settings(local=False), log=RequestLog(io.StringIO()))
+    made: Service = app.state.service
+    made.worker.start()
+    while made.worker.model is None:
+        time.sleep(0.01)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret path /root/x")
+
+    monkeypatch.setattr(made.worker._answers, "step", fail)
+    reply = call(app, "POST", "/v1/chat/completions", chat_body("<OD>", image))
+    assert reply.status == 500 and reply.error["code"] == "server_error" and "secret" not in reply.error["message"]
+    assert reply.headers["x-request-id"] in reply.error["message"] and "a secret path" in capsys.readouterr().err
+    made.worker.stop()

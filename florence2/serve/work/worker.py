@@ -20,7 +20,7 @@ from florence2.stream import LiveAnswers
 
 CPU_BATCH, DEVICE_BATCH = 8, 64
 """How many answers run at once, by default: more gain nothing on a CPU."""
-# of the time, for answers that run while others start: little, so that the slots fill; once they are full, nothing starts
+# of the time, for answers that run while others start: little, so that the slots fill, after which nothing starts
 _DECODING_SHARE = 0.1
 _MEMORY_SHARE = 0.5  # of what is free, for answers that run
 _READ_AHEAD = 4  # images that are read before there is room for them
@@ -35,6 +35,7 @@ class Worker:
         self._load, self._queue, self._settings, self._metrics = load, queue, settings, metrics
         self._thread = threading.Thread(target=self._run, name="florence2-worker", daemon=True)
         self._stopping, self._looked = False, 0.0
+        self._given_up: Exception | None = None
         self._running: dict[Any, Job] = {}
         self.model: Florence2 | None = None
         self.failure: Exception | None = None
@@ -48,6 +49,11 @@ class Worker:
         self._stopping = True
         self._queue.changed.set()
         self._thread.join(timeout=10)
+
+    def give_up(self, error: Exception) -> None:
+        """Fail all jobs with `error` at the next step, from another thread."""
+        self._given_up = error
+        self._queue.changed.set()
 
     def _run(self) -> None:
         try:
@@ -85,6 +91,8 @@ class Worker:
     def _turn(self) -> None:
         """Do everything that can be done now, and one step; wait where there is nothing."""
         self._queue.changed.clear()
+        if self._given_up is not None:
+            self._fail_all(self._given_up)
         self._drop()
         self._reader.start(self._queue.first(self._slots + _READ_AHEAD))
         self._admit()
@@ -132,9 +140,11 @@ class Worker:
     def _fail_all(self, error: Exception) -> None:
         for job in self._queue.drop(lambda _: True):
             job.fail(error)
-        for job in self._running.values():
+        for ticket, job in self._running.items():
+            self._answers.cancel(ticket)
             job.fail(error)
             self._queue.done(job)
+        self._running.clear()
 
     # ---- jobs that begin -------------------------------------------------------------------------------------------
 
@@ -148,17 +158,18 @@ class Worker:
             started = time.monotonic()
             try:
                 self._encode(jobs)
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001  such as an accelerator without memory
                 self._fail_taken(jobs, error)
-                raise
+                continue
             engine.charge(time.monotonic() - started)
             for job in jobs:
                 self._begin(job)
 
-    def _fail_taken(self, jobs: Sequence[Job], error: BaseException) -> None:
+    def _fail_taken(self, jobs: Sequence[Job], error: Exception) -> None:
+        if not isinstance(error, Florence2Error):
+            traceback.print_exception(error, file=sys.stderr)
         for job in jobs:
-            job.fail(error if isinstance(error, Exception) else RuntimeError(type(error).__name__))
-            self._queue.done(job)
+            self._end(job, error)
 
     def _encode(self, jobs: Sequence[Job]) -> None:
         """Encode the images of jobs, each once; one that could not be read has its error instead."""
