@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from florence2.answers.answer import Answer
 from florence2.asking.questions import Detail as Detail
-from florence2.asking.questions import Questions
+from florence2.asking.questions import Runtime
 from florence2.asking.requests import AnyImage as AnyImage
 from florence2.asking.requests import EncodedImage as EncodedImage
 from florence2.asking.requests import PreparedImage as PreparedImage
@@ -44,7 +44,7 @@ _SHARE = 0.2  # of the time, for the answers of a stream: the first come before 
 _OPENED = 8  # images that a batch opens before it encodes the first, so that a broken one costs nothing
 
 
-class Florence2(Runner, Questions):
+class Florence2(Runner, Runtime):
     """One checkpoint, ready to answer. Nothing in it changes, so threads may share it.
 
     Every method that answers takes generation settings, either as keywords, `f.run("<OD>", image, num_beams=1)`, or

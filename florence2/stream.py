@@ -146,24 +146,87 @@ def _can_use_engine(runner: Runner) -> bool:
 class _Place:
     """Where an answer belongs in the order; `answer` is None until it is known."""
 
-    asked: Asked | None = None
     answer: Answer | Florence2Error | None = None
+
+
+class LiveAnswers:
+    """Requests on encoded images, submitted at any time, and their answers as they end. One thread owns it.
+
+    Attributes:
+        engine: What computes, for its `busy`, `unfinished`, `charge` and `owes_decoding`.
+    """
+
+    def __init__(self, runner: Runner, slots: int, *, memory_share: float = USABLE, decoding_share: float = 0.0):
+        """Make one without work.
+
+        Args:
+            runner: What answers.
+            slots: How many are answered at once, at least 1.
+            memory_share: The share of the free memory that running answers may take; see `Engine`.
+            decoding_share: The least share of the time that running answers get while others start; see `Engine`.
+
+        Raises:
+            OptionError: A value is out of range.
+            Florence2Error: The model, or a trace in force, needs whole batches.
+        """
+        if not _can_use_engine(runner):
+            raise Florence2Error(
+                "This model searches by code of its own, or is traced, and so cannot take requests at any time; use "
+                "run or run_batch."
+            )
+        self._runner = runner
+        self._asked: dict[Ticket, Asked] = {}
+        self.engine = Engine(
+            runner.model,
+            slots,
+            cache_bytes=0,
+            memory_share=memory_share,
+            decoding_share=decoding_share,
+            locations=runner.processor.location_ids,
+        )
+
+    def submit(self, request: CheckedRequest, image: EncodedImage, options: GenerationOptions) -> Ticket:
+        """Put a request into the queue. Raises PromptError or OptionError where it cannot be answered."""
+        prompt = self._runner.processor.encode(request.sentence(image.size))
+        ticket = self.engine.submit(Work(prompt, options, features=image.features))
+        self._asked[ticket] = request, image
+        return ticket
+
+    def written(self, ticket: Ticket) -> list[int]:
+        """Return the ids so far, the start id first, of a running answer without beams; none of any other."""
+        return self.engine.written(ticket)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Let a request leave at the next step, without an answer."""
+        if self._asked.pop(ticket, None) is not None:
+            self.engine.cancel(ticket)
+
+    def cancel_all(self) -> None:
+        """Let all requests leave at the next step."""
+        for ticket in list(self._asked):
+            self.cancel(ticket)
+
+    def step(self) -> list[tuple[Ticket, Answer | Florence2Error]]:
+        """Advance every running answer by one id; return those that ended, an error in place of one that failed."""
+        ended: list[tuple[Ticket, Answer | Florence2Error]] = []
+        for done in self.engine.step():
+            request, image = self._asked.pop(done.ticket)
+            if done.generation is None:
+                assert done.error is not None
+                ended.append((done.ticket, done.error))
+            else:
+                ended.append((done.ticket, self._runner._read(done.generation, request.task, image)))
+        return ended
 
 
 class _AnsweredInOrder:
     """The requests that one engine works on, and their answers until it is their turn."""
 
     def __init__(self, runner: Runner, options: GenerationOptions, slots: int | None, decoding_share: float):
-        self._runner, self._options, self._slots = runner, options, slots or MAX_SLOTS
+        self._options, self._slots = options, slots or MAX_SLOTS
         memory_share = _MEMORY_SHARE if slots is None else USABLE
-        self._engine = Engine(
-            runner.model,
-            self._slots,
-            cache_bytes=0,
-            memory_share=memory_share,
-            decoding_share=decoding_share,
-            locations=runner.processor.location_ids,
-        )
+        self._live = LiveAnswers(runner, self._slots, memory_share=memory_share, decoding_share=decoding_share)
+        self._engine = self._live.engine
         self._failure: Exception | None = None
         self._places: deque[_Place] = deque()
         self._running: dict[Ticket, _Place] = {}
@@ -209,24 +272,14 @@ class _AnsweredInOrder:
         if isinstance(each, Florence2Error):
             place.answer = each
             return
-        request, image = place.asked = each
         try:
-            prompt = self._runner.processor.encode(request.sentence(image.size))
-            ticket = self._engine.submit(Work(prompt, self._options, features=image.features))
-            self._running[ticket] = place
+            self._running[self._live.submit(*each, self._options)] = place
         except Florence2Error as error:
             place.answer = error
 
     def _step(self) -> None:
-        for done in self._engine.step():
-            place = self._running.pop(done.ticket)
-            if done.generation is None:
-                place.answer = done.error
-            else:
-                assert place.asked is not None
-                request, image = place.asked
-                place.answer = self._runner._read(done.generation, request.task, image)
-            place.asked = None  # the image's features are large
+        for ticket, answer in self._live.step():
+            self._running.pop(ticket).answer = answer
 
 
 def _answer_in_batches(

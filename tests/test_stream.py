@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 import florence2
+from florence2.asking.requests import check_request
 from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
 from florence2.fast.cuda.pixels import DevicePixels
 from florence2.generation.budget import images_that_fit, vision_bytes
 from florence2.pipeline import Request
-from florence2.stream import encode_ahead
+from florence2.stream import LiveAnswers, encode_ahead
 from parity.recipe import make_picture
 
 TASKS = ("<OD>", "<CAPTION>", "<OCR>", "<DENSE_REGION_CAPTION>", "<MORE_DETAILED_CAPTION>")
@@ -280,3 +281,57 @@ def test_what_was_taken_before_a_failure_comes_first(several_readers: florence2.
     assert [next(encoded)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(RuntimeError, match="of the caller's"):
         next(encoded)
+
+
+# ---- requests at any time ------------------------------------------------------------------------------------------
+
+
+def step_until_idle(live: LiveAnswers) -> dict[Any, Any]:
+    ended: dict[Any, Any] = {}
+    while live.engine.busy:
+        ended.update(live.step())
+    return ended
+
+
+def test_requests_join_while_others_run(nano: florence2.Florence2, requests: list[Request]) -> None:
+    options, live = nano.options(max_new_tokens=24), LiveAnswers(nano, 3, decoding_share=0.5)
+    tickets: dict[Any, Any] = {}
+    ended: dict[Any, Any] = {}
+    for request in requests:
+        tickets[live.submit(check_request((request[0], b"")), request[1], options)] = request
+        ended.update(live.step())
+    ended.update(step_until_idle(live))
+    assert {ticket: answer.token_ids for ticket, answer in ended.items()} == {
+        ticket: nano.run(*request, options=options).token_ids for ticket, request in tickets.items()
+    }
+
+
+def test_a_cancelled_request_has_no_answer(nano: florence2.Florence2, images: list[florence2.EncodedImage]) -> None:
+    live, options = LiveAnswers(nano, 2), nano.options(max_new_tokens=12)
+    first, second = (live.submit(check_request(("<OD>", b"")), image, options) for image in images[:2])
+    live.step()
+    live.cancel(first)
+    live.cancel(first)
+    assert set(step_until_idle(live)) == {second}
+    assert live.submit(check_request(("<OD>", b"")), images[0], options) is not None
+    live.cancel_all()
+    assert step_until_idle(live) == {}
+
+
+def test_the_ids_so_far(nano: florence2.Florence2, images: list[florence2.EncodedImage]) -> None:
+    live, answer = LiveAnswers(nano, 2, decoding_share=0.5), None
+    greedy = live.submit(check_request(("<CAPTION>", b"")), images[0], nano.options(num_beams=1, max_new_tokens=12))
+    beams = live.submit(check_request(("<CAPTION>", b"")), images[0], nano.options(max_new_tokens=12))
+    seen = []
+    while answer is None:
+        answer = dict(live.step()).get(greedy)
+        seen.append(live.written(greedy))
+        assert live.written(beams) == []
+    assert all(ids == list(answer.token_ids[: len(ids)]) for ids in seen) and len(seen) > 5
+    assert [len(ids) for ids in seen[:3]] == [2, 3, 4]
+
+
+def test_a_model_with_a_search_of_its_own(nano: florence2.Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nano.model, "search", lambda *_: None, raising=False)
+    with pytest.raises(Florence2Error, match="code of its own"):
+        LiveAnswers(nano, 2)

@@ -50,32 +50,6 @@ class Questions(ABC):
         """Answer many requests, whose tasks may differ."""
 
     @abstractmethod
-    def options(self, **settings: Any) -> GenerationOptions:
-        """Return the model's own generation settings, with some changed."""
-
-    @abstractmethod
-    def stream(
-        self,
-        requests: "Iterable[Request | Florence2Error]",
-        *,
-        background: Colour | None = None,
-        options: GenerationOptions | None = None,
-        batch_size: int | None = None,
-        **settings: Any,
-    ) -> Iterator[Answer | Florence2Error]:
-        """Answer requests of any number in their order, with errors in place of answers."""
-
-    @abstractmethod
-    def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:
-        """Read an image, in any thread."""
-
-    @abstractmethod
-    def encode_ahead(
-        self, items: Iterable[Item], prepare: Callable[[Item], PreparedImage], at_once: int | None = None
-    ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
-        """Yield each item with its encoded image, or why it has none; `at_once` may be encoded together."""
-
-    @abstractmethod
     def encode_image(self, image: ImageInput, background: Colour | None = None) -> EncodedImage:
         """Run the vision tower on an image, once for all tasks to come."""
 
@@ -215,3 +189,33 @@ class Questions(ABC):
         for i, answer in zip(requests, answers, strict=True):
             outlines[i] = answer
         return outlines, missing
+
+
+class Runtime(Questions):
+    """What answers any number of questions: all that the command line and runs over folders need."""
+
+    @abstractmethod
+    def options(self, **settings: Any) -> GenerationOptions:
+        """Return the model's own generation settings, with some changed."""
+
+    @abstractmethod
+    def stream(
+        self,
+        requests: "Iterable[Request | Florence2Error]",
+        *,
+        background: Colour | None = None,
+        options: GenerationOptions | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> Iterator[Answer | Florence2Error]:
+        """Answer requests of any number in their order, with errors in place of answers."""
+
+    @abstractmethod
+    def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:
+        """Read an image, in any thread."""
+
+    @abstractmethod
+    def encode_ahead(
+        self, items: Iterable[Item], prepare: Callable[[Item], PreparedImage], at_once: int | None = None
+    ) -> Iterator[tuple[Item, EncodedImage | Florence2Error]]:
+        """Yield each item with its encoded image, or why it has none; `at_once` may be encoded together."""

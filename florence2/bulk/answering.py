@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
-from florence2.asking.questions import Questions
+from florence2.asking.questions import Runtime
 from florence2.asking.requests import EncodedImage, PreparedImage
 from florence2.bulk.rows import Question, Result, Row, RowKey
 from florence2.bulk.sources import FileVersion, Source
@@ -17,7 +17,7 @@ Ask: TypeAlias = Callable[[Iterable[tuple[EncodedImage, Q] | Florence2Error]], I
 
 
 def answer_images(
-    model: Questions,
+    model: Runtime,
     sources: Sequence[Source],
     questions: Sequence[Q],
     ask: Ask[Q],

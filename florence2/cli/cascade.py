@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from florence2.asking.questions import Detail, Questions
+from florence2.asking.questions import Detail, Runtime
 from florence2.asking.requests import EncodedImage
 from florence2.bulk.rows import Result
 from florence2.cli.main import parse_words
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
 
 
 def _ask(
-    model: Questions,
+    model: Runtime,
     options: GenerationOptions,
     pairs: Iterable[tuple[EncodedImage, CascadeQuestion] | Florence2Error],
     _: int | None,
@@ -62,7 +62,7 @@ def _ask(
 
 
 def _run_chain(
-    model: Questions, image: EncodedImage, question: CascadeQuestion, options: GenerationOptions
+    model: Runtime, image: EncodedImage, question: CascadeQuestion, options: GenerationOptions
 ) -> Result | Florence2Error:
     try:
         return model.cascade(image, question.detail, options=options)

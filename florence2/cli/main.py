@@ -40,6 +40,7 @@ COMMANDS = {
     "convert": Command("florence2.cli.convert", "rewrite a checkpoint: layout, type, .bin to safetensors"),
     "init": Command("florence2.cli.init", "write an untrained checkpoint, for tests and benchmarks"),
     "info": Command("florence2.cli.info", "describe a checkpoint"),
+    "serve": Command("florence2.serve.command", "answer requests over HTTP, as OpenAI's API and with a page", "serve"),
     "train": Command("florence2.train.command", "fine-tune a checkpoint on images with questions and answers", "train"),
     "evaluate": Command("florence2.train.evaluate_command", "measure a checkpoint's answers to questions", "train"),
     "calibrate": Command("florence2.train.calibrate_command", "let a checkpoint's confidences be frequencies", "train"),

@@ -38,7 +38,7 @@ from florence2.inputs.tasks import (
 )
 
 if TYPE_CHECKING:
-    from florence2.asking.questions import Questions
+    from florence2.asking.questions import Runtime
     from florence2.pipeline import Florence2
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -285,7 +285,7 @@ def generation_changes(options: argparse.Namespace) -> dict[str, Any]:
     return changes
 
 
-def generation_options(options: argparse.Namespace, model: "Questions") -> GenerationOptions:
+def generation_options(options: argparse.Namespace, model: "Runtime") -> GenerationOptions:
     """Return the settings of the search: the model's own with those given. Raises OptionError where they conflict."""
     with naming_options(SETTINGS):
         return model.options(**generation_changes(options))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from florence2.asking.questions import Questions
+from florence2.asking.questions import Runtime
 from florence2.asking.requests import EncodedImage
 from florence2.bulk.answering import answer_images
 from florence2.bulk.journal import Folder, check_folder
@@ -48,7 +48,7 @@ from florence2.inputs.tasks import TASKS, FreePrompt, Task
 
 Q = TypeVar("Q", bound=Question)
 AskModel: TypeAlias = Callable[
-    [Questions, GenerationOptions, Iterable[tuple[EncodedImage, Q] | Florence2Error], int | None],
+    [Runtime, GenerationOptions, Iterable[tuple[EncodedImage, Q] | Florence2Error], int | None],
     Iterator[Result | Florence2Error],
 ]
 """A function that answers pairs with a model, a number of them at once; errors keep their places."""
@@ -71,7 +71,7 @@ class Backend:
     add_options: Callable[[argparse.ArgumentParser], None]
     tasks: Callable[[argparse.Namespace, Sequence[str]], Mapping[str, Task]]
     find: Callable[[argparse.Namespace], Path]
-    load: Callable[[argparse.Namespace], Questions]
+    load: Callable[[argparse.Namespace], Runtime]
     settings: Callable[[argparse.Namespace, Path], dict[str, Any]]
 
 
@@ -145,7 +145,7 @@ def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS)
 
 
 def _ask(
-    model: Questions,
+    model: Runtime,
     options: GenerationOptions,
     pairs: Iterable[tuple[EncodedImage, TaskQuestion] | Florence2Error],
     batch_size: int | None,

@@ -9,7 +9,7 @@ import numpy as np
 from florence2.answers.answer import Answer, image_reference
 from florence2.answers.confidence import Likelihoods
 from florence2.asking.processor import AnswerProcessor
-from florence2.asking.questions import Questions
+from florence2.asking.questions import Runtime
 from florence2.asking.requests import (
     AnyImage,
     CheckedRequest,
@@ -43,7 +43,7 @@ from florence2.model.config import Florence2Config, check_grid, check_positions
 Item = TypeVar("Item")
 
 
-class Florence2Lite(Questions):
+class Florence2Lite(Runtime):
     """One exported model, ready to answer. Nothing in it changes, so threads may share it.
 
     Every method that answers takes generation settings, as those of `florence2.Florence2` do.

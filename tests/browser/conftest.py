@@ -9,7 +9,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from florence2.inspect.page.render import render_page
+from tests.browser.served import OpenedPage, opening
 from tests.inspect import synthetic
+from tests.serve.server import RunningServer, serving
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 Opened = Callable[..., Page]
@@ -69,3 +71,17 @@ def opened(browser: Browser, files: dict[str, Path], tmp_path: Path) -> Iterator
     for context in contexts:
         context.close()
     assert asked == own and complaints == []
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """`florence2 serve` with nano."""
+    with serving(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def visited(browser: Browser, server: RunningServer) -> Iterator[OpenedPage]:
+    """Open the page of the server; see `opening`."""
+    with opening(browser, server) as open_page:
+        yield open_page

@@ -117,6 +117,12 @@ WRONG = [
     ("evaluate {image} --batch 0", "--batch is 0"),
     ("evaluate {empty}/absent.jsonl", "absent.jsonl does not exist"),
     ("evaluate {image} --model nowhere", "'nowhere'"),
+    ("serve --model nowhere", "'nowhere'"),
+    ("serve --model {nothing}", "argument --model: the name is empty"),
+    ("serve --port 70000", "--port is 70000; it must be at most 65535"),
+    ("serve --max-queue 0", "--max-queue is 0"),
+    ("serve --host 0.0.0.0", "say --no-key to let everyone in"),
+    ("serve --api-key-file {empty}/keys", "keys cannot be read: No such file"),
 ]
 """A command line without its program, and a part of the message. {image} is a file, {nothing} an empty name; the
 rest are folders."""

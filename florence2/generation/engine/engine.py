@@ -152,6 +152,11 @@ class Engine:
         """Let a question leave at the next step, without a `Done`; one that is finished stays so."""
         ticket.cancelled = self._cancelled = True
 
+    def written(self, ticket: Ticket) -> list[int]:
+        """Return the ids that a running answer of one sequence has so far; none of others, and in lanes of a model."""
+        lane = self._lanes.get(ticket.work.options.width)
+        return lane.written(ticket) if isinstance(lane, Lane) and ticket.work.options.width == 1 else []
+
     def charge(self, seconds: float) -> None:
         """Count seconds for which running answers waited; `decoding_share` says how much decoding they get for them."""
         self._owed += seconds * self._share / (1 - self._share)

@@ -96,6 +96,16 @@ class Lane(Generic[Name]):
         group.names += names
         group.rows += rows
 
+    def written(self, name: Name) -> list[int]:
+        """Return the ids, the start id first, that the first sequence of a running answer has; none of others."""
+        for group in self._groups:
+            if name in group.names:
+                row = group.names.index(name)
+                sequences: Tensor = getattr(group.state, group.state.by_position[0])  # (B, K, 1 + room)
+                ids: list[int] = sequences[row, 0, : 1 + int(group.state.generated[row])].tolist()
+                return ids
+        return []
+
     def drop(self, unwanted: Callable[[Name], bool]) -> None:
         """Stop the answers whose names are `unwanted`."""
         leaving = {
