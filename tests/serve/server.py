@@ -61,7 +61,17 @@ class RunningServer:
 
     def lines(self) -> list[dict[str, Any]]:
         """The log's lines about requests."""
-        return [json.loads(line) for line in self.words().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.words().splitlines(True) if line[0] == "{" and line[-1] == "\n"]
+
+    def wait_for_line(self, **values: Any) -> dict[str, Any]:
+        """The log's newest line with these values; it is written after the response was sent."""
+        end = time.monotonic() + 60
+        while True:
+            for line in reversed(self.lines()):
+                if values.items() <= line.items():
+                    return line
+            assert time.monotonic() < end, self.words()
+            time.sleep(0.02)
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)

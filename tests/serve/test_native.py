@@ -164,9 +164,10 @@ def test_other_routes(server: RunningServer, nano: florence2.Florence2) -> None:
 
 def test_the_log_has_a_line_for_each_request_without_its_contents(server: RunningServer, image: bytes) -> None:
     secret = "a secret phrase"
-    server.post("/v1/florence2", native_body(image, {"task": "caption_to_phrase_grounding", "text": secret}, secret))
+    body = native_body(image, {"task": "caption_to_phrase_grounding", "text": secret}, secret)
+    reply = server.post("/v1/florence2", body)
     server.call("GET", f"/{secret.replace(' ', '-')}")
-    line = next(line for line in reversed(server.lines()) if line["route"] == "/v1/florence2")
+    line = server.wait_for_line(id=reply.headers["x-request-id"], route="/v1/florence2")
     assert line["status"] == 200 and line["task"] == "other" and line["cached"] and line["tokens"] > 0
     assert line["id"].startswith("req-") and line["decode_ms"] > 0
     assert "secret" not in server.words()
