@@ -81,4 +81,5 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = trace("weights", scores.softmax(dim=-1))
-    return trace("heads", F.dropout(weights, dropout) @ value)
+    # said to be off at rate 0, so that an exporter writes nothing for it
+    return trace("heads", F.dropout(weights, dropout, training=dropout > 0) @ value)

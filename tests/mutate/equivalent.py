@@ -101,6 +101,12 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         source="mask = None if self.beams == 1 else self.ancestry[:, None, :, :end]  # (B, 1, K, slots)",
         new="0",
     ),
+    Equivalent(
+        "florence2/model/attention.py",
+        "dropout at rate 0 changes no number; an exporter alone sees the difference, and tests/export sees that",
+        source='return trace("heads", F.dropout(weights, dropout, training=dropout > 0) @ value)',
+        old="dropout > 0",
+    ),
     Equivalent("florence2/fast/packed.py", SPEED, source="if len(copy.sizes) == 1:", old="1", new="0"),
     Equivalent("florence2/fast/cuda/recorded/graphs.py", GPU, within="record_cuda_graph"),
     Equivalent("florence2/fast/cuda/recorded/graphs.py", GPU, within="CudaGraph"),
