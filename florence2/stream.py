@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
+import torch
+
 from florence2.answers.answer import Answer
 from florence2.asking.requests import CheckedRequest, EncodedImage, PreparedImage
 from florence2.errors import Florence2Error
@@ -212,7 +214,8 @@ class _AnsweredInOrder:
         request, image = place.asked = each
         try:
             prompt = self._runner.processor.encode(request.sentence(image.size))
-            ticket = self._engine.submit(Work(prompt, self._options, features=image.features))
+            features = torch.as_tensor(image.features)  # those of florence2.lite are an array
+            ticket = self._engine.submit(Work(prompt, self._options, features=features))
             self._running[ticket] = place
         except Florence2Error as error:
             place.answer = error

@@ -1,9 +1,10 @@
 """Channel attention with value, attention weights and output projection folded into one linear map.
 
-Once the attention weights of an image are known, every position goes through the same three products. `fast.bands` does
-the same on torch. In onnxruntime, the vision tower of base took 3.51 s of one core for 768 x 768 pixels plain, and 3.38 s
-with every block folded (the best of two runs in turns; Intel Xeon, Sapphire Rapids). Where there are fewer positions than
-2C, folding costs more than it saves, so these blocks stay plain; that form was not timed against the others in one run.
+Once the attention weights of an image are known, every position goes through the same three products. `fast.bands`
+does the same on torch. In onnxruntime, the vision tower of base took 3.51 s of one core for 768 x 768 pixels plain, and
+3.38 s with every block folded (the best of two runs in turns; Intel Xeon, Sapphire Rapids). Where there are fewer
+positions than 2C, folding costs more than it saves, so these blocks stay plain; that form was not timed against the
+others in one run.
 """
 
 import copy
