@@ -194,6 +194,8 @@ class Runner:
         prompts = [
             self.processor.encode(request.sentence(image.size)) for request, image in zip(requests, images, strict=True)
         ]
+        for image in images:
+            check_features([image], self.model.config.text.d_model)
         length = images[0].features.shape[1] + max(map(len, prompts))
         each = answer_bytes(self.model, options, length)
         at_once = how_many_fit(each, self.model.device)
@@ -225,7 +227,9 @@ class Runner:
         for row, ids in enumerate(prompts):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = True
-        features = torch.cat([image.features for image in images]).to(self.model.device, self.model.dtype)
+        # those of florence2.lite are arrays
+        parts = [torch.as_tensor(image.features, device=self.model.device) for image in images]
+        features = torch.cat(parts).to(self.model.dtype)  # (B, N, D)
         padding = None if mask.all() else mask.to(self.model.device)
         with torch.no_grad():
             memory = self.model.encode(features, input_ids.to(self.model.device), padding, trace)

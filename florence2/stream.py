@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
+import torch
+
 from florence2.answers.answer import Answer
 from florence2.asking.requests import CheckedRequest, EncodedImage, PreparedImage
 from florence2.errors import Florence2Error
@@ -188,7 +190,8 @@ class LiveAnswers:
     def submit(self, request: CheckedRequest, image: EncodedImage, options: GenerationOptions) -> Ticket:
         """Put a request into the queue. Raises PromptError or OptionError where it cannot be answered."""
         prompt = self._runner.processor.encode(request.sentence(image.size))
-        ticket = self.engine.submit(Work(prompt, options, features=image.features))
+        features = torch.as_tensor(image.features)  # those of florence2.lite are an array
+        ticket = self.engine.submit(Work(prompt, options, features=features))
         self._asked[ticket] = request, image
         return ticket
 

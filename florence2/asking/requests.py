@@ -118,6 +118,12 @@ def check_stream(requests: Any) -> None:
 
 def check_features(images: Sequence[EncodedImage], width: int) -> None:
     """Raise PromptError for encoded images that do not have the same shape, (1, N, `width`)."""
+    for image in images:
+        if len(getattr(image.features, "shape", ())) != 3 or image.features.shape[0] != 1:
+            raise PromptError(
+                f"An EncodedImage holds features of the shape {getattr(image.features, 'shape', None)}, not (1, N, "
+                f"{width}); make it with encode_image."
+            )
     shapes = {tuple(image.features.shape[1:]) for image in images}
     if len(shapes) > 1 or max(shapes)[-1] != width:
         raise PromptError(

@@ -1,6 +1,5 @@
 """The contents of weight files, without a model: layout, names, stored types, sizes."""
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from florence2.checkpoints.config_files import read_config
-from florence2.checkpoints.files import checkpoint_folder
+from florence2.checkpoints.files import checkpoint_folder, hash_file
 from florence2.checkpoints.layouts import (
     ENCODER_EMBEDDING,
     HEAD,
@@ -141,15 +140,6 @@ def stored_dtype(files: WeightFiles) -> torch.dtype:
         if info.dtype.is_floating_point:
             counts[info.dtype] += math.prod(info.shape)
     return counts.most_common(1)[0][0]
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal, as the Hub shows it for large files."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _module_of(canonical: str) -> str:

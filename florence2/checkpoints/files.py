@@ -4,6 +4,7 @@ JSON is read strictly: its size is limited, no field is ignored, and all problem
 imports torch.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -187,6 +188,18 @@ def refuse_pointer(path: Path) -> None:
         return  # whoever reads the file says what is wrong with it
     if start == LFS_POINTER:
         raise CheckpointError(lfs_problem(path))
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, as the Hub shows it for large files. Raises CheckpointError."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return digest.hexdigest()
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES, unique: bool = False) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from florence2.checkpoints.files import checkpoint_folder
+from florence2.checkpoints.files import checkpoint_folder, hash_file
 from florence2.checkpoints.hub import resolve_adapter
 from florence2.cli.options import (
     MODELS,
@@ -82,7 +82,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def describe_source(name: str, path: Path, adapter: Path | None, allow_pickle: bool) -> dict[str, Any]:
     """Return the name and the hashes of the files that a model was read from; of local paths only the last part."""
-    from florence2.checkpoints.describe import hash_file
     from florence2.checkpoints.files import find_weight_files
 
     files, _ = find_weight_files(path, allow_pickle)

@@ -14,7 +14,7 @@ from torch import nn
 
 from florence2 import __version__
 from florence2.checkpoints.checks.comparison import require_described
-from florence2.checkpoints.files import write_json
+from florence2.checkpoints.files import hash_file, write_json
 from florence2.errors import CheckpointError, OptionError, shown
 from florence2.export.agreement import compare_answers, prove_answers
 from florence2.export.folder import new_folder, refuse_full
@@ -105,6 +105,7 @@ def export_onnx(
             "format": "onnx",
             "source": dict(source or {}),
             "weights": {"storage": weights, "rounded_values": rounded},
+            "files": {graph: hash_file(draft / graph) for graph in _graph_files(draft)},
             "versions": versions(),
             "differences": differences,
             "answers": {"compared": agreement.answers, "same_tokens": agreement.same},
@@ -131,6 +132,10 @@ def round_to_float16(model: Florence2Model) -> tuple[Florence2Model, int]:
         for parameter in rounded.parameters():
             parameter.copy_(parameter.half())
     return rounded, count
+
+
+def _graph_files(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in sorted((folder / FOLDER).iterdir())]
 
 
 def versions() -> dict[str, str]:

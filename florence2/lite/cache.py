@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from florence2.errors import Florence2Error
 from florence2.lite.arrays import Array
 from florence2.lite.layout import USE_CACHE, cache_names
 from florence2.lite.sessions import Graph, Graphs
@@ -31,13 +32,27 @@ class GraphDecoder(ABC):
         self._nothing = np.zeros((1, heads, 0, text.d_model // heads), dtype=np.float32)
         self._past: list[Array] = []
 
-    @abstractmethod
     def step(self, newest: Array) -> Array:
-        """Decode the newest id of every sequence (K,) -> float32 logits (K, V) of the next."""
+        """Decode the newest id of every sequence (K,) -> float32 logits (K, V) of the next.
+
+        Raises Florence2Error for logits that are not finite.
+        """
+        return _finite(self._next(newest))
+
+    def read(self, ids: Array) -> Iterator[Array]:
+        """Read a whole sequence (T,) by teacher forcing; yield the logits of its positions, some (..., V) at a time.
+
+        Raises Florence2Error for logits that are not finite.
+        """
+        return map(_finite, self._parts(ids))
 
     @abstractmethod
-    def read(self, ids: Array) -> Iterator[Array]:
-        """Read a whole sequence (T,) by teacher forcing; yield the logits of its positions, some (..., V) at a time."""
+    def _next(self, newest: Array) -> Array:
+        """Do what `step` does, unchecked."""
+
+    @abstractmethod
+    def _parts(self, ids: Array) -> Iterator[Array]:
+        """Do what `read` does, unchecked."""
 
     def reorder(self, parents: Array) -> None:
         """Let sequence k continue sequence `parents[k]`: (K,)."""
@@ -59,13 +74,13 @@ class SharedDecoder(GraphDecoder):
         cross = graphs.cross(names, encoder_hidden_states=memory)  # (1, heads, S, d) each
         self._cross = dict(zip(self._cross_names, cross, strict=True))
 
-    def step(self, newest: Array) -> Array:
+    def _next(self, newest: Array) -> Array:
         """Decode one position."""
         past = self._past or [np.repeat(self._nothing, len(newest), axis=0)] * len(self._past_names)
         logits, self._past = self._run(newest[:, None], past)  # (K, 1, V)
         return logits[:, -1]
 
-    def read(self, ids: Array) -> Iterator[Array]:
+    def _parts(self, ids: Array) -> Iterator[Array]:
         """Read the sequence part by part."""
         past = [self._nothing] * len(self._past_names)
         for start in range(0, len(ids), _POSITIONS):
@@ -89,7 +104,7 @@ class MergedDecoder(GraphDecoder):
         self._present_cross = [*cache_names("present", "encoder", text.decoder_layers)]
         self._cross: list[Array] = []  # (K, heads, S, d) each
 
-    def step(self, newest: Array) -> Array:
+    def _next(self, newest: Array) -> Array:
         """Decode one position; the first one, where all sequences are the same, only once."""
         if self._cross:
             return self._later(newest)
@@ -99,7 +114,7 @@ class MergedDecoder(GraphDecoder):
         self._memory, self._mask = (np.repeat(each, len(newest), axis=0) for each in (self._memory, self._mask))
         return logits[:, -1]
 
-    def read(self, ids: Array) -> Iterator[Array]:
+    def _parts(self, ids: Array) -> Iterator[Array]:
         """Read the sequence at once: a published branch with past keys and values reads one id alone."""
         yield self._first(ids, ["logits"])[0][0]
 
@@ -125,6 +140,17 @@ class MergedDecoder(GraphDecoder):
         feeds |= zip(self._cross_names, self._cross, strict=True)
         logits, *self._past = self._graph.run(feeds, ["logits", *self._present_names])
         return logits[:, -1]
+
+
+def _finite(logits: Array) -> Array:
+    """Return logits (..., V). Raises Florence2Error where they give no probabilities."""
+    # the largest value is NaN where any is, and the search would take NaN for the best
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise Florence2Error(
+            "The decoder's logits are not finite: its weights, or what they compute, do not fit the type of the "
+            "graphs; export the model in float32."
+        )
+    return logits
 
 
 def start_decoder(graphs: Graphs, text: TextConfig, memory: Array) -> GraphDecoder:

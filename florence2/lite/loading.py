@@ -9,6 +9,7 @@ from florence2.checkpoints.checks.calibration import choose_calibration
 from florence2.checkpoints.config_files import read_config
 from florence2.errors import CheckpointError, OptionError, shown
 from florence2.inputs.image import Colour, parse_colour
+from florence2.lite.fitting import check_graphs, check_hashes
 from florence2.lite.florence import Florence2Lite
 from florence2.lite.layout import SUFFIXES
 from florence2.lite.sessions import open_graphs
@@ -51,7 +52,9 @@ def load(
         calibration = choose_calibration(path, file=None if calibration is None else Path(calibration))
     config = read_config(path)
     processor = AnswerProcessor.from_folder(path, calibration=calibration).changed(background=background)
+    check_hashes(path)
     graphs = open_graphs(path, kind, provider, threads)
+    check_graphs(graphs, config)
     return Florence2Lite(graphs, config, processor, os.fspath(folder))
 
 

@@ -18,6 +18,7 @@ _TYPES = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
+MAX_THREADS = 256
 _CPU, _ENDING = "CPUExecutionProvider", "ExecutionProvider"
 
 
@@ -26,6 +27,8 @@ class Graph:
 
     Attributes:
         inputs: The names of its inputs, with their types.
+        outputs: The names of its outputs.
+        shapes: The sizes of both, by name; None where a size is free.
     """
 
     def __init__(self, path: Path, provider: str, threads: int | None, returns_memory: bool = False):
@@ -43,7 +46,13 @@ class Graph:
         self._run_options = _runtime().RunOptions()
         if returns_memory and provider == _CPU:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self.inputs = {each.name: _TYPES.get(each.type, np.float32) for each in self._session.get_inputs()}
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self.inputs = {each.name: _TYPES.get(each.type, np.float32) for each in inputs}
+        self.outputs = [each.name for each in outputs]
+        self.shapes = {
+            each.name: tuple(size if isinstance(size, int) else None for size in each.shape)
+            for each in (*inputs, *outputs)
+        }
 
     def __call__(self, outputs: Sequence[str] | None = None, **feeds: Array) -> list[Array]:
         """Return the `outputs` by name, None for all; as float32 those that are not whole numbers."""
@@ -120,8 +129,8 @@ def find_provider(provider: str) -> str:
 def check_threads(threads: int | None) -> int | None:
     """Return how many threads an operation may use. Raises OptionError for a wrong number."""
     threads = plain(threads)
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise OptionError(f"threads is {shown(threads)}; it must be a whole number of at least 1.")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise OptionError(f"threads is {shown(threads)}; it must be a whole number from 1 to {MAX_THREADS}.")
     return threads
 
 
@@ -133,7 +142,7 @@ def versions() -> dict[str, str]:
 def _open(path: Path, provider: str, threads: int | None) -> Any:
     runtime = _runtime()
     options = runtime.SessionOptions()
-    options.log_severity_level = 3  # errors alone; they are raised as well
+    options.log_severity_level = 4  # below fatal ones nothing is printed: errors are raised as well
     # a plan of a run's memory is a block of its own: 300 MB for an image of 768 x 768 in base, and no faster
     options.enable_mem_pattern = False
     if threads is not None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from florence2.checkpoints.checkpoint import load_model
-from florence2.checkpoints.describe import describe_checkpoint, hash_file
+from florence2.checkpoints.describe import describe_checkpoint
+from florence2.checkpoints.files import hash_file
 from tests.conftest import copy_checkpoint, keep_only
 
 

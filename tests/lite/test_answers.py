@@ -14,9 +14,11 @@ from PIL import Image
 import florence2
 from florence2 import Florence2, OnlyLabels
 from florence2.answers.answer import Answer
+from florence2.asking.requests import EncodedImage
 from florence2.errors import CheckpointError, Florence2Error, ImageError, OptionError, PromptError
 from florence2.inputs.tasks import TASKS
 from florence2.lite import Florence2Lite, load
+from florence2.lite.layout import EXPORT
 from parity.lite import parts
 from parity.recipe import make_picture
 from recipes.nano.exam import Exam
@@ -215,7 +217,7 @@ def test_a_memory_that_is_not_finite(lite: Florence2Lite) -> None:
     [
         ({"provider": "abacus"}, "provider is 'abacus', but onnxruntime has only"),
         ({"provider": None}, "provider is None"),
-        ({"threads": 0}, "threads is 0; it must be a whole number of at least 1"),
+        ({"threads": 0}, "threads is 0; it must be a whole number from 1 to 256"),
         ({"kind": "q5"}, "kind is 'q5'; it must be one of float32"),
         ({"background": "no colour"}, "no colour"),
     ],
@@ -225,6 +227,21 @@ def test_wrong_arguments(nano_folder: Path, changes: dict[str, Any], words: str)
         load(nano_folder, **changes)
 
 
+def test_torch_reads_images_that_were_encoded_without_it(lite: Florence2Lite, nano: Florence2) -> None:
+    encoded = lite.encode_image(make_picture(1, 60, 40))
+    expected = lite.run("<OD>", encoded).token_ids
+    assert nano.run("<OD>", encoded).token_ids == expected
+    (streamed,) = nano.stream([("<OD>", encoded)])
+    assert isinstance(streamed, Answer) and streamed.token_ids == expected
+
+
+@pytest.mark.parametrize("shape", [(5, 160), (2, 5, 160), (160,)])
+def test_features_of_a_wrong_shape(lite: Florence2Lite, nano: Florence2, shape: tuple[int, ...]) -> None:
+    for model, features in ((lite, np.zeros(shape, dtype=np.float32)), (nano, torch.zeros(shape))):
+        with pytest.raises(PromptError, match=r"not \(1, N, 160\); make it with encode_image"):
+            model.run("<OD>", EncodedImage(features, (10, 10)))
+
+
 def test_folders_that_cannot_be_opened(nano_folder: Path, published: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder; give one that `florence2 export` has written"):
         load(tmp_path / "missing")
@@ -232,6 +249,7 @@ def test_folders_that_cannot_be_opened(nano_folder: Path, published: Path, tmp_p
         load(nano_folder, kind="q4")
     damaged = tmp_path / "damaged"
     shutil.copytree(published, damaged)
+    (damaged / EXPORT).unlink()
     (damaged / "onnx" / "embed_tokens.onnx").write_bytes(b"not a graph")
     with pytest.raises(CheckpointError, match=r"onnxruntime cannot read .*embed_tokens\.onnx"):
         load(damaged)
