@@ -61,7 +61,9 @@ class RunningServer:
 
     def lines(self) -> list[dict[str, Any]]:
         """The log's lines about requests."""
-        return [json.loads(line) for line in self.words().splitlines(True) if line[0] == "{" and line[-1] == "\n"]
+        texts = self.words().splitlines(keepends=True)
+        lines: list[dict[str, Any]] = [json.loads(each) for each in texts if each[0] == "{" and each[-1] == "\n"]
+        return lines
 
     def wait_for_line(self, **values: Any) -> dict[str, Any]:
         """The log's newest line with these values; it is written after the response was sent."""
