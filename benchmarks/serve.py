@@ -85,7 +85,7 @@ class Bench:
 
 def _both(bench: Bench, load: Callable[[], Sequence[tuple[bytes, str]]]) -> str:
     """Compare the rates of both servers, in turns, on loads of one kind: a second, and a second of the CPU."""
-    with bench.server() as ours, bench.server(*NAIVE) as naive:
+    with bench.server("--deadline", "600") as ours, bench.server(*NAIVE) as naive:
         found: dict[int, list[tuple[float, float]]] = {ours.port: [], naive.port: []}
         for server in (ours, naive):
             bench.ask(server, bench.images(1)[0], "<OD>")

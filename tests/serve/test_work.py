@@ -104,6 +104,21 @@ def test_what_cannot_be_met_is_not_begun() -> None:
     assert jobs.cannot_meet(job(held, 2.5)) and not jobs.cannot_meet(job(held, 3.5))
 
 
+def test_what_would_wait_beyond_its_deadline_is_refused_at_once() -> None:
+    jobs = queue()
+    done = put(jobs, "a")
+    jobs.take(1, lambda _: True)
+    done.times.started, done.times.ended = 100.0, 103.0
+    jobs.done(done)
+    put(jobs, "b")
+    put(jobs, "c")
+    held = HeldImage("d", b"")
+    with pytest.raises(RequestError) as error:
+        jobs.put([job(held, 5.5)])
+    assert (error.value.code, error.value.retry_after) == ("queue_full", 6)
+    jobs.put([job(held, 6.5)])
+
+
 def test_a_closed_queue() -> None:
     jobs = queue()
     jobs.close(RequestError(503, "draining", "Stopping."))

@@ -86,6 +86,8 @@ class JobQueue:
             what = f"{len(self._waiting)} requests wait already, of at most {self._settings.max_queue}"
         elif self._bytes + sum(new.values()) > self._settings.queue_bytes:
             what = f"the images of waiting requests may take {self._settings.queue_bytes >> 20} MiB together"
+        elif time.monotonic() + self._wait() > min(job.deadline for job in jobs):
+            what = f"{len(self._waiting)} requests wait already, for longer than this one may take"
         else:
             return
         seconds = self.retry_after()
@@ -142,8 +144,11 @@ class JobQueue:
 
     def retry_after(self) -> int:
         """Return the seconds in which the jobs that wait will have been answered, 1 to 60."""
-        seconds = math.ceil(len(self._waiting) * self._mean / self.slots)
-        return min(max(seconds, 1), _LONGEST_WAIT)
+        return min(max(math.ceil(self._wait()), 1), _LONGEST_WAIT)
+
+    def _wait(self) -> float:
+        """Estimate the seconds until a job that comes now would start."""
+        return len(self._waiting) * self._mean / self.slots
 
     def close(self, error: RequestError) -> None:
         """Refuse further jobs with `error`; those that were accepted stay."""
