@@ -34,7 +34,7 @@ def queue(**settings: Any) -> JobQueue:
 def put(jobs: JobQueue, key: str, data: bytes = b"1234") -> Job:
     held = jobs.hold(key, data)
     assert held is not None
-    new = job(held)
+    new = job(held, 1e6)
     jobs.put([new])
     return new
 
