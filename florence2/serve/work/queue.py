@@ -86,7 +86,7 @@ class JobQueue:
             what = f"{len(self._waiting)} requests wait already, of at most {self._settings.max_queue}"
         elif self._bytes + sum(new.values()) > self._settings.queue_bytes:
             what = f"the images of waiting requests may take {self._settings.queue_bytes >> 20} MiB together"
-        elif time.monotonic() + self._wait() > min(job.deadline for job in jobs):
+        elif self._waiting and time.monotonic() + self._wait() > min(job.deadline for job in jobs):
             what = f"{len(self._waiting)} requests wait already, for longer than this one may take"
         else:
             return
