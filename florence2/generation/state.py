@@ -122,8 +122,18 @@ class SearchState(abc.ABC):
     @property
     def room(self) -> int:
         """How many ids each sequence has room for, up to the limit."""
+        return self._sequences.shape[2] - 1
+
+    def written(self, row: int) -> list[int]:
+        """Return the ids so far, the start id first, of the first sequence of an input."""
+        ids: list[int] = self._sequences[row, 0, : 1 + int(self.generated[row])].tolist()
+        return ids
+
+    @property
+    def _sequences(self) -> Tensor:
+        """The ids of all sequences (B, K, 1 + room)."""
         sequences: Tensor = getattr(self, self.by_position[0])
-        return sequences.shape[2] - 1
+        return sequences
 
     def with_room(self: State, room: int) -> State:
         """Return this state with room for `room` ids a sequence, as many as any has or more."""

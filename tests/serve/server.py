@@ -69,9 +69,9 @@ class RunningServer:
         """The log's newest line with these values; it is written after the response was sent."""
         end = time.monotonic() + 60
         while True:
-            for line in reversed(self.lines()):
-                if values.items() <= line.items():
-                    return line
+            found = [line for line in self.lines() if values.items() <= line.items()]
+            if found:
+                return found[-1]
             assert time.monotonic() < end, self.words()
             time.sleep(0.02)
 

@@ -100,10 +100,7 @@ class Lane(Generic[Name]):
         """Return the ids, the start id first, that the first sequence of a running answer has; none of others."""
         for group in self._groups:
             if name in group.names:
-                row = group.names.index(name)
-                sequences: Tensor = getattr(group.state, group.state.by_position[0])  # (B, K, 1 + room)
-                ids: list[int] = sequences[row, 0, : 1 + int(group.state.generated[row])].tolist()
-                return ids
+                return group.state.written(group.names.index(name))
         return []
 
     def drop(self, unwanted: Callable[[Name], bool]) -> None:

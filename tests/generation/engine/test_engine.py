@@ -85,6 +85,24 @@ def test_scores_and_reasons_are_those_of_generate(f: Florence2, image: Tensor) -
         assert not mine.token_logprobs.is_inference()
 
 
+def test_the_ids_so_far_of_an_answer_without_beams_can_be_read(f: Florence2, image: Tensor) -> None:
+    engine = Engine(f.model)
+    given = [{"num_beams": 1, "max_new_tokens": n, "min_new_tokens": n - 1} for n in (4, 7)]
+    tickets = [engine.submit(caption(f, image, **each)) for each in [*given, {"max_new_tokens": 3}]]
+    assert [engine.written(ticket) for ticket in tickets] == [[], [], []]  # they wait
+    seen: dict[Any, list[list[int]]] = {ticket: [] for ticket in tickets}
+    found: dict[Any, Any] = {}
+    while engine.busy:
+        found |= {done.ticket: done.generation for done in engine.step()}
+        for ticket in tickets:
+            seen[ticket].append(engine.written(ticket))
+    for ticket, n in zip(tickets[:2], (4, 7), strict=True):
+        ids = found[ticket].sequences[0].tolist()
+        assert [each for each in seen[ticket] if each] == [ids[: 1 + i] for i in range(1, n)]
+        assert engine.written(ticket) == []  # it has ended
+    assert not any(seen[tickets[2]])
+
+
 def test_a_short_answer_leaves_before_a_long_one(f: Florence2, image: Tensor) -> None:
     engine = Engine(f.model, slots=1)
     first, second = (engine.submit(caption(f, image, max_new_tokens=n, min_new_tokens=n - 1)) for n in (9, 3))
