@@ -194,8 +194,7 @@ class Runner:
         prompts = [
             self.processor.encode(request.sentence(image.size)) for request, image in zip(requests, images, strict=True)
         ]
-        for image in images:
-            check_features([image], self.model.config.text.d_model)
+        check_features(images, self.model.config.text.d_model)
         length = images[0].features.shape[1] + max(map(len, prompts))
         each = answer_bytes(self.model, options, length)
         at_once = how_many_fit(each, self.model.device)
@@ -220,7 +219,6 @@ class Runner:
         trace: Trace,
     ) -> list[Generation]:
         """Generate the answers of one batch. Prompts of different lengths are padded, and the padding is masked."""
-        check_features(images, self.model.config.text.d_model)
         longest = max(map(len, prompts))
         input_ids = torch.full((len(prompts), longest), self.model.config.text.pad_token_id)
         mask = torch.zeros(len(prompts), longest, dtype=torch.bool)

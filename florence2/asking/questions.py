@@ -7,7 +7,15 @@ from typing import Any, Literal, TypeVar
 from florence2.answers.answer import Answer, Box
 from florence2.answers.cascade import Cascade
 from florence2.asking.processor import AnswerProcessor
-from florence2.asking.requests import AnyImage, EncodedImage, PreparedImage, Request, check_background, outline_requests
+from florence2.asking.requests import (
+    AnyImage,
+    EncodedImage,
+    PreparedImage,
+    Request,
+    check_background,
+    choose_input,
+    outline_requests,
+)
 from florence2.errors import Florence2Error, PromptError, shown
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import Colour, ImageInput
@@ -23,7 +31,6 @@ class Questions(ABC):
 
     processor: AnswerProcessor
 
-    @abstractmethod
     def run(
         self,
         task: str,
@@ -35,7 +42,24 @@ class Questions(ABC):
         options: GenerationOptions | None = None,
         **settings: Any,
     ) -> Answer:
-        """Answer one task on one image."""
+        """Answer one task on one image.
+
+        Args:
+            task: A token such as "<OD>", its alias "od", or a free prompt.
+            image: A path, the bytes of an image file, a Pillow image, an array, or an `EncodedImage`.
+            text: The task's input: text, a list of classes, or a box.
+            box: The task's input as a box (x1, y1, x2, y2) in pixels of the image.
+            background: The colour that transparent pixels show; None is that of `load`.
+            options: Generation settings; None is the model's own.
+            **settings: Single generation settings, such as `num_beams=1`.
+
+        Raises:
+            PromptError: The task is unknown, or its input is missing, superfluous or wrong.
+            ImageError: The image cannot be read.
+            OptionError: A generation setting is unknown or out of range, or `background` is not a colour.
+        """
+        request = task, image, choose_input(task, text, box)
+        return self.run_batch([request], background=background, options=options, **settings)[0]
 
     @abstractmethod
     def run_batch(

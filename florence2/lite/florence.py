@@ -22,7 +22,6 @@ from florence2.asking.requests import (
     check_request,
     check_requests,
     check_stream,
-    choose_input,
     choose_options,
     encode_once,
     kept_source,
@@ -31,7 +30,6 @@ from florence2.checkpoints.checks.belonging import check_image_settings, check_v
 from florence2.errors import CheckpointError, Florence2Error, OptionError
 from florence2.generation.options import GenerationOptions, SpecialIds
 from florence2.inputs.image import Colour, ImageInput, normalise, resize_image
-from florence2.inputs.processor import TaskText
 from florence2.inputs.tasks import Task
 from florence2.lite.arrays import Array
 from florence2.lite.cache import GraphDecoder, start_decoder
@@ -85,38 +83,6 @@ class Florence2Lite(Runtime):
     def options(self, **settings: Any) -> GenerationOptions:
         """Return the model's own generation settings, with some changed. Raises OptionError for wrong ones."""
         return self._options.changed(**settings)
-
-    def run(
-        self,
-        task: str,
-        image: AnyImage,
-        text: TaskText = None,
-        *,
-        box: Sequence[float] | None = None,
-        background: Colour | None = None,
-        options: GenerationOptions | None = None,
-        **settings: Any,
-    ) -> Answer:
-        """Answer one task on one image. Takes, returns and raises what `florence2.Florence2.run` does.
-
-        Args:
-            task: A token such as "<OD>", its alias "od", or a free prompt.
-            image: A path, the bytes of an image file, a Pillow image, an array, or an `EncodedImage`.
-            text: The task's input: text, a list of classes, or a box.
-            box: The task's input as a box (x1, y1, x2, y2) in pixels of the image.
-            background: The colour that transparent pixels show; None is that of `load`.
-            options: Generation settings; None is the model's own.
-            **settings: Single generation settings, such as `num_beams=1`.
-
-        Raises:
-            PromptError: The task is unknown, or its input is missing, superfluous or wrong.
-            ImageError: The image cannot be read.
-            OptionError: A generation setting is unknown or out of range, or `background` is not a colour.
-        """
-        given = choose_input(task, text, box)
-        options = choose_options(self._options, options, settings)
-        request = check_request((task, image, given), self.processor.tasks)
-        return self._answer(request, self._encoded(image, background), options)
 
     def run_batch(
         self,

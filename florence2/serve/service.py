@@ -14,8 +14,9 @@ from florence2 import __version__
 from florence2.answers.answer import Answer
 from florence2.asking.processor import AnswerProcessor
 from florence2.asking.questions import Questions
-from florence2.asking.requests import AnyImage, CheckedRequest, EncodedImage, Request, check_request
+from florence2.asking.requests import CheckedRequest, EncodedImage, Request, check_request
 from florence2.errors import PromptError
+from florence2.generation.engine.features import FeatureCache
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import Colour, ImageInput
 from florence2.inputs.processor import TaskText
@@ -23,7 +24,6 @@ from florence2.pipeline import Florence2
 from florence2.serve.errors import RequestError
 from florence2.serve.metrics import Metrics
 from florence2.serve.settings import Settings
-from florence2.serve.work.cache import EncodedCache
 from florence2.serve.work.jobs import Answered, HeldImage, Job
 from florence2.serve.work.queue import JobQueue
 from florence2.serve.work.worker import Worker
@@ -39,7 +39,7 @@ class Service:
     def __init__(self, load: Callable[[], Florence2], settings: Settings):
         """Make a service that has not begun to load its model."""
         self.settings, self.metrics = settings, Metrics(settings)
-        self.queue = JobQueue(settings, EncodedCache(settings.cache_bytes))
+        self.queue = JobQueue(settings, FeatureCache(settings.cache_bytes))
         self.worker = Worker(load, self.queue, settings, self.metrics)
         self.metrics.watch(self.queue)
         self.created = int(time.time())
@@ -132,20 +132,6 @@ class ServedQuestions(Questions):
         self.done: list[Answered] = []
         self._asked: list[Future[Answered]] = []
         self._left = False
-
-    def run(
-        self,
-        task: str,
-        image: AnyImage,
-        text: TaskText = None,
-        *,
-        box: Sequence[float] | None = None,
-        background: Colour | None = None,  # noqa: ARG002
-        options: GenerationOptions | None = None,
-        **settings: Any,  # noqa: ARG002
-    ) -> Answer:
-        """Answer one task."""
-        return self.run_batch([(task, image, text if box is None else box)], options=options)[0]
 
     def run_batch(
         self,

@@ -5,28 +5,16 @@ from pathlib import Path
 
 import pytest
 
-import florence2
 from florence2 import Florence2
-from florence2.export.exporting import export_onnx
 from recipes.nano.scenes import make_scene
+from tests.export.conftest import exported as exported
+from tests.export.conftest import nano as nano
 
 TASKS = (
     *("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<OD>", "<DENSE_REGION_CAPTION>"),
     *("<REGION_PROPOSAL>", "<OCR>", "<OCR_WITH_REGION>", "<CAPTION_TO_PHRASE_GROUNDING>a red circle"),
 )
 Ids = dict[str, list[tuple[int, ...]]]
-
-
-@pytest.fixture(scope="session")
-def nano() -> Florence2:
-    return florence2.load("nano", device="cpu", attention="eager")
-
-
-@pytest.fixture(scope="session")
-def exported(nano: Florence2, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clients") / "nano"
-    export_onnx(nano, folder, unmerged=True)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,16 @@ import pytest
 
 import florence2
 from florence2.asking.requests import EncodedImage
+from florence2.generation.engine.features import FeatureCache
 from florence2.serve.app import create_app
 from florence2.serve.errors import RequestError
 from florence2.serve.incoming.log import RequestLog
 from florence2.serve.service import Service
 from florence2.serve.settings import Settings
-from florence2.serve.work.cache import EncodedCache, encoded_bytes
 from florence2.serve.work.jobs import HeldImage, Job
 from florence2.serve.work.queue import JobQueue
 from tests.serve.asgi import call
-from tests.serve.server import chat_body, png
+from tests.serve.server import chat_body
 
 OPTIONS = florence2.GenerationOptions()
 
@@ -28,7 +28,7 @@ def job(image: HeldImage, seconds: float = 60) -> Job:
 
 
 def queue(**settings: Any) -> JobQueue:
-    return JobQueue(Settings(**settings), EncodedCache(0))
+    return JobQueue(Settings(**settings), FeatureCache(0))
 
 
 def put(jobs: JobQueue, key: str, data: bytes = b"1234") -> Job:
@@ -124,18 +124,6 @@ def test_a_closed_queue() -> None:
     jobs.close(RequestError(503, "draining", "Stopping."))
     with pytest.raises(RequestError, match="Stopping"):
         put(jobs, "a")
-
-
-def test_the_cache_keeps_what_was_used_last(nano: florence2.Florence2) -> None:
-    images = [nano.encode_image(png(i, 30, 30)) for i in range(3)]
-    cache = EncodedCache(2 * encoded_bytes(images[0]))
-    cache.put("a", images[0])
-    cache.put("b", images[1])
-    assert cache.get("a") is images[0]
-    cache.put("c", images[2])
-    assert cache.get("b") is None and cache.get("a") is images[0] and len(cache) == 2
-    assert cache.bytes == cache.limit
-    EncodedCache(10).put("a", images[0])
 
 
 # ---- the worker ----------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class Engine:
             raise OptionError(f"decoding_share is {shown(decoding_share)}; it must be at least 0 and below 1.")
         self._model, self._slots, self._share = model, slots, decoding_share
         self._ids, self._locations = special_ids(model), locations
-        self._features = FeatureCache(cache_bytes)
+        self._features: FeatureCache[Tensor] = FeatureCache(cache_bytes)
         self._memory_bytes, self._memory_share, self._room = memory_bytes, memory_share, 0
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
@@ -319,7 +319,7 @@ class Engine:
         features = self._features.get(key)
         if features is None:
             features = self._model.encode_image(work.pixel_values)
-            self._features.put(key, features)
+            self._features.put(key, features, features.nbytes)
         return features
 
     def _image_tokens(self, work: Work) -> int:

@@ -1,35 +1,39 @@
 """Encoded images, kept while they fit into a number of bytes."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Generic, TypeVar
 
-from torch import Tensor
+Item = TypeVar("Item")
 
 
-class FeatureCache:
-    """Image tokens by the content of their image; those that were not used for longest leave first."""
+class FeatureCache(Generic[Item]):
+    """Encoded images by the content of their image; those not used for longest leave first. Threads may share it."""
 
     def __init__(self, limit: int):
         """Keep at most `limit` bytes; 0 keeps nothing."""
         self.limit, self.bytes = limit, 0
-        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, tuple[Item, int]] = OrderedDict()
 
     def __len__(self) -> int:
         """Count the images."""
         return len(self._kept)
 
-    def get(self, key: Hashable) -> Tensor | None:
-        """Return the image tokens of an image, (1, N, D), if they are kept."""
-        if key in self._kept:
+    def get(self, key: Hashable) -> Item | None:
+        """Return the encoded image, if it is kept."""
+        with self._lock:
+            if key not in self._kept:
+                return None
             self._kept.move_to_end(key)
-        return self._kept.get(key)
+            return self._kept[key][0]
 
-    def put(self, key: Hashable, features: Tensor) -> None:
-        """Keep the image tokens of an image, unless they alone are more than the limit."""
-        size = features.numel() * features.element_size()
-        if key in self._kept or size > self.limit:
-            return
-        self._kept[key], self.bytes = features, self.bytes + size
-        while self.bytes > self.limit:
-            _, oldest = self._kept.popitem(last=False)
-            self.bytes -= oldest.numel() * oldest.element_size()
+    def put(self, key: Hashable, item: Item, size: int) -> None:
+        """Keep an encoded image of `size` bytes, unless it alone is more than the limit."""
+        with self._lock:
+            if key in self._kept or size > self.limit:
+                return
+            self._kept[key], self.bytes = (item, size), self.bytes + size
+            while self.bytes > self.limit:
+                self.bytes -= self._kept.popitem(last=False)[1][1]

@@ -6,9 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 
+from florence2.asking.requests import EncodedImage
+from florence2.generation.engine.features import FeatureCache
 from florence2.serve.errors import RequestError
 from florence2.serve.settings import Settings
-from florence2.serve.work.cache import EncodedCache, encoded_bytes
 from florence2.serve.work.jobs import HeldImage, Job
 
 _FORGETS = 0.1  # the weight of the newest answer in the mean time that answers take
@@ -24,7 +25,7 @@ class JobQueue:
         closed: Why no more jobs are accepted; None while they are.
     """
 
-    def __init__(self, settings: Settings, cache: EncodedCache):
+    def __init__(self, settings: Settings, cache: FeatureCache[EncodedImage]):
         self._settings, self.cache = settings, cache
         self.changed = threading.Event()
         self.slots = 1
@@ -57,7 +58,7 @@ class JobQueue:
         """
         encoded = self.cache.get(key)
         if encoded is not None:
-            return HeldImage(key, encoded=encoded, size=encoded_bytes(encoded))
+            return HeldImage(key, encoded=encoded, size=encoded.features.nbytes)
         if data is None:
             return self._held.get(key)
         return HeldImage(key, data, size=len(data))

@@ -189,7 +189,7 @@ class Worker:
 
     def _keep(self, image: HeldImage, encoded: Any) -> None:
         image.encoded, image.data, image.reading = encoded, None, None
-        self._queue.cache.put(image.key, encoded)
+        self._queue.cache.put(image.key, encoded, encoded.features.nbytes)
 
     def _begin(self, job: Job) -> None:
         """Give a job to the engine; one that only wants its image, or cannot be answered, ends here."""
