@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from florence2.answers.answer import Answer, image_reference
-from florence2.answers.confidence import NO_CALIBRATION, Calibration, Likelihoods
+from florence2.answers.confidence import Likelihoods
 from florence2.asking.requests import (
     CheckedRequest,
     EncodedImage,
@@ -22,7 +22,6 @@ from florence2.checkpoints.checkpoint import save_folder
 from florence2.checkpoints.checks.belonging import check_image_size, check_vocabulary
 from florence2.checkpoints.checks.empty import Prepare
 from florence2.checkpoints.checks.loading import DTYPES
-from florence2.checkpoints.checks.weights import are_same_weights, sum_weights
 from florence2.errors import CheckpointError, OptionError, shown
 from florence2.fast.cuda.pixels import DevicePixels
 from florence2.generation.budget import answer_bytes, how_many_fit, images_that_fit, vision_bytes
@@ -55,7 +54,6 @@ class Runner:
         """
         self.model, self.processor, self._prepare = model, processor, prepare
         self._options = self._check_config()
-        self._calibrated_sums = sum_weights(model) if processor.calibration.tables else {}
 
     def _check_config(self) -> GenerationOptions:
         """Return the checkpoint's own generation settings. Raises CheckpointError as `__init__`."""
@@ -82,8 +80,7 @@ class Runner:
 
         Before anything is written, the model is compared with what its configuration describes, so that nothing is
         lost without a word: changed settings belong into `load(changes=...)` or `model.config`, changed modules into
-        a prepare function. A calibration is left out where weights have changed since the model was loaded, for it says
-        nothing of the new ones.
+        a prepare function. A calibration is left out where it is of other weights, for it says nothing of these.
 
         Args:
             folder: Where to write; it is created, and must not hold a checkpoint.
@@ -117,14 +114,8 @@ class Runner:
             types[name],
             prepare or self._prepare,
             self.processor.tasks,
-            self._own_calibration(),
+            self.processor.calibration,
         )
-
-    def _own_calibration(self) -> Calibration:
-        """Return the calibration, or none where weights have changed since."""
-        calibration, sums = self.processor.calibration, self._calibrated_sums
-        same = not calibration.tables or are_same_weights(sums, sum_weights(self.model))
-        return calibration if same else NO_CALIBRATION
 
     def prepare_image(self, image: ImageInput, background: Colour | None = None) -> PreparedImage:
         """Read an image for `encode_images`, in any thread. Takes and raises what `encode_image` does."""

@@ -75,9 +75,12 @@ class Calibration:
     """Turns raw confidences into frequencies, by a table for each kind of answer, and for tasks by their tokens.
 
     Between its points a table is linear, so a calibrated confidence ranks answers as the raw one does.
+
+    `weights` are the sum and the norm of the model's weights that it was fitted to, None where nobody says.
     """
 
     tables: Mapping[str, Table]
+    weights: tuple[float, float] | None = None
 
     def knows(self, *keys: str) -> bool:
         """Return whether there is a table for one of the `keys`."""

@@ -31,6 +31,7 @@ from florence2.checkpoints.checks.empty import (
 )
 from florence2.checkpoints.checks.loading import Parts, check_loading
 from florence2.checkpoints.checks.reading import NEEDS_PREPARE, compare_tensors, read_weights
+from florence2.checkpoints.checks.weights import is_calibrated, of_weights
 from florence2.checkpoints.config_files import config_to_files, image_config_to_json, read_config
 from florence2.checkpoints.describe import stored_dtype, weights_layout
 from florence2.checkpoints.files import (
@@ -325,7 +326,7 @@ def convert_checkpoint(
         copy_companions(checkpoint_folder(source), folder)
         write_tasks(folder, table)
         if calibration.tables:
-            write_calibration(folder / CALIBRATION_FILE, calibration)
+            write_calibration(folder / CALIBRATION_FILE, of_weights(calibration, model))
         if layout != model.config.layout and (folder / "tokenizer.json").is_file():
             save_tokenizer(FlorenceTokenizer(folder / "tokenizer.json"), folder, layout, model.config)
 
@@ -351,8 +352,8 @@ def save_folder(
         save_tokenizer(tokenizer, folder, layout, model.config)
         write_json(folder / "preprocessor_config.json", image_config_to_json(image_config, model.config.vision))
         write_tasks(folder, tasks or ())
-        if calibration.tables:
-            write_calibration(folder / CALIBRATION_FILE, calibration)
+        if calibration.tables and is_calibrated(calibration, model):
+            write_calibration(folder / CALIBRATION_FILE, of_weights(calibration, model, dtype))
 
 
 def save_tokenizer(tokenizer: FlorenceTokenizer, folder: Path, layout: Layout, config: Florence2Config) -> None:

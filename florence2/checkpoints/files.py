@@ -266,9 +266,9 @@ class Fields:
             return _placeholder(kind)
         return value
 
-    def take_tuple(self, key: str, kind: type) -> tuple[Any, ...]:
+    def take_tuple(self, key: str, kind: type, *default: list[Any]) -> tuple[Any, ...]:
         """Return the value of `key`, a list whose items must all be of type `kind`, and finite if they are numbers."""
-        values = [as_kind(kind, value) for value in self.take(key, list)]
+        values = [as_kind(kind, value) for value in self.take(key, list, *default)]
         if any(type(value) is not kind or not _is_finite(value) for value in values):
             self.problems.append(f"{self.name}.{key} must be a list of {kind.__name__}, not {shown(values)}")
             return ()

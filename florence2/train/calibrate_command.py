@@ -68,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     path = check_model(options)
     target = _target(options, path)
     known = stored_tasks(options, path)
+    from florence2.checkpoints.checks.weights import of_weights
     from florence2.train import calibrate
     from florence2.train.evaluate import answer_samples
     from florence2.train.sources import read_samples
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     results = answer_samples(model, samples, options.batch, generation_options(options, model))
     pairs, failed = collect(results, len(samples), as_json=False)
     rated = calibrate.rate(pairs)
-    calibration = calibrate.fit(rated)
+    calibration = of_weights(calibrate.fit(rated), model.model)
     write_calibration(target, calibration, model=options.model, images=len(samples))
     _report(calibration, rated)
     print(target)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import florence2
 from florence2.checkpoints.checks.calibration import write_calibration
+from florence2.checkpoints.checks.weights import of_weights
 from florence2.cli.progress import Progress
 from florence2.pipeline import Florence2
 from florence2.train.calibrate import fit, rate, without_calibration
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=2000, help="how many scenes (2000)")
     options = parser.parse_args(arguments)
     f = without_calibration(florence2.load(options.model, device="cpu"))
-    calibration = fit(rate(answer(f, Exam(SEED, options.scenes, SPOILT))))
+    calibration = of_weights(fit(rate(answer(f, Exam(SEED, options.scenes, SPOILT)))), f.model)
     write_calibration(options.file, calibration, model=options.model, images=options.scenes)
     return 0
 

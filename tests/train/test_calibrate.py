@@ -23,6 +23,7 @@ from florence2.checkpoints.checks.calibration import (
     read_calibration,
     write_calibration,
 )
+from florence2.checkpoints.checks.weights import is_calibrated
 from florence2.checkpoints.hub import resolve
 from florence2.cli.main import main as florence2_main
 from florence2.errors import ConfigError, Florence2Error, OptionError
@@ -220,12 +221,30 @@ def test_which_changes_keep_a_calibration(own_nano: Path, tmp_path: Path) -> Non
 def test_a_model_with_other_weights_is_saved_without_the_calibration(own_nano: Path, tmp_path: Path) -> None:
     f = florence2.load(own_nano, device="cpu")
     f.run("<OD>", Image.new("RGB", (64, 48), "green"), max_new_tokens=3)  # packs weights, and changes none
-    f.save(tmp_path / "same")
-    assert (tmp_path / "same" / "confidence.json").exists()
+    f.save(tmp_path / "same", dtype="bfloat16")
+    convert_checkpoint(tmp_path / "same", tmp_path / "float16", dtype=torch.float16)
+    for folder in ("same", "float16"):
+        stored = florence2.load(tmp_path / folder, device="cpu")
+        assert is_calibrated(stored.processor.calibration, stored.model) and stored.processor.calibration.weights
+        stored.save(tmp_path / f"{folder} again")
+        assert (tmp_path / f"{folder} again" / "confidence.json").exists()
     with torch.no_grad():
         f.model.language_model.decoder.layers[0].fc1.bias[3] += 1e-3
-    f.save(tmp_path / "other")
+    florence2.add_tasks(f, []).save(tmp_path / "other")
     assert not (tmp_path / "other" / "confidence.json").exists()
+
+
+def test_the_weights_of_a_calibration(own_nano: Path) -> None:
+    """They may be missing, as in files written by hand; then the calibration is taken at its word."""
+    path = own_nano / "confidence.json"
+    values = json.loads(path.read_text())
+    for weights, problem in [([1.0], "weights has 1 numbers; it must have 2"), (["a", 1.0], "must be a list of float")]:
+        path.write_text(json.dumps(values | {"weights": weights}))
+        with pytest.raises(ConfigError, match=problem):
+            read_calibration(path)
+    path.write_text(json.dumps({"tables": values["tables"]}))
+    f = florence2.load(own_nano, device="cpu")
+    assert f.processor.calibration.weights is None and is_calibrated(f.processor.calibration, f.model)
 
 
 @pytest.mark.parametrize(

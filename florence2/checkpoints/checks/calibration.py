@@ -20,24 +20,26 @@ MAX_BYTES, MAX_TABLES, MAX_POINTS = 1 << 20, 1000, 1000
 def read_calibration(path: Path) -> Calibration:
     """Read a calibration.
 
-        {"tables": {"boxes": {"raw": [0, 0.4, 1], "frequency": [0.1, 0.5, 0.98]}, "<OD>": ...}}
+        {"tables": {"boxes": {"raw": [0, 0.4, 1], "frequency": [0.1, 0.5, 0.98]}, "<OD>": ...}, "weights": [7.1, 80.2]}
 
     The keys are kinds of answers, and tokens of tasks; `raw` rises strictly from 0 to 1, `frequency` strictly within 0
-    to 1. Raises ConfigError listing every problem.
+    to 1. `weights`, which may be missing, are those of `Calibration`. Raises ConfigError listing every problem.
     """
     if not os.path.lexists(path):
         raise ConfigError(f"The calibration {path} does not exist; give a file that `florence2 calibrate` has written.")
     problems: list[str] = []
     top = Fields("the file", read_json(path, MAX_BYTES, unique=True), problems)
-    items = top.take("tables", dict)
+    items, weights = top.take("tables", dict), top.take_tuple("weights", float, [])
     top.finish(inert=("images", "model"))
     if len(items) > MAX_TABLES:
         problems.append(f"it has {len(items):,} tables; at most {MAX_TABLES:,} are read")
         items = {}
     tables = {str(key): _read_table(str(key), value, problems) for key, value in items.items()}
+    if len(weights) not in (0, 2):
+        problems.append(f"weights has {len(weights)} numbers; it must have 2, the sum and the norm")
     if problems:
         raise ConfigError(f"{path}: {listing(problems, '; ')}.")
-    return Calibration(tables)
+    return Calibration(tables, (weights[0], weights[1]) if weights else None)
 
 
 def write_calibration(path: Path, calibration: Calibration, **facts: Any) -> None:
@@ -45,7 +47,8 @@ def write_calibration(path: Path, calibration: Calibration, **facts: Any) -> Non
     tables = {
         key: {"raw": list(raw), "frequency": list(frequency)} for key, (raw, frequency) in calibration.tables.items()
     }
-    write_json(path, {**facts, "tables": tables})
+    weights = {} if calibration.weights is None else {"weights": list(calibration.weights)}
+    write_json(path, {**facts, **weights, "tables": tables})
 
 
 def keeps_calibration(changes: Iterable[str] | None, prepare: object | None) -> bool:

@@ -1,32 +1,35 @@
-"""Whether a model still has the weights that it was loaded with."""
+"""Whether a calibration is of the weights that a model has."""
 
 import math
-from collections.abc import Mapping
-from itertools import chain
-from typing import TypeAlias
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-Sums: TypeAlias = dict[str, tuple[float, float]]
-"""The sum and the norm of each parameter and buffer by its name, which show any change of training or editing."""
+from florence2.answers.confidence import Calibration
+
 _ROUNDING = 1e-9  # between two orders of summing up in float64
 
 
-def sum_weights(model: nn.Module) -> Sums:
-    """Return the sums of a model's weights."""
-    sums = {}
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        values = tensor.detach().cpu()  # not every device computes in float64
-        norm = torch.linalg.vector_norm(values.flatten(), dtype=torch.float64)
-        sums[name] = values.sum(dtype=torch.float64).item(), norm.item()
-    return sums
+def weigh(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[float, float]:
+    """Return the sum and the norm of all weights, as stored in `dtype`: any training or editing changes them."""
+    total, squares = 0.0, 0.0
+    for tensor in model.state_dict().values():
+        values = tensor.to("cpu", dtype)  # not every device computes in float64
+        total += values.sum(dtype=torch.float64).item()
+        squares += torch.linalg.vector_norm(values.flatten(), dtype=torch.float64).item() ** 2
+    return total, math.sqrt(squares)
 
 
-def are_same_weights(old: Mapping[str, tuple[float, float]], new: Mapping[str, tuple[float, float]]) -> bool:
-    """Return whether two sums are of the same weights under the same names."""
-    return old.keys() == new.keys() and all(
-        math.isclose(a, b, rel_tol=_ROUNDING, abs_tol=_ROUNDING * old[name][1])
-        for name in old
-        for a, b in zip(old[name], new[name], strict=True)
-    )
+def is_calibrated(calibration: Calibration, model: nn.Module) -> bool:
+    """Return whether the calibration is of this model's weights, or does not say of which it is."""
+    if calibration.weights is None:
+        return True
+    slack = _ROUNDING * calibration.weights[1]
+    pairs = zip(weigh(model), calibration.weights, strict=True)
+    return all(math.isclose(now, then, rel_tol=_ROUNDING, abs_tol=slack) for now, then in pairs)
+
+
+def of_weights(calibration: Calibration, model: nn.Module, dtype: torch.dtype | None = None) -> Calibration:
+    """Return the calibration as that of the weights of `model`, as stored in `dtype`."""
+    return replace(calibration, weights=weigh(model, dtype))
