@@ -18,12 +18,12 @@ from florence2.checkpoints.files import hash_file, write_json
 from florence2.errors import CheckpointError, OptionError, shown
 from florence2.export.agreement import compare_answers, prove_answers
 from florence2.export.folder import new_folder, refuse_full
-from florence2.export.graphs import TracedPart, model_parts, trace_part
-from florence2.export.merge import merge_decoders
-from florence2.export.pixels import preprocessing_graph
+from florence2.export.graphs.merge import merge_decoders
+from florence2.export.graphs.parts import TracedPart, model_parts, trace_part
+from florence2.export.graphs.pixels import preprocessing_graph
+from florence2.export.graphs.storage import halve, quantise, share_weights
 from florence2.export.prove import prove_graphs
 from florence2.export.sidecars import refuse_untied_answers, write_sidecars
-from florence2.export.storage import halve, quantise, share_weights
 from florence2.lite.layout import (
     CROSS,
     EMBED,

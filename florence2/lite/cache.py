@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from florence2.errors import Florence2Error
-from florence2.lite.arrays import Array
 from florence2.lite.layout import USE_CACHE, cache_names
+from florence2.lite.search.arrays import Array
 from florence2.lite.sessions import Graph, Graphs
 from florence2.model.config import TextConfig
 

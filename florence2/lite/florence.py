@@ -31,10 +31,10 @@ from florence2.errors import CheckpointError, Florence2Error, OptionError
 from florence2.generation.options import GenerationOptions, SpecialIds
 from florence2.inputs.image import Colour, ImageInput, normalise, resize_image
 from florence2.inputs.tasks import Task
-from florence2.lite.arrays import Array
 from florence2.lite.cache import GraphDecoder, start_decoder
 from florence2.lite.likelihoods import read_again
-from florence2.lite.search import Hypothesis, search
+from florence2.lite.search.arrays import Array
+from florence2.lite.search.search import Hypothesis, search
 from florence2.lite.sessions import Graphs
 from florence2.model.config import Florence2Config, check_grid, check_positions
 

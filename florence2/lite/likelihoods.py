@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from florence2.answers.confidence import Likelihoods
-from florence2.lite.arrays import Array
 from florence2.lite.cache import GraphDecoder
+from florence2.lite.search.arrays import Array
 
 
 def read_again(decoder: GraphDecoder, ids: Array, locations: Sequence[int]) -> Likelihoods:

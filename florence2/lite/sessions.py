@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from florence2.errors import CheckpointError, OptionError, clip, plain, shown
-from florence2.lite.arrays import Array
 from florence2.lite.layout import CROSS, EMBED, ENCODER, MERGED, STEP, VISION, graph_file
+from florence2.lite.search.arrays import Array
 
 _TYPES = {
     "tensor(float)": np.float32,

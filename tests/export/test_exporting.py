@@ -198,7 +198,11 @@ def test_values_that_float16_would_round_are_counted(small_folder: Path, tmp_pat
 
 def test_ctrl_c_ends_the_command_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "florence2", "export", "nano", str(tmp_path / "out")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_ctrl_c() -> None:  # which a job in the background of a script ignores, and what it starts too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c) as process:
         assert process.stderr is not None
         while "tracing embed_tokens" not in process.stderr.readline():
             assert process.poll() is None

@@ -10,8 +10,8 @@ from torch import Tensor
 from florence2.generation.options import GenerationOptions, SpecialIds
 from florence2.generation.search import search
 from florence2.generation.state import Generation
-from florence2.lite.search import Hypothesis
-from florence2.lite.search import search as search_arrays
+from florence2.lite.search.search import Hypothesis
+from florence2.lite.search.search import search as search_arrays
 from tests.slow_search import Table
 
 START, END, PAD = 0, 1, 2

@@ -47,7 +47,7 @@ def test_it_runs_where_neither_torch_nor_florence2_is(
 
 def test_what_is_in() -> None:
     names = {*find_modules()}
-    assert {"florence2.lite.search", "florence2.cli.cascade", "florence2.asking.questions"} <= names
+    assert {"florence2.lite.search.search", "florence2.cli.cascade", "florence2.asking.questions"} <= names
     assert not names & {"florence2", "florence2.pipeline", "florence2.generation.search", "florence2.model.florence2"}
 
 
@@ -64,7 +64,7 @@ def test_no_import_of_the_old_package_is_left(source: Path) -> None:
 
 def test_names() -> None:
     assert wheel_name("florence2") == wheel_name("florence2.lite") == "florence2_lite"
-    assert wheel_name("florence2.lite.search") == "florence2_lite.search"
+    assert wheel_name("florence2.lite.search.rules") == "florence2_lite.search.rules"
     assert wheel_name("florence2.inputs.image") == "florence2_lite.inputs.image"
     assert wheel_name("florence2.__main__") == "florence2_lite.launch"
 
@@ -73,14 +73,14 @@ def test_renaming() -> None:
     text = (
         '"""See `florence2.lite` and florence2.errors."""\n'
         "from florence2 import __version__\n"
-        "from florence2.lite.search import (\n    search,\n)\n"
+        "from florence2.lite.search.search import (\n    search,\n)\n"
         'ä = f("florence2.errors", "florence2.train.command", "florence2.errors is a module")\n'
     )
     renamed = rename_imports(text, find_modules())
     assert renamed == (
         '"""See `florence2.lite` and florence2.errors."""\n'
         "from florence2_lite import __version__\n"
-        "from florence2_lite.search import (\n    search,\n)\n"
+        "from florence2_lite.search.search import (\n    search,\n)\n"
         'ä = f("florence2_lite.errors", "florence2.train.command", "florence2.errors is a module")\n'
     )
 

@@ -22,7 +22,7 @@ def weigh(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[float, fl
 
 
 def is_calibrated(calibration: Calibration, model: nn.Module) -> bool:
-    """Return whether the calibration is of this model's weights, or does not say of which it is."""
+    """Return whether the calibration is of this model's weights, or does not name its weights."""
     if calibration.weights is None:
         return True
     slack = _ROUNDING * calibration.weights[1]

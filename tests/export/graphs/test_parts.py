@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from florence2 import Florence2
-from florence2.export.graphs import model_parts
+from florence2.export.graphs.parts import model_parts
 from florence2.lite.layout import CROSS
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from florence2.generation.options import GenerationOptions, SpecialIds, nothing_possible, wrong_result
-from florence2.lite.arrays import NEVER, Array
+from florence2.lite.search.arrays import NEVER, Array
 
 
 def apply_rules(scores: Array, sequences: Array, options: GenerationOptions, ids: SpecialIds) -> Array:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from florence2.generation.options import GenerationOptions, SpecialIds
-from florence2.lite.arrays import NEVER, Array, largest, log_softmax
-from florence2.lite.rules import apply_rules, check_possible
+from florence2.lite.search.arrays import NEVER, Array, largest, log_softmax
+from florence2.lite.search.rules import apply_rules, check_possible
 
 Step = Callable[[Array], Array]
 """The newest id of every sequence (K,) -> float32 logits (K, V) of the next id."""

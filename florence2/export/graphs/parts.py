@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from florence2.export.folded import fold_channel_attention
-from florence2.export.waiting import signals_wait
+from florence2.export.graphs.folded import fold_channel_attention
 from florence2.lite import layout
 from florence2.lite.layout import BATCH, PAST, SOURCE, TARGET, TOTAL, cache_names
 from florence2.model.bart import POSITION_OFFSET, Attention, DecoderLayer
@@ -48,7 +47,7 @@ class TracedPart:
 def trace_part(part: TracedPart) -> onnx.ModelProto:
     """Return a part as a graph, with the weights in it as float32."""
     buffer = io.BytesIO()
-    with signals_wait(), torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         # the shapes that become constants are those of weights; the proof runs every graph at other sizes
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         # torch's newer exporter takes ten times as long, and needs onnxscript

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from florence2 import Florence2
-from florence2.export.pixels import preprocessing_graph
+from florence2.export.graphs.pixels import preprocessing_graph
 from florence2.inputs.image import ImageConfig, image_to_array, normalised_values, open_image
 from florence2.lite.layout import PREPROCESS, graph_file
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 CONFIG = ImageConfig(192, 192, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from florence2 import Florence2
-from florence2.export.folded import FoldedChannelAttention, fold_channel_attention
+from florence2.export.graphs.folded import FoldedChannelAttention, fold_channel_attention
 from florence2.model.davit import ChannelAttention
 
 

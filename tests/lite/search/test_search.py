@@ -10,8 +10,8 @@ from florence2.generation.options import GenerationOptions
 from florence2.generation.sampling import drawable as drawable_tensors
 from florence2.generation.search import search as search_tensors
 from florence2.generation.state import SpecialIds
-from florence2.lite.arrays import NEVER, largest, log_softmax
-from florence2.lite.search import draw, drawable, search
+from florence2.lite.search.arrays import NEVER, largest, log_softmax
+from florence2.lite.search.search import draw, drawable, search
 from tests.generation.tables import as_generation
 
 V = 3000
