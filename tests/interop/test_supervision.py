@@ -9,6 +9,9 @@ import pytest
 import florence2
 from florence2.errors import OptionError
 
+# without OpenCV supervision warns, at its first import, that it uses NumPy in its place
+pytestmark = pytest.mark.filterwarnings("ignore:OpenCV")
+
 SCENE = Path(florence2.__file__).parent.parent / "docs" / "scene.png"
 
 
