@@ -50,7 +50,7 @@ def answer_images(
 
     def prepare(source: Source) -> PreparedImage:
         versions[source] = source.version()  # before the file is read, so that no later change goes unseen
-        return model.prepare_image(source.data)
+        return model.prepare_image(source.content())
 
     def pairs() -> Iterator[tuple[EncodedImage, Q] | Florence2Error]:
         for source, image in model.encode_ahead(waiting, prepare, batch_size):

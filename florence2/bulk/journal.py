@@ -179,7 +179,7 @@ class Folder:
     def _draw(self, row: Row, answer: Result) -> Row:
         """Draw the answer on its image; return the row with the new file's path inside the folder, or the error."""
         try:
-            image = open_image(row.source.data)
+            image = open_image(row.source.content())
             changed = row.version is not None and row.source.version() != row.version
             if changed or image.size != answer.image_size:
                 raise ImageError(f"{row.source.name} has changed since it was read, so its answer was not drawn.")

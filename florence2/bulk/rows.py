@@ -94,7 +94,8 @@ class Row:
         return values | {key: value for key, value in drawn.items() if value is not None}
 
     def _head(self) -> dict[str, Any]:
-        return {"image": self.source.name, "place": self.source.place, **self.question.to_dict()}
+        names = {"image": self.source.name, "place": self.source.place, "id": self.source.id}
+        return {name: value for name, value in names.items() if value is not None} | self.question.to_dict()
 
 
 def row_key(row: Mapping[str, Any]) -> RowKey:

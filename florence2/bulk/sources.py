@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, Protocol, TypeAlias
 
 from florence2.errors import ImageError
 from florence2.inputs.files import read_data_url, short_name, url_problem
@@ -22,27 +22,50 @@ FileVersion: TypeAlias = tuple[int, int, int]
 """The inode, size and time of the last change of a file, which differ after it was written again."""
 
 
+class Member(Protocol):
+    """An image inside another file, such as a tar; its bytes are read only where they are needed."""
+
+    @property
+    def place(self) -> str:
+        """Identify the image among all others: the absolute path of the file, and what names the image in it."""
+        ...
+
+    def read(self) -> bytes:
+        """Return the bytes of the image. Raises ImageError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
     """One image to read.
 
-    `name` is how the image is reported, `data` its path or its bytes, and `stem` the name of files made from it.
+    Attributes:
+        name: How the image is reported.
+        data: Its path, its bytes, or what reads it from inside another file.
+        stem: The name of files made from it.
+        id: What its rows call it, wherever its files are moved: the path below the input, the key in a tar; None where
+            rows have no ids.
     """
 
     name: str
-    data: Path | bytes
+    data: Path | bytes | Member
     stem: str
+    id: str | None = None
 
     @property
     def place(self) -> str:
         """Identify the image among all others: its absolute path, or the hash of its bytes."""
         if isinstance(self.data, bytes):
             return f"sha256:{hashlib.sha256(self.data).hexdigest()}"
-        return str(self.data.absolute())
+        return str(self.data.absolute()) if isinstance(self.data, Path) else self.data.place
+
+    def content(self) -> Path | bytes:
+        """Return what to open: the path of the image's file, or the image's bytes. Raises ImageError."""
+        return self.data if isinstance(self.data, Path | bytes) else self.data.read()
 
     def version(self) -> FileVersion | None:
-        """Return the present version of the image's file; None for bytes, and for a file that is not there."""
-        if isinstance(self.data, bytes):
+        """Return the present version of the image's file; None for one that is not there or is not a file."""
+        if not isinstance(self.data, Path):
             return None
         try:
             status = self.data.stat()
@@ -154,7 +177,7 @@ def find_unreadable(sources: Iterable[Source]) -> Mapping[Source, str]:
 
 def _read_error(source: Source) -> str | None:
     try:
-        open_image(source.data)
+        open_image(source.content())
     except ImageError as error:
         return str(error)
     return None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from florence2.bulk.sources import describe_passed_over, find_images, find_unreadable
+from florence2.bulk.rows import Row, TaskQuestion
+from florence2.bulk.sources import Source, describe_passed_over, find_images, find_unreadable
 from florence2.errors import ImageError
 
 
@@ -124,3 +125,24 @@ def test_many_equal_stems(tmp_path: Path) -> None:
     """Numbering them takes linear time."""
     stems = [source.stem for source in find_images([f"{i}/a.png" for i in range(20_000)])]
     assert stems[:3] == ["a", "a-2", "a-3"] and len(set(stems)) == 20_000
+
+
+class InTar:
+    place = "/x/shard.tar!a.png"
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self) -> bytes:
+        if not self.data:
+            raise ImageError("shard.tar ends within a.png.")
+        return self.data
+
+
+def test_members_of_other_files_are_read_where_they_are_needed(picture_file: Path) -> None:
+    source = Source("shard.tar!a.png", InTar(picture_file.read_bytes()), "a", id="a")
+    assert source.content() == picture_file.read_bytes() and source.version() is None
+    row = Row(source, TaskQuestion("<OD>"), error="bad").to_dict()
+    assert (row["image"], row["place"], row["id"]) == ("shard.tar!a.png", "/x/shard.tar!a.png", "a")
+    torn = Source("shard.tar!b.png", InTar(b""), "b")
+    assert find_unreadable([torn]) == {torn: "shard.tar ends within a.png."}
