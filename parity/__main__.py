@@ -12,9 +12,10 @@ import torch
 
 from benchmarks.machine import describe_machine
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
-from florence2.checkpoints.hub import NAMES, resolve
+from florence2.checkpoints.hub import EMBEDDED_MODEL, NAMES, resolve
 from florence2.errors import Florence2Error
 from florence2.inputs.tasks import TASKS
+from florence2.loading import load
 from florence2.model.florence2 import Florence2Model
 from parity.adapters import compare_adapter
 from parity.cases import IMAGES, base_shape, shapes
@@ -28,7 +29,7 @@ from parity.references import Native, Reference, Remote
 from parity.renamed import compare_renamed
 from parity.report import Comparison, format_table, load_tolerances, record_tolerances
 from parity.schedules import compare_schedules
-from parity.specimen import compare_specimen, compare_specimen_records
+from parity.specimen import SCENES, answer_one_by_one, compare_specimen, compare_specimen_records
 from parity.tape import TapeRecorder
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -98,8 +99,10 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Compari
         yield from compare_checkpoint(group, options.model, folder, make_reference, work)
         return
     yield from compare_records()
-    yield from compare_specimen_records()
-    yield from compare_specimen(group, make_reference)
+    nano = load(EMBEDDED_MODEL, device="cpu")
+    answers = answer_one_by_one(nano, SCENES)
+    yield from compare_specimen_records(nano, answers, SCENES if options.full else 50)
+    yield from compare_specimen(group, make_reference, nano, answers)
     with tempfile.TemporaryDirectory() as name:
         shape = shapes()[0]
         make_checkpoint(Path(name), shape.config, shape.seed, shape.end_bonus, shape.size)

@@ -30,18 +30,19 @@ RECORDS = GOLDEN / "nano.npz"
 SCENES_SEED, SCENES = 4, 200
 
 
-def compare_specimen(group: str, make_reference: MakeReference, count: int = SCENES) -> Iterator[Comparison]:
-    """Compare with a live reference's tokens on `count` images and all tasks, with the checkpoint's own settings."""
-    f = load(EMBEDDED_MODEL, device="cpu")
+def compare_specimen(
+    group: str, make_reference: MakeReference, f: Florence2, answers: list[list[int]]
+) -> Iterator[Comparison]:
+    """Compare the `answers` of nano with a live reference's tokens, with the checkpoint's own settings."""
     folder = resolve(EMBEDDED_MODEL)
     reference = make_reference(folder, load_model(folder), torch.float32)
-    theirs = [ids for index in range(count) for ids in _reference_answers(reference, f, index)]
-    yield _row(f, group, reference.name, f"tokens, {count} images x all tasks", answer_one_by_one(f, count), theirs)
+    theirs = [ids for index in range(SCENES) for ids in _reference_answers(reference, f, index)]
+    yield _row(f, group, reference.name, f"tokens, {SCENES} images x all tasks", answers, theirs)
 
 
-def compare_specimen_records(count: int = SCENES) -> Iterator[Comparison]:
-    """Compare with the recorded tokens of Microsoft's code on `count` images, and this project with itself."""
-    f = load(EMBEDDED_MODEL, device="cpu")
+def compare_specimen_records(f: Florence2, answers: list[list[int]], count: int) -> Iterator[Comparison]:
+    """Compare the `answers` of nano with the recorded tokens of Microsoft's code, and those to `count` images again."""
+    yield _row(f, "records", "records", f"tokens, {SCENES} images x all tasks", answers, read_records(SCENES))
     threads = torch.get_num_threads()
     by_threads = []
     try:
@@ -50,10 +51,9 @@ def compare_specimen_records(count: int = SCENES) -> Iterator[Comparison]:
             by_threads.append(answer_one_by_one(f, count))
     finally:
         torch.set_num_threads(threads)
-    alone, cases = by_threads[1], f"{count} images x all tasks"
-    yield _row(f, "records", "records", f"tokens, {cases}", alone, read_records(count))
+    cases = f"{count} images x all tasks"
     yield _row(f, "records", "itself", f"1 thread and 2, {cases}", *by_threads)
-    yield _row(f, "records", "itself", f"batches of 1 and of 8, {cases}", alone, answer_in_batches(f, count))
+    yield _row(f, "records", "itself", f"batches of 1 and of 8, {cases}", by_threads[1], answer_in_batches(f, count))
 
 
 def answer_one_by_one(f: Florence2, count: int) -> list[list[int]]:
