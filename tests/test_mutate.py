@@ -162,7 +162,7 @@ def test_killed_and_alive(project: Path) -> None:
 
 
 def test_a_mutant_that_hangs_is_killed_and_the_file_is_as_before(project: Path, tmp_path: Path) -> None:
-    copy, clock = Checkout(project, tmp_path / "copy"), Clock({"tests/room/test_steps.py": 0.0})
+    copy, clock = Checkout(project, tmp_path / "copy"), Clock(seconds={"tests/room/test_steps.py": 0.0})
     start = STEPS.index("return max")
     endless = Mutant(PATH, 9, start, start + len("return max(value, least)"), "", "while True: pass", "clip", "")
     with pytest.MonkeyPatch.context() as patch:
@@ -177,6 +177,18 @@ def test_tests_that_fail_without_mutants_are_an_error(project: Path) -> None:
         run_all(
             find_mutants(PATH, STEPS)[:1], lambda mutant: selection.tests_of(project, PATH), project, 1, lambda *_: None
         )
+
+
+def test_tests_that_have_just_passed_are_run_on_the_mutants_alone(project: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    test = project / "tests/room/test_steps.py"
+    test.write_text(f"{TEST}\n\nwith open({str(runs)!r}, 'a') as file:\n    file.write('run\\n')\n")
+    mutants = find_mutants(PATH, STEPS)[1:2]
+    tests = lambda _: ["tests/room/test_steps.py"]  # noqa: E731
+    assert run_all(mutants, tests, project, 1, lambda *_: None, passed=True) == []
+    assert runs.read_text() == "run\n"
+    assert run_all(mutants, tests, project, 1, lambda *_: None) == []
+    assert runs.read_text() == "run\n" * 3
 
 
 def test_the_list_names_mutants_and_their_tests(capsys: pytest.CaptureFixture[str]) -> None:

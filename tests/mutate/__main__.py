@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the sample (default 1)")
     parser.add_argument("--count", type=int, default=60, help="how many mutants are drawn (default 60)")
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time (default 2)")
+    parser.add_argument(
+        "--passed", action="store_true", help="pytest has just passed: do not run the tests on the unchanged code first"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="PATH", help="a file or folder of florence2/")
     parser.add_argument("--list", action="store_true", help="print the mutants and their tests; run nothing")
     options = parser.parse_args(arguments)
@@ -64,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print(text, file=sys.stderr, flush=True)
 
-    survivors = run_all(mutants, lambda mutant: tests_of(ROOT, mutant.path), ROOT, options.jobs, report)
+    survivors = run_all(mutants, lambda mutant: tests_of(ROOT, mutant.path), ROOT, options.jobs, report, options.passed)
     killed = len(mutants) - len(survivors)
     print("".join(f"{mutant.path}:{mutant.line} lives\n" for mutant in survivors), end="")
     print(f"{killed} of {len(mutants)} mutants killed in {time.monotonic() - started:.0f} s (seed {options.seed})")

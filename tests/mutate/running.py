@@ -25,6 +25,8 @@ LEAST = 20.0
 """Seconds that every test file has: the machine may be busy."""
 MOST_BYTES = 8 << 30
 """A mutant that takes more memory fails, and leaves the machine alone."""
+UNMEASURED = 120.0
+"""Seconds that a test file has where its time on the unchanged code is not measured."""
 NO_TESTS = 5
 """pytest's exit code where nothing was collected."""
 
@@ -87,14 +89,20 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 @dataclass
 class Clock:
-    """How long each test file takes on the unchanged code; measured when it is asked for the first time."""
+    """How long each test file takes on the unchanged code; measured when it is asked for the first time.
 
+    With `passed`, all are known to pass on it: they are not run for that, and have `UNMEASURED` seconds.
+    """
+
+    passed: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     locks: dict[str, Lock] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
     def limit(self, test: str, checkout: Checkout) -> float:
         """Return how many seconds a test file may take. Raises RuntimeError when it fails without a mutant."""
+        if self.passed:
+            return UNMEASURED
         with self.lock:
             own = self.locks.setdefault(test, Lock())
         with own:
@@ -122,9 +130,13 @@ def run_all(
     root: Path,
     jobs: int,
     report: Callable[[Mutant, bool], None],
+    passed: bool = False,
 ) -> list[Mutant]:
-    """Return the mutants that no test kills, in their order; `report` gets each as it is known."""
-    clock = Clock()
+    """Return the mutants that no test kills, in their order; `report` gets each as it is known.
+
+    `passed` says that all tests pass on the unchanged code.
+    """
+    clock = Clock(passed)
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
         free: SimpleQueue[Checkout] = SimpleQueue()
         for job in range(jobs):
