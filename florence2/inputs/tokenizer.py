@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class FlorenceTokenizer:
         names = [added[id].content for id in sorted(added)]
         return tuple(name for name in names if name not in _KNOWN and name != IMAGE_TOKEN)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """The number of tokens including the added ones; the largest id is one less."""
         return max(self._backend.get_vocab().values()) + 1
@@ -226,6 +227,7 @@ def _build(values: dict[str, Any], file: Path | str = "The tokenizer") -> Tokeni
     return backend
 
 
+@lru_cache(maxsize=1)  # it takes most of the time of loading a small model, and nothing changes it
 def _build_known(text: str) -> Tokenizer:
     """Build the library's tokenizer from the text of a known file, which is right: checking it takes longer."""
     backend = Tokenizer.from_str(text)

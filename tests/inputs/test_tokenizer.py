@@ -166,3 +166,13 @@ def test_two_tokens_of_one_id_are_refused(tmp_path: Path) -> None:
 
 def test_the_rows_that_pad_a_table_have_no_text(tokenizer: FlorenceTokenizer) -> None:
     assert tokenizer.decode([713, 51289]) == tokenizer.decode([713])
+
+
+def test_the_published_file_is_built_once_and_nothing_changes_it() -> None:
+    one, other = FlorenceTokenizer(GOLDEN / "tokenizer.json"), FlorenceTokenizer(GOLDEN / "tokenizer.json")
+    assert one._backend is other._backend
+    size = other.vocab_size
+    longer = one.with_tokens(["<own>"])
+    one.to_files("native", 1024)
+    assert longer.vocab_size == size + 1
+    assert other.vocab_size == size and other.token_id("<own>") is None and other.token_id("<image>") is None

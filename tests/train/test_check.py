@@ -108,8 +108,8 @@ def test_what_does_not_is_found(real: Processor, prefix: str, suffix: str, words
 
 
 def test_a_tokenizer_that_changes_the_text_is_found(real: Processor) -> None:
-    """A file with a normalizer is refused, so this one is changed in memory."""
-    tokenizer = FlorenceTokenizer(GOLDEN / "tokenizer.json")
+    """A file with a normalizer is refused, so this one, which nobody else has, is changed in memory."""
+    tokenizer = FlorenceTokenizer(GOLDEN / "tokenizer.json").with_tokens(["<own>"])
     tokenizer._backend.normalizer = normalizers.Lowercase()
     lower = Processor(tokenizer, real.image_config)
     report = check(lower, ("<CAPTION>", "a Cup"), ("<CAPTION>", "a cup"))
