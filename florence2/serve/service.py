@@ -54,7 +54,7 @@ class Service:
 
     @property
     def model(self) -> Knowledge:
-        """What is known of the model. Raises RequestError while it is being loaded."""
+        """The model without its weights. Raises RequestError while it is being loaded."""
         model = self.worker.model
         if self.queue.closed is not None:
             raise self.queue.closed

@@ -19,7 +19,18 @@ from florence2.serve.settings import Settings
 from florence2.serve.work.device import run_device
 from florence2.serve.work.jobs import HeldImage, Job
 from florence2.serve.work.knowledge import Knowledge
-from florence2.serve.work.messages import Ask, Broken, Done, Encoded, Failed, Leave, Missing, Ready, Stepped, Wrote
+from florence2.serve.work.messages import (
+    Ask,
+    Broken,
+    Encoded,
+    JobDone,
+    JobFailed,
+    Leave,
+    Missing,
+    Ready,
+    Stepped,
+    Wrote,
+)
 from florence2.serve.work.queue import JobQueue
 from florence2.serve.work.worker import LOOKS, drop_over, fail_waiting
 
@@ -230,13 +241,13 @@ class RemoteWorker:
         self._crew.broken(error, self.was_ready)
         raise EOFError
 
-    def _hear_end(self, home: Home, job: Job, message: Done | Failed | Missing) -> None:
+    def _hear_end(self, home: Home, job: Job, message: JobDone | JobFailed | Missing) -> None:
         """Tell whoever waits for a job how it ended; one whose image is missing begins again."""
         if isinstance(message, Missing):
             del home.jobs[message.number]
             self._send(home, job, again=True)
             return
-        if isinstance(message, Done):
+        if isinstance(message, JobDone):
             job.times = message.times
             self._keep(home, job.image, message)
             job.finish(message.answer, message.prompt_tokens)
@@ -244,7 +255,7 @@ class RemoteWorker:
             job.fail(message.error)
         self._end(home, message.number, job)
 
-    def _keep(self, home: Home, image: HeldImage, done: Done) -> None:
+    def _keep(self, home: Home, image: HeldImage, done: JobDone) -> None:
         """Remember which process has an image."""
         if image.encoded is None or _home_of(image) is not home:
             features = RemoteFeatures(home, _key_of(image), done.shape, done.size)
@@ -289,7 +300,7 @@ class Crew:
 
     @property
     def model(self) -> Knowledge | None:
-        """What is known of the model; None while no process has it."""
+        """The model without its weights; None while no process has it."""
         return next((worker.model for worker in self._workers if worker.model is not None), None)
 
     @property

@@ -14,7 +14,18 @@ from florence2.generation.engine.features import FeatureCache
 from florence2.pipeline import Florence2
 from florence2.serve.settings import MIB, Settings
 from florence2.serve.work.jobs import Answered, Job
-from florence2.serve.work.messages import Ask, Broken, Done, Encoded, Failed, Leave, Missing, Ready, Stepped, Wrote
+from florence2.serve.work.messages import (
+    Ask,
+    Broken,
+    Encoded,
+    JobDone,
+    JobFailed,
+    Leave,
+    Missing,
+    Ready,
+    Stepped,
+    Wrote,
+)
 from florence2.serve.work.queue import JobQueue
 from florence2.serve.work.worker import Worker
 
@@ -77,14 +88,14 @@ class Device:
     def _ended(self, number: int, future: "Future[Answered]") -> None:
         job = self._jobs.pop(number)
         if future.cancelled():
-            self._send(Failed(number, None))
+            self._send(JobFailed(number, None))
         elif error := future.exception():
-            self._send(Failed(number, _portable(error)))
+            self._send(JobFailed(number, _portable(error)))
         else:
             done = future.result()
             features = done.image.features
             shape, size = tuple(features.shape), features.nbytes
-            self._send(Done(number, done.answer, done.prompt_tokens, job.times, shape, size, done.image.size))
+            self._send(JobDone(number, done.answer, done.prompt_tokens, job.times, shape, size, done.image.size))
 
     def _send(self, message: Any) -> None:
         with self._lock, contextlib.suppress(OSError):  # the server is gone, so nobody waits

@@ -77,7 +77,7 @@ class Wrote:
 
 
 @dataclass(frozen=True)
-class Done:
+class JobDone:
     """A job was answered. `shape`, `size` and `image_size` are of the features of its image, and of the image."""
 
     number: int
@@ -90,7 +90,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Failed:
+class JobFailed:
     """A job ended without an answer; None when its client left."""
 
     number: int
