@@ -1,4 +1,4 @@
-"""Serve Florence-2 on a Ray cluster: `pip install "ray[serve]"`, then `serve run docs.ray_serve:app` or `python -m docs.ray_serve`.
+"""Serve Florence-2 on a Ray cluster: `pip install "ray[serve]"`, then `python -m docs.ray_serve`.
 
 Each replica is the whole server of `florence2 serve`, with its own queue and cache; Ray sends it requests, starts it
 again when it dies, and adds replicas while requests wait.
