@@ -1,6 +1,6 @@
 """`create_app`: the server as an ASGI application, for `florence2 serve` and for servers of one's own."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,14 +19,14 @@ from florence2.serve.incoming.body import ClientLeftError
 from florence2.serve.incoming.fetch import Fetcher
 from florence2.serve.incoming.guard import Guard, error_response
 from florence2.serve.incoming.log import RequestLog, note
-from florence2.serve.service import Service
+from florence2.serve.service import Loader, Service
 from florence2.serve.settings import Settings
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(
-    model: Florence2 | Callable[[], Florence2],
+    model: Florence2 | Loader | Sequence[tuple[str, Loader]],
     settings: Settings | None = None,
     *,
     fetcher: Fetcher | None = None,
@@ -37,7 +37,8 @@ def create_app(
     Its state has the `service`, which is drained and stopped when the application is shut down.
 
     Args:
-        model: A model, or a function that loads one when the application starts.
+        model: A model; or a function that loads one when the application starts; or, for several devices, the name of
+            each and a function that loads the model there, in a process of its own (the function must be picklable).
         settings: Limits, keys and names; None is the defaults, which let in whoever calls it by this machine's name.
         fetcher: What gets the images of URLs; None connects to the hosts that `settings` allow.
         log: Where a line about each request goes; None is stderr.

@@ -5,7 +5,8 @@ import ipaddress
 import os
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
         "Example: florence2 serve --model base --port 8000",
     )
     add_model(parser)
+    parser.add_argument(
+        "--devices",
+        metavar="LIST",
+        help="several devices, such as cuda:0,cuda:1, each with the model in a process of its own that is started "
+        "again when it dies (default: --device, in this process)",
+    )
     add_weights(parser)
     add_calibration(parser)
     add_background(parser)
@@ -121,12 +128,24 @@ def main(arguments: Sequence[str]) -> int:
     from florence2.serve.app import create_app
     from florence2.serve.process import run
 
-    def load() -> "Florence2":
-        return load_model(options)
-
-    app = create_app(load, settings)
+    app = create_app(loaders(options), settings)
     run(app, app.state.service, options.host, options.port)
     return 0
+
+
+def loaders(options: argparse.Namespace) -> "Callable[[], Florence2] | list[tuple[str, Callable[[], Florence2]]]":
+    """Return what loads the model, or what loads it on each of `--devices`, by its name. Raises OptionError."""
+    if options.devices is None:
+        return partial(load_model, options)
+    if options.device != "auto":
+        raise OptionError("--device and --devices were both given; leave out one.")
+    names = [name.strip() for name in options.devices.split(",")]
+    if not all(names):
+        raise OptionError(f"--devices is {options.devices!r}; give devices with commas between them: cuda:0,cuda:1.")
+    return [
+        (f"{name} ({number})", partial(load_model, argparse.Namespace(**vars(options) | {"device": name})))
+        for number, name in enumerate(names, start=1)
+    ]
 
 
 def read_settings(options: argparse.Namespace) -> Settings:

@@ -38,6 +38,9 @@ class RequestError(Exception):
         kind = _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
+    def __reduce__(self) -> tuple[Any, ...]:  # for the way between processes
+        return _restore, (self.status, self.code, str(self), self.param, self.retry_after, self.allow)
+
     @property
     def headers(self) -> dict[str, str]:
         """The headers that belong to the error."""
@@ -47,6 +50,10 @@ class RequestError(Exception):
             "www-authenticate": "Bearer" if self.status == 401 else None,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _restore(status: int, code: str, message: str, *optional: Any) -> RequestError:
+    return RequestError(status, code, message, **dict(zip(("param", "retry_after", "allow"), optional, strict=True)))
 
 
 def explain(error: Exception, request_id: str = "") -> RequestError:

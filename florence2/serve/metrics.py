@@ -34,6 +34,8 @@ class Metrics:
         self._step = seconds("decode_step_seconds", "one step of all answers", _STEPS)
         self._batch = seconds("batch_rows", "answers that one step advances", _ROWS)
         self._queries = count("picture_cache_queries", "images that requests asked about")
+        self._workers = Gauge("florence2_workers", "workers that have the model", registry=self._registry)
+        self._restarts = count("worker_restarts", "processes of devices that died and were started again")
         self._hits = count("picture_cache_hits", "those that were encoded already")
         if settings.vllm_metrics:
             self._add_vllm()
@@ -107,6 +109,14 @@ class Metrics:
             self._vllm_latency.observe(times.ended - times.accepted)
             self._vllm_tokens.inc(ids)
             self._vllm_success.labels(reason).inc()
+
+    def alive(self, workers: int) -> None:
+        """Set how many workers have the model."""
+        self._workers.set(workers)
+
+    def restarted(self) -> None:
+        """Count a process that is started again."""
+        self._restarts.inc()
 
     def failed(self, code: str) -> None:
         """Count an error."""

@@ -1,16 +1,11 @@
 """The service: one model, its queue and its worker, and what the HTTP side asks of them."""
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-
-from florence2 import __version__
 from florence2.answers.answer import Answer
 from florence2.asking.processor import AnswerProcessor
 from florence2.asking.questions import Questions
@@ -24,9 +19,13 @@ from florence2.pipeline import Florence2
 from florence2.serve.errors import RequestError
 from florence2.serve.metrics import Metrics
 from florence2.serve.settings import Settings
+from florence2.serve.work.crew import Crew
 from florence2.serve.work.jobs import Answered, HeldImage, Job
+from florence2.serve.work.knowledge import Knowledge
 from florence2.serve.work.queue import JobQueue
 from florence2.serve.work.worker import Worker
+
+Loader: TypeAlias = Callable[[], Florence2]
 
 _LOADING = "The model is being loaded; try again in a few seconds."
 _OVER = "The server is stopping, and the time for requests that it had accepted is over; send the request again."
@@ -36,17 +35,26 @@ _DRAINING = "The server is stopping and takes no more requests; send the request
 class Service:
     """Everything between the routes and the model."""
 
-    def __init__(self, load: Callable[[], Florence2], settings: Settings):
-        """Make a service that has not begun to load its model."""
+    def __init__(self, load: Loader | Sequence[tuple[str, Loader]], settings: Settings):
+        """Make a service that has not begun to load its model.
+
+        `load` returns the model, which is then computed in this process; or it has, for each of several devices, a
+        name and a function that returns the model there, in a process of its own.
+        """
         self.settings, self.metrics = settings, Metrics(settings)
-        self.queue = JobQueue(settings, FeatureCache(settings.cache_bytes))
-        self.worker = Worker(load, self.queue, settings, self.metrics)
+        self.worker: Worker | Crew
+        if callable(load):
+            self.queue = JobQueue(settings, FeatureCache(settings.cache_bytes))
+            self.worker = Worker(load, self.queue, settings, self.metrics, self._loaded)
+        else:
+            self.queue = JobQueue(settings, FeatureCache(settings.cache_bytes * len(load)))
+            self.worker = Crew(load, self.queue, settings, self.metrics, self._loaded)
         self.metrics.watch(self.queue)
         self.created = int(time.time())
 
     @property
-    def model(self) -> Florence2:
-        """The model. Raises RequestError while it is being loaded."""
+    def model(self) -> Knowledge:
+        """The model without its weights. Raises RequestError while it is being loaded."""
         model = self.worker.model
         if self.queue.closed is not None:
             raise self.queue.closed
@@ -57,6 +65,14 @@ class Service:
     def announce(self, address: str) -> None:
         """Say on stderr where the server listens, and that the model is ready once it is."""
         print(f"florence2: listening on {address}, loading {self.settings.names[0]}", file=sys.stderr, flush=True)
+
+    def _loaded(self) -> None:
+        """Say that the model is loaded, unless it could not be."""
+        model = self.worker.model
+        if model is not None:
+            self.metrics.know_tasks(frozenset(model.processor.tasks))
+            self.metrics.alive(1)
+            print("florence2: ready", file=sys.stderr, flush=True)
 
     def check_ready(self) -> None:
         """Raise RequestError unless requests are answered now."""
@@ -75,14 +91,11 @@ class Service:
         """Let jobs that are left fail at the next step, so that their clients hear of it."""
         self.worker.give_up(RequestError(503, "draining", _OVER, retry_after=2))
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
-        """Versions, and the hash of the weights in memory."""
-        hashed = hashlib.sha256()
-        for name, tensor in sorted(self.model.model.state_dict().items()):
-            hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return {"version": __version__, "torch": torch.__version__, "weights_sha256": hashed.hexdigest()}
+        """Versions, and the hash of the weights in memory. Raises RequestError while they are being loaded."""
+        assert self.model
+        return self.worker.facts()
 
     def check(self, task: str, text: TaskText = None) -> CheckedRequest:
         """Return a question whose task exists and takes its input. Raises PromptError."""
@@ -108,7 +121,6 @@ class Service:
 
     def submit(self, jobs: Sequence[Job]) -> list["Future[Answered]"]:
         """Accept jobs, all or none; return their answers to come. Raises RequestError."""
-        assert self.model is not None
         for job in jobs:
             job.cached = job.image.encoded is not None
         self.queue.put(jobs)
@@ -128,6 +140,7 @@ class ServedQuestions(Questions):
     def __init__(self, service: Service, image: HeldImage, options: GenerationOptions, deadline: float):
         """Ask about `image`, with `options`, until `deadline`."""
         self._service, self._image, self._options, self._deadline = service, image, options, deadline
+        self._data = image.data  # for a process that does not have the image any more
         self.processor: AnswerProcessor = service.model.processor
         self.done: list[Answered] = []
         self._asked: list[Future[Answered]] = []
@@ -148,7 +161,7 @@ class ServedQuestions(Questions):
             image = request[1]
             if not isinstance(image, EncodedImage):
                 raise PromptError("The image must be encoded first.")
-            held = HeldImage(object(), encoded=image)
+            held = HeldImage(object(), self._data, image)
             question = self._service.check(request[0], request[2] if len(request) == 3 else None)
             jobs.append(Job(question, held, options or self._options, self._deadline))
         return [answered.answer for answered in self._wait(jobs) if answered.answer is not None]

@@ -2,12 +2,13 @@
 
 agreement: answers of 16 clients against the library's. requests: mutated requests. images: spoilt images and bombs.
 schema: schemathesis on /openapi.json. signals: SIGTERM with 32 requests in flight. leaving: clients that leave.
-memory: the process after many requests.
+deaths: kill -9 of one of two devices' processes. memory: the process after many requests.
 """
 
 import argparse
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +26,12 @@ from PIL import Image
 
 import florence2
 from tests.serve.agreement import disagreements
-from tests.serve.server import RunningServer, chat_body, encode, native_body, png, serving
+from tests.serve.server import RunningServer, chat_body, encode, native_body, png, processes_of, serving
 from tests.serve.spoilt import bombs, change, change_bytes, head, send
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
 _CASES = {"agreement": 3000, "requests": 10_000, "images": 1000, "schema": 200, "signals": 30, "leaving": 1000}
-_CASES |= {"memory": 5000}
+_CASES |= {"memory": 5000, "deaths": 5}
 
 
 def main() -> int:
@@ -134,6 +136,26 @@ def _post_or_error(server: RunningServer, body: object) -> int | str:
         return server.post("/v1/chat/completions", body).status
     except OSError as error:
         return repr(error)
+
+
+def deaths(folder: Path, count: int, seed: int) -> list[str]:
+    """Kill one of two processes under 200 requests, which must all be answered, and once."""
+    problems = []
+    with serving(folder, "--devices", "cpu,cpu") as server, ThreadPoolExecutor(16) as threads:
+        for i in range(count):
+            bodies = [chat_body("<CAPTION>", png(seed * 100_000 + 200 * i + j)) for j in range(200)]
+            before = server.metric("picture_cache_queries_total")
+            replies = [threads.submit(_post_or_error, server, body) for body in bodies]
+            while server.metric("picture_cache_queries_total") < before + 20 + 25 * i:
+                time.sleep(0.02)
+            os.kill(processes_of(server)[i % 2], signal.SIGKILL)
+            statuses = [reply.result() for reply in replies]
+            if set(statuses) != {200}:
+                problems.append(f"round {i}: {Counter(map(str, statuses))}")
+            server.wait_for("workers", 2, seconds=60)
+        answered = server.metric("request_success_total")
+        print(f"deaths: {answered:.0f} answers to {200 * count} requests")
+        return problems + [f"{answered} answers"] * (answered != 200 * count)
 
 
 def leaving(folder: Path, count: int, seed: int) -> list[str]:

@@ -75,8 +75,10 @@ class RunningServer:
             assert time.monotonic() < end, self.words()
             time.sleep(0.02)
 
-    def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+    def call(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = 600
+    ) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         data = body if isinstance(body, bytes | type(None)) else json.dumps(body).encode()
         try:
             connection.request(method, path, data, JSON if headers is None and body is not None else headers or {})
@@ -85,8 +87,8 @@ class RunningServer:
         finally:
             connection.close()
 
-    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Reply:
-        return self.call("POST", path, body, headers)
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None, timeout: float = 600) -> Reply:
+        return self.call("POST", path, body, headers, timeout)
 
     def chat(self, text: str, image: bytes, **fields: Any) -> Reply:
         return self.post("/v1/chat/completions", chat_body(text, image, **fields))
@@ -120,7 +122,8 @@ def serving(folder: Path, *options: str, model: str = "nano", **environment: str
 def starting(folder: Path, *options: str, model: str = "nano", **environment: str) -> Iterator[RunningServer]:
     """A server that may not be ready yet. Its log must hold no traceback at the end."""
     log = folder / "server.log"
-    words = [sys.executable, "-m", "florence2", "serve", "--model", model, "--port", "0", "--device", "cpu", *options]
+    device = () if "--devices" in options else ("--device", "cpu")
+    words = [sys.executable, "-m", "florence2", "serve", "--model", model, "--port", "0", *device, *options]
     known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     with log.open("wb") as file:
         process = subprocess.Popen(words, stdout=file, stderr=file, env=known)
@@ -131,6 +134,12 @@ def starting(folder: Path, *options: str, model: str = "nano", **environment: st
         process.kill()
         process.wait()
     assert "Traceback" not in server.words(), server.words()
+
+
+def processes_of(server: RunningServer) -> list[int]:
+    """The processes of the server's devices."""
+    words = ["pgrep", "-P", str(server.process.pid), "-f", "spawn_main"]
+    return [int(line) for line in subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()]
 
 
 def png(seed: int = 5, width: int = 320, height: int = 200) -> bytes:

@@ -1,6 +1,7 @@
 """Images of URLs: what may be fetched, from which address, and how much of it; no test leaves this machine."""
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -71,48 +72,48 @@ def test_a_host_in_other_letters() -> None:
     assert received[-1].startswith(b"GET /%C3%BC.png ")
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://example.com/a.png",
-        "https://images.example.com.evil.org/",
-        "https://evil.org/images.example.com",
-        "https://images.example.com@evil.org/",
-        "https://evil.org#@images.example.com",
-        "https://images.example.com:8443/",
-        "https://images.example.com:80/",
-        "http://images.example.com:443/",
-        "https://user@images.example.com/",
-        "https://user:word@images.example.com/",
-        "https://images.example.com\\@evil.org/",
-        "https://images.example.com./",
-        "https://sub.images.example.com/",
-        "https://127.0.0.1/",
-        "https://2130706433/",
-        "https://0177.0.0.1/",
-        "https://0x7f.1/",
-        "https://127.1/",
-        "https://[::1]/",
-        "https://[::ffff:127.0.0.1]/",
-        "https://１２７.０.０.１/",
-        "https://localhost/",
-        "ftp://images.example.com/",
-        "file:///etc/passwd",
-        "gopher://images.example.com/",
-        "//images.example.com/",
-        "/etc/passwd",
-        "images.example.com/a.png",
-        "",
-        "https://",
-        "https://[",
-        "https://images.example.com:x/",
-        "https://images.example.com/ a",
-        "https://images.example.com/\r\nHost: evil.org",
-        "https://images.example.com/\0",
-        "https://images.example.com/" + "a" * 3000,
-        "javascript:alert(1)",
-    ],
-)
+REFUSED = [
+    "https://example.com/a.png",
+    "https://images.example.com.evil.org/",
+    "https://evil.org/images.example.com",
+    "https://images.example.com@evil.org/",
+    "https://evil.org#@images.example.com",
+    "https://images.example.com:8443/",
+    "https://images.example.com:80/",
+    "http://images.example.com:443/",
+    "https://user@images.example.com/",
+    "https://user:word@images.example.com/",
+    "https://images.example.com\\@evil.org/",
+    "https://images.example.com./",
+    "https://sub.images.example.com/",
+    "https://127.0.0.1/",
+    "https://2130706433/",
+    "https://0177.0.0.1/",
+    "https://0x7f.1/",
+    "https://127.1/",
+    "https://[::1]/",
+    "https://[::ffff:127.0.0.1]/",
+    "https://１２７.０.０.１/",
+    "https://localhost/",
+    "ftp://images.example.com/",
+    "file:///etc/passwd",
+    "gopher://images.example.com/",
+    "//images.example.com/",
+    "/etc/passwd",
+    "images.example.com/a.png",
+    "",
+    "https://",
+    "https://[",
+    "https://images.example.com:x/",
+    "https://images.example.com/ a",
+    "https://images.example.com/\r\nHost: evil.org",
+    "https://images.example.com/\0",
+    "https://images.example.com/" + "a" * 3000,
+    "javascript:alert(1)",
+]
+
+
+@pytest.mark.parametrize("url", REFUSED)
 def test_urls_that_are_refused_before_anything_is_resolved(url: str) -> None:
     host = Host(reply())
     with pytest.raises(RequestError) as error:
@@ -212,3 +213,39 @@ def test_an_https_host_needs_a_certificate() -> None:
     with pytest.raises(RequestError, match="could not be fetched"):
         host.fetcher().fetch(f"https://{HOST}/")
     assert host.connected == [(PUBLIC, 443)]
+
+
+attempts: list[Any] | None = None
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """Keep every address that Python would connect to, and let none through."""
+    if event == "socket.connect" and attempts is not None:
+        attempts.append(arguments[1])
+        raise PermissionError("no connection in this test")
+
+
+sys.addaudithook(_watch)  # which cannot be taken back, so it is idle outside the next test
+
+
+def test_no_connection_is_even_tried_to_any_other_address() -> None:
+    """Python itself reports what is connected to, so that no way around the checks goes unseen."""
+    global attempts
+    attempts = []
+    answers: list[list[str]] = []
+    fetcher = Fetcher(ALLOWED, lambda _host, _port: answers.pop(0))
+    try:
+        for url in REFUSED:
+            with pytest.raises(RequestError):
+                fetcher.fetch(url)
+        for address in PRIVATE:
+            answers[:] = [[address, PUBLIC], [PUBLIC]]
+            with pytest.raises(RequestError):
+                fetcher.fetch(f"https://{HOST}/")
+        assert attempts == [] and len(REFUSED) + len(PRIVATE) >= 45
+        answers[:] = [[PUBLIC], ["127.0.0.1"]]  # the name is bound again between the check and the connection
+        with pytest.raises(RequestError):
+            fetcher.fetch(f"https://{HOST}/")
+        assert attempts == [(PUBLIC, 443)] and answers == [["127.0.0.1"]]
+    finally:
+        attempts = None

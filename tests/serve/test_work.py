@@ -17,6 +17,7 @@ from florence2.serve.service import Service
 from florence2.serve.settings import Settings
 from florence2.serve.work.jobs import HeldImage, Job
 from florence2.serve.work.queue import JobQueue
+from florence2.serve.work.worker import Worker
 from tests.serve.asgi import call
 from tests.serve.server import chat_body
 
@@ -140,6 +141,11 @@ def service(nano: florence2.Florence2) -> Iterator[Service]:
     made.worker.stop()
 
 
+def local(service: Service) -> Worker:
+    assert isinstance(service.worker, Worker)
+    return service.worker
+
+
 def ask(service: Service, task: str, data: bytes, **settings: Any) -> Job:
     held = service.hold(data, str(hash(data)), "")
     made = Job(service.check(task), held, service.model.options(**settings), time.monotonic() + 60)
@@ -183,7 +189,7 @@ def test_an_engine_that_fails_takes_nobody_after_it_along(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.worker._answers, "step", fail)
+        patch.setattr(local(service)._answers, "step", fail)
         broken = ask(service, "<OD>", image)
         with pytest.raises(RuntimeError, match="out of memory"):
             broken.future.result(timeout=30)
@@ -197,7 +203,7 @@ def test_a_tower_that_fails(service: Service, image: bytes, monkeypatch: pytest.
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(service.worker.model), "encode_images", fail)
+        patch.setattr(florence2.Florence2, "encode_images", fail)
         with pytest.raises(RuntimeError):
             ask(service, "<OD>", image).future.result(timeout=30)
     assert ask(service, "<OD>", image).future.result(timeout=30).answer is not None
@@ -217,7 +223,7 @@ def test_a_model_that_cannot_be_loaded() -> None:
 
     made = Service(load, Settings())
     made.worker.start()
-    made.worker._thread.join(timeout=10)
+    local(made)._thread.join(timeout=10)
     assert str(made.worker.failure) == "The model is broken."
     with pytest.raises(RequestError, match="being loaded"):
         made.check_ready()
@@ -235,7 +241,7 @@ def test_a_bug_is_500_with_an_id_and_nothing_else(
     def fail(*_: object) -> None:
         raise RuntimeError("a secret path /root/x")
 
-    monkeypatch.setattr(made.worker._answers, "step", fail)
+    monkeypatch.setattr(local(made)._answers, "step", fail)
     reply = call(app, "POST", "/v1/chat/completions", chat_body("<OD>", image))
     assert reply.status == 500 and reply.error["code"] == "server_error" and "secret" not in reply.error["message"]
     assert reply.headers["x-request-id"] in reply.error["message"] and "a secret path" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -28,6 +28,12 @@ class FeatureCache(Generic[Item]):
                 return None
             self._kept.move_to_end(key)
             return self._kept[key][0]
+
+    def drop(self, is_over: Callable[[Item], bool]) -> None:
+        """Forget images."""
+        with self._lock:
+            for key in [key for key, (item, _) in self._kept.items() if is_over(item)]:
+                self.bytes -= self._kept.pop(key)[1]
 
     def put(self, key: Hashable, item: Item, size: int) -> None:
         """Keep an encoded image of `size` bytes, unless it alone is more than the limit."""

@@ -1,5 +1,6 @@
 """A job: one question about one image, on its way from a client to its answer."""
 
+import itertools
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
@@ -11,6 +12,8 @@ from florence2.answers.answer import Answer
 from florence2.asking.requests import CheckedRequest, EncodedImage, PreparedImage
 from florence2.generation.options import GenerationOptions
 
+_SERIALS = itertools.count()
+
 Listener: TypeAlias = Callable[[list[int]], None]
 """Called in the worker's thread with the ids so far of a running answer."""
 
@@ -21,11 +24,13 @@ class HeldImage:
 
     Attributes:
         key: What the image is known by, equal for equal bytes of clients who may share them.
-        data: The file's bytes, until the image is encoded.
+        data: The file's bytes, as long as they may be needed.
         encoded: The encoded image, once it is.
         size: How many bytes it takes in the queue.
         users: How many jobs wait for it or use it.
         reading: The pixels to come.
+        home: The process that has the image, where devices have processes of their own.
+        serial: Tells it from every other held image.
     """
 
     key: Hashable
@@ -34,6 +39,8 @@ class HeldImage:
     size: int = 0
     users: int = 0
     reading: "Future[PreparedImage] | None" = None
+    home: Any = None
+    serial: int = field(default_factory=_SERIALS.__next__)
 
     @property
     def is_ready(self) -> bool:
@@ -87,6 +94,7 @@ class Job:
         listener: Hears of an answer while it is being written.
         cached: Whether the image was encoded before the job came.
         ticket: What the engine knows it by, while it runs.
+        given_back: Whether a process that had taken it has died.
     """
 
     question: CheckedRequest | None
@@ -98,6 +106,7 @@ class Job:
     future: "Future[Answered]" = field(default_factory=Future)
     times: Times = field(default_factory=Times)
     ticket: Any = None
+    given_back: bool = False
 
     @property
     def was_left(self) -> bool:

@@ -20,14 +20,13 @@ class JobQueue:
     """Jobs that wait, limited by their number and by the bytes of their images. Threads share it.
 
     Attributes:
-        changed: Set whenever a worker may have something to do.
         slots: How many jobs the workers run at once, for the estimate of a wait.
         closed: Why no more jobs are accepted; None while they are.
     """
 
     def __init__(self, settings: Settings, cache: FeatureCache[EncodedImage]):
         self._settings, self.cache = settings, cache
-        self.changed = threading.Event()
+        self._watchers: list[Callable[[], None]] = []
         self.slots = 1
         self.closed: RequestError | None = None
         self._lock = threading.Lock()
@@ -36,6 +35,15 @@ class JobQueue:
         self._bytes = 0
         self._mean, self._quickest = 0.0, 0.0  # seconds that an answer takes once it has started
         self.running = 0
+
+    def watch(self, tell: Callable[[], None]) -> None:
+        """Call `tell` whenever a worker may have something to do."""
+        self._watchers.append(tell)
+
+    def tell(self) -> None:
+        """Let all workers look."""
+        for watcher in self._watchers:
+            watcher()
 
     def __len__(self) -> int:
         """Count the jobs that wait."""
@@ -58,17 +66,18 @@ class JobQueue:
         """
         encoded = self.cache.get(key)
         if encoded is not None:
-            return HeldImage(key, encoded=encoded, size=encoded.features.nbytes)
+            return HeldImage(key, data, encoded, encoded.features.nbytes)
         if data is None:
             return self._held.get(key)
         return HeldImage(key, data, size=len(data))
 
-    def put(self, jobs: Sequence[Job]) -> None:
-        """Accept jobs, all or none. Raises RequestError where the queue is closed or full."""
+    def put(self, jobs: Sequence[Job], limited: bool = True) -> None:
+        """Accept jobs, all or none. Raises RequestError where the queue is closed or, unless not `limited`, full."""
         with self._lock:
             if self.closed is not None:
                 raise self.closed
-            self._check_room(jobs)
+            if limited:
+                self._check_room(jobs)
             for job in jobs:
                 held = self._held.setdefault(job.image.key, job.image)
                 if held.encoded is None and job.image.encoded is not None:
@@ -78,7 +87,7 @@ class JobQueue:
                 held.users += 1
                 self._waiting.append(job)
                 job.future.add_done_callback(self._wake)
-        self.changed.set()
+        self.tell()
 
     def _check_room(self, jobs: Sequence[Job]) -> None:
         """Raise RequestError where the jobs would be too many, or their images too large, together with those here."""
@@ -97,7 +106,7 @@ class JobQueue:
         )
 
     def _wake(self, _: object) -> None:
-        self.changed.set()
+        self.tell()
 
     def first(self, count: int) -> list[Job]:
         """Return the next `count` jobs, which stay in the queue."""
@@ -112,6 +121,13 @@ class JobQueue:
                 self._waiting.remove(job)
             self.running += len(taken)
         return taken
+
+    def give_back(self, jobs: Sequence[Job]) -> None:
+        """Put jobs that were taken before all that wait, in their order; a closed queue has room for them too."""
+        with self._lock:
+            self._waiting.extendleft(reversed(jobs))
+            self.running -= len(jobs)
+        self.tell()
 
     def drop(self, is_over: Callable[[Job], bool]) -> list[Job]:
         """Take the waiting jobs that are over before they began."""
@@ -154,4 +170,4 @@ class JobQueue:
     def close(self, error: RequestError) -> None:
         """Refuse further jobs with `error`; those that were accepted stay."""
         self.closed = error
-        self.changed.set()
+        self.tell()

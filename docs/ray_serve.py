@@ -1,0 +1,46 @@
+"""Serve Florence-2 on a Ray cluster: `pip install "ray[serve]"`, then `python -m docs.ray_serve`.
+
+Each replica is the whole server of `florence2 serve`, with its own queue and cache; Ray sends it requests, starts it
+again when it dies, and adds replicas while requests wait.
+"""
+
+import os
+from functools import partial
+
+from fastapi import FastAPI
+from ray import serve
+
+import florence2
+from florence2.serve.app import create_app
+from florence2.serve.settings import Settings
+
+MODEL, DEVICE = os.environ.get("FLORENCE2_MODEL", "base"), os.environ.get("FLORENCE2_DEVICE", "auto")
+KEYS = tuple(key for key in os.environ.get("FLORENCE2_API_KEYS", "").split(",") if key)
+GPUS = float(os.environ.get("FLORENCE2_GPUS", "1"))  # of each replica; 0 on a CPU
+REPLICAS = int(os.environ.get("FLORENCE2_REPLICAS", "1"))
+
+
+def make_app() -> FastAPI:
+    """Return the server of one replica, which loads its model when it starts."""
+    # whoever is not this machine needs a key
+    return create_app(
+        partial(florence2.load, MODEL, device=DEVICE), Settings(names=(MODEL,), keys=KEYS, local=not KEYS)
+    )
+
+
+@serve.deployment(
+    num_replicas=REPLICAS,
+    ray_actor_options={"num_gpus": GPUS},
+    max_ongoing_requests=64,  # of a replica: what it can batch; its own queue holds no more
+    max_queued_requests=256,  # of the cluster: further ones get 503
+    graceful_shutdown_timeout_s=40,
+)
+@serve.ingress(make_app)
+class Server:
+    """One replica."""
+
+
+app = Server.bind()
+
+if __name__ == "__main__":
+    serve.run(app, blocking=True)
