@@ -6,6 +6,7 @@ is wanted; without that, the ids alone are.
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MAX_FOOTER_BYTES = 64 << 20
 MAX_EXPANDED_BYTES = 256 << 20
 """A row group that becomes larger than this when it is unpacked may grow by `MAX_EXPANSION`."""
 MAX_EXPANSION = 100
+MAX_GROUP_ROWS = 10_000_000
 _ROWS = 4  # that are unpacked at once: a value of a few bytes in the file may stand in many rows
 _ID_ROWS = 4096
 _MAGIC = b"PAR1"
@@ -68,41 +70,27 @@ def read_table(path: Path, columns: Columns, prefix: str = "", shard: tuple[int,
         shard: (index, n) takes the row groups with this index modulo n; the rows, where there are fewer groups.
     """
     try:
-        with _Table(path, columns) as table:
-            yield from table.items(prefix, *shard)
+        yield from _Table(path, columns).items(prefix, *shard)
     except ImageError as error:
         yield error_item(str(path), str(path.absolute()), str(error))
 
 
 def check_table(path: Path, columns: Columns) -> None:
     """Raise ImageError for a table that cannot be read or lacks the columns, OptionError if pyarrow is missing."""
-    _Table(path, columns).close()
+    _Table(path, columns)
 
 
 class _Table:
+    """An open table. It is closed with the last of its images, which may be read after the next has been taken."""
+
     def __init__(self, path: Path, columns: Columns):
         self._path, pyarrow = path, import_pyarrow()
-        try:
+        with _readable(path):
             check_footer(path)
             # without a buffer of its own, a whole column of a row group would be read at once
             self._file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise _unreadable(path, error) from None
-        try:
             self._image = _find_image_column(path, self._file.schema_arrow, columns.image)
             self._id = None if columns.id is None else _find_id_column(path, self._file.schema_arrow, columns.id)
-        except ImageError:
-            self.close()
-            raise
-
-    def __enter__(self) -> "_Table":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
 
     def items(self, prefix: str, index: int, shards: int) -> Iterator[Item]:
         groups, start = self._file.num_row_groups, 0
@@ -116,6 +104,11 @@ class _Table:
             start += rows
 
     def _group_items(self, number: int, start: int, rows: int, prefix: str) -> Iterator[Item]:
+        if rows > MAX_GROUP_ROWS:
+            name = f"{self._path} row group {number}"
+            problem = f"{name} has {rows:,} rows; the limit is {MAX_GROUP_ROWS:,}."
+            yield error_item(name, f"{self._path.absolute()}::{start}", problem)
+            return
         group = _Group(self._path, self._file, self._image, number, start)
         row = start
         try:
@@ -134,8 +127,9 @@ class _Table:
             yield from (None for _ in range(rows))
             return
         for batch in _batches(self._path, self._file, number, self._id, _ID_ROWS):
-            for value in batch.column(0).to_pylist():
-                yield None if value is None else str(value)
+            with _readable(self._path):  # a text may be none
+                values = batch.column(0).to_pylist()
+            yield from (None if value is None else str(value) for value in values)
 
 
 class _Group:
@@ -148,6 +142,7 @@ class _Group:
     def _begin(self) -> None:
         self._batches = _batches(self._path, self._file, self._number, self._column, _ROWS)
         self._rows: Any = ()
+        self._problem: str | None = None
         self._first = self._start  # the row of the table that `_rows` begins with
 
     def value(self, row: int) -> Any:
@@ -156,36 +151,54 @@ class _Group:
             self._begin()
         while row >= self._first + len(self._rows):
             self._first += len(self._rows)
-            batch = next(self._batches, None)
-            if batch is None:
-                raise ImageError(f"Row {row} of {self._path} is missing: its row group has fewer rows than it states.")
-            self._rows = batch.column(0)
+            self._rows = ()
+            self._rows = self._next_rows(row)
         scalar = self._rows[row - self._first]
         _check_size(self._path, row, scalar)
-        return scalar.as_py()
+        with _readable(self._path):
+            return scalar.as_py()
+
+    def _next_rows(self, row: int) -> Any:
+        """Return the values of the next rows. The error of damaged ones stays that of all after them."""
+        try:
+            batch = None if self._problem else next(self._batches, None)
+        except ImageError as error:
+            batch, self._problem = None, str(error)
+        if batch is None:
+            shorter = f"Row {row} of {self._path} is missing: its row group has fewer rows than it states."
+            raise ImageError(self._problem or shorter)
+        return batch.column(0)
 
 
 def _batches(path: Path, file: Any, number: int, column: str, rows: int) -> Iterator[Any]:
     """Yield a column of a row group in batches. Raises ImageError."""
-    pyarrow = import_pyarrow()
-    try:
-        _check_expansion(path, file.metadata.row_group(number), number, column)
+    with _readable(path):
+        _check_expansion(path, file.metadata.row_group(number), number)
         yield from file.iter_batches(batch_size=rows, row_groups=[number], columns=[column], use_threads=False)
-    except (OSError, pyarrow.ArrowException) as error:
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise ImageError in place of an error of pyarrow, which for a damaged file may be one of Python's too."""
+    arrow = import_pyarrow().ArrowException  # now, because nothing can be imported when the interpreter exits
+    try:
+        yield
+    except (ImageError, OptionError):
+        raise
+    except (OSError, ValueError, LookupError, TypeError, arrow) as error:
         raise _unreadable(path, error) from None
 
 
-def _check_expansion(path: Path, group: Any, number: int, column: str) -> None:
-    """Raise ImageError for a row group whose few bytes become gigabytes: images are packed already."""
-    parts = [group.column(index) for index in range(group.num_columns)]
-    mine = [part for part in parts if part.path_in_schema.split(".")[0] == column.split(".")[0]]
-    packed, unpacked = (
-        sum(getattr(part, f"total_{state}_size") for part in mine) for state in ("compressed", "uncompressed")
-    )
+def _check_expansion(path: Path, group: Any, number: int) -> None:
+    """Raise ImageError for a row group whose few bytes become gigabytes: images are packed already.
+
+    It is compared with the whole file. What a damaged file says of a single column can abort the process.
+    """
+    packed, unpacked = path.stat().st_size, group.total_byte_size
     if unpacked > MAX_EXPANDED_BYTES and unpacked > packed * MAX_EXPANSION:
         raise ImageError(
-            f"Row group {number} of {path} unpacks {packed:,} bytes to {unpacked:,} in the column {column}; "
-            f"the limit is {MAX_EXPANSION} times."
+            f"Row group {number} of {path} unpacks to {unpacked:,} bytes, but the file has {packed:,}; "
+            f"the limit is {MAX_EXPANSION} times as much."
         )
 
 
