@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -21,8 +21,8 @@ from florence2.label.sources.tars import read_tar
 PassedOver: TypeAlias = Callable[[Path], None]
 Shard: TypeAlias = tuple[int, int]
 """(index, n): each n-th image, from the one with this index, which counts from 0."""
-_LISTS = {".txt", ".jsonl", ".ndjson"}
-_CONTAINERS = {".tar", ".parquet"}
+_KINDS = {".txt": "list", ".jsonl": "lines", ".ndjson": "lines", ".tar": "tar", ".parquet": "table"}
+_CONTAINERS = {suffix for suffix, kind in _KINDS.items() if kind in ("tar", "table")}
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -76,7 +76,7 @@ def open_sources(
     paths, others = _expand(arguments)
     part = (0, 1) if shard is None else (shard[0] - 1, shard[1])
     opening = _Opening(paths, output, Columns(image_column, id_column), part, known)
-    return Sources([opening(path) for path in paths], others, passed_over, part)
+    return Sources(opening.open_all(paths), others, passed_over, part)
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,15 @@ def _expand(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
 
 
 def _check_columns(columns: Columns, paths: Sequence[str]) -> None:
-    """Refuse columns where there is nothing that has such, and check those of the first table."""
-    kinds = {_suffix(path) for path in paths}
-    if columns.image is not None and not kinds & _CONTAINERS:
+    """Refuse columns where nothing has such, and check those of the first table."""
+    kinds = {_kind(path) for path in paths}
+    if columns.image is not None and not kinds & {"tar", "table"}:
         raise OptionError("An image column is that of a .parquet table, or an extension in a .tar; name such a file.")
-    if columns.id is not None and ".parquet" not in kinds:
+    if columns.id is not None and "table" not in kinds:
         raise OptionError("An id column is that of a .parquet table; name one, or leave it out.")
     for path in paths:
-        if _suffix(path) == ".parquet" and os.path.isfile(path):  # noqa: PTH113
+        if _kind(path) == "table":
+            _check_file(Path(path))
             check_table(Path(path), columns)
             return
 
@@ -156,32 +157,42 @@ class _Opening:
     ):
         _check_columns(columns, paths)
         self._root, self._alone = _common_root(paths), len(paths) == 1
-        self._several = sum(_suffix(path) in _CONTAINERS for path in paths) > 1
+        self._several = sum(_kind(path) in ("tar", "table") for path in paths) > 1
         self._output, self._columns, self._shard, self._known = output, columns, shard, known
 
-    def __call__(self, argument: str) -> Argument:
-        _check_name(argument)
-        path = Path(argument)
-        if argument[:5].lower() == "data:":
-            source = Source(short_name(argument, 40), read_data_url(argument).getvalue(), "data", "data")
-            return Argument(lambda _: iter([Item(source)]))
-        if os.path.isdir(argument):  # noqa: PTH112  Path.is_dir raises for a name that is too long
-            return self._open_folder(path)
-        if _suffix(argument) in _LISTS | _CONTAINERS:
-            _check_exists(path)
+    def open_all(self, paths: Sequence[str]) -> list[Argument]:
+        """Return the images of all paths. Image files that follow each other are one argument, to save memory."""
+        arguments: list[Argument] = []
+        for kind, run in groupby(paths, key=_kind):
+            if kind == "image":
+                arguments.append(self._open_images(list(run)))
+            elif kind == "folder":
+                arguments += [self._open_folder(Path(path)) for path in run]
+            elif kind == "data":
+                arguments += map(_open_data_url, run)
+            else:
+                arguments += [self._open_file(Path(path), kind) for path in run]
+        return arguments
+
+    def _open_images(self, paths: Sequence[str]) -> Argument:
+        for path in paths:
+            _check_name(path)
+        return Argument(lambda _: (file_item(Path(path), file_id(path, self._root)) for path in paths))
+
+    def _open_file(self, path: Path, kind: str) -> Argument:
+        """Return the images of a list, a tar or a table."""
+        _check_file(path)
         prefix = "" if self._alone else file_id(str(path.with_suffix("")), self._root) + "/"
-        if _suffix(argument) == ".tar":
+        if kind == "tar":
             extensions = () if self._columns.image is None else tuple(self._columns.image.split(";"))
             return Argument(lambda _: read_tar(path, prefix, extensions), "file" if self._several else "image")
-        if _suffix(argument) == ".parquet":
+        if kind == "table":
             part = (0, 1) if self._several else self._shard
             shared: Literal["file", "chosen"] = "file" if self._several else "chosen"
             return Argument(lambda _: read_table(path, self._columns, prefix, part), shared)
-        if _suffix(argument) == ".txt":
+        if kind == "list":
             return Argument(lambda _: _until_error(path, read_list(path, self._root)))
-        if _suffix(argument) in _LISTS:
-            return Argument(lambda _: _until_error(path, read_json_lines(path, self._root, self._known)))
-        return Argument(lambda _: iter([file_item(path, file_id(argument, self._root))]))
+        return Argument(lambda _: _until_error(path, read_json_lines(path, self._root, self._known)))
 
     def _open_folder(self, folder: Path) -> Argument:
         """Return the images of a folder. Raises ImageError if it holds none."""
@@ -212,6 +223,20 @@ def _until_error(path: Path, items: Iterator[Item]) -> Iterator[Item]:
         yield error_item(str(path), str(path.absolute()), problem)
 
 
+def _open_data_url(url: str) -> Argument:
+    source = Source(short_name(url, 40), read_data_url(url).getvalue(), "data", "data")
+    return Argument(lambda _: iter([Item(source)]))
+
+
+def _kind(path: str) -> str:
+    """Return how a path is read: as "data", a "folder", an "image", or one of `_KINDS`."""
+    if path[:5].lower() == "data:":
+        return "data"
+    if os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises for a name that is too long
+        return "folder"
+    return _KINDS.get(_suffix(path), "image")
+
+
 def _check_name(argument: str) -> None:
     """Raise ImageError for an argument that is not a path."""
     if not argument:
@@ -220,14 +245,15 @@ def _check_name(argument: str) -> None:
         raise ImageError(
             "Images to label are not read from stdin, because a resumed run reads them again; give a file or a folder."
         )
-    if argument[:5].lower() != "data:" and (problem := url_problem(argument)):
+    if problem := url_problem(argument):
         raise ImageError(problem)
     if argument.lower().endswith(_PACKED):
         raise ImageError(f"{short_name(argument)} is compressed; unpack it to a .tar first, in which images are found.")
 
 
-def _check_exists(path: Path) -> None:
+def _check_file(path: Path) -> None:
     """Raise ImageError for a list, tar or table that does not exist or is not a file."""
+    _check_name(str(path))
     if not os.path.exists(path):  # noqa: PTH110
         raise ImageError(f"{short_name(str(path))} does not exist.")
     check_regular(str(path))

@@ -24,7 +24,8 @@ def match_wildcards(pattern: str) -> list[str]:
 
     Raises ImageError if nothing matches.
     """
-    paths = sorted(glob.glob(pattern, recursive=True), key=lambda path: path.split(os.sep))  # noqa: PTH206, PTH207
+    # NUL, the least character, makes a folder's content come before all names that begin with the folder's
+    paths = sorted(glob.iglob(pattern, recursive=True), key=lambda path: path.replace(os.sep, "\0"))  # noqa: PTH207
     if not paths:
         raise ImageError(f"No file or folder matches {pattern}.")
     return paths

@@ -1,6 +1,7 @@
 """Files and folders as items: the same images as `run` finds, lazily, with ids that do not repeat."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,21 @@ def test_shards_are_parts_of_the_whole(album: Path) -> None:
 
 def test_the_output_folder_is_not_taken(album: Path) -> None:
     assert ids(album, output=album / "a") == ["A.png", "a.b/c.png", "a.png", "b.png"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.jpg"])
+def test_many_images_are_not_held(tmp_path: Path, pattern: str) -> None:
+    """Here 2,000: one folder's names, a hash of each image, and with a pattern the paths."""
+    for number in range(2000):
+        path = tmp_path / f"{number // 100}" / f"{number:07}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    sources = open_sources([f"{tmp_path}{pattern}"])
+    next(iter(sources))
+    tracemalloc.start()
+    assert sum(1 for _ in sources) == 2000
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
