@@ -2,14 +2,26 @@
 
 import io
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from parity.recipe import make_picture
 
+T = TypeVar("T")
 PackTar = Callable[..., Path]
+
+
+def measured(work: Callable[[], T]) -> tuple[T, int]:
+    """Return what a function returns, and the most bytes that Python's objects took meanwhile."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.fixture

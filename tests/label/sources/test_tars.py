@@ -3,7 +3,6 @@
 import io
 import os
 import tarfile
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from florence2.inputs.image import open_image
 from florence2.label.sources import tars
 from florence2.label.sources.item import Item
 from florence2.label.sources.opening import open_sources
-from tests.label.sources.conftest import PackTar
+from tests.label.sources.conftest import PackTar, measured
 
 Png = Callable[[int], bytes]
 
@@ -179,10 +178,8 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path: Path, png: Png) -> None:
                 for number in (1, 2):
                     data = png(number)
                     tar.addfile(info(f"{number}.png", tarfile.REGTYPE, size=len(data)), io.BytesIO(data))
-        tracemalloc.start()
-        first, second = items(path)
-        assert tracemalloc.get_traced_memory()[1] < 2 << 20
-        tracemalloc.stop()
+        (first, second), most = measured(lambda: items(path))
+        assert most < 2 << 20
         assert first.error == f"{path}::1.png has a header of 8,589,934,592 bytes; the limit is 1 MiB."
         assert second.source.content() == png(2)
 
@@ -200,10 +197,8 @@ def test_a_million_members_do_not_fill_the_memory(tmp_path: Path) -> None:
         file.write(bytes(1024))
     sources = iter(open_sources([str(path)]))
     next(sources)
-    tracemalloc.start()
-    assert sum(1 for _ in sources) == total - 1
-    assert tracemalloc.get_traced_memory()[1] < 150 * total  # two tables of hashes, one of them as it grows
-    tracemalloc.stop()
+    count, most = measured(lambda: sum(1 for _ in sources))
+    assert count == total - 1 and most < 150 * total  # two tables of hashes, one of them as it grows
 
 
 def pax(name: str, records: bytes) -> bytes:
