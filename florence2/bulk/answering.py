@@ -20,7 +20,7 @@ Ask: TypeAlias = Callable[
 
 
 @dataclass(frozen=True, eq=False)
-class Work(Generic[Q]):
+class ImageQuestions(Generic[Q]):
     """One image and the questions about it, at least one; `version` is that of its file before it is read."""
 
     source: Source
@@ -41,7 +41,7 @@ class Rows(Generic[Q]):
     def __init__(
         self,
         model: Runtime,
-        work: Iterable[Work[Q]],
+        work: Iterable[ImageQuestions[Q]],
         ask: Ask[Q],
         *,
         batch_size: int | None = None,
@@ -115,7 +115,7 @@ def answer_images(
     left = {source: asked for source, asked in every.items() if asked}
     progress(0, len(left))
     # the version is taken when the image's turn comes, but before it is read, so that no later change goes unseen
-    work = (Work(source, asked, source.version()) for source, asked in left.items())
+    work = (ImageQuestions(source, asked, source.version()) for source, asked in left.items())
     return Rows(model, work, ask, batch_size=batch_size, progress=lambda finished: progress(finished, len(left)))
 
 

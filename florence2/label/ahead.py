@@ -9,7 +9,7 @@ from pathlib import Path
 
 from florence2.asking.questions import Runtime
 from florence2.asking.requests import PreparedImage
-from florence2.bulk.answering import Work
+from florence2.bulk.answering import ImageQuestions
 from florence2.bulk.rows import TaskQuestion
 from florence2.errors import Florence2Error, ImageError
 from florence2.label.decoding import Decoders
@@ -20,7 +20,7 @@ _RECENT = 64  # images by which the size of the next ones is judged
 
 
 @dataclass(frozen=True, eq=False)
-class Taken(Work[TaskQuestion]):
+class Taken(ImageQuestions[TaskQuestion]):
     """An image that was taken from its source: `content` is what to open, or its pixels, or why it cannot be read."""
 
     content: Path | bytes | PreparedImage | Florence2Error = b""
@@ -58,6 +58,7 @@ def read_ahead(work: Iterable[Taken], decoders: Decoders, most: int, waited: Wai
         room = max(2 * decoders.count, min(most, MAX_WAITING_BYTES // (max(sizes) or 1)))
         while len(pending) < room and (next_one := next(coming, None)) is not None:
             pending.append((next_one, _submit(next_one, decoders)))
+            sizes.append(len(next_one.content) if isinstance(next_one.content, bytes) else 0)
         if not pending:
             break
         taken, reading = pending.popleft()

@@ -15,7 +15,7 @@ from florence2.label.errors import parse_error_limit
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
 from florence2.label.passed_over import PassedOver
-from florence2.label.plan import Plan
+from florence2.label.remaining import Remaining
 from florence2.label.settings import weights_digest
 from florence2.label.sources.opening import open_sources
 
@@ -53,7 +53,7 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TASK",
-        help="what to answer about each image without questions of its own, such as od; repeatable",
+        help="the task for each image without questions of its own, such as od; repeatable",
     )
     add_task_input(parser)
     parser.add_argument(
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     with Journal(options.out, settings, shard=options.shard, by=options.resume_by) as journal:
         for note in journal.notes:
             say(f"florence2: {note}")
-        labelling = Labelling(options, backend, Plan(items, questions, journal), journal)
+        labelling = Labelling(options, backend, Remaining(items, questions, journal), journal)
         code = labelling.compact() if options.compact else labelling.run()
     if passed_over.count:
         say(f"florence2: {passed_over.describe()}")
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
 def _read_questions(options: argparse.Namespace, known: Mapping[str, Task]) -> list[TaskQuestion]:
     tasks = [FreePrompt(task) for task in options.task] if options.free_prompt else options.task
     if not tasks and (options.text or options.box):
-        raise PromptError(f"{'--text' if options.text else '--box'} needs --task, which says what to do with it.")
+        raise PromptError(f"{'--text' if options.text else '--box'} needs --task, the task that takes it.")
     return read_questions(tasks, options.text, options.box, known) if tasks else []
 
 

@@ -24,7 +24,7 @@ Reply: TypeAlias = "tuple[Size, tuple[int, ...]] | str"
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadSettings:
     """How images are read.
 
     Attributes:
@@ -44,7 +44,7 @@ class Reading:
         return np.asarray(image) if own else resize_image(image, self.config)
 
 
-def serve(jobs: "connection.Connection[Reply | None, Path | bytes]", memory: str, reading: Reading) -> None:
+def serve(jobs: "connection.Connection[Reply | None, Path | bytes]", memory: str, reading: ReadSettings) -> None:
     """Read one image after another until the other end of the pipe is closed; first say that all is ready."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach all processes; the parent ends this one
         signal.signal(number, signal.SIG_IGN)
@@ -60,7 +60,7 @@ def serve(jobs: "connection.Connection[Reply | None, Path | bytes]", memory: str
     block.close()
 
 
-def _read(content: Path | bytes, block: SharedMemory, reading: Reading) -> Reply:
+def _read(content: Path | bytes, block: SharedMemory, reading: ReadSettings) -> Reply:
     try:
         image = open_image(content, reading.background)
         pixels = reading.pixels(image, block.size)

@@ -16,7 +16,7 @@ import numpy as np
 
 from florence2.asking.requests import PreparedImage
 from florence2.errors import ImageError, OptionError
-from florence2.label.decoder import Reading, serve
+from florence2.label.decoder import ReadSettings, serve
 
 MAX_DECODE_SECONDS = 60.0
 """How long the decoder of one image may take before it counts as hanging."""
@@ -27,7 +27,7 @@ _SPAWN = get_context("spawn")  # a copy of a process with threads may hang
 class Decoders:
     """A number of processes that read images."""
 
-    def __init__(self, count: int, reading: Reading, room: int = 0, seconds: float = MAX_DECODE_SECONDS):
+    def __init__(self, count: int, reading: ReadSettings, room: int = 0, seconds: float = MAX_DECODE_SECONDS):
         """Reserve the shared memory; the processes start when they are first needed.
 
         Args:
@@ -83,7 +83,7 @@ class Decoders:
             self._idle.put(decoder)
 
 
-def _reserve(reading: Reading, room: int) -> SharedMemory:
+def _reserve(reading: ReadSettings, room: int) -> SharedMemory:
     """Return shared memory for the pixels of an image: less than `room` bytes where the system has less."""
     least = 3 * reading.config.height * reading.config.width
     while True:
@@ -115,7 +115,7 @@ def _allocate(size: int) -> SharedMemory:
 class _Decoder:
     """One process, its pipe and its shared memory."""
 
-    def __init__(self, reading: Reading, block: SharedMemory, seconds: float):
+    def __init__(self, reading: ReadSettings, block: SharedMemory, seconds: float):
         self._reading, self._block, self._seconds = reading, block, seconds
         self._process: BaseProcess | None = None
 

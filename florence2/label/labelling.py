@@ -1,4 +1,4 @@
-"""A run of `florence2 label`: from the plan through decode workers and the model into the journal."""
+"""A run of `florence2 label`: from the remaining questions through decode workers and the model into the journal."""
 
 import argparse
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from florence2.asking.questions import Runtime
-from florence2.bulk.answering import Rows, Work
+from florence2.bulk.answering import ImageQuestions, Rows
 from florence2.bulk.rows import Row, TaskQuestion
 from florence2.bulk.summary import Summary
 from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED
@@ -15,12 +15,12 @@ from florence2.cli.options import say
 from florence2.cli.run import Backend, ask_tasks, finishing
 from florence2.errors import OutputError
 from florence2.label.ahead import Taken, Waited, read_ahead
-from florence2.label.decoder import Reading
+from florence2.label.decoder import ReadSettings
 from florence2.label.decoding import Decoders
 from florence2.label.errors import ErrorLimit
 from florence2.label.journal import Journal
 from florence2.label.pace import Pace
-from florence2.label.plan import Plan
+from florence2.label.remaining import Remaining
 
 if TYPE_CHECKING:
     from florence2.pipeline import Florence2
@@ -32,21 +32,21 @@ _SHARE_TO_MENTION, _SECONDS_TO_JUDGE = 0.05, 10.0
 
 
 class Labelling:
-    """One run. The rows are written as they come; what is left is found again by the next run."""
+    """One run. The rows are written as they come; the next run finds the rest."""
 
     def __init__(
         self,
         options: argparse.Namespace,
         backend: Backend,
-        plan: Plan,
+        remaining: Remaining,
         journal: Journal,
     ):
-        self._options, self._backend, self._plan, self._journal = options, backend, plan, journal
+        self._options, self._backend, self._remaining, self._journal = options, backend, remaining, journal
         self._limit: ErrorLimit | None = options.max_errors
         self._summary, self._pace, self._waited = Summary(options.max_new_tokens), Pace(), Waited()
 
     def run(self) -> int:
-        """Answer what is left, and put the rows in order; return the exit code."""
+        """Answer the rest, and put the rows in order; return the exit code."""
         try:
             hopeless = self._answer()
         except KeyboardInterrupt:
@@ -55,20 +55,20 @@ class Labelling:
             self._describe()
             return EXIT_STOPPED
         ordered = not hopeless and self._put_in_order()
-        self._summary.rows += self._plan.skipped
+        self._summary.rows += self._remaining.skipped
         self._describe()
         return 0 if ordered and self._summary.complete else EXIT_INCOMPLETE
 
     def compact(self) -> int:
         """Put the rows in order without answering anything; return the exit code."""
-        self._plan.take_all()
+        self._remaining.take_all()
         return 0 if self._put_in_order() else EXIT_INCOMPLETE
 
     def _answer(self) -> bool:
-        """Answer what is left. Return whether there were too many errors."""
-        work = iter(self._plan)
+        """Answer the rest. Return whether there were too many errors."""
+        work = iter(self._remaining)
         first = next(work, None)
-        if finished := self._plan.skipped:
+        if finished := self._remaining.skipped:
             say(f"florence2: {self._journal.results} holds the first {finished} answers already.")
         if first is None:
             return False
@@ -80,7 +80,7 @@ class Labelling:
             return self._write(rows)
 
     @contextmanager
-    def _reading(self, model: Runtime, work: Iterator[Taken]) -> Iterator[Iterator[Work[TaskQuestion]]]:
+    def _reading(self, model: Runtime, work: Iterator[Taken]) -> Iterator[Iterator[ImageQuestions[TaskQuestion]]]:
         """Yield the images with their pixels, which other processes read; without any, the images as they are."""
         workers = self._options.workers
         if not workers:
@@ -119,13 +119,13 @@ class Labelling:
             say(f"florence2: {named}{more}")
 
     def _show(self, finished: int) -> None:
-        if self._plan.complete:
-            self._pace.total = self._plan.left
+        if self._remaining.complete:
+            self._pace.total = self._remaining.left
         self._pace(finished)
 
     def _put_in_order(self) -> bool:
         try:
-            self._journal.compact(self._plan.order)
+            self._journal.compact(self._remaining.order)
         except OutputError as error:
             say(f"florence2: {error} The rows are complete, but not in the order of the images; --compact orders them.")
             return False
@@ -135,7 +135,7 @@ class Labelling:
         """Say how the run went."""
         pace, summary = self._pace, self._summary
         pace.close()
-        if self._limit and self._limit.is_exceeded(summary.failed, summary.rows - self._plan.skipped):
+        if self._limit and self._limit.is_exceeded(summary.failed, summary.rows - self._remaining.skipped):
             say("florence2: The run ended early, because --max-errors was exceeded; the same command resumes it.")
         for sentence in summary.sentences():
             say(f"florence2: {sentence}")
@@ -144,12 +144,12 @@ class Labelling:
             say(f"florence2: The model waited {share:.0%} of the time for images; more --workers may help.")
 
 
-def _describe_reading(model: "Florence2") -> tuple[Reading, int]:
+def _describe_reading(model: "Florence2") -> tuple[ReadSettings, int]:
     """Return how the model's images are read, and the bytes of the largest that is not resized where it is read."""
     from florence2.fast.cuda.pillow import pass_order
     from florence2.fast.cuda.pixels import MAX_DEVICE_PIXELS, MAX_DEVICE_SIDE, DevicePixels
 
     config, background = model.processor.image_config, model.processor.background
     if isinstance(model.choose_pixels(), DevicePixels) and pass_order() is not None:
-        return Reading(config, background, MAX_DEVICE_SIDE), 3 * MAX_DEVICE_PIXELS
-    return Reading(config, background), 0
+        return ReadSettings(config, background, MAX_DEVICE_SIDE), 3 * MAX_DEVICE_PIXELS
+    return ReadSettings(config, background), 0

@@ -1,4 +1,4 @@
-"""What a run shows while it works: how many images, how many a second, and the time that is left."""
+"""The progress of a run: images, images a second, and the time left."""
 
 import sys
 import time

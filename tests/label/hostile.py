@@ -7,12 +7,12 @@ import time
 import numpy as np
 from PIL import Image
 
-from florence2.label.decoder import Reading
+from florence2.label.decoder import ReadSettings
 
 DEADLY, ENDLESS = 13, 17
 
 
-class Hostile(Reading):
+class Hostile(ReadSettings):
     """Dies of images 13 pixels wide, and takes for ever for those of 17."""
 
     def pixels(self, image: Image.Image, room: int) -> np.ndarray:
@@ -23,6 +23,6 @@ class Hostile(Reading):
         return super().pixels(image, room)
 
 
-class Unimportable(Reading):
+class Unimportable(ReadSettings):
     def __reduce__(self) -> tuple[object, ...]:
         return os._exit, (3,)

@@ -12,7 +12,7 @@ from florence2.bulk.sources import Source
 from florence2.errors import Florence2Error, ImageError, OptionError
 from florence2.inputs.image import ImageConfig, open_image, resize_image
 from florence2.label.ahead import Taken, Waited, read_ahead
-from florence2.label.decoder import Reading
+from florence2.label.decoder import ReadSettings
 from florence2.label.decoding import Decoders
 from parity.recipe import make_picture
 from tests.label.hostile import DEADLY, ENDLESS, Hostile, Unimportable
@@ -28,7 +28,7 @@ def save(folder: Path, *widths: int) -> list[Path]:
 
 def test_pixels_are_those_of_this_process(tmp_path: Path) -> None:
     paths = save(tmp_path, 40, 60)
-    with Decoders(2, Reading(CONFIG)) as decoders:
+    with Decoders(2, ReadSettings(CONFIG)) as decoders:
         reading = [decoders.submit("x", content) for content in (*paths, paths[0].read_bytes(), Path("absent.png"))]
         for future, path in zip(reading, (*paths, paths[0]), strict=False):
             image = open_image(path)
@@ -41,10 +41,10 @@ def test_pixels_are_those_of_this_process(tmp_path: Path) -> None:
 def test_images_that_the_device_resizes_come_as_they_are(tmp_path: Path) -> None:
     """Unless they are larger than the shared memory, or than a device takes."""
     paths = save(tmp_path, 20, 70, 200)
-    with Decoders(1, Reading(CONFIG, longest=100), room=3 * 32 * 24) as decoders:
+    with Decoders(1, ReadSettings(CONFIG, longest=100), room=3 * 32 * 24) as decoders:
         shapes = [decoders.submit("x", path).result().pixels.shape for path in paths]
     assert shapes == [(10, 20, 3), (10, 70, 3), (32, 24, 3)]
-    with Decoders(1, Reading(CONFIG, longest=100)) as decoders:
+    with Decoders(1, ReadSettings(CONFIG, longest=100)) as decoders:
         assert decoders.submit("x", b"").exception() is not None
         assert decoders.submit("x", save(tmp_path, 90)[0]).result().pixels.shape == (32, 24, 3)
 
@@ -90,7 +90,7 @@ def test_too_little_shared_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(OptionError, match=r"too little shared memory .*No space left.* --workers 0"):
-        Decoders(2, Reading(CONFIG), room=40_000)
+        Decoders(2, ReadSettings(CONFIG), room=40_000)
     assert asked == [40_000, 10_000, 2500, 2304]
 
 
@@ -110,7 +110,7 @@ def test_images_come_in_order_and_are_taken_ahead(tmp_path: Path) -> None:
             seen.append(each.source.name)
             yield each
 
-    with Decoders(2, Reading(CONFIG)) as decoders:
+    with Decoders(2, ReadSettings(CONFIG)) as decoders:
         waited = Waited()
         results = read_ahead(coming(), decoders, 6, waited)
         first = next(results)

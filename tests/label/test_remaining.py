@@ -11,7 +11,7 @@ from florence2.errors import ImageError, PromptError
 from florence2.label.errors import ErrorLimit, parse_error_limit
 from florence2.label.journal import Journal
 from florence2.label.passed_over import PassedOver
-from florence2.label.plan import Plan
+from florence2.label.remaining import Remaining
 from florence2.label.sources.item import Item
 from tests.label.conftest import ASKED, row
 
@@ -41,23 +41,23 @@ def test_finished_images_are_not_read(tmp_path: Path) -> None:
     with Journal(tmp_path, {}) as journal:
         journal(Row(items[1].source, ASKED, row("b").answer))
     with Journal(tmp_path, {}) as journal:
-        plan = Plan(items, [ASKED], journal)
-        left = list(plan)
+        remaining = Remaining(items, [ASKED], journal)
+        left = list(remaining)
     assert [str(each.content) for each in left] == ["b'/x.tar!a'", "It is torn.", "b'/x.tar!c'"]
     assert opened == ["/x.tar!a", "/x.tar!torn", "/x.tar!c"]
-    assert (plan.left, plan.skipped, plan.complete, len(set(plan.order))) == (3, 1, True, 4)
+    assert (remaining.left, remaining.skipped, remaining.complete, len(set(remaining.order))) == (3, 1, True, 4)
 
 
 def test_an_image_has_its_own_questions_or_those_of_the_command(tmp_path: Path) -> None:
     source = row("a").source
     items = [Item(source, (OTHER,)), Item(source), Item(source, error="It is lost.")]
     with Journal(tmp_path, {}) as journal:
-        left = list(Plan(items, [ASKED, OTHER], journal))
+        left = list(Remaining(items, [ASKED, OTHER], journal))
         assert [list(each.questions) for each in left] == [[OTHER], [ASKED, OTHER], [ASKED]]
         assert str(left[2].content) == "It is lost."
         with pytest.raises(PromptError, match=r"Which task\? a brings no question of its own; add --task"):
-            list(Plan(items, [], journal))
-        (lost,) = Plan(items[2:], [], journal)
+            list(Remaining(items, [], journal))
+        (lost,) = Remaining(items[2:], [], journal)
         journal(Row(lost.source, lost.questions[0], error="It is lost."))
         assert (tmp_path / "results.jsonl").read_text().count('"task": ""') == 1
 
@@ -71,8 +71,8 @@ def test_it_takes_no_more_than_is_needed(tmp_path: Path) -> None:
             yield Item(row(name).source)
 
     with Journal(tmp_path, {}) as journal:
-        plan = iter(Plan(items(), [ASKED], journal))
-        next(plan)
+        remaining = iter(Remaining(items(), [ASKED], journal))
+        next(remaining)
         assert taken == ["a"]
 
 

@@ -16,7 +16,7 @@ NO_QUESTION = TaskQuestion("")
 """Stands in the row of an image that cannot be located, where nothing was asked about it in particular."""
 
 
-class Plan:
+class Remaining:
     """The work of a run, in input order; iterate once.
 
     Attributes:
@@ -27,7 +27,7 @@ class Plan:
     """
 
     def __init__(self, items: Iterable[Item], questions: Sequence[TaskQuestion], journal: Journal):
-        """Plan to ask `questions`, or the images' own, except for those that the journal holds as answered."""
+        """Remaining to ask `questions`, or the images' own, except for those that the journal holds as answered."""
         self._items, self._questions, self._journal = items, tuple(questions), journal
         self._parts = {id(question): question_part(question.to_dict()) for question in self._questions}
         self.order: array[int] = array("Q")
@@ -80,7 +80,7 @@ class Plan:
 
 
 def _content(item: Item) -> Path | bytes | Florence2Error:
-    """Return what to open, before the next image is taken: the bytes of one inside another file are gone then."""
+    """Return the content to open, before the next image is taken: bytes inside another file are gone then."""
     if item.error is not None:
         return ImageError(item.error)
     try:
