@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _AHEAD = 4  # times the batch: how many images are read before they are needed
 _BATCH = 16  # where nobody says how many images are answered at once
 _SHOWN_ERRORS = 10
-_SHARE_TO_MENTION, _SECONDS_TO_JUDGE = 0.05, 10.0
 
 
 class Labelling:
@@ -139,9 +138,9 @@ class Labelling:
             say("florence2: The run ended early, because --max-errors was exceeded; the same command resumes it.")
         for sentence in summary.sentences():
             say(f"florence2: {sentence}")
-        share = self._waited.seconds / max(pace.seconds, 1e-9)
-        if share > _SHARE_TO_MENTION and pace.seconds > _SECONDS_TO_JUDGE:
-            say(f"florence2: The model waited {share:.0%} of the time for images; more --workers may help.")
+        if pace.done:
+            share = f"; the model waited {self._waited.seconds / max(pace.seconds, 1e-9):.1%} of the time for images"
+            say(f"florence2: {pace.describe()}{share if self._options.workers else ''}.")
 
 
 def _describe_reading(model: "Florence2") -> tuple[ReadSettings, int]:

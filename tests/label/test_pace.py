@@ -22,6 +22,6 @@ def test_images_a_second_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert log._stream.getvalue() == "300 images, 10.0 images/s\n"
     assert terminal._stream.getvalue() == (
         "\r20 images, 10.0 images/s\x1b[K\r300 images, 10.0 images/s\x1b[K"
-        "\r420/1000 images, 10.0 images/s, 0:58 left\x1b[K\r420/1000 images, 10.0 images/s, 0:58 left\x1b[K\n"
+        "\r420/1000 images, 10.0 images/s, 0:58 left\x1b[K\r\x1b[K"
     )
-    assert terminal.seconds == 42
+    assert terminal.describe() == "420 images in 0:42, 10.0 images/s"
