@@ -125,8 +125,9 @@ class Labelling:
     def _put_in_order(self) -> bool:
         try:
             self._journal.compact(self._remaining.order)
-        except OutputError as error:
-            say(f"florence2: {error} The rows are complete, but not in the order of the images; --compact orders them.")
+        except OSError as error:  # an OutputError is one
+            reason = str(error) if isinstance(error, OutputError) else f"{self._journal.folder}: {error.strerror}."
+            say(f"florence2: {reason} The rows are complete, but not in input order; --compact orders them.")
             return False
         return True
 
