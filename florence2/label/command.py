@@ -11,6 +11,7 @@ from florence2.cli.options import add_task_input, check_at_least, generation_cha
 from florence2.cli.run import TORCH, Backend, add_search, search_settings
 from florence2.errors import PromptError
 from florence2.inputs.tasks import FreePrompt, Task
+from florence2.label.counting import Counting, can_count
 from florence2.label.errors import parse_error_limit
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
@@ -123,7 +124,8 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     with Journal(options.out, settings, shard=options.shard, by=options.resume_by) as journal:
         for note in journal.notes:
             say(f"florence2: {note}")
-        labelling = Labelling(options, backend, Remaining(items, questions, journal), journal)
+        counting = Counting(items) if can_count(options.images) else None
+        labelling = Labelling(options, backend, Remaining(items, questions, journal), journal, counting)
         code = labelling.compact() if options.compact else labelling.run()
     if passed_over.count:
         say(f"florence2: {passed_over.describe()}")

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +15,7 @@ from florence2.cli.options import say
 from florence2.cli.run import Backend, ask_tasks, finishing
 from florence2.errors import OutputError
 from florence2.label.ahead import Taken, Waited, read_ahead
+from florence2.label.counting import Counting
 from florence2.label.decoder import ReadSettings
 from florence2.label.decoding import Decoders
 from florence2.label.errors import ErrorLimit
@@ -39,10 +40,13 @@ class Labelling:
         backend: Backend,
         remaining: Remaining,
         journal: Journal,
+        counting: Counting | None = None,
     ):
+        """Join the parts; `counting` counts all images, where that costs little."""
         self._options, self._backend, self._remaining, self._journal = options, backend, remaining, journal
         self._limit: ErrorLimit | None = options.max_errors
         self._summary, self._pace, self._waited = Summary(options.max_new_tokens), Pace(), Waited()
+        self._counting = counting
 
     def run(self) -> int:
         """Answer the rest, and put the rows in order; return the exit code."""
@@ -73,7 +77,7 @@ class Labelling:
             return False
         model = self._backend.load(self._options)
         ask = finishing(ask_tasks, model, self._options, self._options.batch)
-        with self._reading(model, chain([first], work)) as taken:
+        with self._reading(model, chain([first], work)) as taken, self._counting or nullcontext():
             self._pace = Pace()
             rows = Rows(model, taken, ask, batch_size=self._options.batch, progress=self._show)
             return self._write(rows)
@@ -118,8 +122,11 @@ class Labelling:
             say(f"florence2: {named}{more}")
 
     def _show(self, finished: int) -> None:
-        if self._remaining.complete:
-            self._pace.total = self._remaining.left
+        remaining, counted = self._remaining, self._counting and self._counting.total
+        if remaining.complete:
+            self._pace.total = remaining.left
+        elif counted:
+            self._pace.total = counted - (remaining.taken - remaining.left)
         self._pace(finished)
 
     def _put_in_order(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from florence2.cli.main import main
 from florence2.label.labelling import Labelling
@@ -108,6 +109,23 @@ def test_errors_are_tried_again_and_order_is_kept(photos: Path, tmp_path: Path, 
     assert not any("error" in row for row in rows)
     stored = (tmp_path / "out" / "results.jsonl").read_bytes()
     assert label(*common, "--model", "nano") == 0 and (tmp_path / "out" / "results.jsonl").read_bytes() == stored
+
+
+def test_hostile_files_cost_their_own_rows(photos: Path, tmp_path: Path) -> None:
+    """The rest is as without them."""
+    sound = [photos / f"{number:02}.png" for number in (0, 1, 2)]
+    common = [*FEW[2:], "--batch", 1, "--workers", 1]
+    assert label(*sound, *common, "--out", tmp_path / "sound") == 0
+    os.mkfifo(photos / "01a.jpg")
+    (photos / "01b.jpg").mkdir()
+    Image.new("1", (20_000, 20_000)).save(photos / "01c.png")
+    hostile = [photos / name for name in ("01a.jpg", "01c.png", "03.png", "absent.png")]
+    mixed = sorted([*sound, *hostile], key=lambda path: path.name)
+    assert label(*mixed, photos / "01b.jpg", *common, "--out", tmp_path / "mixed") == 2  # a folder without images
+    assert label(*mixed, *common, "--out", tmp_path / "mixed") == 1
+    rows = rows_of(tmp_path / "mixed" / "results.jsonl")
+    assert [row["id"] for row in rows if "error" in row] == [path.name for path in hostile]
+    assert [row for row in rows if "error" not in row] == rows_of(tmp_path / "sound" / "results.jsonl")
 
 
 def test_a_changed_image_is_answered_again(photos: Path, tmp_path: Path) -> None:
