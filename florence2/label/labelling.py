@@ -54,7 +54,7 @@ class Labelling:
             hopeless = self._answer()
         except KeyboardInterrupt:
             self._pace.close()
-            say(f"\nflorence2: stopped; the rows written so far are kept in {self._journal.results}.")
+            say(f"florence2: stopped; the rows written so far are kept in {self._journal.results}.")
             self._describe()
             return EXIT_STOPPED
         ordered = not hopeless and self._put_in_order()

@@ -191,3 +191,16 @@ def test_words_that_do_not_parse(words: list[str], photos: Path, capsys: Capture
     with pytest.raises(SystemExit):
         label(photos, "--out", "out", "--task", "od", *words)
     assert words[1] in capsys.readouterr().err
+
+
+def test_each_device_does_a_shard(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (photos / "03.png").unlink()
+    words = [photos, *FEW[2:], "--batch", 1, "--workers", 0]
+    assert label(*words, "--out", tmp_path / "one") == 0
+    capfd.readouterr()
+    assert label(*words, "--out", tmp_path / "two", "--devices", "cpu,cpu") == 0
+    assert {line[:7] for line in capfd.readouterr().err.splitlines()} == {"[cpu 1]", "[cpu 2]"}
+    halves = [rows_of(tmp_path / "two" / f"results.{part}-of-2.jsonl") for part in (1, 2)]
+    assert list(map(len, halves)) == [6, 5]
+    joined = sorted((row for half in halves for row in half), key=lambda row: row["id"])
+    assert joined == strip_digits(rows_of(tmp_path / "one" / "results.jsonl"))
