@@ -2,10 +2,14 @@
 
 import argparse
 import io
+import time
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 import pytest
 
-from florence2.label.devices import Prefixed, _worst, parse_devices, split_options
+from florence2.label.devices import Prefixed, _worst, label_on_devices, parse_devices, split_options
+from tests.label.hostile import note_shard, work_without_end
 
 
 def test_each_device_has_a_shard_and_its_share_of_the_workers() -> None:
@@ -32,6 +36,28 @@ def test_a_shard_is_divided_further() -> None:
 )
 def test_the_worst_exit_code_counts(codes: list[int], worst: int) -> None:
     assert _worst(codes) == worst
+
+
+def test_each_device_has_a_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = argparse.Namespace(devices=["cpu", "cpu"], shard=None, workers=0, out=tmp_path)
+    assert label_on_devices(options, note_shard) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1-2", "2-2"]
+    assert sorted(capfd.readouterr().err.splitlines()) == ["[cpu 1] florence2: shard 1", "[cpu 2] florence2: shard 2"]
+
+
+def test_a_stop_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each ends its own work first."""
+    options = argparse.Namespace(devices=["cpu", "cuda:0"], shard=None, workers=0, out=tmp_path)
+
+    def stop_when_all_work(_: object) -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SpawnProcess, "join", stop_when_all_work)
+    assert label_on_devices(options, work_without_end) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1-2", "1-2 stopped", "2-2", "2-2 stopped"]
 
 
 def test_devices_are_names() -> None:
