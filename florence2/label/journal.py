@@ -127,7 +127,7 @@ class Journal:
             self._file = RowFile(self.results)
 
     def _remove_drafts(self) -> None:
-        """Delete the files that a run left behind that was killed while it put its rows in order."""
+        """Delete the drafts of a run that was killed while it put its rows in order."""
         names = (self.results.name, f".{self.results.stem}.index")
         for draft in (path for name in names for path in self.folder.glob(f".{name}.{'[0-9a-f]' * 12}")):
             draft.unlink()
