@@ -72,7 +72,8 @@ class Labelling:
         work = iter(self._remaining)
         first = next(work, None)
         if finished := self._remaining.skipped:
-            say(f"florence2: {self._journal.results} holds the first {finished} answers already.")
+            answers = "answer" if finished == 1 else f"{finished} answers"
+            say(f"florence2: {self._journal.results} holds the first {answers} already.")
         if first is None:
             return False
         model = self._backend.load(self._options)
