@@ -8,7 +8,7 @@ import re
 import time
 from array import array
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OptionError):  # the rows are written; only a loss of power could still cost some
+            self.sync()
         self._closing.close()
 
     def __call__(self, row: Row) -> None:
