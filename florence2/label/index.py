@@ -7,7 +7,6 @@ where it is missing, is too short or does not fit to the rows, they are parsed, 
 import contextlib
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +20,7 @@ from florence2.errors import OptionError
 from florence2.label.keys import FAILED, By, row_key, row_state
 
 RECORD = np.dtype([("key", "<u8"), ("end", "<u8"), ("state", "<u4"), ("check", "<u4")])
-"""One line: its key, 0 where it is damaged; the offset after it; its state (see `keys`); a CRC-32."""
+"""One line: its key, 0 where it is damaged; the offset after it; its state (see `keys`); a checksum of these three."""
 _RECORD = struct.Struct("<QQII")
 Records = NDArray[Any]
 _SAMPLES = 16  # lines that are compared with the file
@@ -79,9 +78,12 @@ class Index:
 
     def _record(self, line: bytes, row: dict[str, Any] | None) -> bytes:
         """Return the record of the line after the last one; None stands for a damaged one."""
-        key, state = (0, FAILED) if row is None else (row_key(row, self.by), row_state(row))
+        key, state = self._describe(row)
         self._end += len(line)
-        return _RECORD.pack(key, self._end, state, _check(line, key, state))
+        return _RECORD.pack(key, self._end, state, _checksum(key, self._end, state))
+
+    def _describe(self, row: dict[str, Any] | None) -> tuple[int, int]:
+        return (0, FAILED) if row is None else (row_key(row, self.by), row_state(row))
 
     def replace(self, records: Records) -> None:
         """Write other records in place of all."""
@@ -114,10 +116,11 @@ class Index:
             records = self.records()  # without half a record at the end
         except FileNotFoundError:
             return none
-        ends = records["end"].astype(np.int64)
-        if not (np.diff(ends, prepend=0) > 0).all():
+        key, end, state = (records[name].astype(np.uint64) for name in ("key", "end", "state"))
+        ascending = bool((np.diff(end.astype(np.int64), prepend=0) > 0).all())
+        if not ascending or not np.array_equal(_checksum(key, end, state), records["check"]):
             return none
-        records = records[ends <= self.results.stat().st_size]
+        records = records[end <= self.results.stat().st_size]
         return records if len(records) and self._fits(records) else none
 
     def _fits(self, records: Records) -> bool:
@@ -128,8 +131,8 @@ class Index:
                 start = int(records["end"][number - 1]) if number else 0
                 file.seek(start)
                 line = file.read(int(records["end"][number]) - start)
-                key, _, state, check = records[number].tolist()
-                if not line.endswith(b"\n") or check != _check(line, key, state):
+                described = int(records["key"][number]), int(records["state"][number])
+                if not line.endswith(b"\n") or b"\n" in line[:-1] or self._describe(parse_row(line)) != described:
                     return False
         return True
 
@@ -149,8 +152,10 @@ class Index:
                 yield line, row
 
 
-def _check(line: bytes, key: int, state: int) -> int:
-    return zlib.crc32(line, zlib.crc32(_RECORD.pack(key, 0, state, 0)))
+def _checksum(key: Any, end: Any, state: Any) -> Any:
+    """Return 32 bits of three numbers, or of three arrays of uint64: the upper half of a sum of products."""
+    total = key * 0x9E3779B97F4A7C15 + end * 0xC2B2AE3D27D4EB4F + state * 0x165667B19E3779F9
+    return (total & 0xFFFFFFFFFFFFFFFF) >> 32
 
 
 def _refuse_others(*paths: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.bulk.earlier import DAMAGED_NAME
+from florence2.bulk.earlier import DAMAGED_NAME, parse_row
 from florence2.bulk.row_file import to_line
 from florence2.bulk.rows import Row
 from florence2.errors import OptionError, OutputError
@@ -108,9 +108,14 @@ def test_an_index_that_does_not_fit_is_made_again(spoil: Callable[[Path], object
 
 
 def test_a_sound_index_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, row("a"), row("b"))
-    monkeypatch.setattr("florence2.label.index.parse_row", None)
-    assert finished(tmp_path, *NAMES) == "ab"
+    """A few lines are compared with it, the last among them."""
+    names = [f"{number:02}" for number in range(60)]
+    write(tmp_path, *map(row, names))
+    parsed = []
+    monkeypatch.setattr("florence2.label.index.parse_row", lambda line: parsed.append(line) or parse_row(line))
+    assert finished(tmp_path, *names) == "".join(names)
+    assert parsed == sorted(set(parsed)) and 10 < len(parsed) < 20
+    assert json.loads(parsed[0])["id"] == "00" and json.loads(parsed[-1])["id"] == "59"
 
 
 @pytest.mark.parametrize("cut", [1, 20, 100])
