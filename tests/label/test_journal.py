@@ -111,8 +111,13 @@ def test_a_sound_index_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     """A few lines are compared with it, the last among them."""
     names = [f"{number:02}" for number in range(60)]
     write(tmp_path, *map(row, names))
-    parsed = []
-    monkeypatch.setattr("florence2.label.index.parse_row", lambda line: parsed.append(line) or parse_row(line))
+    parsed: list[bytes] = []
+
+    def parse(line: bytes) -> object:
+        parsed.append(line)
+        return parse_row(line)
+
+    monkeypatch.setattr("florence2.label.index.parse_row", parse)
     assert finished(tmp_path, *names) == "".join(names)
     assert parsed == sorted(set(parsed)) and 10 < len(parsed) < 20
     assert json.loads(parsed[0])["id"] == "00" and json.loads(parsed[-1])["id"] == "59"
