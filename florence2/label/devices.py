@@ -88,7 +88,7 @@ def _label_part(options: argparse.Namespace, label: Label, threads: int) -> None
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is imported
     try:
         sys.exit(label(options))
-    except Florence2Error as error:
+    except (Florence2Error, OSError) as error:
         say(f"florence2: {error}")
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from florence2.cli.options import say
+from florence2.errors import OptionError
 from florence2.label.decoder import ReadSettings
 
 DEADLY, ENDLESS = 13, 17
@@ -31,7 +32,9 @@ class Unimportable(ReadSettings):
 
 
 def note_shard(options: argparse.Namespace) -> int:
-    """Leave a file of the shard's name; fail in the second one."""
+    """Leave a file of the shard's name; fail in the second one, and raise an error where that is wanted."""
+    if options.refuse:
+        raise OptionError(f"Shard {options.shard[0]} is refused.")
     (options.out / "{}-{}".format(*options.shard)).touch()
     say(f"florence2: shard {options.shard[0]}")
     return int(options.shard[0]) - 1

@@ -39,15 +39,18 @@ def test_the_worst_exit_code_counts(codes: list[int], worst: int) -> None:
 
 
 def test_each_device_has_a_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = argparse.Namespace(devices=["cpu", "cpu"], shard=None, workers=0, out=tmp_path)
+    options = argparse.Namespace(devices=["cpu", "cpu"], shard=None, workers=0, out=tmp_path, refuse=False)
     assert label_on_devices(options, note_shard) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1-2", "2-2"]
     assert sorted(capfd.readouterr().err.splitlines()) == ["[cpu 1] florence2: shard 1", "[cpu 2] florence2: shard 2"]
+    options.refuse = True
+    assert label_on_devices(options, note_shard) == 2
+    assert "[cpu 2] florence2: Shard 2 is refused." in capfd.readouterr().err.splitlines()
 
 
 def test_a_stop_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends its own work first."""
-    options = argparse.Namespace(devices=["cpu", "cuda:0"], shard=None, workers=0, out=tmp_path)
+    options = argparse.Namespace(devices=["cpu", "cuda:0"], shard=None, workers=0, out=tmp_path, refuse=False)
 
     def stop_when_all_work(_: object) -> None:
         while len(list(tmp_path.iterdir())) < 2:
