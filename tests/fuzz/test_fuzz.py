@@ -26,6 +26,7 @@ CASES = {
     "commands": 25,
     "pages": 10,
     "sources": 60,
+    "journals": 12,
     "runs": 2,
     "threads": 2,
 }
