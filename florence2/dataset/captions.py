@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.checkpoints.files import written_whole
-from florence2.dataset.images import MISSING, ImageFiles
+from florence2.dataset.images import MISSING, ImageFiles, find_image
 from florence2.dataset.index import ImageRows
 from florence2.dataset.names import OutputNames, split_suffix
 from florence2.dataset.views import TEXTS, View, ViewSettings, open_text, text_of
@@ -53,7 +53,7 @@ class Captions(OneTextView):
     def _write_beside(self, image: ImageRows, text: str) -> None:
         """Write next to an image that is there; an existing file stays unless it may be replaced."""
         place = image.place
-        if not os.path.isabs(place) or "\0" in place or not os.path.isfile(place):  # noqa: PTH113, PTH117
+        if not isinstance(find_image(place), Path):
             self.counts[MISSING] += 1
             return
         target = f"{split_suffix(place)[0]}{self.settings.ext}"
@@ -86,7 +86,7 @@ class Metadata(OneTextView):
         """Write the line of an image, and bring the image; an image that is not there gets no line."""
         text, name = self.caption(image), self._names(image.id)
         try:
-            ending = self._images.put(image.place, image.id, self.folder / split / name)
+            ending = self._images.put(image.place, self.folder / split / name)
         except FileNotFoundError:
             self.counts[MISSING] += 1
             return
@@ -107,7 +107,7 @@ class Metadata(OneTextView):
 
 def check_ending(ext: str) -> None:
     """Raise OptionError for an ending that a file of captions must not have."""
-    if split_suffix(f"a{ext}") != ("a", ext) or ext.lower() in image_suffixes():
+    if not ext or split_suffix(f"a{ext}") != ("a", ext) or ext.lower() in image_suffixes():
         raise OptionError(
             f"--ext is {shown(ext)}; give a dot and up to 8 letters or digits, but not an image's ending: .caption."
         )

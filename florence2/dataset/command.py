@@ -27,6 +27,7 @@ _ONLY_FOR = {
     "ext": ("captions",),
     "beside": ("captions",),
     "overwrite": ("captions",),
+    "with_images": ("webdataset",),
 }
 """The views in which an option has an effect."""
 
@@ -99,6 +100,9 @@ def _add_captions(parser: argparse.ArgumentParser) -> None:
         help="write caption files next to the images, a.txt next to a.jpg; existing files stay",
     )
     parser.add_argument("--overwrite", action="store_true", default=None, help="of --beside: replace existing files")
+    parser.add_argument(
+        "--with-images", action="store_true", default=None, help="put the images into the tars of webdataset too"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -25,6 +25,8 @@ _HEAD = re.compile(
     rb'"(?:kind": "([^"\\]*)"|(error|caption)": )'
 )
 """The beginning of a line as runs write it, without an input and without escapes."""
+_FURTHER = (b'"id": ', b'"input": ', b'"detail": ')
+"""What may not come later in such a line."""
 FAILED, CASCADE = "error", "cascade"
 """Kinds of rows, next to the kinds of answers."""
 
@@ -129,7 +131,7 @@ def _read_line(file: BinaryIO, offset: int, size: int) -> dict[str, Any] | None:
 def _read_head(line: bytes) -> dict[str, Any] | None:
     """Return what an index needs of a row, in a sixth of the time of parsing it; None where that takes parsing."""
     head = _HEAD.match(line)
-    if head is None or not line.endswith(b"}\n"):
+    if head is None or not line.endswith(b"}\n") or any(line.find(key, head.end()) > 0 for key in _FURTHER):
         return None
     try:
         image, place, name, task, kind, other = [part and part.decode() for part in head.groups()]

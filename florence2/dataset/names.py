@@ -32,12 +32,12 @@ class OutputNames:
         self.renamed: int = 0
         """How many ids have another name than their own, because it cannot be written or is taken."""
 
-    def __call__(self, id_: str) -> str:
-        """Return the path of an id, which must be asked for once."""
+    def __call__(self, id_: str, unique: str | None = None) -> str:
+        """Return the path of an id, which must be asked for once; `unique` is hashed where several ids may be equal."""
         own = split_suffix(id_)[0]
         name = self._safe(own)
         if len(name.encode()) > MAX_PATH_BYTES or not self._is_free(name):
-            name = self._hashed(name, id_)
+            name = self._hashed(name, unique or id_)
         self.renamed += name != own
         self._take(name)
         return name

@@ -17,6 +17,7 @@ from florence2.dataset.splits import choose_split
 from florence2.dataset.summary import DatasetReport, Failures, summarize
 from florence2.dataset.tables import Csv, Parquet
 from florence2.dataset.views import DEFAULT_SETTINGS, WRONG_VALUES, View, ViewSettings
+from florence2.dataset.webdataset import WebDataset
 from florence2.dataset.yolo import Yolo, YoloQuads, YoloSegments
 from florence2.errors import ConfigError, Florence2Error, OptionError
 
@@ -30,6 +31,7 @@ VIEWS: Mapping[str, type[View]] = {
     "captions": Captions,
     "metadata": Metadata,
     "csv": Csv,
+    "webdataset": WebDataset,
     "parquet": Parquet,
 }
 """The views by their names."""

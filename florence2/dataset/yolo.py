@@ -45,7 +45,7 @@ class Yolo(RegionView):
         self.counts["objects"] += len(lines)
         self.counts["background_images"] += not lines
         try:
-            self._files.put(image.place, image.id, self.folder / "images" / name)
+            self._files.put(image.place, self.folder / "images" / name)
         except FileNotFoundError:
             self.counts[MISSING] += 1
 
