@@ -1,0 +1,175 @@
+"""A small file next to the rows: which question each line answers, and where the line ends.
+
+With it a run with a million finished rows starts in a second; parsing them would take ten. It means nothing by itself:
+where it is missing, is too short or does not fit to the rows, they are parsed, and it is written again.
+"""
+
+import contextlib
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from florence2.bulk.earlier import parse_row
+from florence2.checkpoints.files import written_whole
+from florence2.errors import OptionError
+from florence2.label.keys import FAILED, By, row_key, row_state
+
+RECORD = np.dtype([("key", "<u8"), ("end", "<u8"), ("state", "<u4"), ("check", "<u4")])
+"""One line: its key, 0 where it is damaged; the offset after it; its state (see `keys`); a CRC-32."""
+_RECORD = struct.Struct("<QQII")
+Records = NDArray[Any]
+_SAMPLES = 16  # lines that are compared with the file
+
+
+class Index:
+    """The index of one file of rows."""
+
+    def __init__(self, results: Path, by: By):
+        """Read the index, and bring it up to date; a last line without its end is completed, or cut off.
+
+        Raises OSError where a file cannot be read or written, and OptionError where one is not a regular file.
+        """
+        self.results, self.by = results, by
+        self.path = results.with_name(f".{results.stem}.index")
+        self._header = f"florence2 rows 1 {by:6}\n".encode()
+        _refuse_others(results, self.path)
+        results.touch()
+        fitting = self._read_fitting()
+        if not len(fitting):
+            self.path.write_bytes(self._header)
+        os.truncate(self.path, len(self._header) + fitting.nbytes)
+        self._file: BinaryIO | None = self.path.open("ab")
+        self._add_lines(int(fitting["end"][-1]) if len(fitting) else 0)
+        self._file.close()
+        self._file = self.path.open("ab", buffering=0)
+
+    def records(self) -> Records:
+        """Return the records of all lines."""
+        return np.fromfile(self.path, RECORD, offset=len(self._header))
+
+    def add(self, line: bytes, row: dict[str, Any] | None, end: int) -> None:
+        """Add the record of a line that was written; None stands for a damaged one."""
+        if self._file is None:
+            return
+        key, state = (0, FAILED) if row is None else (row_key(row, self.by), row_state(row))
+        try:
+            self._file.write(_RECORD.pack(key, end, state, _check(line, key, state)))
+        except OSError:  # such as on a full disk: the next run parses the lines that have no record
+            self.close()
+
+    def replace(self, records: Records) -> None:
+        """Write other records in place of all."""
+        self.close()
+        with written_whole(self.path) as draft, draft.open("wb") as file:
+            file.write(self._header)
+            records.tofile(file)
+        self._file = self.path.open("ab", buffering=0)
+
+    def remove(self) -> None:
+        """Delete the index, so that none is there while the rows are replaced."""
+        self.close()
+        self.path.unlink()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        self._file = None
+
+    def _read_fitting(self) -> Records:
+        """Return the records that fit to the rows, or none."""
+        none = np.empty(0, RECORD)
+        try:
+            with self.path.open("rb") as file:
+                if file.read(len(self._header)) != self._header:
+                    return none
+            records = self.records()  # without half a record at the end
+        except FileNotFoundError:
+            return none
+        ends = records["end"].astype(np.int64)
+        if not (np.diff(ends, prepend=0) > 0).all():
+            return none
+        records = records[ends <= self.results.stat().st_size]
+        return records if len(records) and self._fits(records) else none
+
+    def _fits(self, records: Records) -> bool:
+        """Return whether the last line and some others are those that the records describe."""
+        numbers = np.unique(np.linspace(0, len(records) - 1, _SAMPLES).astype(int))
+        with self.results.open("rb") as file:
+            for number in numbers.tolist():
+                start = int(records["end"][number - 1]) if number else 0
+                file.seek(start)
+                line = file.read(int(records["end"][number]) - start)
+                key, _, state, check = records[number].tolist()
+                if not line.endswith(b"\n") or check != _check(line, key, state):
+                    return False
+        return True
+
+    def _add_lines(self, start: int) -> None:
+        """Add records for the lines after `start`, and mend the last one."""
+        with self.results.open("rb+") as file:
+            for line, end in _lines(file, start):
+                row = parse_row(line)
+                if line.endswith(b"\n"):
+                    self.add(line, row, end)
+                elif row is None:
+                    file.truncate(end - len(line))
+                else:
+                    file.seek(end)
+                    file.write(b"\n")
+                    self.add(line + b"\n", row, end + 1)
+                    return
+
+
+def _lines(file: BinaryIO, start: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the lines after an offset, each with the offset after it."""
+    file.seek(start)
+    while line := file.readline():
+        start += len(line)
+        yield line, start
+
+
+def _check(line: bytes, key: int, state: int) -> int:
+    return zlib.crc32(line, zlib.crc32(_RECORD.pack(key, 0, state, 0)))
+
+
+def _refuse_others(*paths: Path) -> None:
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise OptionError(f"{path} is not a regular file; choose another folder.")
+
+
+class Finished:
+    """The keys of the answered questions, with the versions of the images' files: 12 bytes each."""
+
+    def __init__(self, records: Records):
+        """Take the questions whose last row is an answer."""
+        last = last_of_each(records)
+        last = last[records["state"][last] != FAILED]
+        self._keys, self._states = records["key"][last], records["state"][last]  # copies, sorted by key
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def holds(self, key: int, state: int | None) -> bool:
+        """Return whether a question is answered about this version of the image's file; None is about any."""
+        place = int(self._keys.searchsorted(np.uint64(key)))
+        if place == len(self._keys) or int(self._keys[place]) != key:
+            return False
+        return state is None or int(self._states[place]) == state
+
+
+def last_of_each(records: Records) -> NDArray[np.int64]:
+    """Return the number of the last line of each key, in the order of the keys, without damaged lines."""
+    order = np.argsort(records["key"], kind="stable")
+    keys = records["key"][order]
+    ends = np.append(keys[1:] != keys[:-1], True) if len(keys) else np.empty(0, bool)
+    kept: NDArray[np.int64] = order[ends & (keys != 0)]
+    return kept
