@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.bulk.lock import FolderLock
-from florence2.checkpoints.files import read_json, write_json
+from florence2.checkpoints.files import cannot_write, read_json, write_json
 from florence2.dataset.captions import Captions, Metadata
 from florence2.dataset.coco import Coco, CocoCaptions, CocoResults
 from florence2.dataset.index import ImageRows, RowIndex, open_index
@@ -19,7 +19,7 @@ from florence2.dataset.tables import Csv, Parquet
 from florence2.dataset.views import DEFAULT_SETTINGS, WRONG_VALUES, View, ViewSettings
 from florence2.dataset.webdataset import WebDataset
 from florence2.dataset.yolo import Yolo, YoloQuads, YoloSegments
-from florence2.errors import ConfigError, Florence2Error, OptionError
+from florence2.errors import ConfigError, Florence2Error, OptionError, OutputError
 
 VIEWS: Mapping[str, type[View]] = {
     "coco": Coco,
@@ -64,12 +64,12 @@ def write_views(
     Raises:
         OptionError: The folder has no results, a view has no rows or several tasks to choose from, the settings do not
             fit the rows, or a folder in the way was not written by this function. Nothing is changed.
-        OSError: A file cannot be read or written; views that were there before stay.
+        OutputError: A file cannot be written; views that were there before stay.
+        OSError: The results cannot be read.
     """
     with open_index(source) as index:
         chosen = {name: choose_tasks(index.tasks, name, VIEWS[name].kinds, tasks, source) for name in views}
-        out.mkdir(parents=True, exist_ok=True)
-        with FolderLock(out):
+        with _out_folder(out):
             earlier = _read_report(out)
             _check_ours(out, views, earlier)
             with _drafts(out, views, settings) as drafts:
@@ -80,6 +80,21 @@ def write_views(
                     _swap(out, name)
             write_json(out / REPORT, dict(sorted({**earlier, **summary.report}.items())))
     return summary
+
+
+@contextmanager
+def _out_folder(out: Path) -> Iterator[None]:
+    """Make the folder and hold its lock; name it in errors of writing."""
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"{out} is a file; a dataset needs a folder.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FolderLock(out):
+            yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise cannot_write(out, error.strerror or str(error)) from None
 
 
 @contextmanager
