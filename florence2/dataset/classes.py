@@ -1,7 +1,7 @@
 """From the labels that a model writes to the numbered classes of a dataset; a label that fits none is never lost."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,16 +27,14 @@ class Classes:
 
     Attributes:
         names: The classes: those given, then the labels that fit none of them, as they come.
-        counts: How many regions matched "exact", by "case" (and white space), as a "plural", or not ("unmatched").
-        unmatched: The labels that fit none of the given classes, with their numbers of regions.
+        labels: The labels, with their numbers of regions.
     """
 
     def __init__(self, given: Sequence[str] | None = None, unmatched: Unmatched = "keep"):
         """Match labels to the `given` classes; None makes a class of every label, in the order in which they come."""
         self.names = list(given or ())
         self.given, self.policy = given is not None, unmatched
-        self.counts: Counter[str] = Counter()
-        self.unmatched: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
         self._known: dict[str, tuple[int | None, str]] = {}
         self._steps = _steps(self.names)
 
@@ -48,11 +46,21 @@ class Classes:
         known = self._known.get(label)
         if known is None:
             known = self._known[label] = self._match(label)
-        number, step = known
-        self.counts[step] += 1
-        if step == "unmatched":
-            self.unmatched[label] += 1
-        return number
+        self.labels[label] += 1
+        return known[0]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """The number of regions by the way in which their labels matched."""
+        counts: Counter[str] = Counter()
+        for label, count in self.labels.items():
+            counts[self._known[label][1]] += count
+        return counts
+
+    @property
+    def unmatched(self) -> dict[str, int]:
+        """The labels that fit none of the given classes, with their numbers of regions."""
+        return {label: count for label, count in self.labels.items() if self._known[label][1] == "unmatched"}
 
     def _match(self, label: str) -> tuple[int | None, str]:
         for step, find in self._steps:
@@ -69,12 +77,16 @@ class Classes:
         return len(self.names) - 1, "unmatched" if self.given else "exact"
 
     def report(self) -> dict[str, Any]:
-        """Return the counts as plain JSON values; the unmatched labels with the most frequent first."""
-        steps = ("exact", "case", "plural", "unmatched") if self.given else ("exact",)
-        unmatched = dict(sorted(self.unmatched.items(), key=lambda item: (-item[1], item[0])))
-        return {"names": self.names, "matched": {step: self.counts[step] for step in steps}} | (
-            {"unmatched": unmatched} if self.given else {}
-        )
+        """Return the counts as plain JSON values; the most frequent labels come first."""
+        report: dict[str, Any] = {"names": self.names, "labels": _by_frequency(self.labels)}
+        if self.given:
+            report["matched"] = {step: self.counts[step] for step in ("exact", "case", "plural", "unmatched")}
+            report["unmatched"] = _by_frequency(self.unmatched)
+        return report
+
+
+def _by_frequency(labels: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(labels.items(), key=lambda item: (-item[1], item[0])))
 
 
 def read_classes(path: Path) -> list[str]:

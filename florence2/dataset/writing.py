@@ -30,9 +30,9 @@ VIEWS: Mapping[str, type[View]] = {
     "yolo-obb": YoloQuads,
     "captions": Captions,
     "metadata": Metadata,
-    "csv": Csv,
     "webdataset": WebDataset,
     "parquet": Parquet,
+    "csv": Csv,
 }
 """The views by their names."""
 REPORT = "report.json"

@@ -45,6 +45,7 @@ def test_unmatched_labels_are_kept_and_listed() -> None:
     assert classes.names == ["cat", "zebra", "ape", "Zebra"]
     assert classes.report() == {
         "names": ["cat", "zebra", "ape", "Zebra"],
+        "labels": {"zebra": 2, "Zebra": 1, "ape": 1, "cats": 1},
         "matched": {"exact": 0, "case": 0, "plural": 1, "unmatched": 4},
         "unmatched": {"zebra": 2, "Zebra": 1, "ape": 1},
     }
@@ -59,7 +60,7 @@ def test_dropped_labels_are_listed() -> None:
 def test_without_classes_each_label_is_one() -> None:
     classes = Classes()
     assert [classes.number(label) for label in ("b", "a", "B", "b")] == [0, 1, 2, 0]
-    assert classes.report() == {"names": ["b", "a", "B"], "matched": {"exact": 4}}
+    assert classes.report() == {"names": ["b", "a", "B"], "labels": {"b": 2, "B": 1, "a": 1}}
 
 
 def test_a_file_of_classes(tmp_path: Path) -> None:
