@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from florence2.bulk.questions import read_questions
 from florence2.bulk.rows import TaskQuestion
@@ -11,6 +12,8 @@ from florence2.cli.options import add_task_input, check_at_least, generation_cha
 from florence2.cli.run import TORCH, Backend, add_search, search_settings
 from florence2.errors import PromptError
 from florence2.inputs.tasks import FreePrompt, Task
+from florence2.label.counting import Counting, can_count
+from florence2.label.devices import label_on_devices, parse_devices
 from florence2.label.errors import parse_error_limit
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
@@ -71,6 +74,12 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         help="do the I-th of N parts, 1/N to N/N, into DIR/results.I-of-N.jsonl; several may run at once",
     )
     parser.add_argument(
+        "--devices",
+        type=parse_devices,
+        metavar="D,D",
+        help="one process for each device, such as cuda:0,cuda:1; each does a shard of its own",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
@@ -105,6 +114,14 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     generation_changes(options)
     if options.workers is None:
         options.workers = max(1, min(_cores() - 1, MOST_WORKERS))
+    if options.devices:
+        backend.find(options)  # once, before the processes
+        return label_on_devices(options, partial(_label, backend=backend))
+    return _label(options, backend)
+
+
+def _label(options: argparse.Namespace, backend: Backend) -> int:
+    """Label images on one device; return the exit code."""
     known = backend.tasks(options, options.task)
     questions = _read_questions(options, known)
     passed_over = PassedOver()
@@ -123,7 +140,8 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     with Journal(options.out, settings, shard=options.shard, by=options.resume_by) as journal:
         for note in journal.notes:
             say(f"florence2: {note}")
-        labelling = Labelling(options, backend, Remaining(items, questions, journal), journal)
+        counting = Counting(items) if can_count(options.images) else None
+        labelling = Labelling(options, backend, Remaining(items, questions, journal), journal, counting)
         code = labelling.compact() if options.compact else labelling.run()
     if passed_over.count:
         say(f"florence2: {passed_over.describe()}")

@@ -18,9 +18,10 @@ def compact(index: Index, order: NDArray[np.uint64]) -> bool:
     """Write the rows of an index in the order of these keys; return False where they are so already.
 
     Of several rows with one key the last stays. Rows with other keys, such as those of another input, come at the end.
-    Damaged lines are moved to a file of their own. Raises OutputError where the file cannot be written; it then stays
+    Damaged lines are moved to a file of their own. Raises OSError where a file cannot be written; the rows then stay
     unchanged.
     """
+    index.refresh()  # no row may be without a record now
     records = index.records()
     kept = _choose_lines(records, order)
     if np.array_equal(kept, np.arange(len(records))):

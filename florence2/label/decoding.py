@@ -149,7 +149,7 @@ class _Decoder:
     def _start(self) -> None:
         self._jobs, other = _SPAWN.Pipe()
         process = _SPAWN.Process(target=serve, args=(other, self._block.name, self._reading), daemon=True)
-        with _signals_blocked():
+        with signals_blocked():
             process.start()
         other.close()  # so that the pipe ends with the process
         self._process = process
@@ -179,7 +179,7 @@ class _Decoder:
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Let a process that is started here not see Ctrl-C and SIGTERM, not even while it imports."""
     if not hasattr(signal, "pthread_sigmask"):
         yield

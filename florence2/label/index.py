@@ -31,37 +31,57 @@ class Index:
     """The index of one file of rows."""
 
     def __init__(self, results: Path, by: By):
-        """Read the index, and bring it up to date; a last line without its end is completed, or cut off.
+        """Read the index, and bring it up to date as `refresh` does.
 
         Raises OSError where a file cannot be read or written, and OptionError where one is not a regular file.
         """
         self.results, self.by = results, by
         self.path = results.with_name(f".{results.stem}.index")
         self._header = f"florence2 rows 1 {by:6}\n".encode()
+        self._file: BinaryIO | None = None
         _refuse_others(results, self.path)
         results.touch()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Add the lines that have no record; a last line without its end is completed, or cut off.
+
+        Raises OSError where a file cannot be read or written.
+        """
+        self.close()
         fitting = self._read_fitting()
         if not len(fitting):
             self.path.write_bytes(self._header)
         os.truncate(self.path, len(self._header) + fitting.nbytes)
-        self._file: BinaryIO | None = self.path.open("ab")
-        self._add_lines(int(fitting["end"][-1]) if len(fitting) else 0)
-        self._file.close()
+        self._end = int(fitting["end"][-1]) if len(fitting) else 0
+        with self.path.open("ab") as file:
+            for line, row in self._mended_lines():
+                file.write(self._record(line, row))
         self._file = self.path.open("ab", buffering=0)
 
     def records(self) -> Records:
-        """Return the records of all lines."""
+        """Return the records of all lines that have one."""
         return np.fromfile(self.path, RECORD, offset=len(self._header))
 
-    def add(self, line: bytes, row: dict[str, Any] | None, end: int) -> None:
-        """Add the record of a line that was written; None stands for a damaged one."""
-        if self._file is None:
-            return
-        key, state = (0, FAILED) if row is None else (row_key(row, self.by), row_state(row))
-        try:
-            self._file.write(_RECORD.pack(key, end, state, _check(line, key, state)))
-        except OSError:  # such as on a full disk: the next run parses the lines that have no record
+    def add(self, line: bytes, row: dict[str, Any], end: int) -> None:
+        """Add the record of a line that was written and ends at this offset.
+
+        Where a record cannot be written, such as on a full disk, or a line before this one has none, no more are
+        added; `refresh` adds them.
+        """
+        if self._file is None or end - len(line) != self._end:
             self.close()
+            return
+        try:
+            self._file.write(self._record(line, row))
+        except OSError:
+            self.close()
+
+    def _record(self, line: bytes, row: dict[str, Any] | None) -> bytes:
+        """Return the record of the line after the last one; None stands for a damaged one."""
+        key, state = (0, FAILED) if row is None else (row_key(row, self.by), row_state(row))
+        self._end += len(line)
+        return _RECORD.pack(key, self._end, state, _check(line, key, state))
 
     def replace(self, records: Records) -> None:
         """Write other records in place of all."""
@@ -69,6 +89,7 @@ class Index:
         with written_whole(self.path) as draft, draft.open("wb") as file:
             file.write(self._header)
             records.tofile(file)
+        self._end = int(records["end"][-1]) if len(records) else 0
         self._file = self.path.open("ab", buffering=0)
 
     def remove(self) -> None:
@@ -112,28 +133,20 @@ class Index:
                     return False
         return True
 
-    def _add_lines(self, start: int) -> None:
-        """Add records for the lines after `start`, and mend the last one."""
+    def _mended_lines(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        """Yield the lines without records, and their rows or None for damaged ones; mend the last line."""
         with self.results.open("rb+") as file:
-            for line, end in _lines(file, start):
+            start = file.seek(self._end)
+            while line := file.readline():
                 row = parse_row(line)
-                if line.endswith(b"\n"):
-                    self.add(line, row, end)
-                elif row is None:
-                    file.truncate(end - len(line))
-                else:
-                    file.seek(end)
-                    file.write(b"\n")
-                    self.add(line + b"\n", row, end + 1)
+                if not line.endswith(b"\n") and row is None:
+                    file.truncate(start)
                     return
-
-
-def _lines(file: BinaryIO, start: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the lines after an offset, each with the offset after it."""
-    file.seek(start)
-    while line := file.readline():
-        start += len(line)
-        yield line, start
+                if not line.endswith(b"\n"):
+                    line += b"\n"
+                    file.write(b"\n")
+                start += len(line)
+                yield line, row
 
 
 def _check(line: bytes, key: int, state: int) -> int:

@@ -74,6 +74,7 @@ class Journal:
     def _open(self, settings: Mapping[str, Any], shard: tuple[int, int] | None, closing: ExitStack) -> None:
         self.notes = [self._lock.note] if self._lock.note else []
         self._refuse_other_shards(shard)
+        self._remove_drafts()
         self._index = Index(self.results, self.by)
         closing.callback(self._index.close)
         records = self._index.records()
@@ -118,12 +119,18 @@ class Journal:
     def compact(self, order: "array[int]") -> None:
         """Put the rows in the order of these keys, one for each, if they are not so already (see `compaction`).
 
-        Raises OutputError where that cannot be written; the rows then stay as they are.
+        Raises OSError where that cannot be written; the rows then stay as they are.
         """
         self.sync()
         if compact(self._index, np.frombuffer(order, np.uint64) if order else np.empty(0, np.uint64)):
             self._file.close()
             self._file = RowFile(self.results)
+
+    def _remove_drafts(self) -> None:
+        """Delete the files that a run left behind that was killed while it put its rows in order."""
+        names = (self.results.name, f".{self.results.stem}.index")
+        for draft in (path for name in names for path in self.folder.glob(f".{name}.{'[0-9a-f]' * 12}")):
+            draft.unlink()
 
     def _refuse_other_shards(self, shard: tuple[int, int] | None) -> None:
         """Raise OptionError where the folder holds rows that are divided otherwise."""

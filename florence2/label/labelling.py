@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +15,7 @@ from florence2.cli.options import say
 from florence2.cli.run import Backend, ask_tasks, finishing
 from florence2.errors import OutputError
 from florence2.label.ahead import Taken, Waited, read_ahead
+from florence2.label.counting import Counting
 from florence2.label.decoder import ReadSettings
 from florence2.label.decoding import Decoders
 from florence2.label.errors import ErrorLimit
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _AHEAD = 4  # times the batch: how many images are read before they are needed
 _BATCH = 16  # where nobody says how many images are answered at once
 _SHOWN_ERRORS = 10
-_SHARE_TO_MENTION, _SECONDS_TO_JUDGE = 0.05, 10.0
 
 
 class Labelling:
@@ -40,10 +40,13 @@ class Labelling:
         backend: Backend,
         remaining: Remaining,
         journal: Journal,
+        counting: Counting | None = None,
     ):
+        """Join the parts; `counting` counts all images, where that costs little."""
         self._options, self._backend, self._remaining, self._journal = options, backend, remaining, journal
         self._limit: ErrorLimit | None = options.max_errors
         self._summary, self._pace, self._waited = Summary(options.max_new_tokens), Pace(), Waited()
+        self._counting = counting
 
     def run(self) -> int:
         """Answer the rest, and put the rows in order; return the exit code."""
@@ -51,7 +54,7 @@ class Labelling:
             hopeless = self._answer()
         except KeyboardInterrupt:
             self._pace.close()
-            say(f"\nflorence2: stopped; the rows written so far are kept in {self._journal.results}.")
+            say(f"florence2: stopped; the rows written so far are kept in {self._journal.results}.")
             self._describe()
             return EXIT_STOPPED
         ordered = not hopeless and self._put_in_order()
@@ -74,7 +77,7 @@ class Labelling:
             return False
         model = self._backend.load(self._options)
         ask = finishing(ask_tasks, model, self._options, self._options.batch)
-        with self._reading(model, chain([first], work)) as taken:
+        with self._reading(model, chain([first], work)) as taken, self._counting or nullcontext():
             self._pace = Pace()
             rows = Rows(model, taken, ask, batch_size=self._options.batch, progress=self._show)
             return self._write(rows)
@@ -119,15 +122,19 @@ class Labelling:
             say(f"florence2: {named}{more}")
 
     def _show(self, finished: int) -> None:
-        if self._remaining.complete:
-            self._pace.total = self._remaining.left
+        remaining, counted = self._remaining, self._counting and self._counting.total
+        if remaining.complete:
+            self._pace.total = remaining.left
+        elif counted:
+            self._pace.total = counted - (remaining.taken - remaining.left)
         self._pace(finished)
 
     def _put_in_order(self) -> bool:
         try:
             self._journal.compact(self._remaining.order)
-        except OutputError as error:
-            say(f"florence2: {error} The rows are complete, but not in the order of the images; --compact orders them.")
+        except OSError as error:  # an OutputError is one
+            reason = str(error) if isinstance(error, OutputError) else f"{self._journal.folder}: {error.strerror}."
+            say(f"florence2: {reason} The rows are complete, but not in input order; --compact orders them.")
             return False
         return True
 
@@ -139,9 +146,9 @@ class Labelling:
             say("florence2: The run ended early, because --max-errors was exceeded; the same command resumes it.")
         for sentence in summary.sentences():
             say(f"florence2: {sentence}")
-        share = self._waited.seconds / max(pace.seconds, 1e-9)
-        if share > _SHARE_TO_MENTION and pace.seconds > _SECONDS_TO_JUDGE:
-            say(f"florence2: The model waited {share:.0%} of the time for images; more --workers may help.")
+        if pace.done:
+            share = f"; the model waited {self._waited.seconds / max(pace.seconds, 1e-9):.1%} of the time for images"
+            say(f"florence2: {pace.describe()}{share if self._options.workers else ''}.")
 
 
 def _describe_reading(model: "Florence2") -> tuple[ReadSettings, int]:

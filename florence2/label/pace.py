@@ -43,17 +43,23 @@ class Pace:
         if now - self._shown < (_SHOW_SECONDS if self._terminal else _LOG_SECONDS):
             return
         self._shown = now
-        line = self.describe()
+        line = self._line()
         print(f"\r{line}\x1b[K" if self._terminal else line, end="" if self._terminal else "\n", file=self._stream)
         self._stream.flush()
 
     def describe(self) -> str:
-        """Return the line: "1200/5000 images, 40.0 images/s, 1:35 left"."""
-        of_all = "" if self.total is None else f"/{self.total}"
-        left = "" if self.total is None else f", {clock((self.total - self.done) / max(self.rate, 1e-9))} left"
-        return f"{self.done}{of_all} images, {self.rate:.1f} images/s{left}"
+        """Return "1200 images in 0:30, 40.0 images/s"."""
+        images = f"{self.done} image{'' if self.done == 1 else 's'}"
+        return f"{images} in {clock(self.seconds)}, {self.rate:.1f} images/s"
 
     def close(self) -> None:
-        """End the line."""
-        if self._terminal and self.done:
-            print(f"\r{self.describe()}\x1b[K", file=self._stream)
+        """Remove the line."""
+        if self._terminal:
+            print("\r\x1b[K", end="", file=self._stream)
+            self._stream.flush()
+
+    def _line(self) -> str:
+        if self.total is None:
+            return f"{self.done} images, {self.rate:.1f} images/s"
+        left = clock((self.total - self.done) / max(self.rate, 1e-9))
+        return f"{self.done}/{self.total} images, {self.rate:.1f} images/s, {left} left"

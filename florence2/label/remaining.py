@@ -21,7 +21,8 @@ class Remaining:
 
     Attributes:
         order: The keys of all questions, in input order, as far as they were taken.
-        left: The number of images that were taken with questions that are left.
+        taken: The number of images that were taken.
+        left: The number of those with questions that are left.
         skipped: The number of questions that earlier runs have answered.
         complete: Whether all images were taken.
     """
@@ -31,7 +32,7 @@ class Remaining:
         self._items, self._questions, self._journal = items, tuple(questions), journal
         self._parts = {id(question): question_part(question.to_dict()) for question in self._questions}
         self.order: array[int] = array("Q")
-        self.left = self.skipped = 0
+        self.taken = self.left = self.skipped = 0
         self.complete = False
 
     def __iter__(self) -> Iterator[Taken]:
@@ -43,6 +44,7 @@ class Remaining:
             questions = self._questions_of(item)
             version = item.source.version()  # before the file is read, so that no later change goes unseen
             left = [question for question in questions if not self._is_finished(item.source, question, version)]
+            self.taken += 1
             if left:
                 self.left += 1
                 yield Taken(item.source, left, version, _content(item))

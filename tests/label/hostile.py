@@ -1,5 +1,6 @@
-"""Ways of reading images that end the process, apart from the tests so that it starts quickly."""
+"""What the tests let other processes do, apart from them so that the processes start quickly."""
 
+import argparse
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 from PIL import Image
 
+from florence2.cli.options import say
 from florence2.label.decoder import ReadSettings
 
 DEADLY, ENDLESS = 13, 17
@@ -26,3 +28,20 @@ class Hostile(ReadSettings):
 class Unimportable(ReadSettings):
     def __reduce__(self) -> tuple[object, ...]:
         return os._exit, (3,)
+
+
+def note_shard(options: argparse.Namespace) -> int:
+    """Leave a file of the shard's name; fail in the second one."""
+    (options.out / "{}-{}".format(*options.shard)).touch()
+    say(f"florence2: shard {options.shard[0]}")
+    return options.shard[0] - 1
+
+
+def work_without_end(options: argparse.Namespace) -> int:
+    """Work until Ctrl-C, and leave a file then."""
+    note_shard(options)
+    try:
+        time.sleep(600)
+    finally:
+        (options.out / "{}-{} stopped".format(*options.shard)).touch()
+    return 0

@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import subprocess
+import sys
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from florence2.bulk.earlier import DAMAGED_NAME
+from florence2.bulk.row_file import to_line
 from florence2.bulk.rows import Row
 from florence2.errors import OptionError, OutputError
 from florence2.label.journal import Journal
@@ -184,16 +187,43 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {".lock", ".results.index", "results.jsonl", "settings.json"}
 
 
-def test_an_index_without_room_costs_no_row(tmp_path: Path) -> None:
-    write(tmp_path, row("a"))
-    (tmp_path / ".results.index").write_bytes(b"florence2 rows 1 place \n" + bytes(24 * 1000))
+@pytest.mark.parametrize("missed", ["full disk", "stopped before the record"])
+def test_a_row_without_a_record_is_not_lost(missed: str, tmp_path: Path) -> None:
+    """Neither in the next run nor when the rows are put in order."""
     with Journal(tmp_path, {}) as journal:
-        index = tmp_path / ".results.index"
-        with no_room(index.stat().st_size + 10):
-            os.truncate(tmp_path / "results.jsonl", 0)
-            journal._index.add(b"x", None, 1)
+        if missed == "full disk":
+            os.dup2(os.open("/dev/full", os.O_WRONLY), journal._index._file.fileno())
+            journal(row("c"))
+        else:
+            journal._file.append(to_line(row("c").to_dict()))
         journal(row("b"))
-    assert finished(tmp_path, *NAMES) == "b"
+        journal(row("a"))
+        assert len(journal._index.records()) == 0
+        journal.compact(order(row("a"), row("b"), row("c")))
+        assert stored(tmp_path) == ["a", "b", "c"]
+    assert finished(tmp_path, *NAMES) == "abc"
+
+
+KILLED = """
+import os, sys
+from array import array
+from pathlib import Path
+from florence2.label.journal import Journal
+setattr(Path, sys.argv[2], lambda *_: os._exit(9))
+with Journal(Path(sys.argv[1]), {}) as journal:
+    journal.compact(array("Q", map(int, sys.argv[3:])))
+"""
+
+
+@pytest.mark.parametrize("step", ["replace", "unlink"])
+def test_a_kill_in_compaction_loses_nothing(step: str, tmp_path: Path) -> None:
+    """`replace` puts the new rows in place; the index is removed before."""
+    write(tmp_path, row("b"), row("a"))
+    keys = map(str, order(row("a"), row("b")))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), step, *keys])
+    assert killed.returncode == 9 and any(path.name.startswith(".results.jsonl.") for path in tmp_path.iterdir())
+    assert finished(tmp_path, *NAMES) == "ab" and stored(tmp_path) == ["b", "a"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".results.index", "results.jsonl", "settings.json"}
 
 
 def test_settings_are_not_mixed(tmp_path: Path) -> None:
