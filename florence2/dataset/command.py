@@ -45,7 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", required=True, metavar="FORMAT,...", help=f"one or more of {', '.join(VIEWS)}, with commas between"
     )
-    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="the folder for the dataset")
+    parser.add_argument(
+        "--out",
+        type=path_argument,
+        metavar="DIR",
+        help="the folder for the dataset; --to captions --beside needs none (its report is then in OUT/dataset)",
+    )
     parser.add_argument(
         "--task",
         action="append",
@@ -118,10 +123,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_words(build_parser(), arguments)
     views = _read_views(options.to)
     settings = _read_settings(options, views)
+    out = _out_folder(options, views)
     with Progress() as progress:
-        summary = write_views(
-            options.source, views, options.out, tasks=options.task, settings=settings, progress=progress
-        )
+        summary = write_views(options.source, views, out, tasks=options.task, settings=settings, progress=progress)
     for note in summary.notes:
         say(f"florence2: {note}")
     return 0 if summary.complete else EXIT_INCOMPLETE
@@ -132,6 +136,12 @@ def _read_views(text: str) -> list[str]:
     if unknown := [name for name in names if name not in VIEWS]:
         raise OptionError(f"Unknown format {shown(unknown[0])} in --to. Known formats: {', '.join(VIEWS)}.")
     return names
+
+
+def _out_folder(options: argparse.Namespace, views: Sequence[str]) -> Path:
+    if options.out is None and not (views == ["captions"] and options.beside):
+        raise OptionError("Where to? Give --out DIR, the folder for the dataset.")
+    return Path(options.source / "dataset" if options.out is None else options.out)
 
 
 def _read_settings(options: argparse.Namespace, views: Sequence[str]) -> ViewSettings:

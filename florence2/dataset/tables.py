@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from florence2.dataset.index import ImageRows, image_id, size_of
+from florence2.dataset.index import CASCADE, ImageRows, image_id, size_of
 from florence2.dataset.regions import RegionReader
 from florence2.dataset.views import WRONG_VALUES, View, ViewSettings, open_text, text_of
 
@@ -34,40 +34,31 @@ def to_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
     Returns:
         A list for each of `COLUMNS`, with None where a row has no such value. "boxes", "quads" and "polygons" hold
-        lists of {"xyxy" | "xyxyxyxy" | "rings", "label", "score", "confidence"}. A cascade gives the text of its
-        caption, the boxes of its phrases, and their outlines. Alternatives are left out.
+        lists as rows have them, of {"xyxy" | "xyxyxyxy" | "rings", "label", "score", "confidence"}. A cascade gives the
+        text of its caption, the boxes of its phrases, and their outlines. Alternatives are left out.
 
     Raises:
         KeyError, TypeError, ValueError: The values are not those of a row.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for row in rows:
-        values = _values(row)
-        for name, column in columns.items():
-            column.append(values.get(name))
+    flat = [_flat(row) for row in rows]
+    columns = {name: [row.get(name) for row in flat] for name in COLUMNS}
+    columns["id"] = [image_id(row) for row in flat]
+    sizes = [(None, None) if "error" in row else size_of(row) for row in flat]
+    columns["width"], columns["height"] = [width for width, _ in sizes], [height for _, height in sizes]
     return columns
 
 
-def _values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a row's columns."""
-    values = dict(row)
-    values["id"] = image_id(row)
-    if not isinstance(row.get("input"), str | None):  # a region is a list of numbers
-        values["input"] = json.dumps(row["input"])
-    if "error" in row:
-        return values
-    if "caption" in row:
-        outlines = [polygon for segment in row["segments"] for polygon in segment.get("polygons", ())]
-        values |= {"kind": "cascade", "text": text_of(row), "boxes": row["grounding"].get("boxes", [])}
-        values["polygons"] = outlines
-    values["width"], values["height"] = size_of(row)
-    for name, points in _SHAPES.items():
-        values[name] = [_shape(shape, points) for shape in values.get(name, ())]
-    return values
-
-
-def _shape(shape: Mapping[str, Any], points: str) -> dict[str, Any]:
-    return {points: shape[points], **{name: shape.get(name) for name in ("label", "score", "confidence")}}
+def _flat(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row whose input is a text, and whose parts are on one level."""
+    asked = row.get("input")
+    if asked is not None and not isinstance(asked, str):  # a region is a list of numbers
+        row = {**row, "input": json.dumps(asked)}
+    if "caption" not in row:
+        return row
+    outlines = [polygon for segment in row["segments"] for polygon in segment.get("polygons", ())]
+    joined = {"kind": CASCADE, "text": text_of(row), "image_size": list(size_of(row)), "polygons": outlines}
+    kept = {name: value for name, value in row.items() if name not in ("caption", "grounding", "segments")}
+    return {**kept, **joined, "boxes": row["grounding"].get("boxes", [])}
 
 
 def schema() -> "pa.Schema":

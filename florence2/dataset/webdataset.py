@@ -8,8 +8,8 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -34,6 +34,7 @@ class _Waiting(NamedTuple):
     place: str
     offset: int
     size: int
+    texts: int
 
 
 class WebDataset(View):
@@ -45,19 +46,18 @@ class WebDataset(View):
         self._names = OutputNames()
         self._spool_path = folder / ".rows"
         self._spool: IO[bytes] = self._spool_path.open("w+b")
+        self._end = 0
 
     def add(self, image: ImageRows, split: str) -> None:
         """Keep the rows of an image until its tar is written."""
         rows = [{name: value for name, value in row.items() if name not in _LOCAL} for row in image.rows]
-        for row in image.rows:
-            if row.get("kind") in TEXTS or "caption" in row:
-                text_of(row)
-        data = json.dumps(rows).encode()
+        texts = len(_texts(rows))
+        data = json.dumps(rows, ensure_ascii=False).encode("utf-8", "backslashreplace")
         at = image.place.find(TAR_MARK)
         path = "" if at < 0 else image.place[: at + len(".tar")]
         waiting = self._tars.setdefault((split, path), [])
-        waiting.append(_Waiting(image.id, image.place, self._spool.tell(), len(data)))
-        self._spool.write(data)
+        waiting.append(_Waiting(image.id, image.place, self._end, len(data), texts))
+        self._end += self._spool.write(data)
         self.counts["images"] += 1
 
     def finish(self) -> dict[str, Any]:
@@ -68,10 +68,11 @@ class WebDataset(View):
                 self._write(target, self._samples_of_tar(Path(path), waiting))
             else:
                 names = OutputNames(dots=False)
-                samples = [(names(each.id), each, find_image(each.place)) for each in waiting]
-                for start in range(0, len(samples), SAMPLES_OF_TAR):
-                    target = self.folder / split / f"images-{start // SAMPLES_OF_TAR:05}.tar"
-                    self._write(target, samples[start : start + SAMPLES_OF_TAR])
+                samples = ((names(each.id), each, find_image(each.place)) for each in waiting)
+                for number in count():
+                    if not (some := list(islice(samples, SAMPLES_OF_TAR))):
+                        break
+                    self._write(self.folder / split / f"images-{number:05}.tar", some)
         self.close()
         self._spool_path.unlink()
         return super().finish()
@@ -93,27 +94,26 @@ class WebDataset(View):
     def _write(self, target: Path, samples: "Iterable[_Sample]") -> None:
         """Write a tar; images of the same key that follow each other are one sample."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(target, "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+        with tarfile.open(target, "w", encoding="utf-8") as tar:
             for key, images in groupby(samples, key=lambda sample: sample[0]):
                 self._write_sample(tar, key, list(images))
         self.counts["tars"] += 1
 
     def _write_sample(self, tar: tarfile.TarFile, key: str, images: "Sequence[_Sample]") -> None:
-        rows: list[dict[str, Any]] = []
+        parts = []
         for _, each, image in images:
-            rows += self._read(each)
+            parts.append(self._read(each))
             if self.settings.with_images:
                 self._add_image(tar, key, each.place, image)
-        _add(tar, f"{key}.florence2.json", json.dumps(rows, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-        texts = [text_of(row) for row in rows if row.get("kind") in TEXTS or "caption" in row]
-        if len(texts) == 1:
-            _add(tar, f"{key}.txt", texts[0].encode("utf-8", "replace"))
+        _add(tar, f"{key}.florence2.json", b"[%s]" % b", ".join(part[1:-1] for part in parts))
+        if sum(each.texts for _, each, _ in images) == 1:
+            (text,) = (text for part in parts for text in _texts(json.loads(part)))
+            _add(tar, f"{key}.txt", text.encode("utf-8", "replace"))
         self.counts["samples"] += 1
 
-    def _read(self, waiting: _Waiting) -> list[dict[str, Any]]:
+    def _read(self, waiting: _Waiting) -> bytes:
         self._spool.seek(waiting.offset)
-        rows: list[dict[str, Any]] = json.loads(self._spool.read(waiting.size))
-        return rows
+        return self._spool.read(waiting.size)
 
     def _add_image(self, tar: tarfile.TarFile, key: str, place: str, image: Path | TarImage | None) -> None:
         """Add an image, with the ending of its name; one that is not there is counted."""
@@ -143,9 +143,15 @@ def _key(place: str) -> str:
     return key if safe else OutputNames(dots=False)(key)
 
 
+def _texts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [text_of(row) for row in rows if row.get("kind") in TEXTS or "caption" in row]
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """Add a file whose time and owner are always the same."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.mode = 0o644
+    # a name of a few letters needs no extended header, and looking for its need takes most of the time
+    tar.format = tarfile.USTAR_FORMAT if name.isascii() and len(name) <= tarfile.LENGTH_NAME else tarfile.PAX_FORMAT
     tar.addfile(info, io.BytesIO(data))

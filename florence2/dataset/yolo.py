@@ -29,7 +29,7 @@ class Yolo(RegionView):
         if settings.split and not {"train", "val"} <= settings.split.keys():
             raise OptionError("A YOLO dataset needs the parts train and val; name both in --split.")
         # Ultralytics finds the labels by replacing the last /images/ of a path
-        self._names = OutputNames(reserved=("images", "labels"))
+        self._names = OutputNames(reserved=("images",))
         self._files = ImageFiles(settings.link)
         self._made: set[str] = set()
 

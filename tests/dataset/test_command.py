@@ -59,6 +59,16 @@ def test_words_that_the_grammar_refuses(source: Path, tmp_path: Path, words: str
     assert caught.value.code == 2
 
 
+def test_captions_next_to_the_images_need_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    row = caption("a.jpg", "a cat") | {"place": str(tmp_path / "a.jpg")}
+    words = ["dataset", str(write_rows(tmp_path / "rows", [row])), "--to", "captions"]
+    assert main(words) == 2 and "Where to? Give --out DIR" in capsys.readouterr().err
+    assert main([*words, "--beside", "--prefix", "ohwx, "]) == 0
+    assert (tmp_path / "a.txt").read_text() == "ohwx, a cat"
+    assert (tmp_path / "rows" / "dataset" / "report.json").is_file()
+
+
 def test_a_folder_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dataset", str(tmp_path), "--to", "coco", "--out", str(tmp_path / "out")]) == 2
     assert "holds no results.jsonl; give an output folder of `florence2 label`" in capsys.readouterr().err
