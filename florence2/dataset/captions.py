@@ -86,7 +86,7 @@ class Metadata(OneTextView):
         """Write the line of an image, and bring the image; an image that is not there gets no line."""
         text, name = self.caption(image), self._names(image.id)
         try:
-            ending = self._images.put(image.place, self.folder / split / name)
+            ending = self._images.put(image.place, str(self.folder / split / name))
         except FileNotFoundError:
             self.counts[MISSING] += 1
             return

@@ -35,14 +35,28 @@ def _images_of_tar(path: str) -> dict[str, TarImage]:
     return {item.source.place: item.source.data for item in items if isinstance(item.source.data, TarImage)}
 
 
+class Folders:
+    """Makes the folders of files, each once. Paths are texts, because those of pathlib cost a million files more."""
+
+    def __init__(self) -> None:
+        self._made: set[str] = set()
+
+    def make_for(self, path: str) -> None:
+        """Make the folder of a file."""
+        folder = os.path.dirname(path)  # noqa: PTH120
+        if folder not in self._made:
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            self._made.add(folder)
+
+
 class ImageFiles:
     """Brings images into a folder by one of `LINKS`."""
 
     def __init__(self, link: str):
         self.link = link
-        self._made: set[str] = set()
+        self._folders = Folders()
 
-    def put(self, place: str, target: Path) -> str:
+    def put(self, place: str, target: str) -> str:
         """Bring the image at a place to `target`, whose ending is still to come; return the ending.
 
         Raises:
@@ -52,9 +66,9 @@ class ImageFiles:
         image = find_image(place)
         if image is None:
             raise FileNotFoundError(place)
-        ending = split_suffix(place)[1]
+        ending = split_suffix(place)[1] or ".image"
         path = f"{target}{ending}"
-        self._make_folder(target.parent)
+        self._folders.make_for(path)
         if isinstance(image, TarImage):
             _unpack(image, path)
         elif self.link == "symlink":
@@ -64,11 +78,6 @@ class ImageFiles:
         else:
             _link_hard(place, path)
         return ending
-
-    def _make_folder(self, folder: Path) -> None:
-        if (name := str(folder)) not in self._made:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._made.add(name)
 
 
 def _unpack(image: TarImage, path: str) -> None:

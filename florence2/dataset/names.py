@@ -87,8 +87,9 @@ def _key(name: str) -> str:
 
 
 def _above(key: str) -> list[str]:
-    """Return the folders above a path."""
-    return [key[:i] for i, letter in enumerate(key) if letter == "/"] if "/" in key else []
+    """Return the paths of which a file with an ending, such as "a.txt" of "a", would be a folder above this path."""
+    folders = [key[:i] for i, letter in enumerate(key) if letter == "/"] if "/" in key else []
+    return [stem for stem, ending in map(split_suffix, folders) if ending]
 
 
 def _digest(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from florence2.dataset.images import MISSING, ImageFiles
+from florence2.dataset.images import MISSING, Folders, ImageFiles
 from florence2.dataset.index import ImageRows
 from florence2.dataset.names import OutputNames
 from florence2.dataset.regions import LabelledRegion, Numbers
@@ -31,21 +31,21 @@ class Yolo(RegionView):
         # Ultralytics finds the labels by replacing the last /images/ of a path
         self._names = OutputNames(reserved=("images",))
         self._files = ImageFiles(settings.link)
-        self._made: set[str] = set()
+        self._folders = Folders()
 
     def add(self, image: ImageRows, split: str) -> None:
         """Write the labels of an image, and bring the image."""
         lines = self.lines(image)
         name = f"{split or 'train'}/{self._names(image.id)}"
         path = f"{self.folder}/labels/{name}.txt"
-        self._make_folder(path)
-        with open(path, "w", encoding="ascii", newline="\n") as file:  # noqa: PTH123  a million of them
-            file.write("".join(lines))
+        self._folders.make_for(path)
+        with open(path, "wb", buffering=0) as file:  # noqa: PTH123  a million of them
+            file.write("".join(lines).encode())
         self.counts["images"] += 1
         self.counts["objects"] += len(lines)
         self.counts["background_images"] += not lines
         try:
-            self._files.put(image.place, self.folder / "images" / name)
+            self._files.put(image.place, f"{self.folder}/images/{name}")
         except FileNotFoundError:
             self.counts[MISSING] += 1
 
@@ -73,12 +73,6 @@ class Yolo(RegionView):
         if across < 5e-7 or down < 5e-7:  # zero after rounding
             return ()
         return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, across, down
-
-    def _make_folder(self, path: str) -> None:
-        folder = path.rpartition("/")[0]
-        if folder not in self._made:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self._made.add(folder)
 
     def finish(self) -> dict[str, Any]:
         """Write `data.yaml`."""
