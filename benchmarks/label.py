@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="of `keys` (default: 1,000,000)")
     parser.add_argument("--files", type=int, default=100_000, metavar="N", help="of `listing` (default: 100,000)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process (default: 1)")
+    parser.add_argument("--width", type=int, default=640, metavar="N", help="of the images of `speed` (default: 640)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.checks if name not in _CHECKS]:
@@ -125,7 +126,7 @@ def check_listing(folder: Path, options: argparse.Namespace) -> list[str]:
 
 def check_speed(folder: Path, options: argparse.Namespace) -> list[str]:
     """Compare with `florence2 run`, and with no workers."""
-    draw(folder / "images", options.images, (640, 480))
+    draw(folder / "images", options.images, (options.width, options.width * 3 // 4))
     words, lines = [folder / "images", "--batch", "16"], []
     for name, rest in (
         ("run", ["run", "od", *words, "--json"]),

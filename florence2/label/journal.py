@@ -8,7 +8,7 @@ import re
 import time
 from array import array
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OptionError):  # the rows are written; only a loss of power could still cost some
+            self.sync()
         self._closing.close()
 
     def __call__(self, row: Row) -> None:
@@ -127,7 +129,7 @@ class Journal:
             self._file = RowFile(self.results)
 
     def _remove_drafts(self) -> None:
-        """Delete the files that a run left behind that was killed while it put its rows in order."""
+        """Delete the drafts of a run that was killed while it put its rows in order."""
         names = (self.results.name, f".{self.results.stem}.index")
         for draft in (path for name in names for path in self.folder.glob(f".{name}.{'[0-9a-f]' * 12}")):
             draft.unlink()

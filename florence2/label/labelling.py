@@ -46,18 +46,18 @@ class Labelling:
         self._options, self._backend, self._remaining, self._journal = options, backend, remaining, journal
         self._limit: ErrorLimit | None = options.max_errors
         self._summary, self._pace, self._waited = Summary(options.max_new_tokens), Pace(), Waited()
-        self._counting = counting
+        self._counting, self._hopeless = counting, False
 
     def run(self) -> int:
         """Answer the rest, and put the rows in order; return the exit code."""
         try:
-            hopeless = self._answer()
+            self._answer()
         except KeyboardInterrupt:
             self._pace.close()
             say(f"florence2: stopped; the rows written so far are kept in {self._journal.results}.")
             self._describe()
             return EXIT_STOPPED
-        ordered = not hopeless and self._put_in_order()
+        ordered = not self._hopeless and self._put_in_order()
         self._summary.rows += self._remaining.skipped
         self._describe()
         return 0 if ordered and self._summary.complete else EXIT_INCOMPLETE
@@ -67,20 +67,21 @@ class Labelling:
         self._remaining.take_all()
         return 0 if self._put_in_order() else EXIT_INCOMPLETE
 
-    def _answer(self) -> bool:
-        """Answer the rest. Return whether there were too many errors."""
+    def _answer(self) -> None:
+        """Answer the rest, unless there are too many errors."""
         work = iter(self._remaining)
         first = next(work, None)
         if finished := self._remaining.skipped:
-            say(f"florence2: {self._journal.results} holds the first {finished} answers already.")
+            answers = "answer" if finished == 1 else f"{finished} answers"
+            say(f"florence2: {self._journal.results} holds the first {answers} already.")
         if first is None:
-            return False
+            return
         model = self._backend.load(self._options)
         ask = finishing(ask_tasks, model, self._options, self._options.batch)
         with self._reading(model, chain([first], work)) as taken, self._counting or nullcontext():
             self._pace = Pace()
             rows = Rows(model, taken, ask, batch_size=self._options.batch, progress=self._show)
-            return self._write(rows)
+            self._write(rows)
 
     @contextmanager
     def _reading(self, model: Runtime, work: Iterator[Taken]) -> Iterator[Iterator[ImageQuestions[TaskQuestion]]]:
@@ -94,20 +95,18 @@ class Labelling:
             most = _AHEAD * (self._options.batch or _BATCH)
             yield read_ahead(work, decoders, most, self._waited)
 
-    def _write(self, rows: Rows[TaskQuestion]) -> bool:
-        """Write each row as it comes. Return whether there were too many errors."""
+    def _write(self, rows: Rows[TaskQuestion]) -> None:
+        """Write each row as it comes, and at a stop those that wait for a slower one before them."""
         try:
             for row in rows:
                 self._keep(row)
                 if self._limit and self._limit.is_exceeded(self._summary.failed, self._summary.rows):
+                    self._hopeless = True
                     break
-            else:
-                return False
         except KeyboardInterrupt:
             self._keep_waiting(rows)
             raise
         self._keep_waiting(rows)
-        return True
 
     def _keep_waiting(self, rows: Rows[TaskQuestion]) -> None:
         for row in rows.waiting():
@@ -142,7 +141,7 @@ class Labelling:
         """Say how the run went."""
         pace, summary = self._pace, self._summary
         pace.close()
-        if self._limit and self._limit.is_exceeded(summary.failed, summary.rows - self._remaining.skipped):
+        if self._hopeless:
             say("florence2: The run ended early, because --max-errors was exceeded; the same command resumes it.")
         for sentence in summary.sentences():
             say(f"florence2: {sentence}")

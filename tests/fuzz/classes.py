@@ -13,6 +13,7 @@ CLASSES = {
     "pickles": 60,
     "commands": 40,
     "pages": 15,
+    "sources": 100,
     "runs": 5,
     "threads": 5,
 }

@@ -34,7 +34,7 @@ def note_shard(options: argparse.Namespace) -> int:
     """Leave a file of the shard's name; fail in the second one."""
     (options.out / "{}-{}".format(*options.shard)).touch()
     say(f"florence2: shard {options.shard[0]}")
-    return options.shard[0] - 1
+    return int(options.shard[0]) - 1
 
 
 def work_without_end(options: argparse.Namespace) -> int:

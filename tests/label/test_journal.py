@@ -255,3 +255,15 @@ def test_a_results_file_that_is_none_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path, {})
     with Journal(tmp_path / "other", {}) as journal:  # the lock was given back
         journal(row("a"))
+
+
+def test_rows_are_on_the_disk_at_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, synced = [100.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(now[0]))
+    with Journal(tmp_path, {}) as journal:
+        for seconds in (10, 25, 10, 25):
+            now[0] += seconds
+            journal(row("a"))
+        assert synced == [135, 170]
+    assert synced == [135, 170, 170]

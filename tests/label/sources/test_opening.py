@@ -71,7 +71,12 @@ def test_one_folder_after_another_is_read(tmp_path: Path, monkeypatch: pytest.Mo
         path.parent.mkdir(exist_ok=True)
         path.touch()
     sources, read, scandir = open_sources([str(tmp_path)]), [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: read.append(Path(path).name) or scandir(path))
+
+    def recorded(path: Path) -> object:
+        read.append(Path(path).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", recorded)
     images = iter(sources)
     assert [next(images).source.id for _ in range(3)] == ["00/0.jpg", "00/1.jpg", "01/2.jpg"]
     assert read == [tmp_path.name, "00", "01"]
