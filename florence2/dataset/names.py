@@ -87,7 +87,7 @@ def _key(name: str) -> str:
 
 
 def _above(key: str) -> list[str]:
-    """Return the paths of which a file with an ending, such as "a.txt" of "a", would be a folder above this path."""
+    """Return the folders above a path that have an ending, without it: a file made from "a" may be "a.txt" too."""
     folders = [key[:i] for i, letter in enumerate(key) if letter == "/"] if "/" in key else []
     return [stem for stem, ending in map(split_suffix, folders) if ending]
 

@@ -113,10 +113,8 @@ def _notes_of_rows(index: RowIndex, failures: Failures) -> list[str]:
         notes.append(_words(f"{{n}} row{{s}} failed; report.json lists{most or ' the errors'}.", failures.count))
     if index.moved:
         names = listing([shown(name) for name in index.moved], first=3)
-        notes.append(
-            _words("{n} id{s} stand{ends} for images at several places, of each the last row counts", len(index.moved))
-            + f": {names}."
-        )
+        words = "{n} id{s} stand{ends} for images at several places, and only the last row of each question counts: "
+        notes.append(f"{_words(words, len(index.moved))}{names}.")
     return notes
 
 
