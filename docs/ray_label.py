@@ -20,7 +20,7 @@ def label(
     folder: Path, out: Path, labeler: dict[str, object], actors: int = 1, gpus: float = 0, batch_size: int = 64
 ) -> None:
     """Answer a question about every image of a folder that no earlier run has answered."""
-    if ray.cluster_resources().get("CPU", 0) < actors + 2:  # type: ignore[no-untyped-call]  # Ray would wait without end
+    if ray.cluster_resources().get("CPU", 0) < actors + 2:  # Ray would wait without end
         raise SystemExit(
             f"{actors} actors need {actors + 2} CPUs: Ray reads with one and skips finished images with one."
         )

@@ -28,19 +28,18 @@ def make_app() -> FastAPI:
     )
 
 
-@serve.deployment(
+class Replica:
+    """The server of one replica."""
+
+
+deployment = serve.deployment(
     num_replicas=REPLICAS,
     ray_actor_options={"num_gpus": GPUS},
     max_ongoing_requests=64,  # of a replica: what it can batch; its own queue holds no more
     max_queued_requests=256,  # of the cluster: further ones get 503
     graceful_shutdown_timeout_s=40,
 )
-@serve.ingress(make_app)
-class Server:
-    """One replica."""
-
-
-app = Server.bind()
+app = deployment(serve.ingress(make_app)(Replica)).bind()
 
 if __name__ == "__main__":
     serve.run(app, blocking=True)
