@@ -5,7 +5,6 @@ again when it dies, and adds replicas while requests wait.
 """
 
 import os
-from functools import partial
 
 from fastapi import FastAPI
 from ray import serve
@@ -21,11 +20,9 @@ REPLICAS = int(os.environ.get("FLORENCE2_REPLICAS", "1"))
 
 
 def make_app() -> FastAPI:
-    """Return the server of one replica, which loads its model when it starts."""
-    # whoever is not this machine needs a key
-    return create_app(
-        partial(florence2.load, MODEL, device=DEVICE), Settings(names=(MODEL,), keys=KEYS, local=not KEYS)
-    )
+    """Return the server of one replica with its model, which Ray waits for before it sends requests."""
+    model = florence2.load(MODEL, device=DEVICE)
+    return create_app(model, Settings(names=(MODEL,), keys=KEYS, local=not KEYS))  # others than this machine need a key
 
 
 class Replica:
