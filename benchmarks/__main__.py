@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import compare, gpu, lite, scaling, serve, speed, traces
+from benchmarks import compare, gpu, label, lite, scaling, serve, speed, traces
 from florence2.errors import Florence2Error
 
 COMMANDS = {
@@ -11,6 +11,7 @@ COMMANDS = {
     "traces": (traces.main, "what a trace costs, and what model code costs that could be traced"),
     "gpu": (gpu.main, "everything to see on a GPU: first that it is right, then how fast"),
     "lite": (lite.main, "a checkpoint in torch, and the same without torch, from exported graphs"),
+    "label": (label.main, "whether bulk labelling loses nothing, holds little and keeps the model busy"),
     "serve": (serve.main, "a server under load, against one without batching and cache"),
     "compare": (compare.main, "two checkouts of this project, in turns"),
 }

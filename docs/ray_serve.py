@@ -5,7 +5,6 @@ again when it dies, and adds replicas while requests wait.
 """
 
 import os
-from functools import partial
 
 from fastapi import FastAPI
 from ray import serve
@@ -21,26 +20,23 @@ REPLICAS = int(os.environ.get("FLORENCE2_REPLICAS", "1"))
 
 
 def make_app() -> FastAPI:
-    """Return the server of one replica, which loads its model when it starts."""
-    # whoever is not this machine needs a key
-    return create_app(
-        partial(florence2.load, MODEL, device=DEVICE), Settings(names=(MODEL,), keys=KEYS, local=not KEYS)
-    )
+    """Return the server of one replica with its model, which Ray waits for before it sends requests."""
+    model = florence2.load(MODEL, device=DEVICE)
+    return create_app(model, Settings(names=(MODEL,), keys=KEYS, local=not KEYS))  # others than this machine need a key
 
 
-@serve.deployment(
+class Replica:
+    """The server of one replica."""
+
+
+deployment = serve.deployment(
     num_replicas=REPLICAS,
     ray_actor_options={"num_gpus": GPUS},
     max_ongoing_requests=64,  # of a replica: what it can batch; its own queue holds no more
     max_queued_requests=256,  # of the cluster: further ones get 503
     graceful_shutdown_timeout_s=40,
 )
-@serve.ingress(make_app)
-class Server:
-    """One replica."""
-
-
-app = Server.bind()
+app = deployment(serve.ingress(make_app)(Replica)).bind()
 
 if __name__ == "__main__":
     serve.run(app, blocking=True)

@@ -9,6 +9,7 @@ from florence2.answers.answer import Answer
 from florence2.asking.questions import Detail as Detail
 from florence2.asking.questions import Runtime
 from florence2.asking.requests import AnyImage as AnyImage
+from florence2.asking.requests import Arrived as Arrived
 from florence2.asking.requests import EncodedImage as EncodedImage
 from florence2.asking.requests import PreparedImage as PreparedImage
 from florence2.asking.requests import Request as Request
@@ -183,6 +184,7 @@ class Florence2(Runner, Runtime):
         background: Colour | None = None,
         options: GenerationOptions | None = None,
         batch_size: int | None = None,
+        arrived: Arrived | None = None,
         **settings: Any,
     ) -> Iterator[Answer | Florence2Error]:
         """Answer requests of any number as `run_batch` does, in their order, with errors in place of answers.
@@ -197,6 +199,8 @@ class Florence2(Runner, Runtime):
             options: Generation settings; None is the checkpoint's own.
             batch_size: How many requests are answered at once, at least 1; fewer where memory would not suffice. By
                 default as many as fit into a quarter of the free memory, at most 64.
+            arrived: Called with a request's number from 0 and its answer or error, as soon as that is known. An
+                answer may wait for a slower one before it, and Ctrl-C would lose it.
             **settings: Single generation settings, such as `num_beams=1`.
 
         Yields:
@@ -209,7 +213,7 @@ class Florence2(Runner, Runtime):
         options, size = self._choose_options(options, settings), check_batch_size(batch_size)
         check_stream(requests)
         asked = (self._open(each, background) for each in requests)
-        return answer_stream(self, asked, options, size, decoding_share=_SHARE)
+        return answer_stream(self, asked, options, size, _SHARE, arrived)
 
     def _open(self, request: "Request | Florence2Error", background: Colour | None) -> Asked | Florence2Error:
         """Check a request and encode its image; return the error where that fails."""

@@ -11,7 +11,7 @@ from typing import Generic, TypeAlias, TypeVar
 import torch
 
 from florence2.answers.answer import Answer
-from florence2.asking.requests import CheckedRequest, EncodedImage, PreparedImage
+from florence2.asking.requests import Arrived, CheckedRequest, EncodedImage, PreparedImage
 from florence2.errors import Florence2Error
 from florence2.fast.install import plain_class
 from florence2.generation.budget import USABLE
@@ -37,6 +37,7 @@ def answer_stream(
     options: GenerationOptions,
     slots: int | None,
     decoding_share: float = 0.0,
+    arrived: Arrived | None = None,
 ) -> Iterator[Answer | Florence2Error]:
     """Answer requests on encoded images; each is taken from `asked` when there is room for it.
 
@@ -49,11 +50,13 @@ def answer_stream(
         slots: How many are answered at once; None is as many as a quarter of the free memory holds, at most 64.
         decoding_share: The least share of the time, 0 up to 1, that running answers get while others are taken. With
             0 all slots are filled first, for the most answers in all; with more, the first answers come sooner.
+        arrived: Called with a request's number from 0 and its answer or error, as soon as that is known.
     """
+    report = arrived or (lambda *_: None)
     if _can_use_engine(runner):
-        yield from _AnsweredInOrder(runner, options, slots, decoding_share).run(asked)
+        yield from _AnsweredInOrder(runner, options, slots, decoding_share, report).run(asked)
     else:
-        yield from _answer_in_batches(runner, asked, options, slots or MAX_SLOTS)
+        yield from _answer_in_batches(runner, asked, options, slots or MAX_SLOTS, report)
 
 
 def encode_ahead(
@@ -146,8 +149,9 @@ def _can_use_engine(runner: Runner) -> bool:
 
 @dataclass(eq=False)
 class _Place:
-    """Where an answer belongs in the order; `answer` is None until it is known."""
+    """The number of an answer in the order; `answer` is None until it is known."""
 
+    number: int
     answer: Answer | Florence2Error | None = None
 
 
@@ -225,8 +229,11 @@ class LiveAnswers:
 class _AnsweredInOrder:
     """The requests that one engine works on, and their answers until it is their turn."""
 
-    def __init__(self, runner: Runner, options: GenerationOptions, slots: int | None, decoding_share: float):
+    def __init__(
+        self, runner: Runner, options: GenerationOptions, slots: int | None, decoding_share: float, arrived: Arrived
+    ):
         self._options, self._slots = options, slots or MAX_SLOTS
+        self._arrived, self._numbers = arrived, itertools.count()
         memory_share = _MEMORY_SHARE if slots is None else USABLE
         self._live = LiveAnswers(runner, self._slots, memory_share=memory_share, decoding_share=decoding_share)
         self._engine = self._live.engine
@@ -271,28 +278,35 @@ class _AnsweredInOrder:
         return few and not self._engine.owes_decoding
 
     def _submit(self, each: Asked | Florence2Error) -> None:
-        self._places.append(place := _Place())
+        self._places.append(place := _Place(next(self._numbers)))
         if isinstance(each, Florence2Error):
-            place.answer = each
+            self._settle(place, each)
             return
         try:
             self._running[self._live.submit(*each, self._options)] = place
         except Florence2Error as error:
-            place.answer = error
+            self._settle(place, error)
 
     def _step(self) -> None:
         for ticket, answer in self._live.step():
-            self._running.pop(ticket).answer = answer
+            self._settle(self._running.pop(ticket), answer)
+
+    def _settle(self, place: _Place, answer: Answer | Florence2Error) -> None:
+        place.answer = answer
+        self._arrived(place.number, answer)
 
 
 def _answer_in_batches(
-    runner: Runner, asked: Iterable[Asked | Florence2Error], options: GenerationOptions, size: int
+    runner: Runner, asked: Iterable[Asked | Florence2Error], options: GenerationOptions, size: int, arrived: Arrived
 ) -> Iterator[Answer | Florence2Error]:
     """Answer `size` requests after the other."""
+    numbers = itertools.count()
     for part in in_parts(asked, size):
         answers = iter(_answer_together(runner, [each for each in part if isinstance(each, tuple)], options))
-        for each in part:
-            yield next(answers) if isinstance(each, tuple) else each
+        settled = [next(answers) if isinstance(each, tuple) else each for each in part]
+        for answer in settled:
+            arrived(next(numbers), answer)
+        yield from settled
 
 
 def _answer_together(

@@ -43,6 +43,15 @@ def test_answers_are_those_of_run(nano: florence2.Florence2, requests: list[Requ
     assert [each.token_ids for each in streamed] == [nano.run(*each, options=options).token_ids for each in requests]
 
 
+def test_an_answer_arrives_before_its_turn(nano: florence2.Florence2, images: list[florence2.EncodedImage]) -> None:
+    arrived: dict[int, Any] = {}
+    asked = [("<MORE_DETAILED_CAPTION>", images[0]), ImageError("of my own"), ("<OCR>", images[1])]
+    stream = nano.stream(asked, batch_size=4, max_new_tokens=24, arrived=arrived.__setitem__)
+    first = next(stream)
+    assert arrived.keys() >= {0, 1} and arrived[0] is first  # an error waits for the long answer before it
+    assert [first, *stream] == [arrived[number] for number in range(3)]
+
+
 def test_errors_keep_their_places(nano: florence2.Florence2, images: list[florence2.EncodedImage]) -> None:
     def requests() -> Iterator[Any]:
         yield "<CAPTION>", images[0]

@@ -9,6 +9,7 @@ from florence2.answers.cascade import Cascade
 from florence2.asking.processor import AnswerProcessor
 from florence2.asking.requests import (
     AnyImage,
+    Arrived,
     EncodedImage,
     PreparedImage,
     Request,
@@ -230,6 +231,7 @@ class Runtime(Questions):
         background: Colour | None = None,
         options: GenerationOptions | None = None,
         batch_size: int | None = None,
+        arrived: Arrived | None = None,
         **settings: Any,
     ) -> Iterator[Answer | Florence2Error]:
         """Answer requests of any number in their order, with errors in place of answers."""

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from florence2.answers.answer import Box
-from florence2.errors import OptionError, PromptError, plain, shown
+from florence2.answers.answer import Answer, Box
+from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.coordinates import bins_to_tokens, pixels_to_bins
 from florence2.inputs.image import Colour, ImageInput
@@ -50,6 +50,8 @@ AnyImage: TypeAlias = "ImageInput | EncodedImage"
 """An image in any form that `open_image` reads, or one that was encoded before."""
 Request: TypeAlias = "tuple[str, AnyImage] | tuple[str, AnyImage, TaskText]"
 """(task, image) or (task, image, input)."""
+Arrived: TypeAlias = Callable[[int, Answer | Florence2Error], None]
+"""A function that is called with a request's number from 0, and its answer or error as soon as that is known."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from florence2.bulk.earlier import change_lines, check_settings, leave_out, parse_row, read_earlier, tidy_up
 from florence2.bulk.lock import FolderLock
+from florence2.bulk.row_file import RowFile, to_line
 from florence2.bulk.rows import Result, Row, has_changed, restore_result, row_key
 from florence2.checkpoints.files import MAX_NAME_BYTES, clip_name, write_json, written_whole
 from florence2.errors import ImageError, OptionError
@@ -50,12 +50,12 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(path)
         except OSError as error:
-            raise _unwritable(path, error) from None
+            raise unwritable(path, error) from None
         try:
             self._open(settings)
         except OSError as error:
             self._lock.release()
-            raise _unwritable(path, error) from None
+            raise unwritable(path, error) from None
         except BaseException:
             self._lock.release()
             raise
@@ -80,7 +80,7 @@ class Folder:
             )
         if not (answered and file.exists()):
             write_json(file, dict(settings))
-        self._file = self.results.open("ab", buffering=0)
+        self._file = RowFile(self.results)
 
     def __enter__(self) -> "Folder":
         return self
@@ -103,7 +103,7 @@ class Folder:
         """
         if self.draw and row.answer is not None and has_regions(row.answer):
             row = self._draw(row, row.answer)
-        self._append(_to_line(row.to_dict(file=True)))
+        self._file.append(to_line(row.to_dict(file=True)))
         if row.answer is not None and row.key in self.earlier.outdated:
             self._replaced.append(self.earlier.outdated.pop(row.key))
         return row
@@ -132,16 +132,16 @@ class Folder:
             drawn = row if row.answer is None else self._draw(row, row.answer)
             failed.extend([drawn] if drawn.drawing_error else [])
             progress(next(done), len(undrawn))
-            return _to_line(_with_drawing(parse_row(line) or {}, drawn))
+            return to_line(_with_drawing(parse_row(line) or {}, drawn))
 
         if undrawn:
             self._file.close()  # it is replaced
             try:
                 change_lines(self.results, frozenset(undrawn), change)
             except OSError as error:
-                raise _unwritable(self.path, error) from None
+                raise unwritable(self.path, error) from None
             finally:
-                self._file = self.results.open("ab", buffering=0)
+                self._file = RowFile(self.results)
         return failed
 
     def _undrawn(self, line: bytes) -> Row | None:
@@ -159,22 +159,6 @@ class Folder:
             reason = f"{self.results} holds a damaged answer, which cannot be drawn."
             return replace(requested, answer=None, drawing_error=reason)
         return replace(requested, answer=answer) if has_regions(answer) else None
-
-    def _append(self, line: bytes) -> None:
-        """Write a line wholly or not at all."""
-        end = self.results.stat().st_size
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(end)
-            if isinstance(error, OSError):
-                raise OptionError(
-                    f"{self.results} cannot be written: {error.strerror}. The rows in it are complete; the same "
-                    "command resumes after them."
-                ) from None
-            raise
 
     def _draw(self, row: Row, answer: Result) -> Row:
         """Draw the answer on its image; return the row with the new file's path inside the folder, or the error."""
@@ -207,10 +191,6 @@ def _with_drawing(values: Mapping[str, Any], row: Row) -> dict[str, Any]:
     return kept | {key: value for key, value in drawn.items() if value is not None}
 
 
-def _to_line(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-
-
 def check_folder(path: Path) -> None:
     """Raise OptionError for a path that cannot be an output folder, because a file has its name."""
     if os.path.exists(path) and not path.is_dir():  # noqa: PTH110  Path.exists raises for a name that is too long
@@ -232,5 +212,6 @@ def _drawing_name(stem: str, alias: str, count: int) -> str:
     return clip_name(stem, MAX_NAME_BYTES - len(ending.encode())) + ending
 
 
-def _unwritable(path: Path, error: OSError) -> OptionError:
+def unwritable(path: Path, error: OSError) -> OptionError:
+    """Return the error of an output folder that cannot be written."""
     return OptionError(f"{path} cannot be written: {error.strerror or error}. Choose another folder.")

@@ -15,17 +15,17 @@ _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 
 
 class FolderLock:
-    """The lock on a folder, held until `release` or to the end of a `with` block.
+    """The lock on a folder, or on a `part` of it, held until `release` or to the end of a `with` block.
 
     `note` is a sentence for the user where the file system has no locks, so that nothing keeps a second run away.
     """
 
     note: str | None = None
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, part: str = ""):
         """Take the lock. Raises OptionError when another run holds it, and OSError when no file can be made."""
         # the file stays: if it were removed, a third run could lock a new file while a second one holds the old one
-        self._descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        self._descriptor = os.open(folder / f"{LOCK_NAME}{part}", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock_file(self._descriptor)
         except OSError as error:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from florence2.errors import ImageError
 from florence2.inputs.files import read_data_url, short_name, url_problem
@@ -115,28 +115,70 @@ def find_images(
 
 
 def _find_in_folder(folder: Path, passed_over: Callable[[Path], None], output: Path | None) -> list[Source]:
-    suffixes = image_suffixes()
-    taken, others = [], []
-    for path in sorted(_walk(folder, output)):
-        if path.suffix.lower() in suffixes and path.is_file():
-            taken.append(path)
-        elif not path.name.startswith("."):
-            others.append(path)
+    taken: list[Path] = []
+    others: list[Path] = []
+    for entry in walk_folder(folder, output):
+        if entry.error is not None:
+            raise ImageError(entry.error)
+        (taken if entry.is_image else others).append(entry.path)
     if not taken:
-        held = f" {describe_passed_over(others)}" if others else ""
-        raise ImageError(f"The folder {folder} holds no image: no file ends in {_list_common(suffixes)}.{held}")
+        raise no_image(folder, others)
     for path in others:
         passed_over(path)
     return [Source(str(file), file, str(file.relative_to(folder).with_suffix(""))) for file in taken]
 
 
-def _walk(folder: Path, output: Path | None) -> Iterator[Path]:
-    """Yield the files in and below a folder, and the links to folders, which are not followed."""
-    for root, folders, names in os.walk(folder, onerror=_refuse):
-        yield from (Path(root, name) for name in names)
-        yield from (path for path in (Path(root, name) for name in folders) if path.is_symlink())
-        if output is not None:  # drawings of an earlier run are not input
-            folders[:] = [name for name in folders if not _is_same(Path(root, name), output)]
+def no_image(folder: Path, others: Sequence[Path]) -> ImageError:
+    """Return the error of a folder that holds no image but `others`."""
+    held = f" {describe_passed_over(others)}" if others else ""
+    return ImageError(f"The folder {folder} holds no image: no file ends in {_list_common(image_suffixes())}.{held}")
+
+
+class FolderEntry(NamedTuple):
+    """A file in or below a folder, or a folder that cannot be read; `error` says why."""
+
+    path: Path
+    is_image: bool
+    error: str | None = None
+
+
+def walk_folder(folder: Path, output: Path | None = None) -> Iterator[FolderEntry]:
+    """Yield the files in and below a folder in alphabetical order, with one folder's names in memory at a time.
+
+    Links to folders are yielded, not followed. Hidden files that are not images are left out, and so is the folder
+    `output`: drawings of an earlier run are not input.
+    """
+    suffixes = image_suffixes()
+    left = [iter(_list_folder(folder))]  # a list, because folders may be nested deeper than calls
+    while left:
+        entry = next(left[-1], None)
+        if entry is None:
+            left.pop()
+        elif isinstance(entry, FolderEntry):
+            yield entry
+        elif entry.is_dir(follow_symlinks=False):
+            if output is None or not _is_same(Path(entry), output):
+                left.append(iter(_list_folder(Path(entry))))
+        elif os.path.splitext(entry.name)[1].lower() in suffixes and _is_file(entry):  # noqa: PTH122  faster than a Path
+            yield FolderEntry(Path(entry), True)
+        elif not entry.name.startswith("."):
+            yield FolderEntry(Path(entry), False)
+
+
+def _list_folder(folder: Path) -> Sequence["os.DirEntry[str] | FolderEntry"]:
+    """Return what a folder holds, by name; where it cannot be read, an entry that says why."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        return [FolderEntry(folder, False, f"The folder {folder} cannot be read: {error.strerror}.")]
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # such as a loop of links
+        return False
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -181,10 +223,6 @@ def _read_error(source: Source) -> str | None:
     except ImageError as error:
         return str(error)
     return None
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise ImageError(f"The folder {error.filename} cannot be read: {error.strerror}.")
 
 
 def _read_stdin() -> bytes:

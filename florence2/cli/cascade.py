@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from florence2.asking.questions import Detail, Runtime
 from florence2.asking.requests import EncodedImage
+from florence2.bulk.answering import Arrival
 from florence2.bulk.rows import Result
 from florence2.cli.main import parse_words
 from florence2.cli.options import name_argument
@@ -56,6 +57,7 @@ def _ask(
     options: GenerationOptions,
     pairs: Iterable[tuple[EncodedImage, CascadeQuestion] | Florence2Error],
     _: int | None,
+    __: Arrival,  # each row is yielded when it is known
 ) -> Iterator[Result | Florence2Error]:
     """Run one chain after the other: each step needs the one before."""
     return (pair if isinstance(pair, Florence2Error) else _run_chain(model, *pair, options) for pair in pairs)

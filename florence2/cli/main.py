@@ -36,6 +36,8 @@ class Command:
 COMMANDS = {
     "run": Command("florence2.cli.run", "answer tasks on images"),
     "cascade": Command("florence2.cli.cascade", "caption images, find the caption's phrases, outline each"),
+    "label": Command("florence2.label.command", "answer tasks on any number of images, resumably, into a folder"),
+    "dataset": Command("florence2.dataset.command", "write answers as a dataset: COCO, YOLO, captions, ..."),
     "download": Command("florence2.cli.download", "fetch a checkpoint from the Hugging Face Hub"),
     "convert": Command("florence2.cli.convert", "rewrite a checkpoint: layout, type, .bin to safetensors"),
     "init": Command("florence2.cli.init", "write an untrained checkpoint, for tests and benchmarks"),

@@ -171,6 +171,17 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
+    """Add the inputs of tasks, and free prompts."""
+    add_task_input(parser)
+    parser.add_argument(
+        "--free-prompt",
+        action="store_true",
+        help="the first argument is a free prompt, which the model reads unchanged, even if it is one word or looks "
+        "like a task",
+    )
+
+
+def add_task_input(parser: argparse.ArgumentParser) -> None:
     """Add the inputs of tasks."""
     parser.add_argument("--text", action="append", help="the text that a task takes; repeat it for several classes")
     parser.add_argument(
@@ -179,12 +190,6 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         metavar="X1,Y1,X2,Y2",
         type=parse_box,
         help="the region that a task takes: left, top, right, bottom in pixels (--box=-5,... if negative)",
-    )
-    parser.add_argument(
-        "--free-prompt",
-        action="store_true",
-        help="the first argument is a free prompt, which the model reads unchanged, even if it is one word or looks "
-        "like a task",
     )
 
 

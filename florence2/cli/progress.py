@@ -46,7 +46,7 @@ class Progress:
             return
         self.written = now
         each = (now - self.began) / max(1, done)
-        line = f"{done}/{self.total} {self.things}, {each:.2f} s each, {_clock(each * (self.total - done))} left"
+        line = f"{done}/{self.total} {self.things}, {each:.2f} s each, {clock(each * (self.total - done))} left"
         print(f"\r{line}\x1b[K" if self.on_terminal else line, end="" if self.on_terminal else "\n", file=self.stream)
         self.stream.flush()
 
@@ -56,7 +56,8 @@ class Progress:
             print(file=self.stream)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return "1:35" or "2:01:35"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

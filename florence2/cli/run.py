@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from florence2.asking.questions import Runtime
 from florence2.asking.requests import EncodedImage
-from florence2.bulk.answering import answer_images
+from florence2.bulk.answering import Arrival, Ask, Rows, answer_images
 from florence2.bulk.journal import Folder, check_folder
 from florence2.bulk.questions import holds_task, read_questions
 from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
@@ -48,7 +48,7 @@ from florence2.inputs.tasks import TASKS, FreePrompt, Task
 
 Q = TypeVar("Q", bound=Question)
 AskModel: TypeAlias = Callable[
-    [Runtime, GenerationOptions, Iterable[tuple[EncodedImage, Q] | Florence2Error], int | None],
+    [Runtime, GenerationOptions, Iterable[tuple[EncodedImage, Q] | Florence2Error], int | None, Arrival],
     Iterator[Result | Florence2Error],
 ]
 """A function that answers pairs with a model, a number of them at once; errors keep their places."""
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     known = backend.tasks(options, options.arguments)
     check_order("run", options.arguments, known, backend.program)
     tasks, images = split_arguments(options.arguments, known)
-    return answer_all(options, images, read_questions(tasks, options.text, options.box, known), _ask, backend)
+    return answer_all(options, images, read_questions(tasks, options.text, options.box, known), ask_tasks, backend)
 
 
 def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS) -> tuple[list[str], list[str]]:
@@ -144,15 +144,16 @@ def split_arguments(arguments: Sequence[str], known: Mapping[str, Task] = TASKS)
     return list(arguments[:count]), list(arguments[count:])
 
 
-def _ask(
+def ask_tasks(
     model: Runtime,
     options: GenerationOptions,
     pairs: Iterable[tuple[EncodedImage, TaskQuestion] | Florence2Error],
     batch_size: int | None,
+    arrived: Arrival,
 ) -> Iterator[Result | Florence2Error]:
     """Answer `batch_size` pairs at once."""
     requests = (pair if isinstance(pair, Florence2Error) else (pair[1].task, pair[0], pair[1].text) for pair in pairs)
-    return model.stream(requests, options=options, batch_size=batch_size)
+    return model.stream(requests, options=options, batch_size=batch_size, arrived=arrived)
 
 
 # ---- shared with `cascade` -----------------------------------------------------------------------------------------
@@ -161,6 +162,19 @@ def _ask(
 def add_answering(parser: argparse.ArgumentParser, backend: Backend = TORCH) -> None:
     """Add the options of a command that answers questions about images."""
     backend.add_options(parser)
+    add_search(parser)
+    parser.add_argument("--json", action="store_true", help="JSON Lines instead of text on stdout")
+    parser.add_argument(
+        "--out",
+        type=path_argument,
+        metavar="DIR",
+        help="also write DIR/results.jsonl; an unfinished run there is resumed",
+    )
+    parser.add_argument("--draw", action="store_true", help="also draw each answer on a copy of its image, in --out")
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add what shapes the answers, besides the model."""
     add_calibration(parser)
     add_background(parser)
     add_generation(parser)
@@ -170,14 +184,6 @@ def add_answering(parser: argparse.ArgumentParser, backend: Backend = TORCH) -> 
         metavar="X",
         help="leave out boxes, quads and outlines below this confidence, 0 to 1 (default: leave out none)",
     )
-    parser.add_argument("--json", action="store_true", help="JSON Lines instead of text on stdout")
-    parser.add_argument(
-        "--out",
-        type=path_argument,
-        metavar="DIR",
-        help="also write DIR/results.jsonl; an unfinished run there is resumed",
-    )
-    parser.add_argument("--draw", action="store_true", help="also draw each answer on a copy of its image, in --out")
 
 
 def answer_all(
@@ -226,7 +232,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _open_folder(options: argparse.Namespace, backend: Backend, path: Path, requested: Sequence[Row]) -> Folder:
     """Open `--out`; say how many answers it holds."""
-    settings = _search_settings(options) | backend.settings(options, path)
+    settings = search_settings(options) | backend.settings(options, path)
     folder = Folder(options.out, options.draw, settings, requested)
     for note in folder.notes:
         say(f"florence2: {note}")
@@ -265,30 +271,41 @@ def _answer(
 ) -> Iterable[Row]:
     """Load the model and return the rows, which are computed as they are taken."""
     model = backend.load(options)
-    search = generation_options(options, model)
     slots = None if options.batch is None else options.batch * len(questions)
-
-    def ask_model(pairs: Iterable[tuple[EncodedImage, Q] | Florence2Error]) -> Iterator[Result | Florence2Error]:
-        for result in ask(model, search, pairs, slots):
-            if isinstance(result, OptionError):  # such as of an answer that would take too much memory
-                yield OptionError(name_options(str(result), SETTINGS))
-            elif isinstance(result, Florence2Error) or options.min_confidence is None:
-                yield result
-            else:
-                yield result.with_confidence(options.min_confidence)
-
     return answer_images(
         model,
         sources,
         questions,
-        ask_model,
+        finishing(ask, model, options, slots),
         batch_size=options.batch,
         done=done,
         progress=progress,
     )
 
 
-def _search_settings(options: argparse.Namespace) -> dict[str, Any]:
+def finishing(ask: AskModel[Q], model: Runtime, options: argparse.Namespace, slots: int | None) -> Ask[Q]:
+    """Return `ask` with a model and the settings of a command line; errors name options, and weak regions are left out.
+
+    Raises OptionError where the settings conflict.
+    """
+    search = generation_options(options, model)
+
+    def finish(result: Result | Florence2Error) -> Result | Florence2Error:
+        if isinstance(result, OptionError):  # such as of an answer that would take too much memory
+            return OptionError(name_options(str(result), SETTINGS))
+        if isinstance(result, Florence2Error) or options.min_confidence is None:
+            return result
+        return result.with_confidence(options.min_confidence)
+
+    def ask_model(
+        pairs: Iterable[tuple[EncodedImage, Q] | Florence2Error], arrived: Arrival
+    ) -> Iterator[Result | Florence2Error]:
+        return map(finish, ask(model, search, pairs, slots, lambda number, result: arrived(number, finish(result))))
+
+    return ask_model
+
+
+def search_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the answers of a run depend on with every backend."""
     kinds = {task.token: task.answer for task in options.task_kind} or None
     names = ("beams", "max_new_tokens", "background", "min_confidence", *SAMPLING)
@@ -305,14 +322,20 @@ def _write_rows(
 ) -> int:
     """Write each row as it comes, to the folder first; then say how the run went. Return the exit code."""
     stopped = False
+
+    def keep(row: Row) -> None:
+        kept = row if folder is None else folder(row)
+        console(kept)
+        summary.add(kept)
+
     try:
         with progress:
             for row in rows:
-                kept = row if folder is None else folder(row)
-                console(kept)
-                summary.add(kept)
+                keep(row)
     except KeyboardInterrupt:
         stopped = True
+        for row in rows.waiting() if isinstance(rows, Rows) else ():
+            keep(row)
         where = f"; the rows written so far are kept in {folder.path}" if folder else ""
         say(f"\nflorence2: stopped after {progress.done} of {progress.total} images{where}.")
     for sentence in (*summary.sentences(), *console.problems):

@@ -12,6 +12,7 @@ from florence2.asking.processor import AnswerProcessor
 from florence2.asking.questions import Runtime
 from florence2.asking.requests import (
     AnyImage,
+    Arrived,
     CheckedRequest,
     EncodedImage,
     PreparedImage,
@@ -126,6 +127,7 @@ class Florence2Lite(Runtime):
         background: Colour | None = None,
         options: GenerationOptions | None = None,
         batch_size: int | None = None,
+        arrived: Arrived | None = None,  # noqa: ARG002  no answer waits for another one
         **settings: Any,
     ) -> Iterator[Answer | Florence2Error]:
         """Answer requests of any number in their order, with errors in place of answers; see `Florence2.stream`.
@@ -135,6 +137,7 @@ class Florence2Lite(Runtime):
             background: The colour that transparent pixels show, as in `run`.
             options: Generation settings; None is the model's own.
             batch_size: At least 1; requests are answered one after the other.
+            arrived: Not called: no answer waits for another one.
             **settings: Single generation settings, such as `num_beams=1`.
 
         Yields:

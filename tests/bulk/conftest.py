@@ -33,9 +33,11 @@ def answer(small: florence2.Florence2) -> Answering:
     """Answer questions in at most six tokens, two images at a time."""
     options = small.options(max_new_tokens=6)
 
-    def ask(pairs: Iterable[tuple[florence2.EncodedImage, TaskQuestion] | Florence2Error]) -> Iterator[Any]:
+    def ask(
+        pairs: Iterable[tuple[florence2.EncodedImage, TaskQuestion] | Florence2Error], arrived: Any
+    ) -> Iterator[Any]:
         requests = (p if isinstance(p, Florence2Error) else (p[1].task, p[0], p[1].text) for p in pairs)
-        return small.stream(requests, options=options, batch_size=2)
+        return small.stream(requests, options=options, batch_size=2, arrived=arrived)
 
     def answer(sources: list[Source], questions: list[TaskQuestion], **changes) -> list[Row]:
         return list(answer_images(small, sources, questions, **{"ask": ask, **changes}))

@@ -4,12 +4,16 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import florence2
+from florence2.bulk.answering import answer_images
+from florence2.bulk.journal import Folder
 from florence2.bulk.rows import Row, TaskQuestion
 from florence2.bulk.sources import Source
 from florence2.bulk.summary import Summary
@@ -18,6 +22,7 @@ from florence2.cli.cascade import CascadeQuestion
 from florence2.cli.main import main
 from florence2.cli.progress import Console, Progress
 from florence2.cli.run import _write_rows
+from florence2.errors import PromptError
 from parity.recipe import make_picture
 from recipes.nano.scenes import make_scene
 
@@ -277,6 +282,25 @@ def test_a_drawing_that_failed_is_said_and_has_an_exit_code(tmp_path: Path, caps
     assert "scene.png: The drawing cannot be written: File exists." in captured.err
     assert "1 of 1 answer was not drawn. The first reason: The drawing cannot be written" in captured.err
     assert json.loads((out / "results.jsonl").read_text())["boxes"] and "cannot" not in captured.out
+
+
+def test_ctrl_c_writes_the_answers_that_wait_for_a_slower_one(
+    picture_file: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    questions = [TaskQuestion("<OD>"), TaskQuestion("<OCR>")]
+    source = Source("a.png", picture_file, "a")
+
+    def ask(pairs: Iterable[Any], arrived: Any) -> Iterator[Any]:
+        next(pairs), next(pairs)
+        arrived(1, PromptError("known"))
+        raise KeyboardInterrupt
+        yield
+
+    rows = answer_images(florence2.load("nano"), [source], questions, ask)
+    with Folder(tmp_path, draw=False, settings={}) as folder:
+        assert _write_rows(rows, folder, Console(as_json=False, headings=False), Summary(), Progress()) == 130
+    (row,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert (row["task"], row["error"]) == ("<OCR>", "known") and "a.png: known" in capsys.readouterr().err
 
 
 def test_cascade(small_folder: Path, picture_file: Path, capsys: Capture) -> None:

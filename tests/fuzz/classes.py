@@ -13,6 +13,8 @@ CLASSES = {
     "pickles": 60,
     "commands": 40,
     "pages": 15,
+    "sources": 100,
+    "journals": 60,
     "runs": 5,
     "threads": 5,
 }

@@ -25,12 +25,14 @@ CASES = {
     "pickles": 25,
     "commands": 25,
     "pages": 10,
+    "sources": 60,
+    "journals": 12,
     "runs": 2,
     "threads": 2,
 }
 """Cases of each class in the default suite, about 30 s in all."""
 
-MIXED = ("prompts", "images", "checkpoints", "tokenizers", "adapters", "training", "pickles")
+MIXED = ("prompts", "images", "checkpoints", "tokenizers", "adapters", "training", "pickles", "sources")
 """The classes in which some cases must be refused and others accepted, or the checks would see one side alone."""
 
 

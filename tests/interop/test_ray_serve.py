@@ -39,7 +39,7 @@ def wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> None:
     while True:
         assert process.poll() is None and time.monotonic() < end, log.read_text()
         try:
-            if call("GET", "/ready")[0] == 200:
+            if all(call("GET", "/ready")[0] == 200 for _ in range(12)):  # whichever replica is asked
                 return
         except OSError:
             pass

@@ -4,7 +4,9 @@ import ast
 from functools import cache
 from pathlib import Path
 
-EXTRAS = tuple(f"florence2/{room}/" for room in ("train", "inspect", "export", "lite", "mcp", "serve"))
+EXTRAS = tuple(
+    f"florence2/{room}/" for room in ("dataset", "train", "inspect", "export", "label", "lite", "mcp", "ray", "serve")
+)
 """Not the core: mutated where --only names them."""
 APART = ("browser", "clients", "interop", "fuzz")
 """Folders of tests that need other packages, or minutes."""

@@ -195,7 +195,7 @@ def test_a_batch_reads_ahead_but_in_its_own_thread_what_is_a_file_object(
 
 def test_folder_runs(nano: florence2.Florence2, forced: florence2.Florence2, folder: Path) -> None:
     def rows(model: florence2.Florence2) -> list[object]:
-        ask = lambda pairs: model.stream(  # noqa: E731
+        ask = lambda pairs, arrived: model.stream(  # noqa: E731
             (pair if isinstance(pair, Exception) else ("<CAPTION>", pair[0]) for pair in pairs), max_new_tokens=8
         )
         found = answer_images(model, find_images([str(folder)]), [TaskQuestion("<CAPTION>", None)], ask)

@@ -1,0 +1,97 @@
+"""Images in a dataset: links to, or copies of, the files that were labelled; those in tars are unpacked."""
+
+import os
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+from florence2.dataset.names import split_suffix
+from florence2.errors import ImageError, OptionError
+from florence2.label.sources.tars import TarImage, read_tar
+
+LINKS = ("symlink", "hard", "copy")
+MISSING = "missing_images"
+TAR_MARK = ".tar::"
+"""Stands in the place of an image in a tar, between the path of the tar and the name in it."""
+
+
+def find_image(place: str) -> Path | TarImage | None:
+    """Return the file or the member of a tar that a row names as the place of its image; None if it is not there."""
+    path, mark, _ = place.partition(TAR_MARK)
+    if mark:
+        return _images_of_tar(f"{path}.tar").get(place) if _is_file(f"{path}.tar") else None
+    return Path(place) if _is_file(place) else None
+
+
+def _is_file(path: str) -> bool:
+    """Return whether an absolute path is that of a regular file: a FIFO would never end."""
+    return os.path.isabs(path) and "\0" not in path and os.path.isfile(path)  # noqa: PTH113, PTH117  for a million
+
+
+@lru_cache(maxsize=4)
+def _images_of_tar(path: str) -> dict[str, TarImage]:
+    """Return where the images of a tar are, by their places."""
+    items = read_tar(Path(path))
+    return {item.source.place: item.source.data for item in items if isinstance(item.source.data, TarImage)}
+
+
+class Folders:
+    """Makes the folders of files, each once. Paths are texts, because those of pathlib cost a million files more."""
+
+    def __init__(self) -> None:
+        self._made: set[str] = set()
+
+    def make_for(self, path: str) -> None:
+        """Make the folder of a file."""
+        folder = os.path.dirname(path)  # noqa: PTH120
+        if folder not in self._made:
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            self._made.add(folder)
+
+
+class ImageFiles:
+    """Brings images into a folder by one of `LINKS`."""
+
+    def __init__(self, link: str):
+        self.link = link
+        self._folders = Folders()
+
+    def put(self, place: str, target: str) -> str:
+        """Bring the image at a place to `target`, whose ending is still to come; return the ending.
+
+        Raises:
+            FileNotFoundError: No image is at the place.
+            OptionError: A hard link cannot be made, because the folders are on different disks.
+        """
+        image = find_image(place)
+        if image is None:
+            raise FileNotFoundError(place)
+        ending = split_suffix(place)[1] or ".image"
+        path = f"{target}{ending}"
+        self._folders.make_for(path)
+        if isinstance(image, TarImage):
+            _unpack(image, path)
+        elif self.link == "symlink":
+            os.symlink(place, path)  # noqa: PTH211  for a million
+        elif self.link == "copy":
+            shutil.copyfile(place, path)
+        else:
+            _link_hard(place, path)
+        return ending
+
+
+def _unpack(image: TarImage, path: str) -> None:
+    try:
+        content = image.read()
+    except ImageError:
+        raise FileNotFoundError(path) from None
+    Path(path).write_bytes(content)
+
+
+def _link_hard(place: str, path: str) -> None:
+    try:
+        os.link(place, path)
+    except OSError as error:
+        raise OptionError(
+            f"A hard link to {place} cannot be made: {error.strerror}. Give --link symlink or copy."
+        ) from None

@@ -1,0 +1,60 @@
+"""Questions about images as 64-bit numbers, so that a million finished ones fit into a few megabytes.
+
+Of ten million questions two share a number with a probability of 1 in 400,000; the later one would then count as
+finished.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, Literal, TypeAlias
+
+from florence2.bulk.rows import Question
+from florence2.bulk.sources import FileVersion, Source
+
+By: TypeAlias = Literal["place", "id"]
+FAILED, UNVERSIONED = 0, 1
+"""States of rows that have an error, and of answers about images that have no file of their own."""
+
+
+def question_part(asked: Mapping[str, Any]) -> bytes:
+    """Return the part of a key that a question makes; `asked` holds what `Question.to_dict` returns."""
+    return json.dumps([asked.get(part) for part in ("task", "input", "detail")]).encode()
+
+
+def source_key(source: Source, part: bytes, by: By) -> int:
+    """Return the key of a question, given by its `question_part`, about an image."""
+    return _key(source.place if by == "place" else None, source.id, part)
+
+
+def key_of(source: Source, question: Question, by: By) -> int:
+    """Return the key of a question about an image."""
+    return source_key(source, question_part(question.to_dict()), by)
+
+
+def row_key(row: Mapping[str, Any], by: By) -> int:
+    """Return the key of a row in the form of `Row.to_dict`."""
+    return _key(row["place"] if by == "place" else None, row.get("id"), question_part(row))
+
+
+def row_state(row: Mapping[str, Any]) -> int:
+    """Return which version of the image's file a row answers, as a number; `FAILED` for an error."""
+    if "error" in row:
+        return FAILED
+    file = row.get("file")
+    return _state(file.get("bytes"), file.get("modified_ns")) if isinstance(file, dict) else UNVERSIONED
+
+
+def version_state(version: FileVersion) -> int:
+    """Return the state of an answer about this version of an image's file."""
+    return _state(*version[1:])
+
+
+def _key(place: str | None, id: str | None, part: bytes) -> int:
+    digest = blake2b(json.dumps([place, id]).encode() + part, digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1  # 0 stands for a damaged line
+
+
+def _state(size: Any, modified: Any) -> int:
+    return max(zlib.crc32(f"{size},{modified}".encode()), UNVERSIONED + 1)

@@ -1,0 +1,89 @@
+"""A run at its ends: a stop, too many errors, no room for putting the rows in order."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import florence2
+from florence2.bulk.answering import Rows
+from florence2.cli.run import TORCH
+from florence2.errors import ImageError, OutputError, PromptError
+from florence2.label.ahead import Taken
+from florence2.label.errors import ErrorLimit
+from florence2.label.journal import Journal
+from florence2.label.labelling import Labelling
+from florence2.label.remaining import Remaining
+from tests.label.conftest import ASKED, row
+
+
+class Interrupted(Labelling):
+    """Answers a run of four images: the second is slow, and Ctrl-C comes before it has an answer."""
+
+    def _answer(self) -> None:
+        def ask(pairs: Iterator[Any], arrived: Any) -> Iterator[Any]:
+            for number in range(4):
+                next(pairs)
+                if number != 1:
+                    arrived(number, PromptError(f"answer {number}"))
+                if number == 0:
+                    yield PromptError("answer 0")
+            raise KeyboardInterrupt
+
+        self._write(broken_images(ask))
+
+
+def broken_images(ask: Any) -> Rows:
+    """The rows of four images that cannot be read."""
+    work = [Taken(row(name).source, (ASKED,), None, ImageError("It is broken.")) for name in "abcd"]
+    return Rows(florence2.load("nano"), work, ask)
+
+
+def labelling(journal: Journal, kind: type[Labelling] = Labelling, **options: Any) -> Labelling:
+    given = {"max_errors": None, "max_new_tokens": None, "batch": None, "workers": 0, **options}
+    return kind(argparse.Namespace(**given), TORCH, Remaining([], [ASKED], journal), journal)
+
+
+def stored(folder: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_stop_writes_the_rows_that_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Journal(tmp_path, {}) as journal:
+        assert labelling(journal, Interrupted).run() == 130
+    assert stored(tmp_path) == ["a", "c", "d"]
+    assert f"stopped; the rows written so far are kept in {tmp_path / 'results.jsonl'}" in capsys.readouterr().err
+
+
+def test_too_many_errors_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Journal(tmp_path, {}) as journal:
+        run = labelling(journal, max_errors=ErrorLimit(count=1))
+        run._write(broken_images(lambda pairs, arrived: pairs))
+    assert stored(tmp_path) == ["a", "b"]
+    run._describe()
+    assert "ended early, because --max-errors was exceeded" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_put_in_order_are_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OutputError("The disk is full.", "full")
+
+    monkeypatch.setattr("florence2.label.journal.compact", refuse)
+    with Journal(tmp_path, {}) as journal:
+        assert labelling(journal).run() == 1
+    errors = capsys.readouterr().err
+    assert "The disk is full. The rows are complete, but not in input order; --compact orders them." in errors
+
+
+def test_only_the_first_errors_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Journal(tmp_path, {}) as journal:
+        run = labelling(journal)
+        for number in range(20):
+            run._keep(row(f"{number:02}.png", None))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10 and lines[-1].endswith("09.png is broken. Further errors are in the rows alone.")
