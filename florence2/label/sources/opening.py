@@ -239,8 +239,6 @@ def _kind(path: str) -> str:
 
 def _check_name(argument: str) -> None:
     """Raise ImageError for an argument that is not a path."""
-    if not argument:
-        raise ImageError('The name of an image is empty (""); give a file or a folder.')
     if argument == "-":
         raise ImageError(
             "Images to label are not read from stdin, because a resumed run reads them again; give a file or a folder."

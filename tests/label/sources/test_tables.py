@@ -123,9 +123,10 @@ def test_the_column_must_be_clear(save: Save, png: Png) -> None:
         items(path, image_column="a", id_column="c")
     with pytest.raises(ImageError, match="The column b of .* has the type binary; ids are text or whole numbers"):
         items(path, image_column="a", id_column="b")
-    none = save("y.parquet", {"n": [1]})
-    with pytest.raises(ImageError, match="has no column of bytes; choose one"):
-        items(none)
+    for column in ([1], [{"bytes": 1}], [{"bytes": b"x", "path": 1}], [{"path": "x"}]):
+        none = save("y.parquet", {"n": column})
+        with pytest.raises(ImageError, match="has no column of bytes; choose one"):
+            items(none)
 
 
 def test_columns_need_a_table(tmp_path: Path) -> None:
@@ -147,7 +148,9 @@ def test_a_table_that_cannot_be_read_is_one_error_among_others(save: Save, png: 
         items(torn)  # at once
 
 
-@pytest.mark.parametrize("end", [b"", b"PAR1", (2**32 - 1).to_bytes(4, "little") + b"PAR1"])
+@pytest.mark.parametrize(
+    "end", [b"", b"PAR1", bytes(50) + b"\4\0\0\0PAR2", (2**32 - 1).to_bytes(4, "little") + b"PAR1"]
+)
 def test_files_that_do_not_end_as_parquet_does(tmp_path: Path, end: bytes) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(end)
