@@ -14,6 +14,7 @@ CLASSES = {
     "commands": 40,
     "pages": 15,
     "sources": 100,
+    "datasets": 60,
     "runs": 5,
     "threads": 5,
 }
