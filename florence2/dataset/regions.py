@@ -72,9 +72,7 @@ class RegionReader:
     def _read_shape(self, shape: Mapping[str, Any], parts: Any, size: tuple[int, int]) -> LabelledRegion | None:
         """Return the region of a shape, or None where it has no area."""
         quad = shape.get("xyxyxyxy")
-        rings: list[Numbers] = []
-        if parts is not None or quad is not None:
-            rings = self._rings([quad] if quad is not None else parts, size)
+        rings = self._rings(parts if quad is None else [quad], size)
         box = self._box(shape["xyxy"], size) if "xyxy" in shape else _extent(rings)
         if box is None:
             self.counts["degenerate"] += 1
@@ -99,6 +97,8 @@ class RegionReader:
 
     def _rings(self, rings: Sequence[Numbers], size: tuple[int, int]) -> list[Numbers]:
         """Return the rings that have an area, clipped to the image."""
+        if not rings:
+            return []
         kept: list[Numbers] = []
         clipped = False
         for ring in rings:
@@ -114,18 +114,18 @@ class RegionReader:
 
 
 def _shapes(row: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Any]]:
-    """Yield the shapes of a row, each with the rings that belong to it, or None."""
+    """Yield the shapes of a row, each with the rings that belong to it."""
     if "caption" in row:
         boxes = row["grounding"].get("boxes", ())
         for box, outline in zip(boxes, row["segments"], strict=True):
             rings = [ring for polygon in outline.get("polygons", ()) for ring in polygon["rings"]]
-            yield box, rings or None
+            yield box, rings
         return
     given = default_label(row)
     for box in row.get("boxes", ()):
-        yield (box if box.get("label") else {**box, "label": given}), None
+        yield (box if box.get("label") else {**box, "label": given}), ()
     for quad in row.get("quads", ()):
-        yield quad, None
+        yield quad, ()
     for polygon in row.get("polygons", ()):
         yield (polygon if polygon.get("label") else {**polygon, "label": given}), polygon["rings"]
 

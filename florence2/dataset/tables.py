@@ -92,12 +92,12 @@ def to_table(rows: Iterable[Mapping[str, Any]]) -> "pa.Table":
     return pa.table(to_columns(rows), schema=schema())
 
 
-def _is_sound(row: Mapping[str, Any]) -> bool:
+def _table_of_row(row: Mapping[str, Any]) -> "pa.Table | None":
+    """Return the table of one row, or None where its values have other types."""
     try:
-        to_table([row])
+        return to_table([row])
     except WRONG_VALUES:
-        return False
-    return True
+        return None
 
 
 class Parquet(View):
@@ -129,12 +129,14 @@ class Parquet(View):
 
     def _table(self, rows: list[dict[str, Any]]) -> "pa.Table":
         """Return rows as a table, without those whose values have other types."""
+        import pyarrow as pa
+
         try:
             table = to_table(rows)
         except WRONG_VALUES:
-            sound = [row for row in rows if _is_sound(row)]
-            self.counts["damaged_rows"] += len(rows) - len(sound)
-            table = to_table(sound)
+            tables = filter(None, map(_table_of_row, rows))
+            table = pa.concat_tables([schema().empty_table(), *tables])
+            self.counts["damaged_rows"] += len(rows) - len(table)
         self.counts["rows"] += len(table)
         return table
 

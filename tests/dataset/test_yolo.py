@@ -136,6 +136,8 @@ def test_oriented_boxes(tmp_path: Path, album: Path) -> None:
 
 
 def test_join_rings() -> None:
+    down = join_rings([[0, 0, 0, 50, 10, 50], [1, 90, 1, 60, 5, 90]])  # nearest by both coordinates
+    assert down == [(0, 0), (0, 50), (1, 60), (5, 90), (1, 90), (1, 60), (0, 50), (10, 50)]
     assert join_rings([]) == [] and join_rings([[1, 2, 3, 4, 5, 6]]) == [(1, 2), (3, 4), (5, 6)]
 
 
