@@ -24,7 +24,7 @@ def test_names_that_need_no_torch_are_those_of_modules_that_do() -> None:
     assert tuple(TORCH_DTYPES) == DTYPES and tuple(FREEZABLE) == PARTS
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "download"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("download", "dataset")])
 def test_help_lists_every_name_of_a_model(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
