@@ -134,7 +134,7 @@ def _read_head(line: bytes) -> dict[str, Any] | None:
     if head is None or not line.endswith(b"}\n") or any(line.find(key, head.end()) > 0 for key in _FURTHER):
         return None
     try:
-        image, place, name, task, kind, other = [part and part.decode() for part in head.groups()]
+        image, place, name, task, kind, other = [None if part is None else part.decode() for part in head.groups()]
     except UnicodeDecodeError:
         return None
     row = {"image": image, "place": place, "id": name, "task": task}
