@@ -76,9 +76,10 @@ def write_views(
                 reading = _Pass(index, chosen, settings, progress)
                 reading.write(drafts)
                 summary = summarize(source, index, reading.failures, settings, chosen, drafts)
+                # first, because a view that it does not name would count as a foreign folder
+                write_json(out / REPORT, dict(sorted({**earlier, **summary.report}.items())))
                 for name in views:
                     _swap(out, name)
-            write_json(out / REPORT, dict(sorted({**earlier, **summary.report}.items())))
     return summary
 
 

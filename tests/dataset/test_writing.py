@@ -119,6 +119,23 @@ def test_what_a_killed_call_left(tmp_path: Path, source: Path) -> None:
     assert files_below(out) == first
 
 
+def test_a_call_that_was_killed_before_its_last_view_can_be_repeated(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap, left = writing._swap, iter(["coco"])
+
+    def stop_after_the_first(out: Path, name: str) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        swap(out, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writing, "_swap", stop_after_the_first)
+        write_views(source, ["coco", "yolo"], tmp_path / "out", tasks=["od"])
+    write_views(source, ["coco", "yolo"], tmp_path / "out", tasks=["od"])
+    assert (tmp_path / "out" / "yolo" / "data.yaml").exists()
+
+
 def test_a_folder_of_somebody_else_stays(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out" / "yolo").mkdir(parents=True)
     write_views(source, ["yolo"], tmp_path / "out", tasks=["od"])  # an empty folder holds nothing to lose
