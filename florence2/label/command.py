@@ -10,7 +10,7 @@ from florence2.bulk.rows import TaskQuestion
 from florence2.cli.main import parse_words
 from florence2.cli.options import add_task_input, check_at_least, generation_changes, path_argument, say
 from florence2.cli.run import TORCH, Backend, add_search, search_settings
-from florence2.errors import PromptError
+from florence2.errors import OptionError, PromptError
 from florence2.inputs.tasks import FreePrompt, Task
 from florence2.label.counting import Counting, can_count
 from florence2.label.devices import label_on_devices, parse_devices
@@ -115,6 +115,8 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     if options.workers is None:
         options.workers = max(1, min(_cores() - 1, MOST_WORKERS))
     if options.devices:
+        if options.device != "auto":
+            raise OptionError("--device and --devices were both given; leave one out.")
         backend.find(options)  # once, before the processes
         return label_on_devices(options, partial(_label, backend=backend))
     return _label(options, backend)

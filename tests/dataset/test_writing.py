@@ -201,7 +201,7 @@ def test_a_full_disk_is_one_sentence_and_the_earlier_view_stays(tmp_path: Path, 
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); from florence2.cli.main import main; "
-        "sys.exit(main(['dataset', 'rows', '--to', 'coco', '--task', 'od', '--out', 'out']))"
+        "sys.exit(main(['dataset', 'rows', '--to', 'coco,csv', '--task', 'od', '--out', 'out']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

@@ -169,6 +169,7 @@ def test_a_stopped_run_can_be_put_in_order(photos: Path, tmp_path: Path, monkeyp
         (["--out", "out", "--task", "od", "--batch", "0"], "--batch is 0"),
         (["--out", "out", "--task", "od", "--workers", "-1"], "--workers is -1"),
         (["--out", "out", "--task", "od", "--model", "nanoo"], "nanoo"),
+        (["--out", "out", "--task", "od", "--device", "cuda", "--devices", "cpu,cpu"], "leave one out"),
     ],
 )
 def test_wrong_words_are_a_sentence(
