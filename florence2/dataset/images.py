@@ -13,6 +13,7 @@ from florence2.label.sources.tars import TarImage, read_tar
 LINKS = ("symlink", "hard", "copy")
 MISSING = "missing_images"
 _TAR_MARK = re.compile(r"(?<=\.tar)::", re.IGNORECASE)
+_REPEATED = re.compile(r"-\d+$")  # the number of a name that stands in a tar before
 
 
 def find_image(place: str) -> Path | TarImage | None:
@@ -24,9 +25,9 @@ def find_image(place: str) -> Path | TarImage | None:
 
 
 def split_place(place: str) -> tuple[str, str]:
-    """Return the path of the tar that holds an image, and the name in it; two empty texts for other images."""
+    """Return the path of the tar that holds an image, and its name there; two empty texts for other images."""
     path, *name = _TAR_MARK.split(place, maxsplit=1)
-    return (path, name[0]) if name else ("", "")
+    return (path, _REPEATED.sub("", name[0])) if name else ("", "")
 
 
 def _is_file(path: str) -> bool:
@@ -72,7 +73,7 @@ class ImageFiles:
         image = find_image(place)
         if image is None:
             raise FileNotFoundError(place)
-        ending = split_suffix(place)[1] or ".image"
+        ending = split_suffix(split_place(place)[1] or place)[1] or ".image"
         path = f"{target}{ending}"
         self._folders.make_for(path)
         if isinstance(image, TarImage):

@@ -6,7 +6,6 @@ go into tars of `SAMPLES_OF_TAR` in the order of the ids. Nothing in them depend
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count, groupby, islice
@@ -18,11 +17,9 @@ from florence2.dataset.index import ImageRows
 from florence2.dataset.names import OutputNames, split_suffix
 from florence2.dataset.views import TEXTS, View, ViewSettings, text_of
 from florence2.errors import ImageError
-from florence2.label.sources.tars import TarImage, read_tar
+from florence2.label.sources.tars import KEY, TarImage, read_tar
 
 SAMPLES_OF_TAR = 10_000
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-"""WebDataset's rule: all that is before the first dot of the last name is the key of a sample."""
 _LOCAL = ("image", "place", "file", "drawing", "drawing_error")
 """Values of a row that say where its files were."""
 
@@ -117,7 +114,7 @@ class WebDataset(View):
 
     def _add_image(self, tar: tarfile.TarFile, key: str, place: str, image: Path | TarImage | None) -> None:
         """Add an image, with the ending of its name; one that is not there is counted."""
-        match = _KEY.match(split_place(place)[1])
+        match = KEY.match(split_place(place)[1])
         ending = match[2] if match else split_suffix(place)[1][1:]
         try:
             content = b"" if image is None else image.read_bytes() if isinstance(image, Path) else image.read()
@@ -136,7 +133,7 @@ _Sample = tuple[str, _Waiting, Path | TarImage | None]
 def _key(place: str) -> str:
     """Return the key of an image in a tar; one that leads out of a folder is made harmless."""
     _, name = split_place(place)
-    match = _KEY.match(name)
+    match = KEY.match(name)
     key = match[1] if match else name
     parts = key.split("/")
     safe = key.isprintable() and "\\" not in key and not {"", ".", ".."} & set(parts)

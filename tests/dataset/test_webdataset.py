@@ -136,3 +136,12 @@ def test_the_ending_of_a_tar_may_have_capitals(tmp_path: Path) -> None:
     report = write_views(source, ["yolo", "webdataset"], tmp_path / "out", settings=WITH_IMAGES)
     assert report.complete and (tmp_path / "out/yolo/images/train/a.png").read_bytes() == png("red")
     assert [name for name, _ in read_tar(tmp_path / "out/webdataset/0.tar")] == ["a.png", "a.florence2.json"]
+
+
+def test_a_name_that_a_tar_repeats_keeps_its_ending(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "0.tar", [("a.png", png("red")), ("b.png", png("red")), ("a.png", png("blue"))])
+    rows = [in_tar(tar, "a.png", caption("a", "red")), in_tar(tar, "a.png-2", caption("a-2", "blue"))]
+    source = write_rows(tmp_path / "rows", rows)
+    report = write_views(source, ["metadata", "webdataset"], tmp_path / "out", settings=WITH_IMAGES)
+    assert report.complete and (tmp_path / "out/metadata/a-2.png").read_bytes() == png("blue")
+    assert dict(read_tar(tmp_path / "out/webdataset/0.tar"))["a.png"] == png("blue")

@@ -25,7 +25,7 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _NO_MEMBERS = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _SIZE = re.compile(r"\d{1,19}")
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """WebDataset's rule: all that is before the first dot of the last name is the key of a sample."""
 _META = re.compile(r"__[^/]*__($|/)")
 """What WebDataset passes over."""
@@ -75,7 +75,7 @@ def read_tar(path: Path, prefix: str = "", extensions: Collection[str] = ()) -> 
     suffixes = image_suffixes()
     try:
         for member in _read_members(path):
-            split = None if _META.match(member.name) else _KEY.match(member.name)
+            split = None if _META.match(member.name) else KEY.match(member.name)
             if split is None:
                 continue
             key, extension = split[1], split[2].lower()
