@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,23 @@ def test_a_changed_image_is_answered_again(photos: Path, tmp_path: Path) -> None
     assert label(*common) == 0
     before = rows_of(tmp_path / "out" / "results.jsonl")
     make_picture(77, 60, 50).save(photos / "00.png")
+    assert label(*common) == 0
+    after = rows_of(tmp_path / "out" / "results.jsonl")
+    assert len(after) == 4 and after[0]["image_size"] == [60, 50] and after[2:] == before[2:]
+
+
+def test_a_changed_image_in_a_tar_is_answered_again(photos: Path, tmp_path: Path) -> None:
+    def pack(first: str) -> None:
+        with tarfile.open(tmp_path / "0.tar", "w") as tar:
+            for name, file in (("a.png", first), ("b.png", "01.png")):
+                tar.add(photos / file, name)
+
+    common = [tmp_path / "0.tar", *FEW, "--out", tmp_path / "out", "--workers", 0]
+    pack("00.png")
+    assert label(*common) == 0
+    before = rows_of(tmp_path / "out" / "results.jsonl")
+    make_picture(77, 60, 50).save(photos / "02.png")
+    pack("02.png")
     assert label(*common) == 0
     after = rows_of(tmp_path / "out" / "results.jsonl")
     assert len(after) == 4 and after[0]["image_size"] == [60, 50] and after[2:] == before[2:]

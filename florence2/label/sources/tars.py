@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from florence2.bulk.sources import Source
+from florence2.bulk.sources import FileVersion, Source
 from florence2.errors import ImageError, clip
 from florence2.inputs.formats import image_suffixes
 from florence2.label.sources.item import Ids, Item, error_item, safe_stem
@@ -33,17 +33,23 @@ _META = re.compile(r"__[^/]*__($|/)")
 
 @dataclass(frozen=True)
 class TarImage:
-    """The `Source.data` of an image in a tar: `size` bytes from `offset` in the file."""
+    """The `Source.data` of an image in a tar: `size` bytes from `offset` of it; `modified` is what the tar states."""
 
     path: Path
     name: str
     offset: int
     size: int
+    modified: int = 0
 
     @property
     def place(self) -> str:
         """The absolute path of the tar, two colons, and the member's name."""
         return f"{self.path.absolute()}::{self.name}"
+
+    @property
+    def version(self) -> FileVersion:
+        """The size and time that the tar states: those of the tar change with every image that is added to it."""
+        return 0, self.size, self.modified
 
     def read(self) -> bytes:
         """Return the bytes of the image. Raises ImageError."""
@@ -97,10 +103,11 @@ class _TarMember(NamedTuple):
     offset: int
     size: int
     problem: str | None
+    modified: int
 
 
 def _item(path: Path, member: _TarMember, name: str, id: str) -> Item:
-    image = TarImage(path, name, member.offset, member.size)
+    image = TarImage(path, name, member.offset, member.size, member.modified)
     shown = f"{path}::{name}"
     if member.problem is not None:
         return error_item(shown, image.place, f"{clip(shown)} {member.problem}", id)
@@ -138,7 +145,8 @@ class _Reader:
             if not info.isdir():
                 name = info.name if self._name is None else self._name
                 problem = self._problem or ("is cut off: the tar ends in it." if torn else _problem(info, size))
-                yield _TarMember(name, start, size, _SPARSE if sparse or self._sparse else problem)
+                problem = _SPARSE if sparse or self._sparse else problem
+                yield _TarMember(name, start, size, problem, int(info.mtime) * 10**9)
             if torn:
                 return
             self._forget()
