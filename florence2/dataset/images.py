@@ -97,7 +97,7 @@ def _unpack(image: TarImage, path: str) -> None:
 
 def _link_hard(place: str, path: str) -> None:
     try:
-        os.link(place, path)
+        os.link(os.path.realpath(place), path)  # that of a symbolic link would lead nowhere from another folder
     except OSError as error:
         raise OptionError(
             f"A hard link to {place} cannot be made: {error.strerror}. Give --link symlink or copy."
