@@ -24,6 +24,7 @@ from florence2.label.sources.opening import open_sources
 
 MOST_WORKERS = 8
 """Decode workers where nobody says how many; at 13 ms for a JPEG of a camera they keep a fast GPU busy."""
+_SHARD_LETTERS = 40  # of --shard, so that no number is too long for Python
 
 
 def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
@@ -159,8 +160,11 @@ def _read_questions(options: argparse.Namespace, known: Mapping[str, Task]) -> l
 
 def _parse_shard(text: str) -> tuple[int, int]:
     first, slash, last = text.partition("/")
-    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part; give I/N with I from 1 to N, such as 3/16")
+    digits = slash and first.isdecimal() and last.isdecimal() and len(text) < _SHARD_LETTERS
+    if not (digits and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(
+            f"{text[:_SHARD_LETTERS]!r} is not a part; give I/N with I from 1 to N, such as 3/16"
+        )
     return int(first), int(last)
 
 
