@@ -35,7 +35,8 @@ def read_questions(
     asked = (question for task in tasks for question in _questions_of(task, text, boxes or (), known))
     questions: list[TaskQuestion] = []
     for question in asked:
-        if question not in questions:  # asked twice, it has one answer
+        # asked twice, also as "od" and as "<OD>", it has one answer
+        if all(question.to_dict() != other.to_dict() for other in questions):
             questions.append(question)
     inputs = [question.text for question in questions]
     if text and text not in inputs:

@@ -64,9 +64,10 @@ class Source:
         return self.data if isinstance(self.data, Path | bytes) else self.data.read()
 
     def version(self) -> FileVersion | None:
-        """Return the present version of the image's file; None for one that is not there or is not a file."""
+        """Return the present version of the image; None where its file is not there, and for one that has none."""
         if not isinstance(self.data, Path):
-            return None
+            version: FileVersion | None = getattr(self.data, "version", None)  # of an image in a tar
+            return version
         try:
             status = self.data.stat()
         except (OSError, ValueError):

@@ -145,8 +145,9 @@ class CocoResults(RegionView):
 
     def add(self, image: ImageRows, split: str) -> None:
         """List the regions of an image."""
+        regions = self.regions(image)
         self.counts["images"] += 1
-        for category, region in self.regions(image):
+        for category, region in regions:
             self._files[split].write(",\n" if split in self._begun else "[\n")
             self._begun.add(split)
             self._files[split].write(self._result(image.number, category + 1, region))

@@ -1,6 +1,7 @@
 """Images in a dataset: links to, or copies of, the files that were labelled; those in tars are unpacked."""
 
 import os
+import re
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -11,16 +12,22 @@ from florence2.label.sources.tars import TarImage, read_tar
 
 LINKS = ("symlink", "hard", "copy")
 MISSING = "missing_images"
-TAR_MARK = ".tar::"
-"""Stands in the place of an image in a tar, between the path of the tar and the name in it."""
+_TAR_MARK = re.compile(r"(?<=\.tar)::", re.IGNORECASE)
+_REPEATED = re.compile(r"-\d+$")  # the number of a name that stands in a tar before
 
 
 def find_image(place: str) -> Path | TarImage | None:
     """Return the file or the member of a tar that a row names as the place of its image; None if it is not there."""
-    path, mark, _ = place.partition(TAR_MARK)
-    if mark:
-        return _images_of_tar(f"{path}.tar").get(place) if _is_file(f"{path}.tar") else None
+    tar, _ = split_place(place)
+    if tar:
+        return _images_of_tar(tar).get(place) if _is_file(tar) else None
     return Path(place) if _is_file(place) else None
+
+
+def split_place(place: str) -> tuple[str, str]:
+    """Return the path of the tar that holds an image, and its name there; two empty texts for other images."""
+    path, *name = _TAR_MARK.split(place, maxsplit=1)
+    return (path, _REPEATED.sub("", name[0])) if name else ("", "")
 
 
 def _is_file(path: str) -> bool:
@@ -66,7 +73,7 @@ class ImageFiles:
         image = find_image(place)
         if image is None:
             raise FileNotFoundError(place)
-        ending = split_suffix(place)[1] or ".image"
+        ending = split_suffix(split_place(place)[1] or place)[1] or ".image"
         path = f"{target}{ending}"
         self._folders.make_for(path)
         if isinstance(image, TarImage):
@@ -90,7 +97,7 @@ def _unpack(image: TarImage, path: str) -> None:
 
 def _link_hard(place: str, path: str) -> None:
     try:
-        os.link(place, path)
+        os.link(os.path.realpath(place), path)  # that of a symbolic link would lead nowhere from another folder
     except OSError as error:
         raise OptionError(
             f"A hard link to {place} cannot be made: {error.strerror}. Give --link symlink or copy."

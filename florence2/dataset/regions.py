@@ -1,8 +1,9 @@
 """From a row to its labelled regions: clipped to the image, without those that have no area."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from florence2.errors import OptionError
 
@@ -80,10 +81,13 @@ class RegionReader:
         label = shape["label"]
         if not isinstance(label, str):
             raise TypeError("A label must be a text.")
-        return LabelledRegion(label, box, rings, quad is not None, shape.get("score"), shape.get("confidence"))
+        score, confidence = _finite(shape.get("score")), _finite(shape.get("confidence"))
+        return LabelledRegion(label, box, rings, quad is not None, score, confidence)
 
     def _box(self, xyxy: Numbers, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
         x1, y1, x2, y2 = xyxy
+        if bool in map(type, xyxy):  # JSON has another word for it than Python
+            raise TypeError("A coordinate must be a number.")
         width, height = size
         if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
             return x1, y1, x2, y2
@@ -134,6 +138,13 @@ def default_label(row: Mapping[str, Any]) -> str:
     """Return the label of regions for which the model writes none: the text that the task was given, or "object"."""
     text = row.get("input")
     return text if isinstance(text, str) and text.strip() and row.get("task") in _NAMED_BY_INPUT else OBJECT_CLASS
+
+
+def _finite(value: Any) -> float | None:
+    """Return a score or confidence, if there is one. Raises ValueError: NaN would make a file that is not JSON."""
+    if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+        raise ValueError("A score or confidence must be a number.")
+    return cast("float | None", value)
 
 
 def _clamp(value: float, limit: float) -> float:

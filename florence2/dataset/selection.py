@@ -49,7 +49,7 @@ def _describe(counts: Counts) -> str:
     """Name tasks with their numbers of rows: "<OD> (3 rows of boxes)"."""
     kinds = {FAILED: "failed"}
     parts = [
-        f"{shown(task)[1:-1]} ({count:,} {'row' if count == 1 else 'rows'}, {kinds.get(kind, kind)})"
+        f"{shown(task)[1:-1] or 'no task'} ({count:,} {'row' if count == 1 else 'rows'}, {kinds.get(kind, kind)})"
         for (task, kind), count in sorted(counts.items())
     ]
     return listing(parts) if parts else "no rows"

@@ -81,7 +81,7 @@ def schema() -> "pa.Schema":
 
 
 def to_table(rows: Iterable[Mapping[str, Any]]) -> "pa.Table":
-    """Return rows as a table of pyarrow with the columns of `to_columns`.
+    """Return rows as a table of pyarrow with the columns of `to_columns`; lone surrogates become escapes.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
@@ -89,7 +89,20 @@ def to_table(rows: Iterable[Mapping[str, Any]]) -> "pa.Table":
     """
     import pyarrow as pa
 
-    return pa.table(to_columns(rows), schema=schema())
+    columns = to_columns(rows)
+    try:
+        return pa.table(columns, schema=schema())
+    except UnicodeEncodeError:  # such as of a file whose name is not UTF-8
+        return pa.table(_escape(columns), schema=schema())
+
+
+def _escape(value: Any) -> Any:
+    """Return JSON values whose texts can be written as UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {key: _escape(each) for key, each in value.items()}
+    return [_escape(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _table_of_row(row: Mapping[str, Any]) -> "pa.Table | None":

@@ -6,23 +6,20 @@ go into tars of `SAMPLES_OF_TAR` in the order of the ids. Nothing in them depend
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count, groupby, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from florence2.dataset.images import MISSING, TAR_MARK, find_image
+from florence2.dataset.images import MISSING, find_image, split_place
 from florence2.dataset.index import ImageRows
 from florence2.dataset.names import OutputNames, split_suffix
 from florence2.dataset.views import TEXTS, View, ViewSettings, text_of
 from florence2.errors import ImageError
-from florence2.label.sources.tars import TarImage, read_tar
+from florence2.label.sources.tars import KEY, TarImage, read_tar
 
 SAMPLES_OF_TAR = 10_000
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-"""WebDataset's rule: all that is before the first dot of the last name is the key of a sample."""
 _LOCAL = ("image", "place", "file", "drawing", "drawing_error")
 """Values of a row that say where its files were."""
 
@@ -53,8 +50,7 @@ class WebDataset(View):
         rows = [{name: value for name, value in row.items() if name not in _LOCAL} for row in image.rows]
         texts = len(_texts(rows))
         data = json.dumps(rows, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        at = image.place.find(TAR_MARK)
-        path = "" if at < 0 else image.place[: at + len(".tar")]
+        path, _ = split_place(image.place)
         waiting = self._tars.setdefault((split, path), [])
         waiting.append(_Waiting(image.id, image.place, self._end, len(data), texts))
         self._end += self._spool.write(data)
@@ -83,13 +79,15 @@ class WebDataset(View):
 
     def _samples_of_tar(self, path: Path, waiting: Sequence[_Waiting]) -> "Iterator[_Sample]":
         """Yield the images of an input tar in its order, then those that are no longer in it."""
-        left = {each.place: each for each in waiting}
+        left: dict[str, list[_Waiting]] = {}  # an image that was labelled under two ids has two
+        for each in waiting:
+            left.setdefault(each.place, []).append(each)
         for item in read_tar(path) if path.is_file() else ():
             image = item.source.data
-            if isinstance(image, TarImage) and (each := left.pop(image.place, None)) is not None:
-                yield _key(each.place), each, image
-        for each in left.values():
-            yield _key(each.place), each, None
+            if isinstance(image, TarImage):
+                yield from ((_key(image.place), each, image) for each in left.pop(image.place, ()))
+        for some in left.values():
+            yield from ((_key(each.place), each, None) for each in some)
 
     def _write(self, target: Path, samples: "Iterable[_Sample]") -> None:
         """Write a tar; images of the same key that follow each other are one sample."""
@@ -100,11 +98,10 @@ class WebDataset(View):
         self.counts["tars"] += 1
 
     def _write_sample(self, tar: tarfile.TarFile, key: str, images: "Sequence[_Sample]") -> None:
-        parts = []
-        for _, each, image in images:
-            parts.append(self._read(each))
-            if self.settings.with_images:
-                self._add_image(tar, key, each.place, image)
+        parts = [self._read(each) for _, each, _ in images]
+        if self.settings.with_images:
+            for place, image in {each.place: image for _, each, image in images}.items():
+                self._add_image(tar, key, place, image)
         _add(tar, f"{key}.florence2.json", b"[%s]" % b", ".join(part[1:-1] for part in parts))
         if sum(each.texts for _, each, _ in images) == 1:
             (text,) = (text for part in parts for text in _texts(json.loads(part)))
@@ -117,7 +114,7 @@ class WebDataset(View):
 
     def _add_image(self, tar: tarfile.TarFile, key: str, place: str, image: Path | TarImage | None) -> None:
         """Add an image, with the ending of its name; one that is not there is counted."""
-        match = _KEY.match(place.partition(TAR_MARK)[2])
+        match = KEY.match(split_place(place)[1])
         ending = match[2] if match else split_suffix(place)[1][1:]
         try:
             content = b"" if image is None else image.read_bytes() if isinstance(image, Path) else image.read()
@@ -135,8 +132,8 @@ _Sample = tuple[str, _Waiting, Path | TarImage | None]
 
 def _key(place: str) -> str:
     """Return the key of an image in a tar; one that leads out of a folder is made harmless."""
-    name = place.partition(TAR_MARK)[2]
-    match = _KEY.match(name)
+    _, name = split_place(place)
+    match = KEY.match(name)
     key = match[1] if match else name
     parts = key.split("/")
     safe = key.isprintable() and "\\" not in key and not {"", ".", ".."} & set(parts)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,10 @@ def write_views(
                 reading = _Pass(index, chosen, settings, progress)
                 reading.write(drafts)
                 summary = summarize(source, index, reading.failures, settings, chosen, drafts)
+                # first, because a view that it does not name would count as a foreign folder
+                write_json(out / REPORT, dict(sorted({**earlier, **summary.report}.items())))
                 for name in views:
                     _swap(out, name)
-            write_json(out / REPORT, dict(sorted({**earlier, **summary.report}.items())))
     return summary
 
 
@@ -110,7 +111,8 @@ def _drafts(out: Path, names: Sequence[str], settings: ViewSettings) -> Iterator
         yield views
     finally:
         for view in views.values():
-            view.close()
+            with suppress(OSError):  # what waits in its buffers has no room on a full disk
+                view.close()
         for name in names:
             shutil.rmtree(_draft(out, name), ignore_errors=True)
 

@@ -10,7 +10,7 @@ from florence2.bulk.rows import TaskQuestion
 from florence2.cli.main import parse_words
 from florence2.cli.options import add_task_input, check_at_least, generation_changes, path_argument, say
 from florence2.cli.run import TORCH, Backend, add_search, search_settings
-from florence2.errors import PromptError
+from florence2.errors import OptionError, PromptError
 from florence2.inputs.tasks import FreePrompt, Task
 from florence2.label.counting import Counting, can_count
 from florence2.label.devices import label_on_devices, parse_devices
@@ -24,6 +24,7 @@ from florence2.label.sources.opening import open_sources
 
 MOST_WORKERS = 8
 """Decode workers where nobody says how many; at 13 ms for a JPEG of a camera they keep a fast GPU busy."""
+_SHARD_LETTERS = 40  # of --shard, so that no number is too long for Python
 
 
 def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
@@ -115,6 +116,8 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     if options.workers is None:
         options.workers = max(1, min(_cores() - 1, MOST_WORKERS))
     if options.devices:
+        if options.device != "auto":
+            raise OptionError("--device and --devices were both given; leave one out.")
         backend.find(options)  # once, before the processes
         return label_on_devices(options, partial(_label, backend=backend))
     return _label(options, backend)
@@ -157,8 +160,11 @@ def _read_questions(options: argparse.Namespace, known: Mapping[str, Task]) -> l
 
 def _parse_shard(text: str) -> tuple[int, int]:
     first, slash, last = text.partition("/")
-    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part; give I/N with I from 1 to N, such as 3/16")
+    digits = slash and first.isdecimal() and last.isdecimal() and len(text) < _SHARD_LETTERS
+    if not (digits and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(
+            f"{text[:_SHARD_LETTERS]!r} is not a part; give I/N with I from 1 to N, such as 3/16"
+        )
     return int(first), int(last)
 
 

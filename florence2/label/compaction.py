@@ -14,6 +14,12 @@ from florence2.label.index import Index, Records, last_of_each
 _BLOCK = 1 << 20  # bytes copied at once
 
 
+def count_others(index: Index, order: NDArray[np.uint64]) -> int:
+    """Return the number of questions with other keys that have rows."""
+    records = index.records()
+    return len(np.setdiff1d(records["key"][records["key"] != 0], order))
+
+
 def compact(index: Index, order: NDArray[np.uint64]) -> bool:
     """Write the rows of an index in the order of these keys; return False where they are so already.
 

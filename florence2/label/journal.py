@@ -21,7 +21,7 @@ from florence2.bulk.row_file import RowFile, to_line
 from florence2.bulk.rows import Row
 from florence2.checkpoints.files import write_json
 from florence2.errors import OptionError
-from florence2.label.compaction import compact
+from florence2.label.compaction import compact, count_others
 from florence2.label.index import Finished, Index
 from florence2.label.keys import By
 
@@ -118,15 +118,18 @@ class Journal:
             raise unwritable(self.results, error) from None
         self._synced = time.monotonic()
 
-    def compact(self, order: "array[int]") -> None:
+    def compact(self, order: "array[int]") -> int:
         """Put the rows in the order of these keys, one for each, if they are not so already (see `compaction`).
 
-        Raises OSError where that cannot be written; the rows then stay as they are.
+        Returns the number of rows with other keys, which stay after them. Raises OSError where that cannot be written;
+        the rows then stay as they are.
         """
         self.sync()
-        if compact(self._index, np.frombuffer(order, np.uint64) if order else np.empty(0, np.uint64)):
+        keys = np.frombuffer(order, np.uint64) if order else np.empty(0, np.uint64)
+        if compact(self._index, keys):
             self._file.close()
             self._file = RowFile(self.results)
+        return count_others(self._index, keys)
 
     def _remove_drafts(self) -> None:
         """Delete the drafts of a run that was killed while it put its rows in order."""

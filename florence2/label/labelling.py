@@ -130,11 +130,17 @@ class Labelling:
 
     def _put_in_order(self) -> bool:
         try:
-            self._journal.compact(self._remaining.order)
+            others = self._journal.compact(self._remaining.order)
         except OSError as error:  # an OutputError is one
             reason = str(error) if isinstance(error, OutputError) else f"{self._journal.folder}: {error.strerror}."
             say(f"florence2: {reason} The rows are complete, but not in input order; --compact orders them.")
             return False
+        if others:
+            say(
+                f"florence2: {self._journal.results} also holds {others} row{'' if others == 1 else 's'} about other "
+                "images or questions, or under ids that other arguments gave; `florence2 dataset` takes all, and of "
+                "one id and question the last."
+            )
         return True
 
     def _describe(self) -> None:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from florence2.bulk.rows import TaskQuestion
@@ -38,13 +39,12 @@ class Remaining:
     def __iter__(self) -> Iterator[Taken]:
         """Yield each image with the questions that are left, unless none is.
 
-        Raises PromptError for an image without questions of its own where the command has none.
+        Raises PromptError if the first image has no questions of its own and the command has none.
         """
-        for item in self._items:
+        for item in self._asked_about():
             questions = self._questions_of(item)
             version = item.source.version()  # before the file is read, so that no later change goes unseen
             left = [question for question in questions if not self._is_finished(item.source, question, version)]
-            self.taken += 1
             if left:
                 self.left += 1
                 yield Taken(item.source, left, version, _content(item))
@@ -52,19 +52,24 @@ class Remaining:
 
     def take_all(self) -> None:
         """Take all images without reading them, for their order alone."""
-        for item in self._items:
+        for item in self._asked_about():
             for question in self._questions_of(item):
                 self.order.append(self._key(item.source, question))
 
+    def _asked_about(self) -> Iterator[Item]:
+        """Yield the images; one about which nothing is asked has an error, as any wrong line of a list."""
+        for item in self._items:
+            if item.error is None and not item.questions and not self._questions:
+                problem = f"Which task? {item.source.name} brings no question of its own; add --task, as in --task od."
+                if not self.taken:  # a forgotten option, and not one line
+                    raise PromptError(problem)
+                item = replace(item, error=problem)
+            self.taken += 1
+            yield item
+
     def _questions_of(self, item: Item) -> Sequence[TaskQuestion]:
         questions = self._questions if item.questions is None else item.questions
-        if item.error is not None:
-            return questions[:1] or (NO_QUESTION,)
-        if not questions:
-            raise PromptError(
-                f"Which task? {item.source.name} brings no question of its own; add --task, as in --task od."
-            )
-        return questions
+        return questions if item.error is None else questions[:1] or (NO_QUESTION,)
 
     def _is_finished(self, source: Source, question: TaskQuestion, version: FileVersion | None) -> bool:
         """Return whether the journal holds the answer about this version of the image."""

@@ -30,3 +30,7 @@ def test_several_texts_are_classes_and_several_boxes_are_questions() -> None:
         ("<REGION_TO_CATEGORY>", BOX),
         ("<REGION_TO_CATEGORY>", OTHER_BOX),
     ]
+
+
+def test_a_task_under_two_names_is_one_question() -> None:
+    assert [question.task for question in read_questions(["od", "<OD>", "caption"], None, None)] == ["od", "caption"]

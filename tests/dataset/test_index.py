@@ -105,6 +105,13 @@ def test_ids_with_escapes(tmp_path: Path, escaped: str) -> None:
         assert [image.id for image in index.images()] == [escaped]
 
 
+def test_a_failure_without_a_task(tmp_path: Path) -> None:
+    """A torn tar fails before anything is asked about its images."""
+    write_rows(tmp_path, [boxes("a"), failed("t.tar", task="")])
+    with open_index(tmp_path) as index:
+        assert index.tasks == {("<OD>", "boxes"): 1, ("", "error"): 1}
+
+
 def test_no_results(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="holds no results.jsonl"):
         find_results(tmp_path)

@@ -88,6 +88,9 @@ def test_the_least_confidence() -> None:
     "shape",
     [
         *({"boxes": [{"xyxy": [1, 2, 3]}]}, {"boxes": [{"xyxy": [1, "2", 3, 4], "label": "x"}]}, {"boxes": [7]}),
+        {"boxes": [{"xyxy": [False, 2, 3, 4], "label": "x"}]},
+        *({"boxes": [{"xyxy": [1, 2, 3, 4], "label": "x", "score": score}]} for score in (math.nan, "0.5", True)),
+        {"boxes": [{"xyxy": [1, 2, 3, 4], "label": "x", "confidence": math.inf}]},
         *({"boxes": [{"xyxy": [1, 2, 3, 4], "label": 7}]}, {"polygons": [{"rings": [[1, 2, 3]], "label": ""}]}),
     ],
 )

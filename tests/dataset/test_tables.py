@@ -43,6 +43,12 @@ def test_a_table_has_one_schema_whatever_it_holds() -> None:
     assert schema().names == list(COLUMNS)
 
 
+def test_names_of_files_that_are_not_utf_8() -> None:
+    table = to_table([boxes("a.jpg"), caption("\udcff.jpg", "a cat"), boxes("b", ("\ud800", 1, 2, 3, 4))])
+    assert table.column("id").to_pylist() == ["a.jpg", "\\udcff.jpg", "b"]
+    assert table.column("boxes").to_pylist()[2][0]["label"] == "\\ud800"
+
+
 def test_parquet_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "ROWS_OF_PART", 4)
     source = write_rows(tmp_path / "rows", ROWS)

@@ -118,3 +118,30 @@ def test_yolo_unpacks_images_of_tars(tmp_path: Path) -> None:
     files = files_below(tmp_path / "out" / "yolo")
     assert files["images/train/a/k.png"] == png("red") and files["labels/train/a/k.txt"].startswith(b"0 0.5")
     assert report.report["yolo"]["counts"]["missing_images"] == 1
+
+
+def test_an_image_with_two_ids_keeps_the_rows_of_both(tmp_path: Path) -> None:
+    """Its tar was labelled alone, and again with others."""
+    tar = write_tar(tmp_path / "0.tar", [("a.png", png("red"))])
+    rows = [in_tar(tar, "a.png", caption(id, id)) for id in ("a", "0/a")]
+    source = write_rows(tmp_path / "rows", rows)
+    write_views(source, ["webdataset"], tmp_path / "out", settings=WITH_IMAGES)
+    image, (_, data) = read_tar(tmp_path / "out" / "webdataset" / "0.tar")
+    assert image == ("a.png", png("red")) and [row["id"] for row in json.loads(data)] == ["0/a", "a"]
+
+
+def test_the_ending_of_a_tar_may_have_capitals(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "0.TAR", [("a.png", png("red"))])
+    source = write_rows(tmp_path / "rows", [in_tar(tar, "a.png", boxes("a", ("x", 1, 2, 3, 4)))])
+    report = write_views(source, ["yolo", "webdataset"], tmp_path / "out", settings=WITH_IMAGES)
+    assert report.complete and (tmp_path / "out/yolo/images/train/a.png").read_bytes() == png("red")
+    assert [name for name, _ in read_tar(tmp_path / "out/webdataset/0.tar")] == ["a.png", "a.florence2.json"]
+
+
+def test_a_name_that_a_tar_repeats_keeps_its_ending(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "0.tar", [("a.png", png("red")), ("b.png", png("red")), ("a.png", png("blue"))])
+    rows = [in_tar(tar, "a.png", caption("a", "red")), in_tar(tar, "a.png-2", caption("a-2", "blue"))]
+    source = write_rows(tmp_path / "rows", rows)
+    report = write_views(source, ["metadata", "webdataset"], tmp_path / "out", settings=WITH_IMAGES)
+    assert report.complete and (tmp_path / "out/metadata/a-2.png").read_bytes() == png("blue")
+    assert dict(read_tar(tmp_path / "out/webdataset/0.tar"))["a.png"] == png("blue")

@@ -119,6 +119,23 @@ def test_what_a_killed_call_left(tmp_path: Path, source: Path) -> None:
     assert files_below(out) == first
 
 
+def test_a_call_that_was_killed_before_its_last_view_can_be_repeated(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap, left = writing._swap, iter(["coco"])
+
+    def stop_after_the_first(out: Path, name: str) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        swap(out, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writing, "_swap", stop_after_the_first)
+        write_views(source, ["coco", "yolo"], tmp_path / "out", tasks=["od"])
+    write_views(source, ["coco", "yolo"], tmp_path / "out", tasks=["od"])
+    assert (tmp_path / "out" / "yolo" / "data.yaml").exists()
+
+
 def test_a_folder_of_somebody_else_stays(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out" / "yolo").mkdir(parents=True)
     write_views(source, ["yolo"], tmp_path / "out", tasks=["od"])  # an empty folder holds nothing to lose
@@ -184,7 +201,7 @@ def test_a_full_disk_is_one_sentence_and_the_earlier_view_stays(tmp_path: Path, 
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); from florence2.cli.main import main; "
-        "sys.exit(main(['dataset', 'rows', '--to', 'coco', '--task', 'od', '--out', 'out']))"
+        "sys.exit(main(['dataset', 'rows', '--to', 'coco,csv', '--task', 'od', '--out', 'out']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from florence2.dataset.images import LINKS
 from florence2.dataset.views import ViewSettings
 from florence2.dataset.writing import write_views
 from florence2.dataset.yolo import join_rings, quote_yaml
@@ -146,3 +147,14 @@ def test_names_in_yaml(name: str) -> None:
     yaml = pytest.importorskip("yaml")
     assert yaml.safe_load(f"names:\n  0: {quote_yaml(name)}\n") == {"names": {0: name}}
     assert yaml.safe_load(quote_yaml("\ud800")) == "\ufffd"
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_photo_that_is_a_symbolic_link(tmp_path: Path, link: str) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "1.jpg").write_bytes(b"a photo")
+    photo = tmp_path / "photo.jpg"
+    photo.symlink_to("store/1.jpg")
+    source = write_rows(tmp_path / "rows", [boxes("photo.jpg") | {"place": str(photo)}])
+    write_views(source, ["yolo"], tmp_path / "out", settings=ViewSettings(link=link))
+    assert (tmp_path / "out/yolo/images/train/photo.jpg").read_bytes() == b"a photo"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,23 @@ def test_a_changed_image_is_answered_again(photos: Path, tmp_path: Path) -> None
     assert len(after) == 4 and after[0]["image_size"] == [60, 50] and after[2:] == before[2:]
 
 
+def test_a_changed_image_in_a_tar_is_answered_again(photos: Path, tmp_path: Path) -> None:
+    def pack(first: str) -> None:
+        with tarfile.open(tmp_path / "0.tar", "w") as tar:
+            for name, file in (("a.png", first), ("b.png", "01.png")):
+                tar.add(photos / file, name)
+
+    common = [tmp_path / "0.tar", *FEW, "--out", tmp_path / "out", "--workers", 0]
+    pack("00.png")
+    assert label(*common) == 0
+    before = rows_of(tmp_path / "out" / "results.jsonl")
+    make_picture(77, 60, 50).save(photos / "02.png")
+    pack("02.png")
+    assert label(*common) == 0
+    after = rows_of(tmp_path / "out" / "results.jsonl")
+    assert len(after) == 4 and after[0]["image_size"] == [60, 50] and after[2:] == before[2:]
+
+
 def test_a_hopeless_run_ends_early(photos: Path, tmp_path: Path, capsys: Capture) -> None:
     for number in range(12):
         (photos / f"{number:02}.png").write_text("not an image")
@@ -169,6 +187,7 @@ def test_a_stopped_run_can_be_put_in_order(photos: Path, tmp_path: Path, monkeyp
         (["--out", "out", "--task", "od", "--batch", "0"], "--batch is 0"),
         (["--out", "out", "--task", "od", "--workers", "-1"], "--workers is -1"),
         (["--out", "out", "--task", "od", "--model", "nanoo"], "nanoo"),
+        (["--out", "out", "--task", "od", "--device", "cuda", "--devices", "cpu,cpu"], "leave one out"),
     ],
 )
 def test_wrong_words_are_a_sentence(
@@ -180,9 +199,16 @@ def test_wrong_words_are_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "words", [["--shard", "0/3"], ["--shard", "4/3"], ["--max-errors", "x"], ["--max-errors", "101%"]]
+    "words",
+    [
+        ["--shard", "0/3"],
+        ["--shard", f"1/{'9' * 5000}"],
+        ["--shard", "4/3"],
+        ["--max-errors", "x"],
+        ["--max-errors", "101%"],
+    ],
 )
 def test_words_that_do_not_parse(words: list[str], photos: Path, capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         label(photos, "--out", "out", "--task", "od", *words)
-    assert words[1] in capsys.readouterr().err
+    assert f"'{words[1][:40]}' is not a" in capsys.readouterr().err

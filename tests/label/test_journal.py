@@ -155,7 +155,7 @@ def test_compaction(tmp_path: Path) -> None:
     names = ("x", "d", "b", "c", "b", "a", "y", "d")
     write(tmp_path, *(row(name, f"{name} {number}") for number, name in enumerate(names)))
     with Journal(tmp_path, {}) as journal:
-        journal.compact(order(*(row(name) for name in ("a", "b", "e", "c", "d", "b"))))
+        assert journal.compact(order(*(row(name) for name in ("a", "b", "e", "c", "d", "b")))) == 2
         journal(row("e", None))
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [each.get("text") for each in rows] == ["a 5", "b 4", "c 3", "d 7", "x 0", "y 6", None]

@@ -80,6 +80,15 @@ def test_rows_that_cannot_be_put_in_order_are_complete(
     assert "The disk is full. The rows are complete, but not in input order; --compact orders them." in errors
 
 
+def test_rows_of_other_arguments_are_mentioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With another folder the ids change, and the images are labelled again."""
+    with Journal(tmp_path, {}) as journal:
+        journal(row("a"))
+        assert labelling(journal).run() == 0
+    assert "results.jsonl also holds 1 row about other images or questions" in capsys.readouterr().err
+    assert stored(tmp_path) == ["a"]
+
+
 def test_only_the_first_errors_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Journal(tmp_path, {}) as journal:
         run = labelling(journal)

@@ -11,7 +11,7 @@ from florence2.errors import ImageError, PromptError
 from florence2.label.errors import ErrorLimit, parse_error_limit
 from florence2.label.journal import Journal
 from florence2.label.passed_over import PassedOver
-from florence2.label.remaining import Remaining
+from florence2.label.remaining import NO_QUESTION, Remaining
 from florence2.label.sources.item import Item
 from tests.label.conftest import ASKED, row
 
@@ -56,8 +56,9 @@ def test_an_image_has_its_own_questions_or_those_of_the_command(tmp_path: Path) 
         assert [list(each.questions) for each in left] == [[OTHER], [ASKED, OTHER], [ASKED]]
         assert str(left[2].content) == "It is lost."
         with pytest.raises(PromptError, match=r"Which task\? a brings no question of its own; add --task"):
-            list(Remaining(items, [], journal))
-        (lost,) = Remaining(items[2:], [], journal)
+            list(Remaining(items[1:], [], journal))
+        _, silent, lost = Remaining(items, [], journal)  # one line without a task is one error
+        assert str(silent.content).startswith("Which task? a brings") and silent.questions == [NO_QUESTION]
         journal(Row(lost.source, lost.questions[0], error="It is lost."))
         assert (tmp_path / "results.jsonl").read_text().count('"task": ""') == 1
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from florence2.bulk.sources import Source
+from florence2.bulk.sources import FileVersion, Source
 from florence2.errors import ImageError, clip
 from florence2.inputs.formats import image_suffixes
 from florence2.label.sources.item import Ids, Item, error_item, safe_stem
@@ -25,7 +25,7 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _NO_MEMBERS = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _SIZE = re.compile(r"\d{1,19}")
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """WebDataset's rule: all that is before the first dot of the last name is the key of a sample."""
 _META = re.compile(r"__[^/]*__($|/)")
 """What WebDataset passes over."""
@@ -33,17 +33,23 @@ _META = re.compile(r"__[^/]*__($|/)")
 
 @dataclass(frozen=True)
 class TarImage:
-    """The `Source.data` of an image in a tar: `size` bytes from `offset` in the file."""
+    """The `Source.data` of an image in a tar: `size` bytes from `offset` of it; `modified` is what the tar states."""
 
     path: Path
     name: str
     offset: int
     size: int
+    modified: int = 0
 
     @property
     def place(self) -> str:
         """The absolute path of the tar, two colons, and the member's name."""
         return f"{self.path.absolute()}::{self.name}"
+
+    @property
+    def version(self) -> FileVersion:
+        """The size and time that the tar states: those of the tar change with every image that is added to it."""
+        return 0, self.size, self.modified
 
     def read(self) -> bytes:
         """Return the bytes of the image. Raises ImageError."""
@@ -75,7 +81,7 @@ def read_tar(path: Path, prefix: str = "", extensions: Collection[str] = ()) -> 
     suffixes = image_suffixes()
     try:
         for member in _read_members(path):
-            split = None if _META.match(member.name) else _KEY.match(member.name)
+            split = None if _META.match(member.name) else KEY.match(member.name)
             if split is None:
                 continue
             key, extension = split[1], split[2].lower()
@@ -97,10 +103,11 @@ class _TarMember(NamedTuple):
     offset: int
     size: int
     problem: str | None
+    modified: int
 
 
 def _item(path: Path, member: _TarMember, name: str, id: str) -> Item:
-    image = TarImage(path, name, member.offset, member.size)
+    image = TarImage(path, name, member.offset, member.size, member.modified)
     shown = f"{path}::{name}"
     if member.problem is not None:
         return error_item(shown, image.place, f"{clip(shown)} {member.problem}", id)
@@ -138,7 +145,8 @@ class _Reader:
             if not info.isdir():
                 name = info.name if self._name is None else self._name
                 problem = self._problem or ("is cut off: the tar ends in it." if torn else _problem(info, size))
-                yield _TarMember(name, start, size, _SPARSE if sparse or self._sparse else problem)
+                problem = _SPARSE if sparse or self._sparse else problem
+                yield _TarMember(name, start, size, problem, int(info.mtime) * 10**9)
             if torn:
                 return
             self._forget()
