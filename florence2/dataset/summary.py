@@ -84,7 +84,7 @@ def summarize(
     head = {"source": str(source), "read": read, "settings": _changed(settings)}
     tail = {"errors": failures.listed, "moved": list(index.moved)[:MAX_REPORTED_ERRORS]}
     parts = {name: view.finish() for name, view in views.items()}
-    notes, complete = _notes_of_rows(index, failures), not damaged and not index.missing_shards()
+    notes, complete = _notes_of_rows(index, failures), not (damaged or index.moved or index.missing_shards())
     for name, part in parts.items():
         notes += [f"{name}: {sentence}" for sentence in (*_sentences(part, settings), *views[name].notes)]
         complete = complete and not _NOT_COMPLETE & part["counts"].keys()

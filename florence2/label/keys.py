@@ -5,6 +5,7 @@ finished.
 """
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from florence2.bulk.rows import Question
 from florence2.bulk.sources import FileVersion, Source
 
+_IN_FILE = re.compile(r"\.(tar|parquet)::", re.IGNORECASE)
 By: TypeAlias = Literal["place", "id"]
 FAILED, UNVERSIONED = 0, 1
 """States of rows that have an error, and of answers about images that have no file of their own."""
@@ -25,7 +27,7 @@ def question_part(asked: Mapping[str, Any]) -> bytes:
 
 def source_key(source: Source, part: bytes, by: By) -> int:
     """Return the key of a question, given by its `question_part`, about an image."""
-    return _key(source.place if by == "place" else None, source.id, part)
+    return _key(source.place, source.id, part, by)
 
 
 def key_of(source: Source, question: Question, by: By) -> int:
@@ -35,7 +37,7 @@ def key_of(source: Source, question: Question, by: By) -> int:
 
 def row_key(row: Mapping[str, Any], by: By) -> int:
     """Return the key of a row in the form of `Row.to_dict`."""
-    return _key(row["place"] if by == "place" else None, row.get("id"), question_part(row))
+    return _key(row["place"], row.get("id"), question_part(row), by)
 
 
 def row_state(row: Mapping[str, Any]) -> int:
@@ -51,9 +53,18 @@ def version_state(version: FileVersion) -> int:
     return _state(*version[1:])
 
 
-def _key(place: str | None, id: str | None, part: bytes) -> int:
-    digest = blake2b(json.dumps([place, id]).encode() + part, digest_size=8).digest()
+def _key(place: str, id: str | None, part: bytes, by: By) -> int:
+    image = [None, id] if by == "id" else [place, None if _is_derived(id, place) else id]
+    digest = blake2b(json.dumps(image).encode() + part, digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1  # 0 stands for a damaged line
+
+
+def _is_derived(id: str | None, place: str) -> bool:
+    """Return whether an id says no more than the place: a part of its path, which depends on all that is labelled.
+
+    An image in a tar or a table has a place of its own, whatever its id.
+    """
+    return id is None or place.endswith((f"/{id}", f"\\{id}")) or _IN_FILE.search(place) is not None
 
 
 def _state(size: Any, modified: Any) -> int:

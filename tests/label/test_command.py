@@ -212,3 +212,16 @@ def test_words_that_do_not_parse(words: list[str], photos: Path, capsys: Capture
     with pytest.raises(SystemExit):
         label(photos, "--out", "out", "--task", "od", *words)
     assert f"'{words[1][:40]}' is not a" in capsys.readouterr().err
+
+
+def test_a_further_folder_does_not_change_which_images_are_finished(tmp_path: Path, capfd: Capture) -> None:
+    """The ids of images depend on all arguments, their places do not."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        make_picture(1, 40, 30).save(tmp_path / name / "x.png")
+    common = (*FEW[2:], "--workers", 0, "--out", tmp_path / "out")
+    assert label(tmp_path / "a", *common) == 0
+    first = rows_of(tmp_path / "out" / "results.jsonl")
+    assert label(tmp_path / "a", tmp_path / "b", *common) == 0
+    rows = rows_of(tmp_path / "out" / "results.jsonl")
+    assert rows[0] == first[0] and [row["id"] for row in rows] == ["x.png", "b/x.png"]

@@ -17,7 +17,7 @@ from florence2.bulk.row_file import to_line
 from florence2.bulk.rows import Row
 from florence2.errors import OptionError, OutputError
 from florence2.label.journal import Journal
-from florence2.label.keys import key_of, version_state
+from florence2.label.keys import key_of, row_key, version_state
 from tests.label.conftest import row
 
 NAMES = ("a", "b", "c", "d")
@@ -277,3 +277,23 @@ def test_rows_are_on_the_disk_at_checkpoints(tmp_path: Path, monkeypatch: pytest
             journal(row("a"))
         assert synced == [135, 170]
     assert synced == [135, 170, 170]
+
+
+@pytest.mark.parametrize(
+    ("place", "one", "other", "same"),
+    [
+        ("/photos/a/x.jpg", "x.jpg", "a/x.jpg", True),
+        ("C:\\photos\\x.jpg", "x.jpg", "photos\\x.jpg", True),
+        ("/photos/a/x.jpg", "x.jpg", "x.jpg-2", False),
+        ("/photos/a/x.jpg", "7", "8", False),
+        ("/photos/ax.jpg", "x.jpg", "ax.jpg", False),
+        ("/shards/1.TAR::a.jpg", "a", "1/a", True),
+        ("/tables/1.parquet::5", "seven", "1/seven", True),
+        ("/odd::names/x.jpg", "7", "8", False),
+    ],
+)
+def test_an_id_that_the_place_says_already_is_not_a_part_of_a_key(place: str, one: str, other: str, same: bool) -> None:
+    rows = [{"place": place, "id": id, "task": "<OD>"} for id in (one, other)]
+    keys = [row_key(row, "place") for row in rows]
+    assert (keys[0] == keys[1]) == same
+    assert row_key(rows[0], "id") != row_key(rows[1], "id")
