@@ -1,0 +1,98 @@
+"""Detection: COCO's instances."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florence2.evaluate.tables.example import BenchmarkExample, TableError
+from florence2.evaluate.tables.reading import by_id, check, entry, image_path, numbers, objects, read_json
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object: its category, its box (left, top, width, height in pixels), and its outlines or run lengths.
+
+    `outline` is what the file holds: rings (x, y, x, y, ...), or the run lengths of a mask with its size.
+    """
+
+    category: int
+    box: tuple[float, float, float, float]
+    area: float
+    is_crowd: bool
+    outline: list[list[float]] | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The objects of one image and its size in pixels."""
+
+    image_id: int
+    width: int
+    height: int
+    objects: dict[int, Instance]
+
+
+@dataclass(frozen=True)
+class InstanceFile:
+    """A file of instances: the images by their ids, their file names, and the names of the categories."""
+
+    images: dict[int, Instances]
+    names: dict[int, str]
+    categories: dict[int, str]
+
+
+def read_instance_file(file: Path) -> InstanceFile:
+    """Read a file in COCO's form for instances."""
+    values = check(read_json(file), dict, str(file))
+    categories = {
+        number: entry(value, "name", str, f"{file}: category {number}")
+        for number, value in by_id(values.get("categories"), f"{file}: categories").items()
+    }
+    images, names = {}, {}
+    for number, value in by_id(values.get("images"), f"{file}: images").items():
+        place = f"{file}: image {number}"
+        width, height = (entry(value, side, int, place) for side in ("width", "height"))
+        if not (0 < width < 1 << 16 and 0 < height < 1 << 16):
+            raise TableError(f"{place} has the size {width} x {height}; sides have 1 to 65,535 pixels.")
+        images[number], names[number] = Instances(number, width, height, {}), entry(value, "file_name", str, place)
+    for place, value in objects(values.get("annotations"), f"{file}: annotations"):
+        image = images.get(entry(value, "image_id", int, place))
+        if image is None:
+            raise TableError(f"{place}.image_id is {value['image_id']}, which none of the images has.")
+        image.objects[entry(value, "id", int, place)] = _read_instance(value, categories, place)
+    return InstanceFile(images, names, categories)
+
+
+def _read_instance(value: Mapping[str, Any], categories: Mapping[int, str], place: str) -> Instance:
+    category = entry(value, "category_id", int, place)
+    if category not in categories:
+        raise TableError(f"{place}.category_id is {category}, which none of the categories has.")
+    left, top, width, height = numbers(value.get("bbox"), f"{place}.bbox", 4)
+    area = check(value.get("area", width * height), float, f"{place}.area")
+    crowd = value.get("iscrowd", 0) not in (0, False)
+    return Instance(category, (left, top, width, height), area, crowd, _read_outline(value, place))
+
+
+def _read_outline(value: Mapping[str, Any], place: str) -> list[list[float]] | Mapping[str, Any] | None:
+    outline, where = value.get("segmentation"), f"{place}.segmentation"
+    if isinstance(outline, dict):
+        numbers(outline.get("size"), f"{where}.size", 2)
+        if not isinstance(outline.get("counts"), str):
+            for i, count in enumerate(entry(outline, "counts", list, where)):
+                check(count, int, f"{where}.counts[{i}]")
+        return outline
+    if outline is None:
+        return None
+    rings = [numbers(ring, f"{where}[{i}]") for i, ring in enumerate(check(outline, list, where))]
+    if any(len(ring) % 2 or len(ring) < 6 for ring in rings):
+        raise TableError(f"{where} must hold outlines of at least three points each.")
+    return rings
+
+
+def read_instances(file: Path, images: Path) -> Iterator[BenchmarkExample[Instances]]:
+    """Yield the images of a file of instances, those without objects too."""
+    read = read_instance_file(file)
+    for number, instances in read.images.items():
+        path = image_path(images, read.names[number], f"{file}: image {number}.file_name")
+        yield BenchmarkExample(str(number), path, None, instances)
