@@ -14,14 +14,19 @@ _SIGMA = 6.0  # of the penalty for captions that are longer or shorter than a re
 _SCALE = 10.0
 
 
-def cider_d(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+def cider_d(
+    captions: Sequence[Words],
+    references: Sequence[Sequence[Words]],
+    corpus: Sequence[Sequence[Words]] | None = None,
+) -> list[float]:
     """Return the CIDEr-D score of each caption.
 
-    The frequencies of n-grams are those of all references that are given, so a score depends on the other images.
+    The frequencies of n-grams are those in the references of all images, so a score depends on the other images.
 
     Args:
         captions: The words of each image's caption (see `split_captions`).
         references: The words of each image's references, at least one for each image.
+        corpus: The references of all images, where captions of only some are measured; None takes `references`.
 
     Returns:
         One score of 0 to 10 for each image. Their mean, times 100, is the number that papers publish as CIDEr.
@@ -29,8 +34,9 @@ def cider_d(captions: Sequence[Words], references: Sequence[Sequence[Words]]) ->
     if len(captions) != len(references) or not all(references):
         raise ValueError(f"{len(captions)} captions need references each, but {len(references)} images have some.")
     counted = [[_count(reference) for reference in each] for each in references]
-    frequencies = Counter(ngram for each in counted for ngram in set().union(*each))
-    weigh = _Weights(frequencies, len(references))
+    every = counted if corpus is None else [[_count(reference) for reference in each] for each in corpus]
+    frequencies = Counter(ngram for each in every for ngram in set().union(*each))
+    weigh = _Weights(frequencies, len(every))
     return [
         sum(_similarity(weigh(_count(caption)), weigh(reference)) for reference in each) / len(each)
         for caption, each in zip(captions, counted, strict=True)

@@ -1,6 +1,6 @@
 """Detection: COCO's instances."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,46 +25,50 @@ class Instance:
 
 @dataclass(frozen=True)
 class Instances:
-    """The objects of one image and its size in pixels."""
+    """The objects of one image, its size in pixels, and the ids of all categories of the file by their names."""
 
     image_id: int
     width: int
     height: int
     objects: dict[int, Instance]
+    categories: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class InstanceFile:
-    """A file of instances: the images by their ids, their file names, and the names of the categories."""
+    """A file of instances: the images by their ids, and their file names."""
 
     images: dict[int, Instances]
     names: dict[int, str]
-    categories: dict[int, str]
 
 
 def read_instance_file(file: Path) -> InstanceFile:
     """Read a file in COCO's form for instances."""
     values = check(read_json(file), dict, str(file))
     categories = {
-        number: entry(value, "name", str, f"{file}: category {number}")
+        entry(value, "name", str, f"{file}: category {number}").casefold(): number
         for number, value in by_id(values.get("categories"), f"{file}: categories").items()
     }
+    known = frozenset(categories.values())
     images, names = {}, {}
     for number, value in by_id(values.get("images"), f"{file}: images").items():
         place = f"{file}: image {number}"
         width, height = (entry(value, side, int, place) for side in ("width", "height"))
         if not (0 < width < 1 << 16 and 0 < height < 1 << 16):
             raise TableError(f"{place} has the size {width} x {height}; sides have 1 to 65,535 pixels.")
-        images[number], names[number] = Instances(number, width, height, {}), entry(value, "file_name", str, place)
+        images[number], names[number] = (
+            Instances(number, width, height, {}, categories),
+            entry(value, "file_name", str, place),
+        )
     for place, value in objects(values.get("annotations"), f"{file}: annotations"):
         image = images.get(entry(value, "image_id", int, place))
         if image is None:
             raise TableError(f"{place}.image_id is {value['image_id']}, which none of the images has.")
-        image.objects[entry(value, "id", int, place)] = _read_instance(value, categories, place)
-    return InstanceFile(images, names, categories)
+        image.objects[entry(value, "id", int, place)] = _read_instance(value, known, place)
+    return InstanceFile(images, names)
 
 
-def _read_instance(value: Mapping[str, Any], categories: Mapping[int, str], place: str) -> Instance:
+def _read_instance(value: Mapping[str, Any], categories: Collection[int], place: str) -> Instance:
     category = entry(value, "category_id", int, place)
     if category not in categories:
         raise TableError(f"{place}.category_id is {category}, which none of the categories has.")

@@ -40,3 +40,9 @@ def test_words_in_every_image_weigh_nothing() -> None:
 def test_an_image_without_references_is_refused() -> None:
     with pytest.raises(ValueError, match="references"):
         cider_d([["a"], ["b"]], [[["a"]], []])
+
+
+def test_some_images_of_a_corpus_have_the_scores_that_they_have_among_all() -> None:
+    captions, references = CASES["many"]
+    words, truths = split_captions(captions[:50]), [split_captions(each) for each in references[:50]]
+    assert cider_d(words[:20], truths[:20], truths) == cider_d(words, truths)[:20] != cider_d(words[:20], truths[:20])
