@@ -9,6 +9,7 @@ from typing import Any
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from florence2.errors import clip
 from florence2.evaluate.tables.detection import Instances
 
 SYNONYMS = {
@@ -29,6 +30,9 @@ SYNONYMS = {
 
 def _model_score(box: Mapping[str, Any], _: int) -> float:
     return float(next((box[name] for name in ("confidence", "score") if box.get(name) is not None), 1.0))
+
+
+_SHOWN_LABELS = 20
 
 
 RANKINGS: dict[str, Callable[[Mapping[str, Any], int], float]] = {
@@ -70,6 +74,17 @@ def unknown_labels(answers: Sequence[Mapping[str, Any]], categories: Mapping[str
     """Return how often the answers have each label that means no category."""
     labels = (str(box["label"]) for answer in answers for box in answer.get("boxes", ()))
     return Counter(label for label in labels if category_of(label, categories) is None)
+
+
+def describe_unknown(answers: Sequence[Mapping[str, Any]], categories: Mapping[str, int]) -> list[str]:
+    """Return sentences about the labels that mean no category, and about the synonyms."""
+    unknown = unknown_labels(answers, categories)
+    used = {label: name for label, name in SYNONYMS.items() if name in categories}
+    sentences = [f"Labels taken for categories: {'; '.join(f'{label} for {name}' for label, name in used.items())}."]
+    if unknown:
+        named = ", ".join(f"{clip(label, 40)} ({count})" for label, count in unknown.most_common(_SHOWN_LABELS))
+        sentences.append(f"{unknown.total():,} boxes have labels that mean no category, such as {named}.")
+    return sentences if used else sentences[1:]
 
 
 def mean_average_precision(instances: Sequence[Instances], results: Sequence[Mapping[str, Any]]) -> float:

@@ -22,7 +22,7 @@ class Result:
         published: The published result of the same checkpoint; None where there is none, or where the protocol is
             another one than the default.
         interval: The values between which the result lies with a probability of 95 %.
-        examples: How many examples were measured.
+        examples: How many examples were measured, for phrases how many phrases.
         images: How many images they are about.
         unanswered: How many examples have no answer; they count as wrong.
         protocol: The protocol, and the variant of the metric after a comma.
@@ -83,7 +83,9 @@ class Report:
         lines = [_line([heading.replace("_", " ") for heading in _HEADINGS]), _line(["---"] * len(_HEADINGS))]
         lines += map(_line, rows)
         used = [f"- {name}: {value}" for name, value in self.computed.items() if value is not None]
-        descriptions = dict.fromkeys(f"- {each.table}, {each.protocol}: {each.description}" for each in self.results)
+        names = [each.protocol.partition(",")[0] for each in self.results]
+        described = zip(names, self.results, strict=True)
+        descriptions = dict.fromkeys(f"- {name}: {each.description}" for name, each in described)
         return "\n".join([*lines, "", *used, "", *descriptions, "", *(f"- {each}" for each in self.sentences())]) + "\n"
 
     def write(self, folder: Path) -> None:

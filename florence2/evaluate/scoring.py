@@ -36,12 +36,14 @@ class Score:
         value: The result: percent, or CIDEr times 100.
         interval: The values between which it lies with a probability of 95 %, where images are a sample of many.
         variant: The choice that the result stands for, where one protocol gives several results.
+        count: How many examples it is about, or how many phrases of theirs.
     """
 
     metric: str
     value: float
     interval: tuple[float, float] | None = None
     variant: str = ""
+    count: int = 0
 
 
 def score_table(
@@ -60,11 +62,11 @@ def score_table(
 def _mean(metric: str, shares: Sequence[float], answered: Sequence[AnsweredExample], variant: str = "") -> Score:
     """Return the mean of the shares of all examples, in percent."""
     images = [each.example.image for each in answered]
-    return _percent(metric, sum(shares) / len(shares), bootstrap(shares, images), variant)
+    return _percent(metric, sum(shares) / len(shares), bootstrap(shares, images), len(shares), variant)
 
 
-def _percent(metric: str, value: float, interval: tuple[float, float] | None, variant: str = "") -> Score:
-    return Score(metric, 100 * value, interval and (100 * interval[0], 100 * interval[1]), variant)
+def _percent(metric: str, value: float, interval: tuple[float, float] | None, count: int, variant: str = "") -> Score:
+    return Score(metric, 100 * value, interval and (100 * interval[0], 100 * interval[1]), variant, count)
 
 
 # ---- captions ------------------------------------------------------------------------------------------------------
@@ -123,7 +125,10 @@ def _score_detection(answered: Sequence[AnsweredExample], _: Any) -> list[Score]
 
     images, answers = [each.example.truth for each in answered], [each.answers[0] for each in answered]
     results = {name: detections(images, answers, name) for name in RANKINGS}
-    return [Score("mAP", 100 * mean_average_precision(images, found), None, name) for name, found in results.items()]
+    return [
+        Score("mAP", 100 * mean_average_precision(images, found), None, name, len(images))
+        for name, found in results.items()
+    ]
 
 
 # ---- masks ---------------------------------------------------------------------------------------------------------
@@ -139,8 +144,8 @@ def _score_masks(answered: Sequence[AnsweredExample], _: Any) -> list[Score]:
     ious = [each.iou for each in overlaps]
     whole = bootstrap([each.shared for each in overlaps], images, [each.either for each in overlaps])
     return [
-        _percent("mIoU", mean_iou(overlaps), bootstrap(ious, images)),
-        _percent("oIoU", cumulative_iou(overlaps), whole),
+        _percent("mIoU", mean_iou(overlaps), bootstrap(ious, images), len(overlaps)),
+        _percent("oIoU", cumulative_iou(overlaps), whole, len(overlaps)),
     ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.errors import OptionError
-from recipes.nano.scene_tasks import caption
+from recipes.nano.scene_tasks import caption, with_article
 from recipes.nano.scenes import LETTERS, SHAPES, Scene, Thing, make_scene
 
 CATEGORIES = [*SHAPES, *(f"letter {letter}" for letter in LETTERS), *(f"digit {digit}" for digit in range(10)), "word"]
@@ -202,7 +202,7 @@ def _ref(each: Numbered, place: int) -> dict[str, Any]:
     thing, number = each.scene.things[place], 100 * each.number + place
     sentences = [
         {"sent_id": 2 * number + i, "sent": text, "raw": text.capitalize(), "tokens": text.split()}
-        for i, text in enumerate((thing.phrase, f"the {thing.phrase}"))
+        for i, text in enumerate((thing.phrase, with_article(thing.phrase)))
     ]
     return {
         "ref_id": number,
@@ -222,9 +222,10 @@ def _write_entities(folder: Path, scenes: Sequence[Numbered]) -> None:
     for name in ("Sentences", "Annotations"):
         (root / name).mkdir(exist_ok=True)
     for each in scenes:
-        marked = [f"[/EN#{100 * each.number + i}/other a {thing.phrase}]" for i, thing in enumerate(each.scene.things)]
-        sentence = f"[/EN#{100 * each.number + 99}/scene The image] shows {' and '.join(marked)} ."
-        (root / "Sentences" / f"{each.number}.txt").write_text(f"{sentence}\n{marked[0]}\n", encoding="utf-8")
+        phrases = [with_article(thing.phrase) for thing in each.scene.things]
+        marked = [f"[/EN#{100 * each.number + i}/other {phrase}]" for i, phrase in enumerate(phrases)]
+        sentences = [" and ".join(marked), f"[/EN#{100 * each.number + 99}/scene An image] of {marked[0]} ."]
+        (root / "Sentences" / f"{each.number}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8")
         (root / "Annotations" / f"{each.number}.xml").write_text(_entities_xml(each), encoding="utf-8")
     for split in ("test", "val"):
         (root / f"{split}.txt").write_text("".join(f"{each.number}\n" for each in scenes), encoding="utf-8")

@@ -16,7 +16,7 @@ def test_markdown() -> None:
     assert "| refcoco-res:val | oIoU | 31.0 |  |  |  | 10,834 | 1,500 | 0 | res |" in text
     assert "- weights: abc\n- beams: 3\n" in text
     assert "revision" not in text
-    assert "- refcoco:val, ovd: the first box" in text
+    assert "- ovd: the first box" in text
     assert "- One label was unknown." in text
     assert "replaced in December 2024" in text
     assert "published" in text.splitlines()[0]

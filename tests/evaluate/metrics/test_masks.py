@@ -27,6 +27,11 @@ def test_outlines_as_pycocotools_fills_them() -> None:
         assert np.array_equal(fill_rings(outlines, WIDTH, HEIGHT), expected.astype(bool)), outlines
 
 
+@pytest.mark.parametrize("ring", [[5, 5], [1, 1, 20, 20], [3, 3, 9, 3], [4, 4, 4, 4, 4, 4]])
+def test_outlines_without_an_area(ring: list[float]) -> None:
+    assert not fill_rings([ring], WIDTH, HEIGHT).any()
+
+
 def test_run_lengths_as_pycocotools_reads_them() -> None:
     random = np.random.default_rng(0)
     for density in (0, 0.02, 0.5, 1):

@@ -9,6 +9,7 @@ from florence2.evaluate.tables.catalogue import TABLES, describe_files, find_spl
 from florence2.evaluate.tables.example import TableError
 from florence2.evaluate.tables.expressions import Referent
 from florence2.evaluate.tables.questions import PeopleAnswers
+from recipes.nano.scene_tasks import with_article
 from recipes.nano.scenes import make_scene
 from recipes.nano.write_tables import QUESTION, people, references
 from tests.evaluate.conftest import SEED
@@ -70,7 +71,7 @@ def test_expressions(name: str, data: Path) -> None:
     expected = [(thing, i) for number in (1, 5, 9) for thing in make_scene(SEED, number).things for i in range(2)]
     assert len(examples) == len(expected)
     for example, (thing, i) in zip(examples, expected, strict=True):
-        assert example.text == ("the " if i else "") + thing.phrase
+        assert example.text == (with_article(thing.phrase) if i else thing.phrase)
         assert isinstance(example.truth, Referent)
         assert example.truth.corners == pytest.approx(thing.box, abs=0.02)
 
@@ -78,13 +79,14 @@ def test_expressions(name: str, data: Path) -> None:
 def test_phrases(data: Path) -> None:
     first, second = read_table("flickr30k", data)[:2]
     scene = make_scene(SEED, 1)
-    phrases = [f"a {thing.phrase}" for thing in scene.things]
-    assert first.text == f"The image shows {' and '.join(phrases)} ."
-    assert [phrase.words for phrase in first.truth.phrases] == phrases  # "The image" has no box
+    phrases = [with_article(thing.phrase) for thing in scene.things]
+    assert first.text == " and ".join(phrases)
+    assert [phrase.words for phrase in first.truth.phrases] == phrases
     assert [phrase.boxes for phrase in first.truth.phrases] == [
         [pytest.approx(thing.box, abs=0.5)] for thing in scene.things
     ]
-    assert (first.id, second.id, second.text) == ("1_0", "1_1", phrases[0])
+    assert (first.id, second.id, second.text) == ("1_0", "1_1", f"An image of {phrases[0]} .")
+    assert [phrase.words for phrase in second.truth.phrases] == phrases[:1]  # "An image" has no box
 
 
 @pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz"])
