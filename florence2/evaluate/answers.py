@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from florence2.bulk.rows import TaskQuestion
+from florence2.bulk.rows import TaskQuestion, restore_result
 from florence2.dataset.index import open_index
 from florence2.evaluate.protocols import Protocol
 from florence2.evaluate.scoring import AnsweredExample, StoredAnswer
@@ -41,13 +41,25 @@ def shard_of(items: Sequence[Item], shard: tuple[int, int] | None) -> Sequence[I
 
 
 def read_answers(folder: Path) -> dict[_Key, StoredAnswer]:
-    """Return what the rows of a folder answer, by the image's id and the question; rows with errors are left out."""
+    """Return what the rows of a folder answer, by the image's id and the question.
+
+    Rows with errors are left out, and damaged ones: their questions count as not answered.
+    """
     with open_index(folder) as index:
         return {
             (image.id, _asked(row)): {name: row[name] for name in _KEPT if name in row}
             for image in index.images()
             for row in image.rows
+            if _is_whole(row)
         }
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    try:
+        restore_result(row)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True
 
 
 def join_answers(

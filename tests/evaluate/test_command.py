@@ -1,6 +1,7 @@
 """The command, from files in the official layouts through the answers of nano to the report."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,18 @@ def test_wrong_words(
     assert evaluate(*words) == 2
     assert sentence in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+def test_damaged_rows_count_as_unanswered(answered: Path, data: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(answered / "refcoco-testA", tmp_path / "refcoco-testA")
+    file = tmp_path / "refcoco-testA" / "results.jsonl"
+    lines = file.read_text().splitlines()
+    spoilt = json.loads(lines[0]) | {"boxes": [{"xyxy": [1, 2, "x"], "label": 5}]}
+    file.write_text("\n".join([json.dumps(spoilt), lines[1][:50], *lines[2:]]) + "\n")
+    common = ["refcoco:testA", "--data", data, "--out", tmp_path, "--limit", 2, "--score", "--json"]
+    assert evaluate(*common) == 1
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert (result["unanswered"], result["examples"]) == (2, len(lines))
 
 
 def test_scores_without_answers(data: Path, tmp_path: Path, capsys: Capture) -> None:

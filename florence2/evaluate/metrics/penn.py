@@ -34,14 +34,16 @@ _ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": "''", "apos": "'", "nbsp"
 
 _NUMERALS = "²³¹¼-¾⁰-⁹₀-₉⅐-⅟①-⒛⓪-⓿"  # Python takes them for letters
 _LETTER, _WORD = rf"(?:(?![{_NUMERALS}])[^\W\d_])", rf"(?:(?![{_NUMERALS}])[^\W_]|\u00ad)"
-_APOSTROPHE, _HYPHEN, _NO_LETTER = "['’]", "[-_‐‑]", "(?![A-Za-z])"
+_APOSTROPHE, _QUOTE, _HYPHEN, _NO_LETTER = "['’]", "['’`‘‛]", "[-_‐‑]", "(?![A-Za-z])"
+_TITLES = """
+    cf dr ft lt mr ms mt ph st vs wm adj adm adv ave cie col cpl det drs ens gen gov hon jos maj mme mrs pfc pvt rep
+    rev sen sfc sgt spc ste alex asst atty brig capt cmdr dept elec govs insp invt mlle msgr natl pres prof reps sens
+    supt assoc attys comdr lieut messrs treas supts
+""".split()
 _ABBREVIATIONS = """
-    al cf co ct dr ft ga jr ky lt md mo mr ms mt ph rd rt sq sr st va vs vt wm adj adm adv ala apr aug ave bhd cie col
-    cos cpl dak dec det drs ens esq est etc ext feb fla fri gen gov hon inc ind jan jos jul jun kan ltd maj mar mme
-    mon mrs neb nev nov oct pfc plc pvt rep rev sen sep seq sfc sgt spc ste sys tel thu tue wed wis wyo alex ariz assn
-    asst atty bldg blvd brig bros capt cmdr colo conn corp dept elec govs insp intl invt kans mich minn mlle mont msgr
-    natl okla penn pres prof reps sens sept supt tenn tues univ wisc assoc calif attys comdr lieut messrs treas
-    bancorp thurs supts
+    al co ct ga jr ky md mo rd rt sq sr va vt ala apr aug bhd cos dak dec esq est etc ext feb fla fri inc ind jan jul
+    jun kan ltd mar mon neb nev nov oct plc sep seq sys tel thu tue wed wis wyo ariz assn bldg blvd bros colo conn
+    corp intl kans mich minn mont okla penn sept tenn tues univ wisc calif bancorp thurs
 """.split()
 _NEVER_UPPER = "mfg mtg pte pty ppte ppty ptes ptys".split()
 _NEVER_LOWER = "az la pa ark del ill ore tex mass miss wash".split()
@@ -57,6 +59,7 @@ def _cases(words: Sequence[str], *cases: _Change) -> list[str]:
     return [case(word) for word in words for case in cases]
 
 
+_TITLE = _any(_cases(_TITLES, str.lower, str.capitalize, str.upper))
 _ABBREVIATION = _any(
     _cases(_ABBREVIATIONS, str.lower, str.capitalize, str.upper),
     _cases(_NEVER_UPPER, str.lower, str.capitalize),
@@ -94,32 +97,34 @@ def _name_brackets(token: str) -> str:
 
 
 _PATTERNS: list[tuple[str, _Change | None]] = [
+    (rf"((?:{_ABBREVIATION})\.)(?:[A-Za-z][^A-Za-z0-9]|-[0-9])", None),  # "Inc.w/", where a title would be "Mr.w"
     # words: "dog", "state-of-the-art", "yes.no", "and/or", "AT&T", "U.S.-based", "1,000-year", "dog." before a comma
     (rf"{_WORD}+(?:{_HYPHEN}{_WORD}+)*", None),
     (rf"{_LETTER}{_WORD}*(?:[.!?]{_LETTER}{_WORD}*)*", None),
-    (rf"{_WORD}(?:{_WORD}|[.,])*(?:-{_WORD}+)+", None),
+    (r"[A-Za-z0-9](?:[A-Za-z0-9]|[.,])*(?:-[A-Za-z0-9]+)+", None),
     (rf"({_WORD}+(?:[-_‐‑.!?]{_WORD}+)*\.)[,;:、]", None),
     (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", None),
-    (rf"{_WORD}+(?:[._/]{_WORD}+)*\.(?:{_FILE_ENDINGS})(?=[ \n,.;:])", None),
+    (rf"{_WORD}+(?:[._]{_WORD}+)*\.(?i:{_FILE_ENDINGS})(?=[\s,.;!?\"')])", None),
     (r"[A-Z]+(?:[&+][A-Z]+)+", None),
     (r"[A-Z]+\$|[CcFf]#|[CcJj]\+\+", None),
     # abbreviations: "Mr.", "U.S.", "Ph.D.", "no. 5"
-    (rf"(?:{_ABBREVIATION}|[A-Za-z])\.", None),
+    (rf"(?:{_TITLE}|{_ABBREVIATION}|[A-Za-z])\.", None),
     (rf"([A-Za-z])\.[ \n]+(?:{_any(_cases(_OPENERS, str, str.upper))}|M[rs]\.)[ \n]", None),
     (rf"(?:{_WORD}+-)?[A-Za-z](?:\.[A-Za-z])+\.?", None),
     (r"[Pp][Hh]\.[Dd]\.", None),
     (rf"((?:{_NUMBERED})\.)[ \n]?[0-9]", None),
     # contractions: do n't, man 's, t is, y' all, o'clock
-    (rf"({_LETTER}+?)(?i:n{_APOSTROPHE}t)", None),
+    (rf"([A-Za-z]+?)(?i:n{_APOSTROPHE}t)", None),
     (rf"(?i:n{_APOSTROPHE}t)", _straighten),
     (rf"({_WORD}+(?:{_HYPHEN}{_WORD}+)*)(?i:{_APOSTROPHE}(?:s|d|m|ll|ve|re)){_NO_LETTER}", None),
     (rf"(?i:'(?:s|d|m|ll|ve|re)){_NO_LETTER}|(?i:’(?:s|d|m|ll|ve|re))", _straighten),
     (rf"((?i:{_APOSTROPHE}t))(?i:is|was)", _straighten),
     (rf"([yY]{_APOSTROPHE}){_LETTER}", None),
     (rf"[dDoOlL]{_APOSTROPHE}{_LETTER}{_WORD}+(?:{_HYPHEN}{_WORD}+)*", _straighten),
-    (rf"[lLdDjJ]{_APOSTROPHE}|[A-HJ-XZn]{_APOSTROPHE}{_LETTER}{{2,}}", _straighten),
-    (rf"{_LETTER}+[aeiouyAEIOUY]{_APOSTROPHE}[aeiouA-Z]{_LETTER}*", None),
-    (rf"{_APOSTROPHE}(?:n(?:{_APOSTROPHE}|{_NO_LETTER})|em|[2-9]0s|[0-9]{{2}}(?=[ \n])|till?|cause)", _straighten),
+    (rf"[lLdDjJ]{_APOSTROPHE}|[A-HJ-XZn]{_QUOTE}{_LETTER}{{2,}}", _straighten),
+    (rf"{_LETTER}+[aeiouyAEIOUY]{_QUOTE}[aeiouA-Z]{_LETTER}*", None),
+    (rf"{_APOSTROPHE}(?:n(?:{_APOSTROPHE}|{_NO_LETTER})|em|[2-9]0s|till?|cause)", _straighten),
+    (rf"{_APOSTROPHE}[0-9]{{2}}(?=[ \n])", None),
     (
         rf"(?:Dunkin|somethin|ol){_APOSTROPHE}|c{_APOSTROPHE}mon|(?:ne|o|e){_APOSTROPHE}er|ev{_APOSTROPHE}ry",
         _straighten,
@@ -135,7 +140,7 @@ _PATTERNS: list[tuple[str, _Change | None]] = [
     ),
     # addresses, markup and names of the net
     (r"(?i:https?://)[^\s\"<>|(){}]+?\.[^\s\"<>|(){}]*[^\s\"<>|.!?(){},-]", None),
-    (r"(?:[^\s\"`'<>|.!?(){},_$/=%@;:^0-9-]+\.)+(?:com|net|org|edu)(?![A-Za-z0-9])", None),
+    (r"(?:[^\s\"`'<>|.!?(){},_$/=%@;:^\\\[\]0-9-]+\.)+(?:com|net|org|edu)(?![A-Za-z0-9])", None),
     (r"<?[a-zA-Z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+>?", None),
     (rf"@[A-Za-z_][A-Za-z0-9_]*|#{_LETTER}+", None),
     (rf"</?{_NAME}(?: +(?:{_NAME}|{_NAME} *= *['\"][^\r\n'\"]*['\"]))* */?>", _keep_spaces),

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from florence2.errors import shown
 from florence2.evaluate.tables.example import BenchmarkExample, TableError
 from florence2.evaluate.tables.reading import by_id, check, entry, image_path, numbers, objects, read_json
+
+MAX_PIXELS = 1 << 26
+"""The largest image of a file; masks of its size are made."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ def read_instance_file(file: Path) -> InstanceFile:
     for number, value in by_id(values.get("images"), f"{file}: images").items():
         place = f"{file}: image {number}"
         width, height = (entry(value, side, int, place) for side in ("width", "height"))
-        if not (0 < width < 1 << 16 and 0 < height < 1 << 16):
-            raise TableError(f"{place} has the size {width} x {height}; sides have 1 to 65,535 pixels.")
+        if width < 1 or height < 1 or width * height > MAX_PIXELS:
+            size = f"{shown(width, 30)} x {shown(height, 30)}"
+            raise TableError(f"{place} has the size {size}; an image has 1 to {MAX_PIXELS:,} pixels.")
         images[number], names[number] = (
             Instances(number, width, height, {}, categories),
             entry(value, "file_name", str, place),

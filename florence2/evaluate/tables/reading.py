@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 MAX_BYTES = 512 << 20
 """The largest file of questions or truths that is read; the largest of the published ones has about 200 MB."""
+MAX_COORDINATE = 1 << 17
+"""The farthest that a corner may lie from the image's, in pixels."""
 MAX_SMALL_BYTES = 1 << 20
 """The largest file about one image."""
 _NAMES = {int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "an object"}
@@ -146,8 +148,10 @@ def texts(values: Any, where: str) -> list[str]:
 
 
 def numbers(values: Any, where: str, count: int | None = None) -> list[float]:
-    """Return a list of numbers, `count` of them if that is given."""
+    """Return a list of coordinates or sizes, `count` of them if that is given."""
     found = [check(value, float, f"{where}[{i}]") for i, value in enumerate(check(values, list, where))]
+    if any(abs(value) > MAX_COORDINATE for value in found):  # outlines are walked step by step
+        raise TableError(f"{where} has a number beyond {MAX_COORDINATE:,} pixels.")
     if count is not None and len(found) != count:
         raise TableError(f"{where} must hold {count} numbers, not {len(found)}.")
     return found
