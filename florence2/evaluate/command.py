@@ -27,7 +27,7 @@ from florence2.train.command import add_data_options
 from florence2.train.evaluate_command import add_answering_options, measure_file
 
 ALL = "all"
-"""Stands for every split that has a published result."""
+"""Stands for every split that has a published result, and those that can be scored in place of test splits."""
 _OF_TABLES = ("data", "out", "protocol", "published", "shard", "score", "workers", "max_errors", "background")
 
 
@@ -157,16 +157,17 @@ def _splits(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if name == ALL:
-            known = (split for split in published_splits() if split.partition(":")[2] in _splits_of(split))
-            found += known
+            found += filter(_is_known, published_splits())
+            found += [f"{table}:{next(iter(TABLES[table].splits))}" for table in TABLES]
         else:
             table, split, *_ = find_split(name)
             found.append(f"{table}:{split}")
     return list(dict.fromkeys(found))
 
 
-def _splits_of(name: str) -> Sequence[str]:
-    return tuple(TABLES[name.partition(":")[0]].splits)
+def _is_known(name: str) -> bool:
+    table, _, split = name.partition(":")
+    return split in TABLES[table].splits
 
 
 def _print_files(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask
 
 from florence2.cli.main import main
-from florence2.evaluate.command import names_table
+from florence2.evaluate.command import _splits, names_table
 from florence2.evaluate.tables.catalogue import TABLES, read_table
 from recipes.nano.scenes import Scene, make_scene
 from tests.evaluate.conftest import SEED
@@ -195,6 +195,26 @@ def test_wrong_words(
     assert evaluate(*words) == 2
     assert sentence in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_report(answered: Path, data: Path, tmp_path: Path) -> None:
+    common = ["nocaps", "--data", data, "--out", tmp_path, *NANO]
+    assert evaluate(*common, "--limit", 1) == 0
+    first = rows_of(tmp_path / "nocaps-val")
+    assert evaluate(*common, "--limit", 2) == 0
+    assert rows_of(tmp_path / "nocaps-val")[:1] == first  # with its time and all digits: it was not answered again
+    whole = {key: row for key, row in results(answered).items() if key[0] == "nocaps"}
+    again = results(tmp_path)
+    assert {key: row["value"] for key, row in again.items()} == {
+        key: pytest.approx(row["value"]) for key, row in whole.items()
+    }
+
+
+def test_all_splits() -> None:
+    every = _splits(["all"])
+    assert {"coco-caption:test", "refcoco:testB", "vqav2:test-dev", "vqav2:val", "textvqa:val"} <= set(every)
+    assert len(every) == len(set(every)) == 18
+    assert _splits(["refcoco", "refcoco:val", "refcoco:testA"]) == ["refcoco:val", "refcoco:testA"]
 
 
 def test_damaged_rows_count_as_unanswered(answered: Path, data: Path, tmp_path: Path, capsys: Capture) -> None:
