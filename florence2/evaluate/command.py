@@ -22,13 +22,25 @@ from florence2.evaluate.report import Report
 from florence2.evaluate.running import Running
 from florence2.evaluate.tables.catalogue import TABLES, describe_files, find_split
 from florence2.label.command import MOST_WORKERS, parse_shard
+from florence2.label.devices import label_on_devices, parse_devices
 from florence2.label.errors import parse_error_limit
 from florence2.train.command import add_data_options
 from florence2.train.evaluate_command import add_answering_options, measure_file
 
 ALL = "all"
 """Stands for every split that has a published result, and those that can be scored in place of test splits."""
-_OF_TABLES = ("data", "out", "protocol", "published", "shard", "score", "workers", "max_errors", "background")
+_OF_TABLES = (
+    "data",
+    "out",
+    "protocol",
+    "published",
+    "shard",
+    "score",
+    "devices",
+    "workers",
+    "max_errors",
+    "background",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +89,12 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         type=parse_shard,
         metavar="I/N",
         help="answer about the I-th of N parts of the images, 1/N to N/N, without results; then --score",
+    )
+    parser.add_argument(
+        "--devices",
+        type=parse_devices,
+        metavar="D,D",
+        help="one process for each device, such as cuda:0,cuda:1; each answers about a part of the images",
     )
     parser.add_argument(
         "--workers",
@@ -143,13 +161,22 @@ def _measure_tables(options: argparse.Namespace) -> int:
     if options.workers is None:
         options.workers = max(1, min((os.cpu_count() or 1) - 1, MOST_WORKERS))
     running = Running(options, TORCH, _splits(options.names))
-    code = 0 if options.score else running.answer()
+    code = 0 if options.score else _answer(options, running)
     if options.shard or code not in (0, EXIT_INCOMPLETE):
         return code
     report = running.score()
     report.write(options.out)
     _print_report(report, options.json)
     return EXIT_INCOMPLETE if any(result.unanswered for result in report.results) else code
+
+
+def _answer(options: argparse.Namespace, running: Running) -> int:
+    return label_on_devices(options, answer_tables) if options.devices else running.answer()
+
+
+def answer_tables(options: argparse.Namespace) -> int:
+    """Answer the questions of a shard in a process of its own; return the exit code."""
+    return Running(options, TORCH, _splits(options.names)).answer()
 
 
 def _splits(names: Sequence[str]) -> list[str]:

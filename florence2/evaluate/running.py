@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from florence2 import __version__
 from florence2.asking.questions import Runtime
-from florence2.checkpoints.files import read_json, written_whole
-from florence2.cli.options import say
+from florence2.checkpoints.files import read_json, write_json, written_whole
+from florence2.cli.options import generation_options, say
 from florence2.cli.run import Backend, search_settings
 from florence2.errors import ConfigError, OptionError
 from florence2.evaluate.answers import count_unanswered, first_images, join_answers, read_answers, shard_of, to_items
@@ -26,6 +26,10 @@ from florence2.label.labelling import Labelling
 from florence2.label.remaining import Remaining
 from florence2.label.settings import weights_digest
 
+if TYPE_CHECKING:
+    from florence2.pipeline import Florence2
+
+_RUN = "run.json"  # how the last run computed, for a later --score
 _COMPUTED = ("model", "revision", "weights", "adapter", "dtype", "attention", "beams", "max_new_tokens", "background")
 
 
@@ -50,7 +54,7 @@ class Running:
         Raises:
             TableError: A file is missing or damaged, or a table does not have the protocol.
         """
-        self._options, self._seconds = options, 0.0
+        self._options = options
         self._load = backend.load
         self._model: Runtime | None = None
         self._backend = replace(backend, load=self._load_once)
@@ -79,8 +83,18 @@ class Running:
             worst = max(worst, self._answer(split, settings))
             if worst > 1:
                 break
-        self._seconds = time.monotonic() - began
+        if self._model is not None:
+            write_json(
+                self._options.out / _RUN, self._used(self._model) | {"seconds": round(time.monotonic() - began, 1)}
+            )
         return worst
+
+    def _used(self, model: Runtime) -> dict[str, Any]:
+        """Return the settings that were chosen where the options leave them open."""
+        loaded, search = cast("Florence2", model).model, generation_options(self._options, model)
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        used = {"device": str(loaded.device), "dtype": dtype, "beams": search.num_beams}
+        return used | {"max_new_tokens": search.max_new_tokens}
 
     def _answer(self, split: SplitRun, settings: Mapping[str, Any]) -> int:
         items = shard_of(to_items(split.chosen, split.protocol, self._options.data), self._options.shard)
@@ -111,7 +125,8 @@ class Running:
                 write_submission(split.folder / "submission.json", answered)
             notes += _notes(split, answered)
         computed = {name: settings[0].get(name) for name in _COMPUTED}
-        computed |= {"device": self._options.device, "seconds": round(self._seconds, 1) or None, "version": __version__}
+        run = self._options.out / _RUN
+        computed |= (read_json(run) if run.exists() else {}) | {"version": __version__}
         return Report(results, computed, compared, notes)
 
 

@@ -1,5 +1,6 @@
 """The command, from files in the official layouts through the answers of nano to the report."""
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pycocotools import mask
 from florence2.cli.main import main
 from florence2.evaluate.command import _splits, names_table
 from florence2.evaluate.tables.catalogue import TABLES, read_table
+from florence2.label.devices import split_options
 from recipes.nano.scenes import Scene, make_scene
 from tests.evaluate.conftest import SEED
 
@@ -72,6 +74,9 @@ def test_every_table_has_results(answered: Path) -> None:
     text = (answered / "report.md").read_text()
     assert "| refcoco:testA | accuracy |" in text
     assert "- weights: 6a55" in text
+    assert "- dtype: float32\n" in text
+    assert "- beams: 1\n" in text
+    assert "- device: cpu\n" in text
 
 
 @pytest.mark.parametrize("table", ["refcoco:testA", "refcoco+:testA", "refcocog:test"])
@@ -215,6 +220,20 @@ def test_all_splits() -> None:
     assert {"coco-caption:test", "refcoco:testB", "vqav2:test-dev", "vqav2:val", "textvqa:val"} <= set(every)
     assert len(every) == len(set(every)) == 18
     assert _splits(["refcoco", "refcoco:val", "refcoco:testA"]) == ["refcoco:val", "refcoco:testA"]
+
+
+def test_devices(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each does its part of the images; processes are tested with those of `florence2 label`."""
+
+    def one_after_the_other(options: argparse.Namespace, answer: Callable[[argparse.Namespace], int]) -> int:
+        return max(map(answer, split_options(options)))
+
+    monkeypatch.setattr("florence2.evaluate.command.label_on_devices", one_after_the_other)
+    common = ["nocaps", "--data", data, "--out", tmp_path, *NANO, "--limit", 3]
+    assert evaluate(*common, "--devices", "cpu,cpu") == 0
+    names = sorted(path.name for path in (tmp_path / "nocaps-val").glob("*.jsonl"))
+    assert names == ["results.1-of-2.jsonl", "results.2-of-2.jsonl"]
+    assert results(tmp_path)["nocaps", "CIDEr", ""]["unanswered"] == 0
 
 
 def test_damaged_rows_count_as_unanswered(answered: Path, data: Path, tmp_path: Path, capsys: Capture) -> None:
