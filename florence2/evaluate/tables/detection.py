@@ -94,8 +94,8 @@ def _read_outline(value: Mapping[str, Any], place: str) -> list[list[float]] | M
     if outline is None:
         return None
     rings = [numbers(ring, f"{where}[{i}]") for i, ring in enumerate(check(outline, list, where))]
-    if any(len(ring) % 2 or len(ring) < 6 for ring in rings):
-        raise TableError(f"{where} must hold outlines of at least three points each.")
+    if any(len(ring) % 2 for ring in rings):
+        raise TableError(f"{where} has an outline with an odd number of coordinates.")
     return rings
 
 

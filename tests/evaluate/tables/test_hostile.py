@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from florence2.evaluate.tables.catalogue import read_table
+from florence2.evaluate.tables.detection import read_instance_file
 from florence2.evaluate.tables.example import TableError
 from florence2.evaluate.tables.reading import read_json, read_plain_pickle, read_xml
 
@@ -222,3 +223,36 @@ def test_spoilt_entities(file: str, content: str, words: str, data: Path, tmp_pa
     with pytest.raises(TableError) as error:
         read_table("flickr30k", tmp_path)
     assert words in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"segmentation": [[1, 2, 3]]}, "segmentation has an outline with an odd number of coordinates."),
+        ({"segmentation": [[1, 2, 3, 1e9]]}, "segmentation[0] has a number beyond 131,072 pixels."),
+        (
+            {"segmentation": {"size": [3, 3], "counts": ["x"]}},
+            "segmentation.counts[0] must be a whole number, not 'x'.",
+        ),
+        ({"bbox": [1, 2, 3]}, "bbox must hold 4 numbers, not 3."),
+        ({"category_id": 2}, "category_id is 2, which none of the categories has."),
+        ({"image_id": 77}, "image_id is 77, which none of the images has."),
+    ],
+)
+def test_spoilt_instances(change: dict[str, Any], words: str, data: Path, tmp_path: Path) -> None:
+    values = json.loads((data / FILES["coco-detection"]).read_text())
+    values["annotations"][0] |= change
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(TableError) as error:
+        read_instance_file(file)
+    assert sentence(error).endswith(words)
+
+
+def test_an_image_that_is_too_large(data: Path, tmp_path: Path) -> None:
+    values = json.loads((data / FILES["coco-detection"]).read_text())
+    values["images"][0] |= {"width": 1 << 14, "height": (1 << 12) + 1}
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(TableError, match="has the size 16384 x 4097; an image has 1 to 67,108,864 pixels"):
+        read_instance_file(file)
