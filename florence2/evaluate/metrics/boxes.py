@@ -52,7 +52,7 @@ def enclosing_box(boxes: Sequence[Corners]) -> list[float]:
 
 
 def phrase_recall(
-    answers: Sequence[Sequence[Corners]], truths: Sequence[Sequence[Corners]], *, merged: bool = False
+    answers: Sequence[Sequence[Corners]], truths: Sequence[Sequence[Corners]], *, merged: bool
 ) -> float:
     """Return Recall@1 of phrases, 0 to 1, as Flickr30k Entities is measured.
 

@@ -53,7 +53,7 @@ def test_accuracy_by_hand(boxes: list[tuple[float, ...]], right: int) -> None:
 
 def test_nothing_asked() -> None:
     assert box_accuracy([], []) == 0
-    assert phrase_recall([], []) == 0
+    assert phrase_recall([], [], merged=False) == 0
 
 
 def test_enclosing_box() -> None:
