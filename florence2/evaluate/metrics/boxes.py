@@ -51,9 +51,7 @@ def enclosing_box(boxes: Sequence[Corners]) -> list[float]:
     return [*corners[:, :2].min(0).tolist(), *corners[:, 2:].max(0).tolist()]
 
 
-def phrase_recall(
-    answers: Sequence[Sequence[Corners]], truths: Sequence[Sequence[Corners]], *, merged: bool
-) -> float:
+def phrase_recall(answers: Sequence[Sequence[Corners]], truths: Sequence[Sequence[Corners]], *, merged: bool) -> float:
     """Return Recall@1 of phrases, 0 to 1, as Flickr30k Entities is measured.
 
     Args:
