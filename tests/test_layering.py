@@ -13,7 +13,7 @@ ORDER = """
     errors lazy inputs model generation answers fast checkpoints asking processor runner tracing
     stream pipeline loading modify bulk cli
 """.split()
-EXTRAS = {"dataset", "train", "inspect", "export", "label", "lite", "mcp", "ray", "serve"}
+EXTRAS = {"dataset", "evaluate", "train", "inspect", "export", "label", "lite", "mcp", "ray", "serve"}
 TORCH_FREE = (
     *("errors", "lazy", "inputs", "answers", "asking", "model.config", "generation.options", "generation.labels"),
     *("checkpoints.files", "checkpoints.config_files", "checkpoints.hub", "checkpoints.checks.belonging"),

@@ -44,7 +44,7 @@ COMMANDS = {
     "info": Command("florence2.cli.info", "describe a checkpoint"),
     "serve": Command("florence2.serve.command", "answer requests over HTTP, as OpenAI's API and with a page", "serve"),
     "train": Command("florence2.train.command", "fine-tune a checkpoint on images with questions and answers", "train"),
-    "evaluate": Command("florence2.train.evaluate_command", "measure a checkpoint's answers to questions", "train"),
+    "evaluate": Command("florence2.evaluate.command", "measure a checkpoint on a benchmark or a data file", "train"),
     "calibrate": Command("florence2.train.calibrate_command", "let a checkpoint's confidences be frequencies", "train"),
     "export": Command("florence2.export.command", "write a model as ONNX graphs for other runtimes", "export"),
     "audit": Command("florence2.inspect.audit.command", "measure a checkpoint's tensors, or compare two", "inspect"),

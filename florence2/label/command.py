@@ -70,7 +70,7 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
 def _add_work(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard",
-        type=_parse_shard,
+        type=parse_shard,
         metavar="I/N",
         help="do the I-th of N parts, 1/N to N/N, into DIR/results.I-of-N.jsonl; several may run at once",
     )
@@ -158,7 +158,8 @@ def _read_questions(options: argparse.Namespace, known: Mapping[str, Task]) -> l
     return read_questions(tasks, options.text, options.box, known) if tasks else []
 
 
-def _parse_shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return (I, N) for "I/N". Raises ArgumentTypeError for anything else."""
     first, slash, last = text.partition("/")
     digits = slash and first.isdecimal() and last.isdecimal() and len(text) < _SHARD_LETTERS
     if not (digits and 1 <= int(first) <= int(last)):

@@ -35,6 +35,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", type=path_argument, metavar="DATA", help="JSON Lines of image, prefix, suffix; or a COCO .json file"
     )
+    add_data_options(parser)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a data file is read."""
     parser.add_argument(
         "--task", action="append", default=[], help="task to make of a COCO file; repeatable (default: its usual one)"
     )

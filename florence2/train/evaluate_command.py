@@ -1,16 +1,15 @@
-"""`florence2 evaluate DATA`: measure a model's answers to questions whose answers are known."""
+"""The half of `florence2 evaluate` that measures a model's answers to the questions of a data file."""
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from florence2.bulk.summary import Summary
 from florence2.cli.main import name_options
 from florence2.cli.options import (
     SETTINGS,
-    add_calibration,
     add_generation,
     add_model,
     add_weights,
@@ -31,29 +30,22 @@ if TYPE_CHECKING:
     from florence2.train.metrics import Metrics, Pair
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the grammar of the command."""
-    parser = argparse.ArgumentParser(
-        prog="florence2 evaluate",
-        description="Answer the questions of a data file and print the metrics of each task.",
-    )
-    add_questions(parser)
-    add_calibration(parser)
-    parser.add_argument("--json", action="store_true", help="JSON Lines instead of a table on stdout")
-    return parser
-
-
 def add_questions(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that answers the questions of a data file."""
     add_data(parser)
+    add_answering_options(parser)
+
+
+def add_answering_options(parser: argparse.ArgumentParser) -> None:
+    """Add the model that answers, and how it does."""
     add_model(parser)
     add_weights(parser)
     add_generation(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="questions answered at once (default: as memory allows)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of DATA (default: all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images (default: all)")
 
 
-def main(arguments: Sequence[str]) -> int:
+def measure_file(options: argparse.Namespace) -> int:
     """Answer the questions of a data file and print the metrics of each task; progress and counts go to stderr.
 
     With `--json`, stdout has one JSON object for each question that could not be answered, then one for each task.
@@ -64,7 +56,6 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         Florence2Error: The data, the model or an option cannot be used.
     """
-    options = build_parser().parse_args(arguments)
     check_at_least(options, 1, "batch", "limit")
     check_data(options, "data", "images")
     generation_changes(options)

@@ -136,6 +136,11 @@ def _outline(thing: Thing, scene: Scene) -> str:
     return polygons_target([[value for point in thing.outline for value in point]], scene.image.size)
 
 
+def with_article(phrase: str) -> str:
+    """Return "a red circle" for "red circle"."""
+    return f"{_article(phrase)} {phrase}"
+
+
 def _article(phrase: str) -> str:
     return "an" if phrase.startswith("orange") else "a"
 

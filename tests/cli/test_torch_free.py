@@ -88,7 +88,7 @@ WRONG = [
     ("train {image} --out {nothing}", "argument --out: the name is empty"),
     ("train {image} --out {empty}/run --images {nothing}", "argument --images: the name is empty"),
     ("train {image} --out {empty}/run --validation {nothing}", "argument --validation: the name is empty"),
-    ("evaluate {nothing}", "argument DATA: the name is empty"),
+    ("evaluate {nothing}", "argument TABLE|DATA: the name is empty"),
     ("cascade {empty}", "holds no image"),
     ("cascade {image} --detail long", "'long'"),
     ("cascade {image} --model nowhere", "'nowhere'"),

@@ -16,12 +16,13 @@ CLASSES = {
     "sources": 100,
     "journals": 60,
     "datasets": 60,
+    "tables": 60,
     "runs": 5,
     "threads": 5,
 }
-"""By name, which is also the module's: cases of 1,000. A module has `draw(random)`, which makes a case of plain values,
-and `check(case, place)`, which returns for a right result and raises Florence2Error for a refusal, and Wrong where
-something broken was accepted."""
+"""By name, which is also the module's: weights, whose sum does not matter. A module has `draw(random)`, which makes a
+case of plain values, and `check(case, place)`, which returns for a right result and raises Florence2Error for a
+refusal, and Wrong where something broken was accepted."""
 
 
 def share_out(cases: int, names: Sequence[str]) -> dict[str, int]:

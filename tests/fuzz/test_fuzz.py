@@ -28,12 +28,16 @@ CASES = {
     "sources": 60,
     "journals": 12,
     "datasets": 40,
+    "tables": 40,
     "runs": 2,
     "threads": 2,
 }
 """Cases of each class in the default suite, about 30 s in all."""
 
-MIXED = ("prompts", "images", "checkpoints", "tokenizers", "adapters", "training", "pickles", "sources", "datasets")
+MIXED = (
+    *("prompts", "images", "checkpoints", "tokenizers", "adapters", "training", "pickles"),
+    *("sources", "datasets", "tables"),
+)
 """The classes in which some cases must be refused and others accepted, or the checks would see one side alone."""
 
 

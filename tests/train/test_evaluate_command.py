@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from florence2.errors import Florence2Error, OptionError
-from florence2.train.evaluate_command import main
+from florence2.evaluate.command import main
 from parity.recipe import make_picture
 
 Capture = pytest.CaptureFixture[str]

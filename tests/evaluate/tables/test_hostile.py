@@ -1,0 +1,258 @@
+"""Hostile and damaged files: one sentence, and nothing of them is run."""
+
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from florence2.evaluate.tables.catalogue import read_table
+from florence2.evaluate.tables.detection import read_instance_file
+from florence2.evaluate.tables.example import TableError
+from florence2.evaluate.tables.reading import read_json, read_plain_pickle, read_xml
+
+
+class Executes:
+    """Pickled, it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def sentence(error: pytest.ExceptionInfo[TableError]) -> str:
+    text = str(error.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert len(text) < 900
+    return text
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_a_pickle_that_would_run_something(protocol: int, tmp_path: Path) -> None:
+    file, trace = tmp_path / "refs.p", tmp_path / "trace"
+    file.write_bytes(pickle.dumps([{"split": "val", "ref_id": Executes(trace)}], protocol))
+    with pytest.raises(TableError) as error:
+        read_plain_pickle(file)
+    assert "nothing of it was run" in sentence(error)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+        b"\x80\x02\x82\x01.",  # the registry of extensions
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+        b"P12\n.",  # persistent
+        b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.",  # a byte array of nine million terabytes
+        b"r\xff\xff\xff\xff.",  # a place in a table of four billion
+        b"]r\xff\xff\xff\xff",
+        b"X\xff\xff\xff\x7fabc",
+        b"I" + b"9" * 5000 + b"\n.",
+        b"S'\\x",
+        b"(((((((",
+        b"u.",
+        b"g7\n.",
+        b"}b.",
+        b"",
+        b"junk",
+    ],
+)
+def test_damaged_pickles(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "refs.p"
+    file.write_bytes(content)
+    with pytest.raises(TableError) as error:
+        read_plain_pickle(file)
+    sentence(error)
+
+
+def test_pickles_of_python_2(tmp_path: Path) -> None:
+    file = tmp_path / "refs.p"
+    file.write_bytes(
+        b"(lp0\n(dp1\nS'sent'\np2\nS'caf\\xe9'\np3\nsS'n'\nI12\nsS'x'\nL3L\nsS'f'\nF0.5\nsS'u'\nVo\\u2019\nsa."
+    )
+    assert read_plain_pickle(file) == [{"sent": "café", "n": 12, "x": 3, "f": 0.5, "u": "o’"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '<!DOCTYPE a [<!ENTITY e "text">]><annotation>&e;</annotation>',
+        '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>',
+        '<!DOCTYPE a SYSTEM "http://127.0.0.1:9/a.dtd"><annotation/>',
+        '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;"><!ENTITY c "&b;&b;&b;">]><annotation>&c;</annotation>',
+    ],
+)
+def test_a_document_type_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "1.xml"
+    file.write_text(content)
+    with pytest.raises(TableError, match="document type") as error:
+        read_xml(file)
+    sentence(error)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "<a>", "<a>&e;</a>", '<?xml version="1.0" encoding="none"?><a/>', "\0", "text"]
+)
+def test_damaged_xml(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "1.xml"
+    file.write_text(content)
+    with pytest.raises(TableError, match="is not XML") as error:
+        read_xml(file)
+    sentence(error)
+
+
+def test_other_files_that_are_not_json(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    for content in (b"", b"{", b"[" * 100_000, b"\xff\xfe", b"9" * 5000):
+        file.write_bytes(content)
+        with pytest.raises(TableError) as error:
+            read_json(file)
+        sentence(error)
+    for path in (tmp_path, tmp_path / "missing", Path("/dev/zero")):
+        with pytest.raises(TableError) as error:
+            read_json(path)
+        sentence(error)
+
+
+FILES = {
+    "coco-caption": "coco/dataset_coco.json",
+    "nocaps": "nocaps/nocaps_val_4500_captions.json",
+    "textcaps": "textvqa/TextCaps_0.1_val.json",
+    "coco-detection": "coco/annotations/instances_val2017.json",
+    "refcoco": "refcoco/instances.json",
+    "vqav2": "vqav2/v2_mscoco_val2014_annotations.json",
+    "textvqa": "textvqa/TextVQA_0.5.1_val.json",
+    "vizwiz": "vizwiz/val.json",
+}
+SPOILT: list[Any] = [None, True, -1, 1 << 70, float("nan"), 1e400, "", [], {}, [[]], [None]]
+SPOILT += ["../../etc/passwd", "/etc/passwd", "a\0b"]
+
+
+def spoil(value: Any, rng: random.Random) -> Any:
+    """Return a value with one part replaced or removed."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.85:
+        copied = value.copy()
+        key = rng.choice(list(copied)) if isinstance(copied, dict) else rng.randrange(len(copied))
+        if rng.random() < 0.1:
+            del copied[key]
+        else:
+            copied[key] = spoil(copied[key], rng)
+        return copied
+    return rng.choice(SPOILT)
+
+
+def answered_or_refused(name: str, data: Path) -> bool:
+    """Read a table; return whether it was refused, which must be in a sentence. Images stay inside their folder."""
+    try:
+        examples = read_table(name, data)
+    except TableError as error:
+        assert str(error).endswith(".")
+        assert len(str(error)) < 900
+        return True
+    assert all(".." not in example.image.parts and example.image.is_relative_to(data) for example in examples)
+    return False
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_spoilt_json(name: str, data: Path, tmp_path: Path) -> None:
+    for path in data.rglob("*"):  # links, so that the images are not copied
+        target = tmp_path / path.relative_to(data)
+        target.mkdir(parents=True, exist_ok=True) if path.is_dir() else target.symlink_to(path)
+    file = tmp_path / FILES[name]
+    values, rng = json.loads(file.read_text()), random.Random(name)
+    file.unlink()
+    refused = 0
+    for _ in range(125):
+        file.write_text(json.dumps(spoil(values, rng)))
+        refused += answered_or_refused(name, tmp_path)
+    assert refused > 30
+
+
+def _spoil_refs(change: Callable[[Any], None], data: Path, tmp_path: Path) -> str:
+    shutil.copytree(data / "refcoco", tmp_path / "refcoco")
+    (tmp_path / "coco").symlink_to(data / "coco")
+    file = tmp_path / "refcoco" / "refs(unc).p"
+    refs = pickle.loads(file.read_bytes())
+    change(refs)
+    file.write_bytes(pickle.dumps(refs, 2))
+    with pytest.raises(TableError) as error:
+        read_table("refcoco:testA", tmp_path)
+    return sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda refs: refs[0].pop("split"), "refs[0] lacks 'split'"),
+        (lambda refs: refs[0].update(ann_id=7), "is about object 7 of image 1, which"),
+        (lambda refs: refs[0].update(image_id=True), "refs[0].image_id must be a whole number, not True"),
+        (lambda refs: refs[0].update(sentences=3), "refs[0].sentences must be a list, not 3"),
+        (lambda refs: refs[0]["sentences"][1].update(sent=5), "sentences[1].sent must be a text, not 5"),
+        (lambda refs: refs.clear(), "has no examples"),
+        (lambda refs: refs.insert(0, 5), "refs[0] must be an object, not 5"),
+    ],
+)
+def test_spoilt_refs(change: Callable[[Any], None], words: str, data: Path, tmp_path: Path) -> None:
+    assert words in _spoil_refs(change, data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("Sentences/1.txt", "[/EN#1/people Two men", "without its end"),
+        ("Sentences/1.txt", "[people Two men]", "a phrase begins with"),
+        ("Annotations/1.xml", "<annotation><object><name>1</name><bndbox/></object></annotation>", "whose xmin is ''"),
+        ("Annotations/1.xml", "<annotation><object><bndbox><xmin>1e9</xmin></bndbox></object></annotation>", "'1e9'"),
+        ("Annotations/1.xml", '<!DOCTYPE a [<!ENTITY e "1">]><annotation>&e;</annotation>', "document type"),
+        ("test.txt", "../../etc/passwd", "must be the name of an image"),
+        ("test.txt", "none", "does not exist"),
+    ],
+)
+def test_spoilt_entities(file: str, content: str, words: str, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "flickr30k", tmp_path / "flickr30k")
+    (tmp_path / "flickr30k" / file).write_text(content)
+    with pytest.raises(TableError) as error:
+        read_table("flickr30k", tmp_path)
+    assert words in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"segmentation": [[1, 2, 3]]}, "segmentation has an outline with an odd number of coordinates."),
+        ({"segmentation": [[1, 2, 3, 1e9]]}, "segmentation[0] has a number beyond 131,072 pixels."),
+        (
+            {"segmentation": {"size": [3, 3], "counts": ["x"]}},
+            "segmentation.counts[0] must be a whole number, not 'x'.",
+        ),
+        ({"bbox": [1, 2, 3]}, "bbox must hold 4 numbers, not 3."),
+        ({"category_id": 2}, "category_id is 2, which none of the categories has."),
+        ({"image_id": 77}, "image_id is 77, which none of the images has."),
+    ],
+)
+def test_spoilt_instances(change: dict[str, Any], words: str, data: Path, tmp_path: Path) -> None:
+    values = json.loads((data / FILES["coco-detection"]).read_text())
+    values["annotations"][0] |= change
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(TableError) as error:
+        read_instance_file(file)
+    assert sentence(error).endswith(words)
+
+
+def test_an_image_that_is_too_large(data: Path, tmp_path: Path) -> None:
+    values = json.loads((data / FILES["coco-detection"]).read_text())
+    values["images"][0] |= {"width": 1 << 14, "height": (1 << 12) + 1}
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(TableError, match="has the size 16384 x 4097; an image has 1 to 67,108,864 pixels"):
+        read_instance_file(file)
