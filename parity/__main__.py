@@ -101,8 +101,9 @@ def _compare(options: argparse.Namespace, code: Path | None) -> Iterator[Compari
     yield from compare_records()
     nano = load(EMBEDDED_MODEL, device="cpu")
     answers = answer_one_by_one(nano, SCENES)
-    yield from compare_specimen_records(nano, answers, SCENES if options.full else 50)
-    yield from compare_specimen(group, make_reference, nano, answers)
+    again = SCENES if options.full else 50
+    yield from compare_specimen_records(nano, answers, again)
+    yield from compare_specimen(group, make_reference, nano, answers, again)
     with tempfile.TemporaryDirectory() as name:
         shape = shapes()[0]
         make_checkpoint(Path(name), shape.config, shape.seed, shape.end_bonus, shape.size)

@@ -31,13 +31,13 @@ SCENES_SEED, SCENES = 4, 200
 
 
 def compare_specimen(
-    group: str, make_reference: MakeReference, f: Florence2, answers: list[list[int]]
+    group: str, make_reference: MakeReference, f: Florence2, answers: list[list[int]], count: int
 ) -> Iterator[Comparison]:
-    """Compare the `answers` of nano with a live reference's tokens, with the checkpoint's own settings."""
+    """Compare nano's `answers` to `count` images with a live reference's tokens, with the checkpoint's own settings."""
     folder = resolve(EMBEDDED_MODEL)
     reference = make_reference(folder, load_model(folder), torch.float32)
-    theirs = [ids for index in range(SCENES) for ids in _reference_answers(reference, f, index)]
-    yield _row(f, group, reference.name, f"tokens, {SCENES} images x all tasks", answers, theirs)
+    theirs = [ids for index in range(count) for ids in _reference_answers(reference, f, index)]
+    yield _row(f, group, reference.name, f"tokens, {count} images x all tasks", answers[: len(theirs)], theirs)
 
 
 def compare_specimen_records(f: Florence2, answers: list[list[int]], count: int) -> Iterator[Comparison]:
