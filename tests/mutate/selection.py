@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 
 EXTRAS = tuple(
-    f"florence2/{room}/" for room in ("dataset", "train", "inspect", "export", "label", "lite", "mcp", "ray", "serve")
+    f"florence2/{room}/"
+    for room in ("dataset", "evaluate", "train", "inspect", "export", "label", "lite", "mcp", "ray", "serve")
 )
 """Not the core: mutated where --only names them."""
 APART = ("browser", "clients", "interop", "fuzz")
