@@ -1,7 +1,7 @@
 """Serve Florence-2 on a Ray cluster: `pip install "ray[serve]"`, then `python -m docs.ray_serve`.
 
-Each replica is the whole server of `florence2 serve`, with its own queue and cache; Ray sends it requests, starts it
-again when it dies, and adds replicas while requests wait.
+Each replica is the whole server of `florence2 serve`, with its own queue and cache; Ray shares the requests out
+among them, and starts one again that has died.
 """
 
 import os

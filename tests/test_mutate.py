@@ -184,7 +184,10 @@ def test_tests_that_have_just_passed_are_run_on_the_mutants_alone(project: Path,
     test = project / "tests/room/test_steps.py"
     test.write_text(f"{TEST}\n\nwith open({str(runs)!r}, 'a') as file:\n    file.write('run\\n')\n")
     mutants = find_mutants(PATH, STEPS)[1:2]
-    tests = lambda _: ["tests/room/test_steps.py"]  # noqa: E731
+
+    def tests(_: Mutant) -> list[str]:
+        return ["tests/room/test_steps.py"]
+
     assert run_all(mutants, tests, project, 1, lambda *_: None, passed=True) == []
     assert runs.read_text() == "run\n"
     assert run_all(mutants, tests, project, 1, lambda *_: None) == []

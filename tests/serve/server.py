@@ -137,9 +137,10 @@ def starting(folder: Path, *options: str, model: str = "nano", **environment: st
 
 
 def processes_of(server: RunningServer) -> list[int]:
-    """The processes of the server's devices."""
-    words = ["pgrep", "-P", str(server.process.pid), "-f", "spawn_main"]
-    return [int(line) for line in subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()]
+    """The processes of the server's devices, the oldest first."""
+    threads = Path(f"/proc/{server.process.pid}/task").iterdir()
+    children = sorted(int(child) for thread in threads for child in (thread / "children").read_text().split())
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def png(seed: int = 5, width: int = 320, height: int = 200) -> bytes:

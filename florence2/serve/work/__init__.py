@@ -1,4 +1,5 @@
 """Jobs from the moment they are accepted to their answers: a bounded queue, a cache of images, a worker.
 
-A worker pulls from the queue when it has room, so that one queue can feed several. Begin with `worker.Worker`.
+Workers pull from the one queue when they have room: `worker.Worker` in this process, or a `crew.Crew` of processes, one
+for each device. Begin with `worker.Worker`.
 """

@@ -13,19 +13,8 @@ from typing import Any
 from florence2.generation.engine.features import FeatureCache
 from florence2.pipeline import Florence2
 from florence2.serve.settings import MIB, Settings
+from florence2.serve.work import messages
 from florence2.serve.work.jobs import Answered, Job
-from florence2.serve.work.messages import (
-    Ask,
-    Broken,
-    Encoded,
-    JobDone,
-    JobFailed,
-    Leave,
-    Missing,
-    Ready,
-    Stepped,
-    Wrote,
-)
 from florence2.serve.work.queue import JobQueue
 from florence2.serve.work.worker import Worker
 
@@ -59,22 +48,22 @@ class Device:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 message = self._connection.recv()
-                if isinstance(message, Ask):
+                if isinstance(message, messages.Ask):
                     self._ask(message)
-                elif isinstance(message, Leave) and message.number in self._jobs:
-                    self._jobs[message.number].future.cancel()
+                elif (left := self._jobs.get(message.number)) is not None:  # it may have ended meanwhile
+                    left.future.cancel()
 
     def _loaded(self) -> None:
         error, model = self._worker.failure, self._worker.model
         if model is None:
-            self._send(Broken(_portable(error or RuntimeError("no model"))))
+            self._send(messages.Broken(_portable(error or RuntimeError("no model"))))
         else:
-            self._send(Ready(model, self._worker.facts()))
+            self._send(messages.Ready(model, self._worker.facts()))
 
-    def _ask(self, ask: Ask) -> None:
+    def _ask(self, ask: messages.Ask) -> None:
         image = self._queue.hold(ask.key, ask.data)
         if image is None:
-            self._send(Missing(ask.number))
+            self._send(messages.Missing(ask.number))
             return
         listener = partial(self._wrote, ask.number) if ask.listens else None
         job = Job(ask.question, image, ask.options, ask.deadline, listener, times=ask.times)
@@ -83,19 +72,21 @@ class Device:
         self._queue.put([job], limited=False)
 
     def _wrote(self, number: int, ids: list[int]) -> None:
-        self._send(Wrote(number, ids))
+        self._send(messages.Wrote(number, ids))
 
     def _ended(self, number: int, future: "Future[Answered]") -> None:
         job = self._jobs.pop(number)
         if future.cancelled():
-            self._send(JobFailed(number, None))
+            self._send(messages.JobFailed(number, None))
         elif error := future.exception():
-            self._send(JobFailed(number, _portable(error)))
+            self._send(messages.JobFailed(number, _portable(error)))
         else:
             done = future.result()
             features = done.image.features
             shape, size = tuple(features.shape), features.nbytes
-            self._send(JobDone(number, done.answer, done.prompt_tokens, job.times, shape, size, done.image.size))
+            self._send(
+                messages.JobDone(number, done.answer, done.prompt_tokens, job.times, shape, size, done.image.size)
+            )
 
     def _send(self, message: Any) -> None:
         with self._lock, contextlib.suppress(OSError):  # the server is gone, so nobody waits
@@ -111,11 +102,11 @@ class ForwardedMetrics:
 
     def encoded(self, images: int, seconds: float) -> None:
         """Report images that were encoded together."""
-        self._send(Encoded(images, seconds))
+        self._send(messages.Encoded(images, seconds))
 
     def stepped(self, rows: int, seconds: float) -> None:
         """Report one step of the decoder."""
-        self._send(Stepped(rows, seconds))
+        self._send(messages.Stepped(rows, seconds))
 
 
 def _portable(error: BaseException) -> Exception:

@@ -66,7 +66,7 @@ class JobQueue:
         """
         encoded = self.cache.get(key)
         if encoded is not None:
-            return HeldImage(key, data, encoded, encoded.features.nbytes)
+            return HeldImage(key, data, encoded, encoded.features.nbytes + len(data or b""))
         if data is None:
             return self._held.get(key)
         return HeldImage(key, data, size=len(data))
