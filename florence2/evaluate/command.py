@@ -21,9 +21,8 @@ from florence2.evaluate.published import MODELS, published_splits
 from florence2.evaluate.report import Report
 from florence2.evaluate.running import Running
 from florence2.evaluate.tables.catalogue import TABLES, describe_files, find_split
-from florence2.label.command import MOST_WORKERS, parse_shard
-from florence2.label.devices import label_on_devices, parse_devices
-from florence2.label.errors import parse_error_limit
+from florence2.label.devices import label_on_devices
+from florence2.label.options import add_work, check_work
 from florence2.train.command import add_data_options
 from florence2.train.evaluate_command import add_answering_options, measure_file
 
@@ -84,27 +83,9 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         "--published", choices=MODELS, help="whose published results to show (default: those of --model, if any)"
     )
     parser.add_argument("--score", action="store_true", help="answer nothing; compute the results from --out")
-    parser.add_argument(
-        "--shard",
-        type=parse_shard,
-        metavar="I/N",
-        help="answer about the I-th of N parts of the images, 1/N to N/N, without results; then --score",
-    )
-    parser.add_argument(
-        "--devices",
-        type=parse_devices,
-        metavar="D,D",
-        help="one process for each device, such as cuda:0,cuda:1; each answers about a part of the images",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes that read images; 0 reads them in the process of the model "
-        f"(default: one less than there are cores, at least 1 and at most {MOST_WORKERS})",
-    )
-    parser.add_argument(
-        "--max-errors", type=parse_error_limit, metavar="N|P%", help="end the run at more errors (default: never)"
+    add_work(
+        parser,
+        shard="answer about the I-th of N parts of the images, 1/N to N/N, without results; then --score",
     )
     add_background(parser)
 
@@ -155,11 +136,9 @@ def _measure_tables(options: argparse.Namespace) -> int:
     if options.score and options.shard:
         raise OptionError("--score computes the results of all shards; leave --shard out.")
     check_at_least(options, 1, "batch", "limit")
-    check_at_least(options, 0, "workers")
+    check_work(options)
     generation_changes(options)
     options.min_confidence = None  # every box counts
-    if options.workers is None:
-        options.workers = max(1, min((os.cpu_count() or 1) - 1, MOST_WORKERS))
     running = Running(options, TORCH, _splits(options.names))
     code = 0 if options.score else _answer(options, running)
     if options.shard or code not in (0, EXIT_INCOMPLETE):
@@ -171,7 +150,10 @@ def _measure_tables(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace, running: Running) -> int:
-    return label_on_devices(options, answer_tables) if options.devices else running.answer()
+    if not options.devices:
+        return running.answer()
+    TORCH.find(options)  # once, before the processes
+    return label_on_devices(options, answer_tables)
 
 
 def answer_tables(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from florence2 import __version__
 from florence2.asking.questions import Runtime
 from florence2.checkpoints.files import read_json, write_json, written_whole
 from florence2.cli.options import generation_options, say
-from florence2.cli.run import Backend, search_settings
+from florence2.cli.run import Backend
 from florence2.errors import ConfigError, OptionError
 from florence2.evaluate.answers import count_unanswered, first_images, join_answers, read_answers, shard_of, to_items
 from florence2.evaluate.protocols import PROTOCOLS, Protocol, find_protocol
@@ -24,7 +24,7 @@ from florence2.evaluate.tables.example import BenchmarkExample
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
 from florence2.label.remaining import Remaining
-from florence2.label.settings import weights_digest
+from florence2.label.settings import run_settings
 
 if TYPE_CHECKING:
     from florence2.pipeline import Florence2
@@ -75,8 +75,7 @@ class Running:
     def answer(self) -> int:
         """Answer the questions that are left; return the worst exit code. Ctrl-C keeps the rows written so far."""
         path = self._backend.find(self._options)  # before a folder is made, so that a misspelt name leaves nothing
-        settings = search_settings(self._options) | self._backend.settings(self._options, path)
-        settings["weights"] = weights_digest(path, self._options.allow_pickle)
+        settings = run_settings(self._options, self._backend, path)
         began, worst = time.monotonic(), 0
         for split in self._splits:
             say(f"florence2: {split.name}, {len(split.chosen):,} examples, protocol {split.protocol.name}")

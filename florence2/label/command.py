@@ -1,7 +1,6 @@
 """`florence2 label IMAGES... --task TASK --out DIR`: answer tasks on any number of images, resumably, into a folder."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -9,22 +8,18 @@ from florence2.bulk.questions import read_questions
 from florence2.bulk.rows import TaskQuestion
 from florence2.cli.main import parse_words
 from florence2.cli.options import add_task_input, check_at_least, generation_changes, path_argument, say
-from florence2.cli.run import TORCH, Backend, add_search, search_settings
-from florence2.errors import OptionError, PromptError
+from florence2.cli.run import TORCH, Backend, add_search
+from florence2.errors import PromptError
 from florence2.inputs.tasks import FreePrompt, Task
 from florence2.label.counting import Counting, can_count
-from florence2.label.devices import label_on_devices, parse_devices
-from florence2.label.errors import parse_error_limit
+from florence2.label.devices import label_on_devices
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
+from florence2.label.options import add_work, check_work
 from florence2.label.passed_over import PassedOver
 from florence2.label.remaining import Remaining
-from florence2.label.settings import weights_digest
+from florence2.label.settings import run_settings
 from florence2.label.sources.opening import open_sources
-
-MOST_WORKERS = 8
-"""Decode workers where nobody says how many; at 13 ms for a JPEG of a camera they keep a fast GPU busy."""
-_SHARD_LETTERS = 40  # of --shard, so that no number is too long for Python
 
 
 def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
@@ -45,7 +40,7 @@ def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
     )
     _add_questions(parser)
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="the folder for the rows")
-    _add_work(parser)
+    _add_running(parser)
     backend.add_options(parser)
     add_search(parser)
     return parser
@@ -67,31 +62,10 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id-column", metavar="NAME", help="the column of Parquet tables that holds the ids of rows")
 
 
-def _add_work(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shard",
-        type=parse_shard,
-        metavar="I/N",
-        help="do the I-th of N parts, 1/N to N/N, into DIR/results.I-of-N.jsonl; several may run at once",
-    )
-    parser.add_argument(
-        "--devices",
-        type=parse_devices,
-        metavar="D,D",
-        help="one process for each device, such as cuda:0,cuda:1; each does a shard of its own",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes that read images; 0 reads them in the process of the model "
-        f"(default: one less than there are cores, at least 1 and at most {MOST_WORKERS})",
-    )
-    parser.add_argument(
-        "--max-errors",
-        type=parse_error_limit,
-        metavar="N|P%",
-        help="end the run when more than N rows, or P percent of at least 100, are errors (default: never)",
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    add_work(
+        parser,
+        shard="do the I-th of N parts, 1/N to N/N, into DIR/results.I-of-N.jsonl; several may run at once",
     )
     parser.add_argument(
         "--resume-by",
@@ -111,13 +85,9 @@ def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
     """Label images; return the exit code."""
     options = parse_words(build_parser(backend), arguments)
     check_at_least(options, 1, "batch")
-    check_at_least(options, 0, "workers")
+    check_work(options)
     generation_changes(options)
-    if options.workers is None:
-        options.workers = max(1, min(_cores() - 1, MOST_WORKERS))
     if options.devices:
-        if options.device != "auto":
-            raise OptionError("--device and --devices were both given; leave one out.")
         backend.find(options)  # once, before the processes
         return label_on_devices(options, partial(_label, backend=backend))
     return _label(options, backend)
@@ -138,8 +108,7 @@ def _label(options: argparse.Namespace, backend: Backend) -> int:
         known=known,
     )
     path = backend.find(options)  # before the folder is made, so that a misspelt name leaves nothing
-    settings = search_settings(options) | backend.settings(options, path)
-    settings["weights"] = weights_digest(path, options.allow_pickle)
+    settings = run_settings(options, backend, path)
     with Journal(options.out, settings, shard=options.shard, by=options.resume_by) as journal:
         for note in journal.notes:
             say(f"florence2: {note}")
@@ -156,19 +125,3 @@ def _read_questions(options: argparse.Namespace, known: Mapping[str, Task]) -> l
     if not tasks and (options.text or options.box):
         raise PromptError(f"{'--text' if options.text else '--box'} needs --task, the task that takes it.")
     return read_questions(tasks, options.text, options.box, known) if tasks else []
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Return (I, N) for "I/N". Raises ArgumentTypeError for anything else."""
-    first, slash, last = text.partition("/")
-    digits = slash and first.isdecimal() and last.isdecimal() and len(text) < _SHARD_LETTERS
-    if not (digits and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(
-            f"{text[:_SHARD_LETTERS]!r} is not a part; give I/N with I from 1 to N, such as 3/16"
-        )
-    return int(first), int(last)
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

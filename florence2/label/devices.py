@@ -26,6 +26,11 @@ def parse_devices(text: str) -> list[str]:
     return names
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def split_options(options: argparse.Namespace) -> list[argparse.Namespace]:
     """Return the options of each device's process: a shard of the images, and its share of the decode workers."""
     count = len(options.devices)
@@ -42,7 +47,7 @@ def label_on_devices(options: argparse.Namespace, label: Label) -> int:
     """Call `label` in a process for each device; return the worst exit code."""
     spawn = get_context("spawn")
     processes: list[BaseProcess] = []
-    threads = max(1, (os.cpu_count() or 1) // len(options.devices))
+    threads = max(1, count_cores() // len(options.devices))
     try:
         for part in split_options(options):
             process: BaseProcess = spawn.Process(target=_label_part, args=(part, label, threads))

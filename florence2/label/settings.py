@@ -1,16 +1,25 @@
-"""The hash of a model's weights, by which answers of different weights with one name are kept apart."""
+"""The settings that all answers of a journal depend on, the hash of the model's weights among them."""
 
+import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from florence2.checkpoints.files import find_weight_files, hash_file
+from florence2.cli.run import Backend, search_settings
 
 MAX_HASHED_BYTES = 4 << 30
 """Weights are hashed up to this size, at about a gigabyte a second."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def weights_digest(path: Path, allow_pickle: bool = False) -> str | None:
+def run_settings(options: argparse.Namespace, backend: Backend, path: Path) -> dict[str, Any]:
+    """Return the settings of a run with the model at `path`. The hash keeps models apart that share a name."""
+    weights = _weights_digest(path, options.allow_pickle)
+    return search_settings(options) | backend.settings(options, path) | {"weights": weights}
+
+
+def _weights_digest(path: Path, allow_pickle: bool) -> str | None:
     """Return the SHA-256 of the weights at `path`, several joined by "+"; None where they are too large to hash.
 
     In the cache of the Hub a file has its hash as its name.

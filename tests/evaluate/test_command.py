@@ -189,6 +189,8 @@ def test_shards_and_images_that_are_missing(data: Path, tmp_path: Path, capsys: 
         (["data.jsonl", "more.jsonl"], "'more.jsonl' is one file too many: 'data.jsonl' is a data file"),
         (["refcoco", "--data", ".", "--out", "out", "--score", "--shard", "1/2"], "leave --shard out."),
         (["refcoco", "--data", ".", "--out", "out", "--limit", "0"], "--limit is 0; it must be at least 1."),
+        (["refcoco", "--data", ".", "--out", "out", "--workers", "-1"], "--workers is -1; it must be at least 0."),
+        (["refcoco", "--data", ".", "--out", "out", "--device", "cpu", "--devices", "cpu"], "leave one out."),
     ],
 )
 @pytest.mark.usefixtures("no_model")
@@ -230,7 +232,7 @@ def test_devices(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("florence2.evaluate.command.label_on_devices", one_after_the_other)
     common = ["nocaps", "--data", data, "--out", tmp_path, *NANO, "--limit", 3]
-    assert evaluate(*common, "--devices", "cpu,cpu") == 0
+    assert evaluate(*common, "--device", "auto", "--devices", "cpu,cpu") == 0
     names = sorted(path.name for path in (tmp_path / "nocaps-val").glob("*.jsonl"))
     assert names == ["results.1-of-2.jsonl", "results.2-of-2.jsonl"]
     assert results(tmp_path)["nocaps", "CIDEr", ""]["unanswered"] == 0
