@@ -15,7 +15,8 @@ from florence2.inputs.formats import image_suffixes
 from florence2.inputs.image import open_image
 
 MAX_STDIN_BYTES = 256 << 20
-_GROUPS = 6  # kinds of files that a message names
+_MOST_KINDS = 100  # endings that are counted, and
+_SHOWN_KINDS = 6  # those that a message names
 _HEIC = {".heic", ".heif", ".hif"}
 
 FileVersion: TypeAlias = tuple[int, int, int]
@@ -117,21 +118,23 @@ def find_images(
 
 def _find_in_folder(folder: Path, passed_over: Callable[[Path], None], output: Path | None) -> list[Source]:
     taken: list[Path] = []
-    others: list[Path] = []
+    others = PassedOver()
     for entry in walk_folder(folder, output):
         if entry.error is not None:
             raise ImageError(entry.error)
-        (taken if entry.is_image else others).append(entry.path)
+        if entry.is_image:
+            taken.append(entry.path)
+        else:
+            others(entry.path)
+            passed_over(entry.path)
     if not taken:
         raise no_image(folder, others)
-    for path in others:
-        passed_over(path)
     return [Source(str(file), file, str(file.relative_to(folder).with_suffix(""))) for file in taken]
 
 
-def no_image(folder: Path, others: Sequence[Path]) -> ImageError:
+def no_image(folder: Path, others: "PassedOver") -> ImageError:
     """Return the error of a folder that holds no image but `others`."""
-    held = f" {describe_passed_over(others)}" if others else ""
+    held = f" {others.describe()}" if others.count else ""
     return ImageError(f"The folder {folder} holds no image: no file ends in {_list_common(image_suffixes())}.{held}")
 
 
@@ -189,22 +192,38 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def describe_passed_over(paths: Sequence[Path]) -> str:
-    """Name the kinds of the files in folders that are not taken, with one name of each: "3 .txt (a.txt, ...)"."""
-    groups: dict[str, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(path.suffix.lower(), []).append(path)
-    parts = [
-        f"{len(files)} {ending or 'without an ending'} ({files[0].name}{', ...' if len(files) > 1 else ''})"
-        for ending, files in sorted(groups.items(), key=lambda group: len(group[1]))
-    ]
-    more = f" and {len(parts) - _GROUPS} other kinds" if len(parts) > _GROUPS else ""
-    hint = " Convert HEIC images to JPEG first." if groups.keys() & _HEIC else ""
-    files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
-    return (
-        f"{files} passed over for lack of the ending of an image format that is read here: "
-        f"{', '.join(parts[:_GROUPS])}{more}.{hint}"
-    )
+class PassedOver:
+    """Counts files that are not taken, by their endings: of millions it keeps one name for each ending.
+
+    Attributes:
+        count: The number of files.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._kinds: dict[str, tuple[int, str]] = {}
+
+    def __call__(self, path: Path) -> None:
+        """Count one file."""
+        self.count += 1
+        ending = path.suffix.lower()
+        if ending in self._kinds or len(self._kinds) < _MOST_KINDS:
+            count, name = self._kinds.get(ending, (0, path.name))
+            self._kinds[ending] = count + 1, name
+
+    def describe(self) -> str:
+        """Return "3 files were passed over, ...: 2 .txt (a.txt, ...), 1 .zip (b.zip).", the most frequent first."""
+        shown = sorted(self._kinds.items(), key=lambda kind: -kind[1][0])[:_SHOWN_KINDS]
+        kinds = ", ".join(
+            f"{count} {ending or 'without an ending'} ({name}{', ...' if count > 1 else ''})"
+            for ending, (count, name) in shown
+        )
+        rest = self.count - sum(count for _, (count, _) in shown)
+        more = f", and {rest} of other kinds" if rest else ""
+        hint = " Convert HEIC images to JPEG first." if self._kinds.keys() & _HEIC else ""
+        were = "1 file was" if self.count == 1 else f"{self.count} files were"
+        reason = "it is not an image" if self.count == 1 else "they are not images"
+        return f"{were} passed over, because {reason} of a format that is read here: {kinds}{more}.{hint}"
 
 
 def find_unreadable(sources: Iterable[Source]) -> Mapping[Source, str]:

@@ -1,8 +1,6 @@
 """The end of a run in words: how many answers failed, were cut off or lack a part, which files were passed over."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from florence2.answers.cascade import Cascade
 from florence2.bulk.earlier import Earlier
@@ -13,12 +11,12 @@ from florence2.bulk.rows import Row
 class Summary:
     """The counts of a run.
 
-    `limit` is the limit of new tokens that the user gave; None is the model's own. `passed_over` holds the files of
+    `limit` is the limit of new tokens that the user gave; None is the model's own. `passed_over` counts the files of
     folders that were not taken.
     """
 
     limit: int | None = None
-    passed_over: Sequence[Path] = ()
+    passed_over: int = 0
     rows: int = 0
     failed: int = 0
     cut_off: int = 0
@@ -72,7 +70,7 @@ class Summary:
                 f"{self._of_all(count)} {_were(count)} not drawn. The first reason: {self.drawing_errors[0]}"
             )
         if self.passed_over:
-            count = len(self.passed_over)
+            count = self.passed_over
             sentences.append(f"{count} file{'' if count == 1 else 's'} in folders {_were(count)} passed over.")
         return sentences
 

@@ -14,7 +14,7 @@ from florence2.bulk.answering import Arrival, Ask, Rows, answer_images
 from florence2.bulk.journal import Folder, check_folder
 from florence2.bulk.questions import holds_task, read_questions
 from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
-from florence2.bulk.sources import Source, describe_passed_over, find_images, find_unreadable
+from florence2.bulk.sources import PassedOver, Source, find_images, find_unreadable
 from florence2.bulk.summary import Summary
 from florence2.checkpoints.checks.calibration import calibration_digest, choose_calibration
 from florence2.checkpoints.files import checkpoint_folder
@@ -199,16 +199,16 @@ def answer_all(
     """
     _check(options)
     generation_changes(options)
-    passed_over: list[Path] = []
-    sources = find_images(images, passed_over=passed_over.append, output=options.out)
+    passed_over = PassedOver()
+    sources = find_images(images, passed_over=passed_over, output=options.out)
     path = backend.find(options)  # before the folder is made, so that a misspelt name leaves nothing
-    if passed_over:
-        say(f"florence2: {describe_passed_over(passed_over)}")
+    if passed_over.count:
+        say(f"florence2: {passed_over.describe()}")
     requested = [Row(source, question) for source in sources for question in questions]
     folder = _open_folder(options, backend, path, requested) if options.out is not None else None
     headings = len(sources) * len(questions) > 1 or any(os.path.isdir(image) for image in images)  # noqa: PTH112
     console = Console(options.json, headings, needed=folder is None)
-    summary, progress = Summary(options.max_new_tokens, passed_over), Progress()
+    summary, progress = Summary(options.max_new_tokens, passed_over.count), Progress()
     with folder or nullcontext():
         if folder is not None:
             summary.add_earlier(folder.earlier)

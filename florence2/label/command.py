@@ -6,6 +6,7 @@ from functools import partial
 
 from florence2.bulk.questions import read_questions
 from florence2.bulk.rows import TaskQuestion
+from florence2.bulk.sources import PassedOver
 from florence2.cli.main import parse_words
 from florence2.cli.options import add_task_input, check_at_least, generation_changes, path_argument, say
 from florence2.cli.run import TORCH, Backend, add_search
@@ -16,7 +17,6 @@ from florence2.label.devices import label_on_devices
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
 from florence2.label.options import add_work, check_work
-from florence2.label.passed_over import PassedOver
 from florence2.label.remaining import Remaining
 from florence2.label.settings import run_settings
 from florence2.label.sources.opening import open_sources

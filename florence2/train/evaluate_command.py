@@ -70,7 +70,7 @@ def measure_file(options: argparse.Namespace) -> int:
     pairs, failed = collect(results, len(samples), options.json)
     _print_metrics(measure_by_task(pairs, known), options.json)
     cut_off = sum(answer.is_cut_off for _, answer in pairs)
-    for sentence in Summary(options.max_new_tokens, (), len(pairs) + failed, failed, cut_off).sentences():
+    for sentence in Summary(options.max_new_tokens, 0, len(pairs) + failed, failed, cut_off).sentences():
         say(f"florence2: {sentence}")
     return 1 if failed else 0
 

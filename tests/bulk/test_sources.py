@@ -2,12 +2,13 @@
 
 import base64
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from florence2.bulk.rows import Row, TaskQuestion
-from florence2.bulk.sources import Source, describe_passed_over, find_images, find_unreadable
+from florence2.bulk.sources import PassedOver, Source, find_images, find_unreadable
 from florence2.errors import ImageError
 
 
@@ -84,20 +85,31 @@ def test_files_that_are_not_taken_are_reported(album: Path) -> None:
     assert len(sources) == 5
     names = ["IMG_1.HEIC", "IMG_2.heic", "broken.png", "deeper/scan.xyz", "linked", "notes.txt", "without"]
     assert [path.relative_to(album).as_posix() for path in passed] == names
-    text = describe_passed_over(passed)
-    assert text.startswith("7 files are passed over for lack of") and "2 .heic (IMG_1.HEIC, ...)" in text
-    assert "2 without an ending (linked, ...)" in text and text.endswith("Convert HEIC images to JPEG first.")
+    assert described(passed) == (
+        "7 files were passed over, because they are not images of a format that is read here: "
+        "2 .heic (IMG_1.HEIC, ...), 2 without an ending (linked, ...), 1 .png (broken.png), 1 .xyz (scan.xyz), "
+        "1 .txt (notes.txt). Convert HEIC images to JPEG first."
+    )
+
+
+def described(paths: Iterable[Path]) -> str:
+    passed_over = PassedOver()
+    for path in paths:
+        passed_over(path)
+    return passed_over.describe()
 
 
 def test_a_folder_of_nothing_else_names_them(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_text("x")
-    with pytest.raises(ImageError, match=r"holds no image: .* 1 file is passed over .* 1 \.heic \(a\.heic\)\. Convert"):
+    with pytest.raises(ImageError, match=r"holds no image: .* 1 file was passed over, .* 1 \.heic .*\. Convert"):
         find_images([str(tmp_path)])
 
 
 def test_many_kinds_of_files_are_cut_short(tmp_path: Path) -> None:
-    text = describe_passed_over([Path(f"file.{i}") for i in range(100)])
-    assert text.startswith("100 files") and len(text) < 300 and text.endswith(" and 94 other kinds.")
+    """The most frequent kinds are named."""
+    text = described(Path(f"file.{i if i % 3 else 'TXT'}") for i in range(300))
+    assert text.startswith("300 files") and len(text) < 300
+    assert ": 100 .txt (file.TXT, ...), 1 .1 (file.1), " in text and text.endswith(", and 195 of other kinds.")
 
 
 def test_the_output_folder_is_not_input(album: Path, picture_file: Path) -> None:

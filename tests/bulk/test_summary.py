@@ -73,5 +73,5 @@ def test_drawings_that_failed_and_files_passed_over() -> None:
     summary = summed(answer(), drawing_error="The disk is full.")
     assert summary.sentences() == ["1 of 1 answer was not drawn. The first reason: The disk is full."]
     assert not summary.complete
-    summary = Summary(passed_over=[Path("a.heic"), Path("b.txt")])
+    summary = Summary(passed_over=2)
     assert summary.sentences() == ["2 files in folders were passed over."] and summary.complete

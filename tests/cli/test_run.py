@@ -180,7 +180,7 @@ def test_files_passed_over_are_named_and_counted(small_folder: Path, tmp_path: P
         (album / name).write_text("x")
     assert run("run", "od", album, "--model", small_folder, *FEW) == 0
     errors = capsys.readouterr().err
-    assert "2 files are passed over" in errors and "1 .heic (IMG_0001.HEIC), 1 .txt (notes.txt)" in errors
+    assert "2 files were passed over" in errors and "1 .heic (IMG_0001.HEIC), 1 .txt (notes.txt)" in errors
     assert "Convert HEIC images to JPEG first." in errors and "hidden" not in errors
     assert errors.endswith("florence2: 2 files in folders were passed over.\n")
 

@@ -10,7 +10,6 @@ from florence2.bulk.sources import Source
 from florence2.errors import ImageError, PromptError
 from florence2.label.errors import ErrorLimit, parse_error_limit
 from florence2.label.journal import Journal
-from florence2.label.passed_over import PassedOver
 from florence2.label.remaining import NO_QUESTION, Remaining
 from florence2.label.sources.item import Item
 from tests.label.conftest import ASKED, row
@@ -92,12 +91,3 @@ def test_it_takes_no_more_than_is_needed(tmp_path: Path) -> None:
 def test_too_many_errors(text: str, failed: int, rows: int, exceeded: bool) -> None:
     assert parse_error_limit(text).is_exceeded(failed, rows) is exceeded
     assert not ErrorLimit().is_exceeded(failed, rows)
-
-
-def test_files_that_are_passed_over_are_counted() -> None:
-    passed_over = PassedOver()
-    for name in ("a.txt", "b.TXT", "c", "d.zip"):
-        passed_over(Path("folder", name))
-    assert passed_over.describe() == (
-        "4 files in folders were passed over: 2 .txt (a.txt, ...), 1 without an ending (c), 1 .zip (d.zip)."
-    )

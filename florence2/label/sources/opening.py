@@ -7,7 +7,7 @@ from itertools import count, groupby
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from florence2.bulk.sources import Source, no_image, walk_folder
+from florence2.bulk.sources import PassedOver, Source, no_image, walk_folder
 from florence2.errors import ImageError, OptionError
 from florence2.inputs.files import check_regular, read_data_url, short_name, url_problem
 from florence2.inputs.formats import image_suffixes
@@ -18,7 +18,8 @@ from florence2.label.sources.patterns import expand_braces, has_wildcards, match
 from florence2.label.sources.tables import Columns, check_table, read_table
 from florence2.label.sources.tars import read_tar
 
-PassedOver: TypeAlias = Callable[[Path], None]
+PassOver: TypeAlias = Callable[[Path], None]
+"""A function that is called with a file that is not taken."""
 Shard: TypeAlias = tuple[int, int]
 """(index, n): each n-th image, from the one with this index, which counts from 0."""
 _KINDS = {".txt": "list", ".jsonl": "lines", ".ndjson": "lines", ".tar": "tar", ".parquet": "table"}
@@ -32,7 +33,7 @@ def open_sources(
     image_column: str | None = None,
     id_column: str | None = None,
     output: Path | None = None,
-    passed_over: PassedOver = lambda _: None,
+    passed_over: PassOver = lambda _: None,
     shard: tuple[int, int] | None = None,
     known: Mapping[str, Task] = TASKS,
 ) -> "Sources":
@@ -89,14 +90,14 @@ class Argument:
             cut to the shard already.
     """
 
-    items: Callable[[PassedOver], Iterator[Item]]
+    items: Callable[[PassOver], Iterator[Item]]
     shared: Literal["image", "file", "chosen"] = "image"
 
 
 class Sources:
     """The images of all arguments; each iteration starts from the beginning."""
 
-    def __init__(self, parts: Sequence[Argument], others: Sequence[Path], passed_over: PassedOver, shard: Shard):
+    def __init__(self, parts: Sequence[Argument], others: Sequence[Path], passed_over: PassOver, shard: Shard):
         self._parts, self._others, self._passed_over, self._shard = parts, others, passed_over, shard
 
     def __iter__(self) -> Iterator[Item]:
@@ -201,7 +202,7 @@ class _Opening:
         below = file_id(str(folder), self._root)
         prefix = "" if below == "." else f"{below}/"
 
-        def items(passed_over: PassedOver) -> Iterator[Item]:
+        def items(passed_over: PassOver) -> Iterator[Item]:
             for entry in walk_folder(folder, self._output):
                 id = prefix + str(entry.path)[start:].replace(os.sep, "/")
                 if entry.error is not None:
@@ -259,13 +260,13 @@ def _check_file(path: Path) -> None:
 
 def _check_holds_image(folder: Path, output: Path | None) -> None:
     """Raise ImageError for a folder without an image. It looks no further than to the first."""
-    others: list[Path] = []
+    others = PassedOver()
     for entry in walk_folder(folder, output):
         if entry.is_image:
             return
         if entry.error is not None:
             raise ImageError(entry.error)
-        others.append(entry.path)
+        others(entry.path)
     raise no_image(folder, others)
 
 

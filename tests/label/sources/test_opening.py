@@ -93,7 +93,7 @@ def test_arguments_that_name_nothing(argument: str, sentence: str) -> None:
 
 def test_a_folder_without_images_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ImageError, match=r"holds no image: .* 1 file is passed over .* 1 .txt \(a.txt\)"):
+    with pytest.raises(ImageError, match=r"holds no image: .* 1 file was passed over, .* 1 .txt \(a.txt\)"):
         open_sources([str(tmp_path)])
 
 
