@@ -10,7 +10,7 @@ import florence2
 from florence2.bulk.answering import answer_images
 from florence2.bulk.rows import Row, TaskQuestion
 from florence2.bulk.sources import Source
-from florence2.errors import Florence2Error
+from florence2.errors import Florence2Error, PromptError
 from parity.recipe import make_picture
 
 Answering = Callable[..., list[Row]]
@@ -43,3 +43,19 @@ def answer(small: florence2.Florence2) -> Answering:
         return list(answer_images(small, sources, questions, **{"ask": ask, **changes}))
 
     return answer
+
+
+def stop_after(count: int) -> Callable[..., Iterator[Florence2Error]]:
+    """Return what answers some pairs until Ctrl-C; the second is slow, so that all after the first wait for it."""
+
+    def ask(pairs: Iterable[Any], arrived: Any) -> Iterator[Florence2Error]:
+        pairs = iter(pairs)
+        for number in range(count):
+            next(pairs)
+            if number != 1:
+                arrived(number, PromptError(f"answer {number}"))
+            if number == 0:
+                yield PromptError("answer 0")
+        raise KeyboardInterrupt
+
+    return ask

@@ -13,7 +13,7 @@ from florence2.bulk.rows import TaskQuestion
 from florence2.bulk.sources import find_images
 from florence2.errors import Florence2Error, PromptError
 from parity.recipe import make_picture
-from tests.bulk.conftest import Answering
+from tests.bulk.conftest import Answering, stop_after
 from tests.conftest import count_encodings
 
 
@@ -99,18 +99,7 @@ def test_progress_counts_finished_images(album: Path, answer: Answering) -> None
 
 def test_ctrl_c_leaves_the_answers_that_wait_for_a_slower_one(small: florence2.Florence2, album: Path) -> None:
     """Also where it comes from inside the model; a question that is still running has no row."""
-
-    def ask(pairs: Iterable[Any], arrived: Any) -> Iterator[Any]:
-        pairs = iter(pairs)
-        for number in range(5):
-            next(pairs)
-            if number != 1:
-                arrived(number, PromptError(f"answer {number}"))
-            if number == 0:
-                yield PromptError("answer 0")
-        raise KeyboardInterrupt
-
-    rows = answer_images(small, find_images([str(album)]), [TaskQuestion("<OD>")], ask)
+    rows = answer_images(small, find_images([str(album)]), [TaskQuestion("<OD>")], stop_after(5))
     given = []
     with pytest.raises(KeyboardInterrupt):
         for row in rows:

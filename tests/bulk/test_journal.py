@@ -1,9 +1,7 @@
 """An output folder: finished work is not repeated, settings do not mix, drawings are not overwritten."""
 
 import json
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from florence2.errors import OptionError
 from florence2.inputs.image import open_image
 from parity.recipe import make_picture
 from tests.bulk.conftest import Answering
+from tests.full_disk import files_of_at_most
 
 
 def test_finished_work_is_not_repeated(album: Path, answer: Answering, tmp_path: Path) -> None:
@@ -229,19 +228,8 @@ def test_long_names_are_shortened_and_stay_apart(
     assert all(Path(file).name.startswith(letter * 40) for file in files)
 
 
-@contextmanager
-def no_room(bytes_left: int) -> Iterator[None]:
-    """Let no file of this process grow beyond a size: the system's own error, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_full_disk_costs_a_drawing_but_no_row(small: florence2.Florence2, picture_file: Path, tmp_path: Path) -> None:
-    with Folder(tmp_path / "out", draw=True, settings={}) as folder, no_room(1500):
+    with Folder(tmp_path / "out", draw=True, settings={}) as folder, files_of_at_most(1500):
         row = folder(row_with_a_box(small, picture_file))
     assert row.drawing_error == "The drawing cannot be written: File too large."
     assert not [path for path in (tmp_path / "out").rglob("*") if "photo" in path.name]
@@ -254,7 +242,7 @@ def test_a_row_is_written_wholly_or_not_at_all(small: florence2.Florence2, pictu
         folder(row_with_a_box(small, picture_file))
         first = results.read_bytes()
         with (
-            no_room(len(first) + 20),
+            files_of_at_most(len(first) + 20),
             pytest.raises(OptionError, match=r"results.jsonl cannot be written: File too large\. The rows in it are"),
         ):
             folder(row_with_a_box(small, picture_file))

@@ -1,9 +1,7 @@
 """A disk that is full before a checkpoint is written: a sentence, and no file that could be taken for a whole one."""
 
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,18 +13,7 @@ from florence2.checkpoints.hub import resolve
 from florence2.checkpoints.presets import init_checkpoint, preset
 from florence2.checkpoints.tensors import write_safetensors
 from florence2.errors import OutputError
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let this process write no more than `size` bytes to a file, as on a disk with that much room."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
+from tests.full_disk import files_of_at_most
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "convert": lambda folder: convert_checkpoint(resolve("nano"), folder),

@@ -2,12 +2,10 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from florence2.bulk.rows import Row
 from florence2.errors import OptionError, OutputError
 from florence2.label.journal import Journal
 from florence2.label.keys import key_of, row_key, version_state
+from tests.full_disk import files_of_at_most
 from tests.label.conftest import row
 
 NAMES = ("a", "b", "c", "d")
@@ -173,22 +172,11 @@ def test_rows_in_order_are_not_written_again(tmp_path: Path) -> None:
     assert (tmp_path / "results.jsonl").stat().st_ino == inode
 
 
-@contextmanager
-def no_room(bytes_left: int) -> Iterator[None]:
-    """Let no file of this process grow beyond a size: the system's own error, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     write(tmp_path, row("b"), row("a"))
     results = tmp_path / "results.jsonl"
     before = results.read_bytes()
-    with Journal(tmp_path, {}) as journal, no_room(len(before) - 10):
+    with Journal(tmp_path, {}) as journal, files_of_at_most(len(before) - 10):
         with pytest.raises(OptionError, match=r"results.jsonl cannot be written: File too large\. The rows in it are"):
             journal(row("c"))
         with pytest.raises(OutputError, match=r"File too large\. Make room"):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,21 @@ import pytest
 import florence2
 from florence2.bulk.answering import Rows
 from florence2.cli.run import TORCH
-from florence2.errors import ImageError, OutputError, PromptError
+from florence2.errors import ImageError, OutputError
 from florence2.label.ahead import Taken
 from florence2.label.errors import ErrorLimit
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
 from florence2.label.remaining import Remaining
+from tests.bulk.conftest import stop_after
 from tests.label.conftest import ASKED, row
 
 
 class Interrupted(Labelling):
-    """Answers a run of four images: the second is slow, and Ctrl-C comes before it has an answer."""
+    """A run about four images; Ctrl-C comes before the second has an answer."""
 
     def _answer(self) -> None:
-        def ask(pairs: Iterator[Any], arrived: Any) -> Iterator[Any]:
-            for number in range(4):
-                next(pairs)
-                if number != 1:
-                    arrived(number, PromptError(f"answer {number}"))
-                if number == 0:
-                    yield PromptError("answer 0")
-            raise KeyboardInterrupt
-
-        self._write(broken_images(ask))
+        self._write(broken_images(stop_after(4)))
 
 
 def broken_images(ask: Any) -> Rows:
