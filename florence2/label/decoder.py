@@ -5,9 +5,8 @@ It imports no torch, so it starts quickly and stays small.
 
 import os
 import signal
-import threading
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
+from multiprocessing import connection
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import TypeAlias
@@ -17,6 +16,7 @@ from PIL import Image
 
 from florence2.errors import Florence2Error
 from florence2.inputs.image import Colour, ImageConfig, open_image, resize_image
+from florence2.label.processes import when_parent_ends
 
 Size: TypeAlias = tuple[int, int]
 Reply: TypeAlias = "tuple[Size, tuple[int, ...]] | str"
@@ -48,7 +48,7 @@ def serve(jobs: "connection.Connection[Reply | None, Path | bytes]", memory: str
     """Read one image after another until the other end of the pipe is closed; first say that all is ready."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach all processes; the parent ends this one
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_parent_ends(lambda: os._exit(1))  # also in the middle of an image
     block = SharedMemory(memory)
     jobs.send(None)
     while True:
@@ -70,11 +70,3 @@ def _read(content: Path | bytes, block: SharedMemory, reading: ReadSettings) -> 
         return "The image needs more memory than is free; make it smaller first."
     np.ndarray(pixels.shape, np.uint8, block.buf)[...] = pixels
     return image.size, pixels.shape
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent has ended, also in the middle of an image."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)

@@ -2,10 +2,7 @@
 
 import contextlib
 import os
-import signal
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -17,6 +14,7 @@ import numpy as np
 from florence2.asking.requests import PreparedImage
 from florence2.errors import ImageError, OptionError
 from florence2.label.decoder import ReadSettings, serve
+from florence2.label.processes import signals_blocked
 
 MAX_DECODE_SECONDS = 60.0
 """How long the decoder of one image may take before it counts as hanging."""
@@ -176,16 +174,3 @@ class _Decoder:
             self._process.close()
             self._jobs.close()
         self._process = None
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Let a process that is started here not see Ctrl-C and SIGTERM, not even while it imports."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

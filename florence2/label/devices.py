@@ -4,16 +4,15 @@ import argparse
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import TextIO
 
 from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, EXIT_USAGE
 from florence2.cli.options import say
 from florence2.errors import Florence2Error
-from florence2.label.decoding import signals_blocked
+from florence2.label.processes import signals_blocked, when_parent_ends
 
 Label = Callable[[argparse.Namespace], int]
 
@@ -87,7 +86,7 @@ def _label_part(options: argparse.Namespace, label: Label, threads: int) -> None
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     sys.stderr = Prefixed(sys.stderr, f"[{options.device} {options.shard[0]}] ")
     if options.device == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is imported
@@ -98,13 +97,6 @@ def _label_part(options: argparse.Namespace, label: Label, threads: int) -> None
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(EXIT_STOPPED)
-
-
-def _stop_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Prefixed:

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from florence2.cli.options import say
 from florence2.errors import OptionError
 from florence2.label.decoder import ReadSettings
+from florence2.label.processes import when_parent_ends
 
 DEADLY, ENDLESS = 13, 17
 
@@ -48,3 +50,15 @@ def work_without_end(options: argparse.Namespace) -> int:
     finally:
         (options.out / "{}-{} stopped".format(*options.shard)).touch()
     return 0
+
+
+def outlive_no_parent(folder: Path) -> None:
+    """Leave a file at the start, and another when the process that started this one has ended."""
+
+    def end() -> None:
+        (folder / "ended").touch()
+        os._exit(0)
+
+    when_parent_ends(end)
+    (folder / "started").touch()
+    time.sleep(600)
