@@ -85,14 +85,14 @@ def main(
     except BrokenPipeError:  # the reader of our output has seen enough
         return 0
     except (Florence2Error, OSError) as error:
-        print(f"florence2: {_sentence(error)}", file=sys.stderr)
+        print(f"florence2: {error_sentence(error)}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("\nflorence2: stopped.", file=sys.stderr)
         return EXIT_STOPPED
 
 
-def _sentence(error: Exception) -> str:
+def error_sentence(error: Exception) -> str:
     """Return the message of an error; an OSError names its file and the reason."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename} cannot be used: {error.strerror}."

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import TextIO
 
-from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, EXIT_USAGE
+from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, EXIT_USAGE, error_sentence
 from florence2.cli.options import say
 from florence2.errors import Florence2Error
 from florence2.label.processes import signals_blocked, when_parent_ends
@@ -93,7 +93,7 @@ def _label_part(options: argparse.Namespace, label: Label, threads: int) -> None
     try:
         sys.exit(label(options))
     except (Florence2Error, OSError) as error:
-        say(f"florence2: {error}")
+        say(f"florence2: {error_sentence(error)}")
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(EXIT_STOPPED)

@@ -46,6 +46,9 @@ def test_each_device_has_a_process(tmp_path: Path, capfd: pytest.CaptureFixture[
     options.refuse = True
     assert label_on_devices(options, note_shard) == 2
     assert "[cpu 2] florence2: Shard 2 is refused." in capfd.readouterr().err.splitlines()
+    options.refuse, options.out = False, tmp_path / "absent"
+    assert label_on_devices(options, note_shard) == 2
+    assert f"{options.out}/1-2 cannot be used: No such file or directory." in capfd.readouterr().err
 
 
 def test_a_stop_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
