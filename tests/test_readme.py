@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 import florence2
-from florence2.bulk.questions import read_questions
+from florence2.bulk.questions import check_order, read_questions
 from florence2.checkpoints.presets import preset
 from florence2.cli import main as cli
-from florence2.cli.options import check_order
 from florence2.cli.run import split_arguments
 
 ROOT = Path(__file__).parent.parent

@@ -1,9 +1,11 @@
-"""The words of a command line as questions: each task with the input that it takes."""
+"""The words of a command line as questions: tasks before images, each task with the input that it takes."""
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 
 from florence2.bulk.rows import TaskQuestion
-from florence2.errors import PromptError
+from florence2.errors import PromptError, shown
 from florence2.inputs.checks.names import leading_token
 from florence2.inputs.processor import TaskText, input_to_text
 from florence2.inputs.tasks import TASKS, Task, check_prompt, find_task
@@ -18,6 +20,26 @@ def names_task(word: str, tasks: Mapping[str, Task] = TASKS) -> bool:
 def holds_task(word: str, tasks: Mapping[str, Task] = TASKS) -> bool:
     """Return whether a word is a task, with its input or without: "od", "<VQA>how many?", or an unknown "<X>"."""
     return find_task(word, tasks) is not None or leading_token(word) is not None
+
+
+def is_path(path: str) -> bool:
+    """Return whether a file or folder exists at `path`."""
+    return os.path.exists(path)  # noqa: PTH110  Path.exists raises for a prompt that is too long for a path
+
+
+def check_order(
+    command: str, words: Sequence[str], tasks: Mapping[str, Task] = TASKS, program: str = "florence2"
+) -> None:
+    """Raise PromptError, with the order that works, when an image comes before its task."""
+    first = words[0]
+    if names_task(first, tasks) or not (first == "-" or is_path(first)):
+        return
+    task = next((word for word in words[1:] if holds_task(word, tasks)), None)
+    if task is not None:
+        right = f"{program} {shlex.join([command, task, first])}"
+        raise PromptError(f"The arguments are in the wrong order. The task comes before the image: {right}")
+    example = f"{program} {shlex.join([command, '<OD>', first])}"
+    raise PromptError(f"The first argument must be a task, not {shown(first)}; for example: {example}")
 
 
 def read_questions(

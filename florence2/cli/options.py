@@ -3,15 +3,13 @@
 import argparse
 import json
 import math
-import os
 import re
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from florence2.bulk.questions import holds_task, names_task
+from florence2.bulk.questions import is_path
 from florence2.checkpoints.checks.functions import find_function
 from florence2.checkpoints.files import checkpoint_folder, read_tasks
 from florence2.checkpoints.hub import (
@@ -24,11 +22,10 @@ from florence2.checkpoints.hub import (
     resolve_adapter,
 )
 from florence2.cli.main import naming_options
-from florence2.errors import HubError, OptionError, PromptError, shown
+from florence2.errors import HubError, OptionError, PromptError
 from florence2.generation.options import GenerationOptions
 from florence2.inputs.image import parse_colour
 from florence2.inputs.tasks import (
-    TASKS,
     AnswerKind,
     FreePrompt,
     Task,
@@ -381,23 +378,3 @@ def stored_tasks(options: argparse.Namespace, path: Path) -> TaskTable:
     adapter = getattr(options, "adapter", None)
     folder = None if adapter is None else find_adapter(adapter)
     return TaskTable(read_tasks(checkpoint_folder(path), folder)).declared(options.task_kind)
-
-
-def check_order(
-    command: str, words: Sequence[str], tasks: Mapping[str, Task] = TASKS, program: str = "florence2"
-) -> None:
-    """Raise PromptError, with the order that works, when an image comes before its task."""
-    first = words[0]
-    if names_task(first, tasks) or not (first == "-" or is_path(first)):
-        return
-    task = next((word for word in words[1:] if holds_task(word, tasks)), None)
-    if task is not None:
-        right = f"{program} {shlex.join([command, task, first])}"
-        raise PromptError(f"The arguments are in the wrong order. The task comes before the image: {right}")
-    example = f"{program} {shlex.join([command, '<OD>', first])}"
-    raise PromptError(f"The first argument must be a task, not {shown(first)}; for example: {example}")
-
-
-def is_path(path: str) -> bool:
-    """Return whether a file or folder exists at `path`."""
-    return os.path.exists(path)  # noqa: PTH110  Path.exists raises for a prompt that is too long for a path

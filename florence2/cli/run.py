@@ -12,7 +12,7 @@ from florence2.asking.questions import Runtime
 from florence2.asking.requests import EncodedImage
 from florence2.bulk.answering import Arrival, Ask, Rows, answer_images
 from florence2.bulk.journal import Folder, check_folder
-from florence2.bulk.questions import holds_task, read_questions
+from florence2.bulk.questions import check_order, holds_task, is_path, read_questions
 from florence2.bulk.rows import Question, Result, Row, RowKey, TaskQuestion
 from florence2.bulk.sources import PassedOver, Source, find_images, find_unreadable
 from florence2.bulk.summary import Summary
@@ -31,10 +31,8 @@ from florence2.cli.options import (
     add_weights,
     check_at_least,
     check_model,
-    check_order,
     generation_changes,
     generation_options,
-    is_path,
     load_model,
     model_tasks,
     parse_share,

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from florence2.bulk.questions import read_questions
+from florence2.bulk.questions import check_order, read_questions
 from florence2.bulk.rows import TaskQuestion
 from florence2.cli.main import naming_options, require_extra
 from florence2.cli.options import (
@@ -19,7 +19,6 @@ from florence2.cli.options import (
     add_input,
     add_model,
     add_report,
-    check_order,
     generation_changes,
     generation_options,
     load_model,

@@ -1,6 +1,11 @@
-"""Each task of a command line gets the input that it takes."""
+"""Each task of a command line comes before the image, and gets the input that it takes."""
 
-from florence2.bulk.questions import read_questions
+from pathlib import Path
+
+import pytest
+
+from florence2.bulk.questions import check_order, read_questions
+from florence2.errors import PromptError
 from florence2.inputs.tasks import TASKS, Task
 
 BOX, OTHER_BOX = (1.0, 2.0, 3.0, 4.0), (0.0, 0.0, 9.0, 9.0)
@@ -34,3 +39,18 @@ def test_several_texts_are_classes_and_several_boxes_are_questions() -> None:
 
 def test_a_task_under_two_names_is_one_question() -> None:
     assert [question.task for question in read_questions(["od", "<OD>", "caption"], None, None)] == ["od", "caption"]
+
+
+def test_stdin_before_its_task() -> None:
+    with pytest.raises(PromptError, match="The task comes before the image: florence2 run od -"):
+        check_order("run", ["-", "od"])
+
+
+def test_an_image_without_a_task_gets_an_example(picture_file: Path) -> None:
+    with pytest.raises(PromptError, match="must be a task, not .*; for example: florence2 run '<OD>' "):
+        check_order("run", [str(picture_file), "Is there a car?"])
+
+
+@pytest.mark.parametrize("first", ["<OD>", "od", "Is there a car?", "x" * 5000])
+def test_a_task_or_prompt_may_come_first(first: str, picture_file: Path) -> None:
+    check_order("run", [first, str(picture_file)])

@@ -13,8 +13,8 @@ from florence2.checkpoints.checks.loading import DTYPES as TORCH_DTYPES
 from florence2.checkpoints.hub import resolve
 from florence2.cli import options
 from florence2.cli.main import COMMANDS, main, naming_options
-from florence2.cli.options import DTYPES, SETTINGS, check_order, parse_box, parse_change
-from florence2.errors import OptionError, PromptError
+from florence2.cli.options import DTYPES, SETTINGS, parse_box, parse_change
+from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
 from florence2.train.command import PARTS
 from florence2.train.freeze import PARTS as FREEZABLE
@@ -67,21 +67,6 @@ def test_swapped_arguments_get_the_order_that_works(
     assert main([command, str(picture_file), "<OD>"]) == 2
     right = f"The task comes before the image: florence2 {command} '<OD>' {picture_file}"
     assert right in capsys.readouterr().err
-
-
-def test_stdin_before_its_task() -> None:
-    with pytest.raises(PromptError, match="The task comes before the image: florence2 run od -"):
-        check_order("run", ["-", "od"])
-
-
-def test_an_image_without_a_task_gets_an_example(picture_file: Path) -> None:
-    with pytest.raises(PromptError, match="must be a task, not .*; for example: florence2 run '<OD>' "):
-        check_order("run", [str(picture_file), "Is there a car?"])
-
-
-@pytest.mark.parametrize("first", ["<OD>", "od", "Is there a car?", "x" * 5000])
-def test_a_task_or_prompt_may_come_first(first: str, picture_file: Path) -> None:
-    check_order("run", [first, str(picture_file)])
 
 
 def test_changes_are_json_or_text() -> None:
