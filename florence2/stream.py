@@ -208,11 +208,6 @@ class LiveAnswers:
         if self._asked.pop(ticket, None) is not None:
             self.engine.cancel(ticket)
 
-    def cancel_all(self) -> None:
-        """Let all requests leave at the next step."""
-        for ticket in list(self._asked):
-            self.cancel(ticket)
-
     def step(self) -> list[tuple[Ticket, Answer | Florence2Error]]:
         """Advance every running answer by one id; return those that ended, an error in place of one that failed."""
         ended: list[tuple[Ticket, Answer | Florence2Error]] = []

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
-from florence2.bulk.rows import Question
 from florence2.bulk.sources import FileVersion, Source
 
 _IN_FILE = re.compile(r"\.(tar|parquet)::", re.IGNORECASE)
 By: TypeAlias = Literal["place", "id"]
 FAILED, UNVERSIONED = 0, 1
-"""States of rows that have an error, and of answers about images that have no file of their own."""
+"""States of rows that have an error, and of answers about images without a version, such as those in tables."""
 
 
 def question_part(asked: Mapping[str, Any]) -> bytes:
@@ -28,11 +27,6 @@ def question_part(asked: Mapping[str, Any]) -> bytes:
 def source_key(source: Source, part: bytes, by: By) -> int:
     """Return the key of a question, given by its `question_part`, about an image."""
     return _key(source.place, source.id, part, by)
-
-
-def key_of(source: Source, question: Question, by: By) -> int:
-    """Return the key of a question about an image."""
-    return source_key(source, question_part(question.to_dict()), by)
 
 
 def row_key(row: Mapping[str, Any], by: By) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence2.answers.confidence import check_least
+from florence2.asking.requests import check_batch_size, check_request
 from florence2.bulk.rows import Row, TaskQuestion
 from florence2.bulk.sources import Source
 from florence2.dataset.tables import COLUMNS, to_table
@@ -70,8 +71,7 @@ class Labeler:
         Raises:
             Florence2Error: The model cannot be loaded, the task is unknown or lacks its input, or a setting is wrong.
         """
-        from florence2.asking.requests import check_batch_size
-        from florence2.loading import load
+        from florence2.loading import load  # which needs torch
 
         given: dict[str, Any] = {"image_column": image_column, "id_column": id_column, "batch_size": batch_size}
         given |= {"min_confidence": min_confidence, "loading": loading, **settings}
@@ -120,8 +120,6 @@ class Labeler:
 
     def _check_question(self) -> None:
         """Raise PromptError for a task or an input that would fail for every image."""
-        from florence2.asking.requests import check_request
-
         check_request((self._question.task, b"", self._question.text), self._model.processor.tasks)
 
     def _check_columns(self, batch: "Mapping[str, np.ndarray]") -> list[str]:

@@ -15,7 +15,7 @@ from florence2.bulk.row_file import to_line
 from florence2.bulk.rows import Row
 from florence2.errors import OptionError, OutputError
 from florence2.label.journal import Journal
-from florence2.label.keys import key_of, row_key, version_state
+from florence2.label.keys import question_part, row_key, source_key, version_state
 from tests.full_disk import files_of_at_most
 from tests.label.conftest import row
 
@@ -23,7 +23,7 @@ NAMES = ("a", "b", "c", "d")
 
 
 def key(each: Row, by: str = "place") -> int:
-    return key_of(each.source, each.question, by)
+    return source_key(each.source, question_part(each.question.to_dict()), by)
 
 
 def order(*rows: Row) -> "array[int]":
