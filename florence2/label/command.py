@@ -12,7 +12,7 @@ from florence2.cli.options import add_task_input, check_at_least, generation_cha
 from florence2.cli.run import TORCH, Backend, add_search
 from florence2.errors import PromptError
 from florence2.inputs.tasks import FreePrompt, Task
-from florence2.label.counting import Counting, can_count
+from florence2.label.counting import Counting
 from florence2.label.devices import label_on_devices
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
@@ -112,7 +112,7 @@ def _label(options: argparse.Namespace, backend: Backend) -> int:
     with Journal(options.out, settings, shard=options.shard, by=options.resume_by) as journal:
         for note in journal.notes:
             say(f"florence2: {note}")
-        counting = Counting(items) if can_count(options.images) else None
+        counting = Counting(items) if items.are_listed else None
         labelling = Labelling(options, backend, Remaining(items, questions, journal), journal, counting)
         code = labelling.compact() if options.compact else labelling.run()
     if passed_over.count:

@@ -2,17 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from florence2.label.sources.item import Item
 
-_STREAMS = (".tar", ".tgz", ".gz", ".parquet")
 _PAUSE_AFTER, _PAUSE_SECONDS = 100, 0.001  # so that the model hardly notices
-
-
-def can_count(arguments: Sequence[str]) -> bool:
-    """Return whether counting the images costs little: those in tars and tables would be read again."""
-    return not any(argument.lower().endswith(_STREAMS) for argument in arguments)
 
 
 class Counting:

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from florence2.label.counting import Counting, can_count
+from florence2.label.counting import Counting
 from florence2.label.pace import Pace
 from florence2.label.sources.item import Item
 from tests.cli.test_progress import Terminal
@@ -39,4 +39,3 @@ def test_images_are_counted_meanwhile() -> None:
     with Counting(items[0] for _ in count()) as endless:  # type: ignore[arg-type]
         pass
     assert endless.total is None and not endless._thread.is_alive()
-    assert can_count(["photos/", "list.txt"]) and not can_count(["photos/", "shards/{0..9}.TAR"])

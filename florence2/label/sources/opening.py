@@ -88,10 +88,12 @@ class Argument:
         items: Yields them, given where to report files that are passed over.
         shared: The part of them that a shard takes: each n-th "image", or those of each n-th "file"; "chosen" has been
             cut to the shard already.
+        packed: Whether they are in a tar or a table, which must be read to find them.
     """
 
     items: Callable[[PassOver], Iterator[Item]]
     shared: Literal["image", "file", "chosen"] = "image"
+    packed: bool = False
 
 
 class Sources:
@@ -99,6 +101,11 @@ class Sources:
 
     def __init__(self, parts: Sequence[Argument], others: Sequence[Path], passed_over: PassOver, shard: Shard):
         self._parts, self._others, self._passed_over, self._shard = parts, others, passed_over, shard
+
+    @property
+    def are_listed(self) -> bool:
+        """Whether counting them costs little: none is in a tar or a table."""
+        return not any(part.packed for part in self._parts)
 
     def __iter__(self) -> Iterator[Item]:
         passed_over, self._passed_over = self._passed_over, lambda _: None
@@ -186,11 +193,11 @@ class _Opening:
         prefix = "" if self._alone else file_id(str(path.with_suffix("")), self._root) + "/"
         if kind == "tar":
             extensions = () if self._columns.image is None else tuple(self._columns.image.split(";"))
-            return Argument(lambda _: read_tar(path, prefix, extensions), "file" if self._several else "image")
+            return Argument(lambda _: read_tar(path, prefix, extensions), "file" if self._several else "image", True)
         if kind == "table":
             part = (0, 1) if self._several else self._shard
             shared: Literal["file", "chosen"] = "file" if self._several else "chosen"
-            return Argument(lambda _: read_table(path, self._columns, prefix, part), shared)
+            return Argument(lambda _: read_table(path, self._columns, prefix, part), shared, True)
         if kind == "list":
             return Argument(lambda _: _until_error(path, read_list(path, self._root)))
         return Argument(lambda _: _until_error(path, read_json_lines(path, self._root, self._known)))

@@ -61,6 +61,14 @@ def test_shards_are_parts_of_the_whole(album: Path) -> None:
             open_sources([str(album)], shard=wrong)
 
 
+def test_images_in_tars_are_not_counted_beforehand(album: Path) -> None:
+    """Also where only a pattern names the tar."""
+    (album / "list.txt").touch()
+    assert open_sources([str(album), str(album / "list.txt"), str(album / "b.png")]).are_listed
+    (album / "x.TAR").touch()
+    assert not open_sources([str(album / "*")]).are_listed
+
+
 def test_the_output_folder_is_not_taken(album: Path) -> None:
     assert ids(album, output=album / "a") == ["A.png", "a.b/c.png", "a.png", "b.png"]
 
