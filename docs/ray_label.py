@@ -20,9 +20,11 @@ def label(
     folder: Path, out: Path, labeler: dict[str, object], actors: int = 1, gpus: float = 0, batch_size: int = 64
 ) -> None:
     """Answer a question about every image of a folder that no earlier run has answered."""
-    if ray.cluster_resources().get("CPU", 0) < actors + 2:  # Ray would wait without end
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if cpus < actors + 2:  # Ray would wait without end
         raise SystemExit(
-            f"{actors} actors need {actors + 2} CPUs: Ray reads with one and skips finished images with one."
+            f"Ray has {cpus:g} CPUs, but --actors {actors} needs {actors + 2}: one for each actor, one to read images, "
+            "and one to skip finished ones."
         )
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
@@ -49,9 +51,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="base")
     parser.add_argument("--task", default="<CAPTION>")
-    parser.add_argument("--actors", type=int, default=1)
-    parser.add_argument("--gpus", type=float, default=0, help="a model")
-    parser.add_argument("--batch", type=int, default=64, help="images that an actor gets at once")
+    parser.add_argument("--actors", type=int, default=1, help="processes with a model each (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor, such as 1 or 0.5 (default: 0)")
+    parser.add_argument("--batch", type=int, default=64, help="images that an actor gets at once (default: 64)")
     options = parser.parse_args()
     ray.init()  # an existing cluster, as RAY_ADDRESS says, or this machine
     labeler = {"model": options.model, "task": options.task}
