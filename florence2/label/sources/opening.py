@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -22,6 +23,8 @@ PassOver: TypeAlias = Callable[[Path], None]
 """A function that is called with a file that is not taken."""
 Shard: TypeAlias = tuple[int, int]
 """(index, n): each n-th image, from the one with this index, which counts from 0."""
+Named: TypeAlias = tuple[str, str]
+"""A path, or a data URL, and how it is read (see `_kind`)."""
 _KINDS = {".txt": "list", ".jsonl": "lines", ".ndjson": "lines", ".tar": "tar", ".parquet": "table"}
 _CONTAINERS = {suffix for suffix, kind in _KINDS.items() if kind in ("tar", "table")}
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -76,8 +79,9 @@ def open_sources(
         raise OptionError(f"Shard {shard[0]}/{shard[1]} does not exist; give i/n with i from 1 to n, such as 3/16.")
     paths, others = _expand(arguments)
     part = (0, 1) if shard is None else (shard[0] - 1, shard[1])
-    opening = _Opening(paths, output, Columns(image_column, id_column), part, known)
-    return Sources(opening.open_all(paths), others, passed_over, part)
+    named = [(path, _kind(path)) for path in paths]
+    opening = _Opening(named, output, Columns(image_column, id_column), part, known)
+    return Sources(opening.open_all(named), others, passed_over, part)
 
 
 @dataclass(frozen=True)
@@ -143,15 +147,15 @@ def _expand(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     return paths, others
 
 
-def _check_columns(columns: Columns, paths: Sequence[str]) -> None:
+def _check_columns(columns: Columns, named: Sequence[Named]) -> None:
     """Refuse columns where nothing has such, and check those of the first table."""
-    kinds = {_kind(path) for path in paths}
+    kinds = {kind for _, kind in named}
     if columns.image is not None and not kinds & {"tar", "table"}:
         raise OptionError("An image column is that of a .parquet table, or an extension in a .tar; name such a file.")
     if columns.id is not None and "table" not in kinds:
         raise OptionError("An id column is that of a .parquet table; name one, or leave it out.")
-    for path in paths:
-        if _kind(path) == "table":
+    for path, kind in named:
+        if kind == "table":
             _check_file(Path(path))
             check_table(Path(path), columns)
             return
@@ -161,25 +165,26 @@ class _Opening:
     """Opens arguments that share a root, below which ids are stated."""
 
     def __init__(
-        self, paths: Sequence[str], output: Path | None, columns: Columns, shard: Shard, known: Mapping[str, Task]
+        self, named: Sequence[Named], output: Path | None, columns: Columns, shard: Shard, known: Mapping[str, Task]
     ):
-        _check_columns(columns, paths)
-        self._root, self._alone = _common_root(paths), len(paths) == 1
-        self._several = sum(_kind(path) in ("tar", "table") for path in paths) > 1
+        _check_columns(columns, named)
+        self._root, self._alone = _common_root(named), len(named) == 1
+        self._several = sum(kind in ("tar", "table") for _, kind in named) > 1
         self._output, self._columns, self._shard, self._known = output, columns, shard, known
 
-    def open_all(self, paths: Sequence[str]) -> list[Argument]:
+    def open_all(self, named: Sequence[Named]) -> list[Argument]:
         """Return the images of all paths. Image files that follow each other are one argument, to save memory."""
         arguments: list[Argument] = []
-        for kind, run in groupby(paths, key=_kind):
+        for kind, run in groupby(named, key=itemgetter(1)):
+            paths = [path for path, _ in run]
             if kind == "image":
-                arguments.append(self._open_images(list(run)))
+                arguments.append(self._open_images(paths))
             elif kind == "folder":
-                arguments += [self._open_folder(Path(path)) for path in run]
+                arguments += [self._open_folder(Path(path)) for path in paths]
             elif kind == "data":
-                arguments += map(_open_data_url, run)
+                arguments += map(_open_data_url, paths)
             else:
-                arguments += [self._open_file(Path(path), kind) for path in run]
+                arguments += [self._open_file(Path(path), kind) for path in paths]
         return arguments
 
     def _open_images(self, paths: Sequence[str]) -> Argument:
@@ -281,15 +286,15 @@ def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()  # noqa: PTH122
 
 
-def _common_root(paths: Sequence[str]) -> str:
+def _common_root(named: Sequence[Named]) -> str:
     """Return the deepest folder that all paths have in common; an empty text if there is none."""
-    folders = {_folder_of(path) for path in paths if path[:5].lower() != "data:"}
+    folders = {_folder_of(path, kind) for path, kind in named if kind != "data"}
     try:
         return os.path.commonpath(folders) if folders else ""
     except ValueError:  # on two drives of Windows
         return ""
 
 
-def _folder_of(path: str) -> str:
+def _folder_of(path: str, kind: str) -> str:
     whole = os.path.abspath(path)  # noqa: PTH100  without ".." in it
-    return whole if os.path.isdir(whole) else os.path.dirname(whole)  # noqa: PTH112, PTH120
+    return whole if kind == "folder" else os.path.dirname(whole)  # noqa: PTH120
