@@ -28,12 +28,18 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks label", description=__doc__)
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"{', '.join(_CHECKS)} (default: all)")
     parser.add_argument("--images", type=int, default=500, metavar="N", help="images of a run (default: 500)")
-    parser.add_argument("--kills", type=int, default=20, metavar="N", help="(default: 20)")
-    parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="of `keys` (default: 1,000,000)")
-    parser.add_argument("--files", type=int, default=100_000, metavar="N", help="of `listing` (default: 100,000)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process (default: 1)")
-    parser.add_argument("--width", type=int, default=640, metavar="N", help="of the images of `speed` (default: 640)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="kills of a run (default: 20)")
+    parser.add_argument(
+        "--rows", type=int, default=1_000_000, metavar="N", help="finished rows of `keys` (default: 1,000,000)"
+    )
+    parser.add_argument(
+        "--files", type=int, default=100_000, metavar="N", help="images of `listing` (default: 100,000)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each process (default: 1)")
+    parser.add_argument(
+        "--width", type=int, default=640, metavar="N", help="width of the images of `speed` (default: 640)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills (default: 0)")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.checks if name not in _CHECKS]:
         parser.error(f"unknown check {unknown[0]}; known are {', '.join(_CHECKS)}")
@@ -135,9 +141,9 @@ def check_speed(folder: Path, options: argparse.Namespace) -> list[str]:
     ):
         out = folder / name.replace(" ", "")
         began, processor = time.monotonic(), cpu_seconds()
-        words_ = subprocess.run(command(*rest, "--out", out), capture_output=True, text=True, check=True).stderr
+        report = subprocess.run(command(*rest, "--out", out), capture_output=True, text=True, check=True).stderr
         seconds, used = time.monotonic() - began, cpu_seconds() - processor
-        last = words_.strip().splitlines()[-1] if name != "run" else ""
+        last = report.strip().splitlines()[-1] if name != "run" else ""
         lines.append(f"{name}: {options.images} images in {seconds:.1f} s ({used:.1f} s of processor) {last}")
     return lines
 

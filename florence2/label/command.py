@@ -2,14 +2,13 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from florence2.bulk.questions import read_questions
 from florence2.bulk.rows import TaskQuestion
 from florence2.bulk.sources import PassedOver
 from florence2.cli.main import parse_words
 from florence2.cli.options import add_task_input, check_at_least, generation_changes, path_argument, say
-from florence2.cli.run import TORCH, Backend, add_search
+from florence2.cli.run import TORCH, add_search
 from florence2.errors import PromptError
 from florence2.inputs.tasks import FreePrompt, Task
 from florence2.label.counting import Counting
@@ -22,15 +21,15 @@ from florence2.label.settings import run_settings
 from florence2.label.sources.opening import open_sources
 
 
-def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the grammar of the command."""
     parser = argparse.ArgumentParser(
-        prog=f"{backend.program} label",
-        usage=f"{backend.program} label [options] IMAGES... --task TASK --out DIR",
+        prog="florence2 label",
+        usage="florence2 label [options] IMAGES... --task TASK --out DIR",
         description="Answer tasks on any number of images and write one row for each into DIR/results.jsonl. A run "
         "that was stopped, killed or cut short by a full disk is resumed by the same command; rows with errors are "
         "then tried again. A run that ends well leaves the rows in the order of the images. "
-        f"Example: {backend.program} label photos/ --task od --out out",
+        "Example: florence2 label photos/ --task od --out out",
     )
     parser.add_argument(
         "images",
@@ -41,7 +40,7 @@ def build_parser(backend: Backend = TORCH) -> argparse.ArgumentParser:
     _add_questions(parser)
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="the folder for the rows")
     _add_running(parser)
-    backend.add_options(parser)
+    TORCH.add_options(parser)
     add_search(parser)
     return parser
 
@@ -58,7 +57,12 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--free-prompt", action="store_true", help="the tasks are free prompts, even if they are one word"
     )
-    parser.add_argument("--image-column", metavar="NAME", help="the column of Parquet tables that holds the images")
+    parser.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="the column of Parquet tables that holds the images; in tars, the extension of the images to take, such "
+        "as jpg, or several with ; between them",
+    )
     parser.add_argument("--id-column", metavar="NAME", help="the column of Parquet tables that holds the ids of rows")
 
 
@@ -71,8 +75,8 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         "--resume-by",
         choices=("place", "id"),
         default="place",
-        help="how finished images are known: by paths and ids, or by ids alone, for images that were moved; by ids, a "
-        "change of an image's file is not seen (default: place)",
+        help="how finished images are recognised: by path and id, or by id alone, for images that were moved; by id, a "
+        "change of an image's file goes unnoticed (default: place)",
     )
     parser.add_argument(
         "--compact",
@@ -81,21 +85,21 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(arguments: Sequence[str], backend: Backend = TORCH) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Label images; return the exit code."""
-    options = parse_words(build_parser(backend), arguments)
+    options = parse_words(build_parser(), arguments)
     check_at_least(options, 1, "batch")
     check_work(options)
     generation_changes(options)
     if options.devices:
-        backend.find(options)  # once, before the processes
-        return label_on_devices(options, partial(_label, backend=backend))
-    return _label(options, backend)
+        TORCH.find(options)  # once, before the processes
+        return label_on_devices(options, _label)
+    return _label(options)
 
 
-def _label(options: argparse.Namespace, backend: Backend) -> int:
+def _label(options: argparse.Namespace) -> int:
     """Label images on one device; return the exit code."""
-    known = backend.tasks(options, options.task)
+    known = TORCH.tasks(options, options.task)
     questions = _read_questions(options, known)
     passed_over = PassedOver()
     items = open_sources(
@@ -107,13 +111,13 @@ def _label(options: argparse.Namespace, backend: Backend) -> int:
         shard=options.shard,
         known=known,
     )
-    path = backend.find(options)  # before the folder is made, so that a misspelt name leaves nothing
-    settings = run_settings(options, backend, path)
+    path = TORCH.find(options)  # before the folder is made, so that a misspelt name leaves nothing
+    settings = run_settings(options, TORCH, path)
     with Journal(options.out, settings, shard=options.shard, by=options.resume_by) as journal:
         for note in journal.notes:
             say(f"florence2: {note}")
         counting = Counting(items) if items.are_listed else None
-        labelling = Labelling(options, backend, Remaining(items, questions, journal), journal, counting)
+        labelling = Labelling(options, TORCH, Remaining(items, questions, journal), journal, counting)
         code = labelling.compact() if options.compact else labelling.run()
     if passed_over.count:
         say(f"florence2: {passed_over.describe()}")

@@ -21,7 +21,7 @@ def count_others(index: Index, order: NDArray[np.uint64]) -> int:
 
 
 def compact(index: Index, order: NDArray[np.uint64]) -> bool:
-    """Write the rows of an index in the order of these keys; return False where they are so already.
+    """Write the rows of an index in the order of these keys; return False if they are in it already.
 
     Of several rows with one key the last stays. Rows with other keys, such as those of another input, come at the end.
     Damaged lines are moved to a file of their own. Raises OSError where a file cannot be written; the rows then stay

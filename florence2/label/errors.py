@@ -1,4 +1,4 @@
-"""When a run with errors is hopeless."""
+"""The limit of errors at which a run ends early."""
 
 import argparse
 from dataclasses import dataclass

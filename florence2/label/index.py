@@ -1,7 +1,7 @@
 """A small file next to the rows: which question each line answers, and where the line ends.
 
 With it a run with a million finished rows starts in a second; parsing them would take ten. It means nothing by itself:
-where it is missing, is too short or does not fit to the rows, they are parsed, and it is written again.
+where it is missing, is too short or does not match the rows, they are parsed, and it is written again.
 """
 
 import contextlib
@@ -48,11 +48,11 @@ class Index:
         Raises OSError where a file cannot be read or written.
         """
         self.close()
-        fitting = self._read_fitting()
-        if not len(fitting):
+        matching = self._read_matching()
+        if not len(matching):
             self.path.write_bytes(self._header)
-        os.truncate(self.path, len(self._header) + fitting.nbytes)
-        self._end = int(fitting["end"][-1]) if len(fitting) else 0
+        os.truncate(self.path, len(self._header) + matching.nbytes)
+        self._end = int(matching["end"][-1]) if len(matching) else 0
         with self.path.open("ab") as file:
             for line, row in self._mended_lines():
                 file.write(self._record(line, row))
@@ -106,8 +106,8 @@ class Index:
                 self._file.close()
         self._file = None
 
-    def _read_fitting(self) -> Records:
-        """Return the records that fit to the rows, or none."""
+    def _read_matching(self) -> Records:
+        """Return the records that match the rows, or none."""
         none = np.empty(0, RECORD)
         try:
             with self.path.open("rb") as file:
@@ -121,9 +121,9 @@ class Index:
         if not ascending or not np.array_equal(_checksum(key, end, state), records["check"]):
             return none
         records = records[end <= self.results.stat().st_size]
-        return records if len(records) and self._fits(records) else none
+        return records if len(records) and self._matches(records) else none
 
-    def _fits(self, records: Records) -> bool:
+    def _matches(self, records: Records) -> bool:
         """Return whether the last line and some others are those that the records describe."""
         numbers = np.unique(np.linspace(0, len(records) - 1, _SAMPLES).astype(int))
         with self.results.open("rb") as file:

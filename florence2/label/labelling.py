@@ -138,8 +138,8 @@ class Labelling:
         if others:
             say(
                 f"florence2: {self._journal.results} also holds {others} row{'' if others == 1 else 's'} about other "
-                "images or questions, or under ids that other arguments gave; `florence2 dataset` takes all, and of "
-                "one id and question the last."
+                "images or questions, or under ids that other arguments gave; `florence2 dataset` uses all, and "
+                "of those with one id and question the last."
             )
         return True
 

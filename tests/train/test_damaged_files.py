@@ -16,7 +16,7 @@ from florence2.train.run_log import read_log
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import train
 from recipes.nano.train import SceneSamples, make_model
-from tests.checkpoints.test_full_disk import files_of_at_most
+from tests.full_disk import files_of_at_most
 
 SETTINGS = TrainSettings(
     steps=2, batch=2, learning_rate=1e-3, warmup=1, save_every=1, log_every=1, workers=0, seed=5, freeze=()
