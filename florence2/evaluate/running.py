@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,17 +54,15 @@ class Running:
         Raises:
             TableError: A file is missing or damaged, or a table does not have the protocol.
         """
-        self._options = options
-        self._load = backend.load
+        self._options, self._backend = options, backend
         self._model: Runtime | None = None
-        self._backend = replace(backend, load=self._load_once)
         protocols = {name: find_protocol(find_split(name)[2].family, options.protocol) for name in names}
         self._splits = [self._read(name, protocol) for name, protocol in protocols.items()]
 
     def _load_once(self, options: argparse.Namespace) -> Runtime:
         """Return the model, which is loaded for the first split that needs it."""
         if self._model is None:
-            self._model = self._load(options)
+            self._model = self._backend.load(options)
         return self._model
 
     def _read(self, name: str, protocol: Protocol) -> SplitRun:
@@ -100,7 +98,7 @@ class Running:
         with Journal(split.folder, settings, shard=self._options.shard) as journal:
             for note in journal.notes:
                 say(f"florence2: {note}")
-            return Labelling(self._options, self._backend, Remaining(items, (), journal), journal).run()
+            return Labelling(self._options, self._load_once, Remaining(items, (), journal), journal).run()
 
     def score(self) -> Report:
         """Compute the results from the answers in the folders.

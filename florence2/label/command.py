@@ -117,7 +117,7 @@ def _label(options: argparse.Namespace) -> int:
         for note in journal.notes:
             say(f"florence2: {note}")
         counting = Counting(items) if items.are_listed else None
-        labelling = Labelling(options, TORCH, Remaining(items, questions, journal), journal, counting)
+        labelling = Labelling(options, TORCH.load, Remaining(items, questions, journal), journal, counting)
         code = labelling.compact() if options.compact else labelling.run()
     if passed_over.count:
         say(f"florence2: {passed_over.describe()}")

@@ -1,7 +1,7 @@
 """A run of `florence2 label`: from the remaining questions through decode workers and the model into the journal."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, cast
@@ -12,7 +12,7 @@ from florence2.bulk.rows import Row, TaskQuestion
 from florence2.bulk.summary import Summary
 from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED
 from florence2.cli.options import say
-from florence2.cli.run import Backend, ask_tasks, finishing
+from florence2.cli.run import ask_tasks, finishing
 from florence2.errors import OutputError
 from florence2.label.ahead import Taken, Waited, read_ahead
 from florence2.label.counting import Counting
@@ -37,13 +37,13 @@ class Labelling:
     def __init__(
         self,
         options: argparse.Namespace,
-        backend: Backend,
+        load: Callable[[argparse.Namespace], Runtime],
         remaining: Remaining,
         journal: Journal,
         counting: Counting | None = None,
     ):
-        """Join the parts; `counting` counts all images, where that costs little."""
-        self._options, self._backend, self._remaining, self._journal = options, backend, remaining, journal
+        """Join the parts; `load` loads the model, and `counting` counts all images, where that costs little."""
+        self._options, self._load, self._remaining, self._journal = options, load, remaining, journal
         self._limit: ErrorLimit | None = options.max_errors
         self._summary, self._pace, self._waited = Summary(options.max_new_tokens), Pace(), Waited()
         self._counting, self._hopeless = counting, False
@@ -76,7 +76,7 @@ class Labelling:
             say(f"florence2: {self._journal.results} holds the first {answers} already.")
         if first is None:
             return
-        model = self._backend.load(self._options)
+        model = self._load(self._options)
         ask = finishing(ask_tasks, model, self._options, self._options.batch)
         with self._reading(model, chain([first], work)) as taken, self._counting or nullcontext():
             self._pace = Pace()

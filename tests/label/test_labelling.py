@@ -9,7 +9,7 @@ import pytest
 
 import florence2
 from florence2.bulk.answering import Rows
-from florence2.cli.run import TORCH
+from florence2.cli.options import load_model
 from florence2.errors import ImageError, OutputError
 from florence2.label.ahead import Taken
 from florence2.label.errors import ErrorLimit
@@ -35,7 +35,7 @@ def broken_images(ask: Any) -> Rows:
 
 def labelling(journal: Journal, kind: type[Labelling] = Labelling, **options: Any) -> Labelling:
     given = {"max_errors": None, "max_new_tokens": None, "batch": None, "workers": 0, **options}
-    return kind(argparse.Namespace(**given), TORCH, Remaining([], [ASKED], journal), journal)
+    return kind(argparse.Namespace(**given), load_model, Remaining([], [ASKED], journal), journal)
 
 
 def stored(folder: Path) -> list[str]:
