@@ -125,4 +125,4 @@ def compare(rows: list[dict[str, Any]], labelled: list[dict[str, Any]]) -> None:
         assert row["raw_text"] == expected.get("raw_text") and row["task"] == expected["task"] == "<OD>"
         for box, other in zip(row["boxes"] or (), expected.get("boxes", ()), strict=True):
             assert (box["xyxy"], box["label"]) == (other["xyxy"], other["label"])
-            assert box["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
+            assert box["confidence"] == pytest.approx(other["confidence"], rel=0, abs=2e-5)
