@@ -17,6 +17,9 @@ from florence2.evaluate.tables.entities import Phrase, Phrases
 from florence2.evaluate.tables.example import BenchmarkExample, TableError
 from florence2.evaluate.tables.expressions import Referent
 from florence2.evaluate.tables.questions import PeopleAnswers
+from parity.metric_cases import draw_sentences
+from parity.record_metrics import SEEDS
+from parity.records import read_record
 
 SQUARE = [2.0, 2, 12, 2, 12, 12, 2, 12]
 
@@ -111,6 +114,26 @@ def test_phrases() -> None:
     either, merged = score_table("phrases", [AnsweredExample(example(truth), [answer])])
     assert (either.variant, either.value) == ("any-box", 50)
     assert (merged.variant, merged.value) == ("merged", 0)
+
+
+@pytest.mark.parametrize(("variant", "name"), [("any-box", "any"), ("merged", "merged")])
+def test_recall_of_phrases_as_recorded(variant: str, name: str) -> None:
+    """It is that of MDETR's evaluator, recorded by `python -m parity.record_metrics`."""
+    expected = read_record("evaluate/flickr.json")[name]
+    assert len(expected) == 500
+    recalls = []
+    for drawn in draw_sentences(len(expected), SEEDS["sentences"]):
+        truth = Phrases([Phrase(f"phrase {each.id}", list(each.truths)) for each in drawn])
+        answer = {"boxes": [{"xyxy": box, "label": f"phrase {each.id}"} for each in drawn for box in each.boxes]}
+        scores = score_table("phrases", [AnsweredExample(example(truth), [answer])])
+        recalls.append({score.variant: score.value for score in scores}[variant])
+    assert recalls == pytest.approx([100 * recall for recall in expected])
+    assert 20 < sum(recalls) / len(recalls) < 90
+
+
+def test_the_two_recalls_differ() -> None:
+    recorded = read_record("evaluate/flickr.json")
+    assert recorded["any"] != recorded["merged"]
 
 
 def test_a_phrase_that_occurs_twice() -> None:
