@@ -40,7 +40,7 @@ def test_detections_are_read_back(tmp_path: Path) -> None:
         5: "ä/e.jpg",  # the failed image keeps its number for the day on which it is answered
     }
     assert [(each["id"], each["name"]) for each in coco.cats.values()] == [(1, "dog"), (2, "cat"), (3, "häuser")]
-    assert coco.imgs[5]["width"], coco.imgs[5]["height"] == (10, 12)
+    assert (coco.imgs[5]["width"], coco.imgs[5]["height"]) == (10, 12)
     found = coco.loadAnns(coco.getAnnIds(imgIds=[2]))
     for annotation, box in zip(found, ROWS[0]["boxes"], strict=True):
         x, y, width, height = annotation["bbox"]

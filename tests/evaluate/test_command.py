@@ -67,7 +67,7 @@ def named(row: dict[str, Any]) -> Any:
 def test_every_table_has_results(answered: Path) -> None:
     found = results(answered)
     assert {name for name, *_ in found} == set(TABLES)
-    assert all(row["unanswered"] == 0 and row["images"] == min(2, row["images"]) for row in found.values())
+    assert all(row["unanswered"] == 0 and 1 <= row["images"] <= 2 for row in found.values())
     assert found["coco-detection", "mAP", "model"]["value"] > 80
     assert found["nocaps", "CIDEr", ""]["value"] > 300
     assert found["refcoco-res", "mIoU", ""]["value"] > 50

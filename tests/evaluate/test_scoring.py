@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from florence2.evaluate.phrases import boxes_of_phrases
@@ -66,8 +65,10 @@ def test_right_answers_have_the_best_score_and_none_the_worst(name: str, data: P
         count = len(protocol.questions(examples[0]))
         best = score_table(family, [AnsweredExample(each, [right(each.truth, family)] * count) for each in examples])
         worst = score_table(family, [AnsweredExample(each, [{}] * count) for each in examples])
-        assert best[0].value == pytest.approx({"captions": best[0].value}.get(family, 100))
-        assert best[0].value > 95
+        if family == "captions":  # the most that CIDEr can be depends on the references
+            assert best[0].value > 95
+        else:
+            assert best[0].value == pytest.approx(100)
         assert all(score.value == 0 for score in worst)
 
 
@@ -102,7 +103,7 @@ def test_masks() -> None:
 
 
 def test_masks_of_run_lengths() -> None:
-    assert np.array_equal(truth_mask(referent({"size": [29, 37], "counts": [29 * 37 - 5, 5]})).sum(), 5)
+    assert truth_mask(referent({"size": [29, 37], "counts": [29 * 37 - 5, 5]})).sum() == 5
     for outline in ({"size": [29, 37], "counts": "!"}, {"size": [29, 37], "counts": [3]}, None):
         with pytest.raises(TableError):
             truth_mask(referent(outline))
