@@ -80,7 +80,8 @@ class Classes:
         """Return the counts as plain JSON values; the most frequent labels come first."""
         report: dict[str, Any] = {"names": self.names, "labels": _by_frequency(self.labels)}
         if self.given:
-            report["matched"] = {step: self.counts[step] for step in ("exact", "case", "plural", "unmatched")}
+            counts = self.counts
+            report["matched"] = {step: counts[step] for step in ("exact", "case", "plural", "unmatched")}
             report["unmatched"] = _by_frequency(self.unmatched)
         return report
 

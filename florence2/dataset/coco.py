@@ -56,26 +56,24 @@ class _ImageDocuments:
     """One document for each part of a split, in which images are listed."""
 
     def __init__(self, folder: Path, name: str, settings: ViewSettings):
-        ends = [f"_{part}" for part in settings.split] or [""]
-        self._documents = [_Lists(folder / f"{name}{end}.json") for end in ends]
-        self._by_split = dict(zip(settings.split or [""], self._documents, strict=True))
+        self._documents = {part: _Lists(folder / f"{name}{end}.json") for part, end in settings.endings.items()}
 
     def list_image(self, image: ImageRows, split: str) -> _Lists:
         """List an image; return the document for its annotations."""
         width, height = image.size
-        document = self._by_split[split]
+        document = self._documents[split]
         name = json.dumps(image.id, ensure_ascii=False)
         document.image(f'{{"id": {image.number}, "file_name": {name}, "width": {width}, "height": {height}}}')
         return document
 
     def finish(self, **head: Any) -> None:
         """Write the documents."""
-        for document in self._documents:
+        for document in self._documents.values():
             document.finish({"info": _INFO, "licenses": [], **head})
 
     def close(self) -> None:
         """Close the files."""
-        for document in self._documents:
+        for document in self._documents.values():
             document.close()
 
 
@@ -137,10 +135,7 @@ class CocoResults(RegionView):
 
     def __init__(self, folder: Path, settings: ViewSettings, final: Path):
         super().__init__(folder, settings, final)
-        ends = [f"_{part}" for part in settings.split] or [""]
-        self._files = dict(
-            zip(settings.split or [""], (open_text(folder / f"results{end}.json") for end in ends), strict=True)
-        )
+        self._files = {part: open_text(folder / f"results{end}.json") for part, end in settings.endings.items()}
         self._begun: set[str] = set()
 
     def add(self, image: ImageRows, split: str) -> None:

@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from florence2.dataset.index import CASCADE, ImageRows, image_id, size_of
 from florence2.dataset.regions import RegionReader
@@ -173,8 +173,7 @@ class Csv(View):
     def __init__(self, folder: Path, settings: ViewSettings, final: Path):
         super().__init__(folder, settings, final)
         self.reader = RegionReader(settings.min_confidence)
-        names = {part: f"rows_{part}.csv" for part in settings.split} or {"": "rows.csv"}
-        self._files: dict[str, IO[str]] = {part: open_text(folder / name) for part, name in names.items()}
+        self._files = {part: open_text(folder / f"rows{end}.csv") for part, end in settings.endings.items()}
         self._writers = {part: csv.writer(file, lineterminator="\n") for part, file in self._files.items()}
         for writer in self._writers.values():
             writer.writerow(CSV_COLUMNS)

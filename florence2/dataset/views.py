@@ -1,5 +1,6 @@
 """What every view is: it takes one image after another and leaves files in a folder of its own."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,11 +50,16 @@ class ViewSettings:
     overwrite: bool = False
     with_images: bool = False
 
+    @property
+    def endings(self) -> dict[str, str]:
+        """The end of a file's name for each part of the split: {"train": "_train", ...}, or {"": ""} for one whole."""
+        return {part: f"_{part}" for part in self.split} or {"": ""}
+
 
 DEFAULT_SETTINGS = ViewSettings()
 
 
-class View:
+class View(ABC):
     """One format. Subclasses write the images that `add` brings, and close their files in `finish`.
 
     Attributes:
@@ -70,6 +76,7 @@ class View:
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []
 
+    @abstractmethod
     def add(self, image: ImageRows, split: str) -> None:
         """Take the next image, whose rows are those of the tasks that the view shows.
 
@@ -78,13 +85,12 @@ class View:
                 the image is written.
             OptionError: The settings do not fit the rows.
         """
-        raise NotImplementedError
 
     def finish(self) -> dict[str, Any]:
         """Write the rest; return the view's part of the report."""
         return {"counts": _sorted(self.counts)}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  a view that holds no file open has nothing to close
         """Close all files, also those of a view that is given up."""
 
 
