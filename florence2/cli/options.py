@@ -134,6 +134,16 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_min_confidence(parser: argparse.ArgumentParser) -> None:
+    """Add the least confidence of a region."""
+    parser.add_argument(
+        "--min-confidence",
+        type=parse_share,
+        metavar="X",
+        help="leave out boxes, quads and outlines below this confidence, 0 to 1 (default: leave out none)",
+    )
+
+
 def add_adapter(parser: argparse.ArgumentParser) -> None:
     """Add a LoRA adapter."""
     parser.add_argument(

@@ -27,6 +27,7 @@ from florence2.cli.options import (
     add_calibration,
     add_generation,
     add_input,
+    add_min_confidence,
     add_model,
     add_weights,
     check_at_least,
@@ -35,7 +36,6 @@ from florence2.cli.options import (
     generation_options,
     load_model,
     model_tasks,
-    parse_share,
     path_argument,
     say,
 )
@@ -176,12 +176,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     add_calibration(parser)
     add_background(parser)
     add_generation(parser)
-    parser.add_argument(
-        "--min-confidence",
-        type=parse_share,
-        metavar="X",
-        help="leave out boxes, quads and outlines below this confidence, 0 to 1 (default: leave out none)",
-    )
+    add_min_confidence(parser)
 
 
 def answer_all(

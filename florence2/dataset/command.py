@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence2.cli.main import EXIT_INCOMPLETE, parse_words
-from florence2.cli.options import parse_share, path_argument, say
+from florence2.cli.options import add_min_confidence, path_argument, say
 from florence2.cli.progress import Progress
 from florence2.dataset.captions import check_ending
 from florence2.dataset.classes import read_classes
@@ -86,12 +86,7 @@ def _add_regions(parser: argparse.ArgumentParser) -> None:
         help="of a label that fits no class of --classes: keep it as a further class, drop the region, or end with "
         "an error (default: keep); report.json lists all such labels",
     )
-    parser.add_argument(
-        "--min-confidence",
-        type=parse_share,
-        metavar="X",
-        help="leave out boxes, quads and outlines below this confidence, 0 to 1 (default: leave out none)",
-    )
+    add_min_confidence(parser)
 
 
 def _add_captions(parser: argparse.ArgumentParser) -> None:

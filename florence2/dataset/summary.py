@@ -86,7 +86,7 @@ def summarize(
     parts = {name: view.finish() for name, view in views.items()}
     notes, complete = _notes_of_rows(index, failures), not (damaged or index.moved or index.missing_shards())
     for name, part in parts.items():
-        notes += [f"{name}: {sentence}" for sentence in (*_sentences(part, settings), *views[name].notes)]
+        notes += [f"{name}: {sentence}" for sentence in _sentences(part, settings)]
         complete = complete and not _NOT_COMPLETE & part["counts"].keys()
     report = {name: {**head, "tasks": list(chosen[name]), **part, **tail} for name, part in parts.items()}
     return DatasetReport(report, notes, complete)

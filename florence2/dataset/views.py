@@ -74,7 +74,6 @@ class View(ABC):
         """Write into `folder`, which becomes `final` when all is written."""
         self.folder, self.settings, self.final = folder, settings, final
         self.counts: Counter[str] = Counter()
-        self.notes: list[str] = []
 
     @abstractmethod
     def add(self, image: ImageRows, split: str) -> None:
