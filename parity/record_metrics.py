@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from florence2.evaluate.metrics.penn import split_captions
 from parity.metric_cases import (
     Phrase,
@@ -63,8 +61,7 @@ def record_tokens() -> dict[str, list[tuple[str, str]]]:
     for kind, draw in drawn.items():
         texts = draw(share[kind], SEEDS[kind])
         official = split_officially(texts)
-        own = [" ".join(words) for words in split_captions(texts)]
-        equal = sum(first == second for first, second in zip(official, own, strict=True))
+        equal = sum(first == second for first, second in zip(official, _split_own(texts), strict=True))
         print(f"{kind}: {equal:,} of {len(texts):,} strings have the official tokens")
         kept = SIZES[kind]
         recorded[kind] = list(zip(texts[:kept], official[:kept], strict=True))
@@ -152,7 +149,7 @@ def _official_recalls(evaluator: Any, folder: Path, sentences: list[list[Phrase]
     recalls = []
     for i, phrases in enumerate(sentences):
         evaluation.all_ids = [f"{i}_0"]
-        boxes = [np.array(phrase.boxes).tolist() for phrase in phrases]
+        boxes = [[list(box) for box in phrase.boxes] for phrase in phrases]
         recalls.append(evaluation.evaluate([{"image_id": i, "sentence_id": 0, "boxes": boxes}])[1]["all"])
     return recalls
 

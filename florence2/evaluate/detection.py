@@ -26,13 +26,11 @@ SYNONYMS = {
     **{"ball": "sports ball", "stove": "oven", "remote control": "remote", "computer keyboard": "keyboard"},
 }
 """Labels that are not names of COCO's categories, and the category that each means."""
+_SHOWN_LABELS = 20
 
 
 def _model_score(box: Mapping[str, Any], _: int) -> float:
     return float(next((box[name] for name in ("confidence", "score") if box.get(name) is not None), 1.0))
-
-
-_SHOWN_LABELS = 20
 
 
 RANKINGS: dict[str, Callable[[Mapping[str, Any], int], float]] = {
@@ -94,14 +92,13 @@ def mean_average_precision(instances: Sequence[Instances], results: Sequence[Map
         instances: The images that were asked about, with their objects.
         results: The boxes found (see `detections`).
     """
+    if not results:  # an empty list is an error to pycocotools
+        return 0.0
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
         truth = COCO()
         truth.dataset = _to_coco(instances)
         truth.createIndex()
-        found = truth.loadRes(list(results)) if results else None
-        if found is None:
-            return 0.0
-        evaluation = COCOeval(truth, found, "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(list(results)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
