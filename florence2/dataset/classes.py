@@ -105,11 +105,11 @@ def read_classes(path: Path) -> list[str]:
     except OSError as error:
         raise OptionError(f"{path} cannot be read: {error.strerror}. Give a file with one class a line.") from None
     except UnicodeDecodeError:
-        raise OptionError(f"{path} is not a text in UTF-8; give a file with one class a line.") from None
+        raise OptionError(f"{path} is not text in UTF-8; give a file with one class a line.") from None
     lines: dict[str, int] = {}
     for number, name in enumerate(names, 1):
         if name in lines and name:
-            raise OptionError(f"{path} has the class {shown(name)} in the lines {lines[name]} and {number}.")
+            raise OptionError(f"{path} has the class {shown(name)} on lines {lines[name]} and {number}.")
         lines.setdefault(name, number)
     classes = [name for name in names if name]
     if not classes:

@@ -86,7 +86,7 @@ class RegionReader:
 
     def _box(self, xyxy: Numbers, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
         x1, y1, x2, y2 = xyxy
-        if bool in map(type, xyxy):  # JSON has another word for it than Python
+        if bool in map(type, xyxy):  # a bool is an int to Python
             raise TypeError("A coordinate must be a number.")
         width, height = size
         if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:

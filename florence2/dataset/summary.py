@@ -13,10 +13,10 @@ from florence2.errors import listing, shown
 MAX_REPORTED_ERRORS = 1000
 _NOT_COMPLETE = {"damaged_rows", MISSING, "shared_names"}
 _WORDS = {  # of one and of several
-    "outdated_rows": "{n} answer{s} {were} left out: the image had another size when it was asked last.",
+    "outdated_rows": "{n} answer{s} {were} left out: the size of the image has changed since.",
     "damaged_rows": "{n} row{s} with damaged values {were} left out.",
     "clipped": "{n} region{s} {were} clipped to the image.",
-    "swapped": "{n} box{es} had the right side left of the left one, or the top below; the sides were exchanged.",
+    "swapped": "{n} box{es} had left and right, or top and bottom, in the wrong order; they were exchanged.",
     "degenerate": "{n} region{s} without area {were} left out.",
     "degenerate_rings": "{n} outline{s} without area {were} left out of objects with several.",
     "below_min_confidence": "{n} region{s} below --min-confidence {were} left out.",
@@ -25,9 +25,9 @@ _WORDS = {  # of one and of several
     "not_a_quad": "{n} region{s} that {are} not a quadrilateral {were} left out.",
     "duplicates": "{n} region{s} equal to another after rounding {were} left out.",
     "without_score": "{n} region{s} without a score got 1.",
-    MISSING: "{n} image{s} {were} not found at the place that the row names, and {are} missing in the dataset.",
-    "renamed": "{n} file{s} {have} another name than the id, which cannot be a file's name or is taken.",
-    "left": "{n} file{s} of captions existed and {were} left; --overwrite replaces them.",
+    MISSING: "{n} image{s} {were} not found at the place that the row names, and {are} missing from the dataset.",
+    "renamed": "{n} file{s} {are} not named after the id, which is taken or cannot be a file's name.",
+    "left": "{n} file{s} of captions already existed and {were} kept; --overwrite replaces them.",
     "shared_names": "{n} caption{s} {were} not written: another image has the same file of captions.",
 }
 
@@ -103,11 +103,9 @@ def _changed(settings: ViewSettings) -> dict[str, Any]:
 def _notes_of_rows(index: RowIndex, failures: Failures) -> list[str]:
     notes = index.missing_shards()
     if damaged := index.damaged + failures.damaged:
-        notes.append(_words("{n} line{s} {are} damaged and left out.", damaged))
+        notes.append(_words("{n} damaged line{s} {were} left out.", damaged))
     if index.unfinished:
-        notes.append(
-            "The last line has no end: the run that writes it was stopped, or still works. The rows before it count."
-        )
+        notes.append("The last line is incomplete: the run was stopped, or is still writing. The rows before it count.")
     if failures.count:
         most = "" if failures.count <= MAX_REPORTED_ERRORS else f" the first {MAX_REPORTED_ERRORS:,}"
         notes.append(_words(f"{{n}} row{{s}} failed; report.json lists{most or ' the errors'}.", failures.count))
@@ -151,6 +149,6 @@ def _match_sentence(classes: Mapping[str, Any], policy: str) -> str:
 
 
 def _words(words: str, count: int) -> str:
-    forms = {"s": "s", "es": "es", "were": "were", "are": "are", "have": "have", "ends": ""}
-    one = {"s": "", "es": "", "were": "was", "are": "is", "have": "has", "ends": "s"}
+    forms = {"s": "s", "es": "es", "were": "were", "are": "are", "ends": ""}
+    one = {"s": "", "es": "", "were": "was", "are": "is", "ends": "s"}
     return words.format(n=f"{count:,}", **(one if count == 1 else forms))

@@ -119,8 +119,8 @@ def _measure_file(options: argparse.Namespace) -> int:
     if others or given:
         if not Path(name).exists():
             find_split(name)  # whose error names the tables
-        what = f"{others[0]!r} is one file too many" if others else f"--{given[0].replace('_', '-')} goes with tables"
-        raise OptionError(f"{what}: {name!r} is a data file, which is measured alone; leave it out.")
+        wrong = f"{others[0]!r} is one file too many" if others else f"--{given[0].replace('_', '-')} goes with tables"
+        raise OptionError(f"{wrong}: {name!r} is a data file, which is measured alone; leave it out.")
     options.data = Path(name)
     with require_extra("train", "`florence2 evaluate`"):
         return measure_file(options)
@@ -163,15 +163,15 @@ def answer_tables(options: argparse.Namespace) -> int:
 
 def _splits(names: Sequence[str]) -> list[str]:
     """Return the names of the splits as "TABLE:SPLIT", each once."""
-    found: list[str] = []
+    splits: list[str] = []
     for name in names:
         if name == ALL:
-            found += filter(_is_known, published_splits())
-            found += [f"{table}:{next(iter(TABLES[table].splits))}" for table in TABLES]
+            splits += filter(_is_known, published_splits())
+            splits += [f"{table}:{next(iter(TABLES[table].splits))}" for table in TABLES]
         else:
             table, split, *_ = find_split(name)
-            found.append(f"{table}:{split}")
-    return list(dict.fromkeys(found))
+            splits.append(f"{table}:{split}")
+    return list(dict.fromkeys(splits))
 
 
 def _is_known(name: str) -> bool:

@@ -65,12 +65,12 @@ class Report:
 
     def sentences(self) -> list[str]:
         """Return the notes, and what must be known about the published results."""
-        found = list(self.notes)
+        sentences = list(self.notes)
         if self.compared is not None:
-            found.append(f"Published results: those of {self.compared}. {published_source()}.")
+            sentences.append(f"Published results: those of {self.compared}. {published_source()}.")
             note = published_note(self.compared)
-            found += [note] if note else []
-        return found
+            sentences += [note] if note else []
+        return sentences
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

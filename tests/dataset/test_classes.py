@@ -72,9 +72,9 @@ def test_a_file_of_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"cat\ndog\n cat\n", "the class 'cat' in the lines 1 and 3"),
+        (b"cat\ndog\n cat\n", "the class 'cat' on lines 1 and 3"),
         (b"\n \n", "holds no class"),
-        (b"\xff\xfe", "is not a text in UTF-8"),
+        (b"\xff\xfe", "is not text in UTF-8"),
         (b"a" * (MAX_CLASSES_BYTES + 1), "is larger than 1 MiB"),
         (None, "cannot be read: No such file"),
     ],

@@ -83,7 +83,7 @@ def test_everything_that_was_left_out_is_said(source: Path, tmp_path: Path, caps
         "florence2: 1 row failed; report.json lists the errors.",
         "florence2: coco: 2 images, 1 annotation.",
         "florence2: coco: 1 region was clipped to the image.",
-        "florence2: coco: 1 box had the right side left of the left one, or the top below; the sides were exchanged.",
+        "florence2: coco: 1 box had left and right, or top and bottom, in the wrong order; they were exchanged.",
         "florence2: coco: 1 region without area was left out.",
         "florence2: coco: labels matched to classes: 0 exactly, 0 by case and white space, 1 as plurals, 2 not matched "
         "and left out: 'zebra' (2).",

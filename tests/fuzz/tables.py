@@ -8,7 +8,7 @@ from random import Random
 
 from florence2.evaluate.protocols import PROTOCOLS
 from florence2.evaluate.scoring import AnsweredExample, score_table
-from florence2.evaluate.tables.catalogue import TABLES, read_table
+from florence2.evaluate.tables.catalogue import TABLES, find_split, read_table
 from recipes.nano.write_tables import write_tables
 from tests.fuzz import values
 from tests.fuzz.worker import expect
@@ -38,7 +38,7 @@ def draw(random: Random) -> Case:
 
 def check(case: Case, place: Path) -> None:
     name, spoilt, content = case
-    family, split = TABLES[name.partition(":")[0]].family, TABLES[name.partition(":")[0]].splits[name.partition(":")[2]]
+    _, _, table, split = find_split(name)
     for file in split.files:
         for path, whole in _files().items():
             if path.startswith(file.path):
@@ -50,7 +50,7 @@ def check(case: Case, place: Path) -> None:
     for example in examples:
         inside = example.image.is_relative_to(place) and ".." not in example.image.parts
         expect(inside, f"{example.image} is outside the folder")
-    count = len(PROTOCOLS[family][0].questions(examples[0]))
-    scores = score_table(family, [AnsweredExample(example, [{}] * count) for example in examples])
-    right = family in ("captions", "questions")  # an empty caption has no words, an empty answer may be true
+    count = len(PROTOCOLS[table.family][0].questions(examples[0]))
+    scores = score_table(table.family, [AnsweredExample(example, [{}] * count) for example in examples])
+    right = table.family in ("captions", "questions")  # an empty caption has no words, an empty answer may be true
     expect(right or all(score.value == 0 for score in scores), "no answer counts as right")
