@@ -85,6 +85,7 @@ _SIDE = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"  # of a slash
 _IN_ADDRESS, _IN_HOST = r"[^\s\"<>|(){}]", r"[^\s\"<>|(){}.]"
 _TAG = r"[A-Za-z][A-Za-z0-9._:-]*"
 _ATTRIBUTE = rf"{_TAG}(?: *= *(?:\"[^\"\n]*\"|'[^'\n]*'))?"
+_AREA, _GAP = "[0-9]{2,4}", r"[- \u00a0]"  # of telephone numbers
 # faces: ":-)", ">=D", and "^_^", "(-_-)"
 _EYES, _NOSE, _MOUTH = "[:;=]", "['*o-]", r"[@DOP\[\\\]dp{|()]"
 _CLOSED_EYE = "['<=>^x~-]"
@@ -142,9 +143,10 @@ _PATTERNS: list[tuple[str, _Change | None]] = [
     (r"(?:[0-9]{1,4}[- \u00a0])?[0-9]{1,4}\\?/[0-9]{1,4}", _keep_spaces),
     (r"[0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4}", None),
     (
-        r"(?:\+?[0-9]{1,4}[- ])?(?:\([0-9]{2,3}\)[ \u00a0]?|[0-9]{2,4}[- \u00a0.])[0-9]{3,4}[- \u00a0.][0-9]{3,5}",
+        rf"(?:\([0-9]{{2,3}}\)[ \u00a0]?|\+{{0,2}}(?:{_AREA}{_GAP}){{1,2}})[0-9]{{3,4}}{_GAP}?[0-9]{{3,5}}",
         _name_brackets,
     ),
+    (rf"(?:\+{{0,2}}{_AREA}\.)?{_AREA}\.[0-9]{{3,4}}\.[0-9]{{3,5}}", None),
     # addresses, markup and names of the net
     (rf"(?i:https?://){_IN_ADDRESS}+?\.{_IN_ADDRESS}*(?<![.!?,-])", None),
     (rf"(?:(?:[#%&*+~’]|(?![A-Z]){_LETTER})+\.)+(?:com|edu|net|org)(?![A-Za-z0-9])", None),

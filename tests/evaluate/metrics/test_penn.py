@@ -34,6 +34,7 @@ def test_every_recorded_string(kind: str, count: int) -> None:
         ("C'mon, Cap’n Crunch and S'Mores for 'Em.", "c'mon cap’n crunch and s'mores for 'em"),
         ("D’Angelo’s li’l dog, rock 'n roll since the '80S", "d’angelo 's li l dog rock 'n roll since the '80s"),
         ("’twas a sign :-) for a.b+c.com ;P", "twas a sign :--rrb- for a.b+c.com ;p"),
+        ("call +1 (555) 555-1234 or 0555 123456.", "call +1 -lrb-555-rrb-\u00a0555-1234 or 0555\u00a0123456"),
         ("IMG_1.png and 9.jpg, 9.pptx", "img_1 png and 9.jpg 9 pptx"),
         ("", ""),
         ("...?!", "?!"),
