@@ -1,9 +1,8 @@
 """Words of captions, as the COCO caption evaluation counts them: Penn Treebank tokens without punctuation.
 
 The official code runs the PTBTokenizer of Stanford CoreNLP 3.4.1 in Java. `_RULES` describes its tokens: at each place
-the rule with the longest match wins, the earlier one of two that are equally long. The lists of words and signs hold
-those that the official code keeps whole, of all that were given to it. `parity/golden/evaluate` has what it returned
-for recorded strings.
+the rule with the longest match wins, the earlier one of two that are equally long. Every word of the lists was given to
+the official code, which treats it as they say. `parity/golden/evaluate` has what it returned for recorded strings.
 """
 
 import re
