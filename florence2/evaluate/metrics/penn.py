@@ -7,6 +7,7 @@ the official code, which treats it as they say. `parity/golden/evaluate` has wha
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from html.entities import name2codepoint
 
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 """Tokens that do not count. The brackets' names never occur: tokens are lower-cased before they are compared."""
@@ -80,11 +81,13 @@ _FILE_ENDINGS = _any(
 _ELISIONS = _any("c'mon e'er ev'ry li'l nat'l nor'easter s'mores".split())
 _ELISIONS_OR_CURLY = _any("'cause 'em 'n' 'til 'till c'est cap'n".split()).replace("'", _APOSTROPHE)
 """Words that keep their apostrophe: only a straight one, or a curly one too."""
-_SIDE = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"  # of a slash
+_PLAIN, _SLASH = "[A-Za-z0-9]+", r"\\?/"  # the official code lets a backslash escape a slash or a star
+_SIDE = rf"{_PLAIN}(?:-[A-Za-z]+){{0,2}}"  # of a slash
+_ACCENTED = _any([name for name in name2codepoint if re.fullmatch("[A-Za-z](?:acute|grave|uml|circ|tilde)", name)])
 _IN_ADDRESS, _IN_HOST = r"[^\s\"<>|(){}]", r"[^\s\"<>|(){}.]"
 _TAG = r"[A-Za-z][A-Za-z0-9._:-]*"
 _ATTRIBUTE = rf"{_TAG}(?: *= *(?:\"[^\"\n]*\"|'[^'\n]*'))?"
-_AREA, _GAP = "[0-9]{2,4}", r"[- \u00a0]"  # of telephone numbers
+_FEW, _AREA, _GAP = "[0-9]{1,4}", "[0-9]{2,4}", r"[- \u00a0]"  # of fractions and telephone numbers
 # faces: ":-)", ">=D", and "^_^", "(-_-)"
 _EYES, _NOSE, _MOUTH = "[:;=]", "['*o-]", r"[@DOP\[\\\]dp{|()]"
 _CLOSED_EYE = "['<=>^x~-]"
@@ -113,11 +116,11 @@ _PATTERNS: list[tuple[str, _Change | None]] = [
     # words: "dog", "state-of-the-art", "yes.no", "and/or", "AT&T", "U.S.-based", "1,000-year", "dog." before a comma
     (rf"{_WORD}+(?:{_HYPHEN}{_WORD}+)*", None),
     (rf"{_LETTER}{_WORD}*(?:[.!?]{_LETTER}{_WORD}*)*", None),
-    (r"[A-Za-z0-9](?:[A-Za-z0-9]|[.,])*(?:-[A-Za-z0-9]+)+", None),
+    (rf"{_PLAIN}(?:[.,]{_PLAIN})*\.?(?:-{_PLAIN})+", None),
     (rf"({_WORD}+(?:[-_‐‑.!?]{_WORD}+)*\.)[,;:、]", None),
-    (rf"{_SIDE}(?:\\?/{_SIDE}){{1,2}}", None),
+    (rf"{_SIDE}(?:{_SLASH}{_SIDE}){{1,2}}", None),
     (rf"{_WORD}+(?:\.{_WORD}+)*\.(?i:{_FILE_ENDINGS})(?=[\s,.!?])", None),
-    (r"[A-Z]+(?:[&+][A-Z]+)+", None),
+    (r"(?:[A-Z]+[&+])+[A-Z]+", None),
     (r"[A-Z]+\$|[CcFf]#|[CcJj]\+\+", None),
     # abbreviations: "Mr.", "U.S.", "Ph.D.", "no. 5"
     (rf"(?:{_TITLE}|{_ABBREVIATION}|[A-Za-z])\.", None),
@@ -139,8 +142,8 @@ _PATTERNS: list[tuple[str, _Change | None]] = [
     (rf"{_APOSTROPHE}(?:[2-9]0[sS]|(?:[nN]|[0-9]{{2}})(?=[ \n]))|’[nN]", None),
     # numbers: "1,000", "-5", "10:30", "3 1/2", "5/12/2010", "(555) 555-1234"
     (r"[-+]?(?:[0-9]*(?:[.:,][0-9]+)+|[0-9]+)", None),
-    (r"(?:[0-9]{1,4}[- \u00a0])?[0-9]{1,4}\\?/[0-9]{1,4}", _keep_spaces),
-    (r"[0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4}", None),
+    (rf"(?:{_FEW}{_GAP})?{_FEW}{_SLASH}{_FEW}", _keep_spaces),
+    (rf"[0-9]{{1,2}}(?:[-/]{_FEW}){{2}}", None),
     (
         rf"(?:\([0-9]{{2,3}}\)[ \u00a0]?|\+{{0,2}}(?:{_AREA}{_GAP}){{1,2}})[0-9]{{3,4}}{_GAP}?[0-9]{{3,5}}",
         _name_brackets,
@@ -153,14 +156,14 @@ _PATTERNS: list[tuple[str, _Change | None]] = [
     (rf"@[A-Za-z_][A-Za-z0-9_]*|#{_LETTER}+", None),
     (rf"</?{_TAG}(?: +{_ATTRIBUTE})* */?>|<[!?][A-Za-z-][^>\n]*>", _keep_spaces),
     (rf"&(?i:{'|'.join(_ENTITIES)});", lambda token: _ENTITIES[token[1:-1].lower()]),
-    (r"&(?i:[aeioun](?:acute|grave|uml|circ|tilde)|#[0-9]+);", None),
+    (rf"&(?:{_ACCENTED}|#[0-9]+);", None),
     # signs
     (r"-(?i:[lr][rcs]b)-", None),
     (rf"([<>]?{_EYES}{_NOSE}?{_MOUTH})[^A-Za-z0-9]", _name_brackets),
     (rf"{_CLOSED_EYE}_{_CLOSED_EYE}|\({_CLOSED_EYE}[._]?{_CLOSED_EYE}\)", _name_brackets),
     (r"[`‘-‟\u0091-\u0094‹›«»]{1,2}", _name_symbols),
     (r"\.{3,}|--+", lambda _: "--"),
-    (r"[?!]+|(?:\\\*)+|\*+|_+|@+|#+|<<|>>", None),
+    (r"[?!]+|\*+|_+|@+|#+|<<|>>|(?:\\\*)+", None),
     (r"''", None),
 ]
 _RULES = [(re.compile(pattern), change) for pattern, change in _PATTERNS]
