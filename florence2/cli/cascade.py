@@ -10,7 +10,7 @@ from florence2.asking.requests import EncodedImage
 from florence2.bulk.answering import Arrival
 from florence2.bulk.rows import Result
 from florence2.cli.main import parse_words
-from florence2.cli.options import name_argument
+from florence2.cli.options.values import name_argument
 from florence2.cli.run import TORCH, Backend, add_answering, answer_all
 from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions

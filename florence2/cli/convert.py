@@ -4,18 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from florence2.checkpoints.hub import resolve_adapter
-from florence2.cli.options import (
-    DTYPES,
-    MODELS,
-    add_adapter,
-    add_changes,
-    add_pickle,
-    add_task_kind,
-    model_changes,
-    name_argument,
-    path_argument,
-    resolve_model,
-)
+from florence2.cli.options.arguments import model_changes, resolve_model
+from florence2.cli.options.groups import DTYPES, MODELS, add_adapter, add_changes, add_pickle, add_task_kind
+from florence2.cli.options.values import name_argument, path_argument
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from florence2.checkpoints.hub import NAMES, download
-from florence2.cli.options import add_pickle, add_revision, name_argument, say
+from florence2.cli.options.arguments import say
+from florence2.cli.options.groups import add_pickle, add_revision
+from florence2.cli.options.values import name_argument
 
 
 def build_parser() -> argparse.ArgumentParser:

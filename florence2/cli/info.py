@@ -5,7 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from florence2.cli.options import MODELS, add_pickle, name_argument, resolve_model
+from florence2.cli.options.arguments import resolve_model
+from florence2.cli.options.groups import MODELS, add_pickle
+from florence2.cli.options.values import name_argument
 
 
 def build_parser() -> argparse.ArgumentParser:

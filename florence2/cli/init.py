@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from florence2.cli.options import DTYPES, MODELS, name_argument, path_argument, resolve_model
+from florence2.cli.options.arguments import resolve_model
+from florence2.cli.options.groups import DTYPES, MODELS
+from florence2.cli.options.values import name_argument, path_argument
 
 
 def build_parser() -> argparse.ArgumentParser:

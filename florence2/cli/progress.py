@@ -9,7 +9,7 @@ import time
 from typing import TextIO
 
 from florence2.bulk.rows import Row
-from florence2.cli.options import say
+from florence2.cli.options.arguments import say
 from florence2.errors import OptionError
 
 _LOG_SECONDS = 10.0  # between lines where they cannot overwrite each other

@@ -20,9 +20,17 @@ from florence2.checkpoints.checks.calibration import calibration_digest, choose_
 from florence2.checkpoints.files import checkpoint_folder
 from florence2.checkpoints.hub import NAMES, find_adapter
 from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, name_options, parse_words
-from florence2.cli.options import (
+from florence2.cli.options.arguments import (
     SAMPLING,
     SETTINGS,
+    check_at_least,
+    check_model,
+    generation_changes,
+    generation_options,
+    load_model,
+    say,
+)
+from florence2.cli.options.groups import (
     add_background,
     add_calibration,
     add_generation,
@@ -30,15 +38,9 @@ from florence2.cli.options import (
     add_min_confidence,
     add_model,
     add_weights,
-    check_at_least,
-    check_model,
-    generation_changes,
-    generation_options,
-    load_model,
-    model_tasks,
-    path_argument,
-    say,
 )
+from florence2.cli.options.tasks import model_tasks
+from florence2.cli.options.values import path_argument
 from florence2.cli.progress import Console, Progress
 from florence2.errors import Florence2Error, OptionError, PromptError
 from florence2.generation.options import GenerationOptions

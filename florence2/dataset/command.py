@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence2.cli.main import EXIT_INCOMPLETE, parse_words
-from florence2.cli.options import add_min_confidence, path_argument, say
+from florence2.cli.options.arguments import say
+from florence2.cli.options.groups import add_min_confidence
+from florence2.cli.options.values import path_argument
 from florence2.cli.progress import Progress
 from florence2.dataset.captions import check_ending
 from florence2.dataset.classes import read_classes

@@ -7,14 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence2.cli.main import EXIT_INCOMPLETE, parse_words, require_extra
-from florence2.cli.options import (
-    add_background,
-    add_calibration,
-    check_at_least,
-    generation_changes,
-    name_argument,
-    path_argument,
-)
+from florence2.cli.options.arguments import check_at_least, generation_changes
+from florence2.cli.options.groups import add_background, add_calibration
+from florence2.cli.options.values import name_argument, path_argument
 from florence2.cli.run import TORCH
 from florence2.errors import OptionError
 from florence2.evaluate.published import MODELS, published_splits

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from florence2 import __version__
 from florence2.asking.questions import Runtime
 from florence2.checkpoints.files import read_json, write_json, written_whole
-from florence2.cli.options import generation_options, say
+from florence2.cli.options.arguments import generation_options, say
 from florence2.cli.run import Backend
 from florence2.errors import ConfigError, OptionError
 from florence2.evaluate.answers import count_unanswered, first_images, join_answers, read_answers, shard_of, to_items

@@ -7,17 +7,9 @@ from typing import Any
 
 from florence2.checkpoints.files import checkpoint_folder, hash_file
 from florence2.checkpoints.hub import resolve_adapter
-from florence2.cli.options import (
-    MODELS,
-    add_adapter,
-    add_pickle,
-    add_revision,
-    add_task_kind,
-    name_argument,
-    path_argument,
-    resolve_model,
-    say,
-)
+from florence2.cli.options.arguments import resolve_model, say
+from florence2.cli.options.groups import MODELS, add_adapter, add_pickle, add_revision, add_task_kind
+from florence2.cli.options.values import name_argument, path_argument
 
 
 def build_parser() -> argparse.ArgumentParser:

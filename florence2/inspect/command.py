@@ -12,19 +12,10 @@ from typing import Any
 from florence2.bulk.questions import check_order, read_questions
 from florence2.bulk.rows import TaskQuestion
 from florence2.cli.main import naming_options, require_extra
-from florence2.cli.options import (
-    SETTINGS,
-    add_background,
-    add_generation,
-    add_input,
-    add_model,
-    add_report,
-    generation_changes,
-    generation_options,
-    load_model,
-    model_tasks,
-    path_argument,
-)
+from florence2.cli.options.arguments import SETTINGS, generation_changes, generation_options, load_model
+from florence2.cli.options.groups import add_background, add_generation, add_input, add_model, add_report
+from florence2.cli.options.tasks import model_tasks
+from florence2.cli.options.values import path_argument
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError, PromptError
 from florence2.inputs.files import is_url

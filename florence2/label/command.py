@@ -7,7 +7,9 @@ from florence2.bulk.questions import read_questions
 from florence2.bulk.rows import TaskQuestion
 from florence2.bulk.sources import PassedOver
 from florence2.cli.main import parse_words
-from florence2.cli.options import add_task_input, check_at_least, generation_changes, path_argument, say
+from florence2.cli.options.arguments import check_at_least, generation_changes, say
+from florence2.cli.options.groups import add_task_input
+from florence2.cli.options.values import path_argument
 from florence2.cli.run import TORCH, add_search
 from florence2.errors import PromptError
 from florence2.inputs.tasks import FreePrompt, Task

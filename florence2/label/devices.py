@@ -10,19 +10,11 @@ from multiprocessing.process import BaseProcess
 from typing import TextIO
 
 from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED, EXIT_USAGE, error_sentence
-from florence2.cli.options import say
+from florence2.cli.options.arguments import say
 from florence2.errors import Florence2Error
 from florence2.label.processes import signals_blocked, when_parent_ends
 
 Label = Callable[[argparse.Namespace], int]
-
-
-def parse_devices(text: str) -> list[str]:
-    """Return the names in "cuda:0,cuda:1". Raises ArgumentTypeError for an empty one."""
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of devices, such as cuda:0,cuda:1")
-    return names
 
 
 def count_cores() -> int:

@@ -11,7 +11,7 @@ from florence2.bulk.answering import ImageQuestions, Rows
 from florence2.bulk.rows import Row, TaskQuestion
 from florence2.bulk.summary import Summary
 from florence2.cli.main import EXIT_INCOMPLETE, EXIT_STOPPED
-from florence2.cli.options import say
+from florence2.cli.options.arguments import say
 from florence2.cli.run import ask_tasks, finishing
 from florence2.errors import OutputError
 from florence2.label.ahead import Taken, Waited, read_ahead

@@ -2,9 +2,9 @@
 
 import argparse
 
-from florence2.cli.options import check_at_least
-from florence2.errors import OptionError
-from florence2.label.devices import count_cores, parse_devices
+from florence2.cli.options.arguments import check_at_least, check_devices
+from florence2.cli.options.groups import add_devices
+from florence2.label.devices import count_cores
 from florence2.label.errors import parse_error_limit
 
 MOST_WORKERS = 8
@@ -15,12 +15,7 @@ _SHARD_LETTERS = 40  # of --shard, so that no number is too long for Python
 def add_work(parser: argparse.ArgumentParser, shard: str) -> None:
     """Add how the work is divided among runs, devices and workers; `shard` is the help of --shard."""
     parser.add_argument("--shard", type=parse_shard, metavar="I/N", help=shard)
-    parser.add_argument(
-        "--devices",
-        type=parse_devices,
-        metavar="D,D",
-        help="one process for each device, such as cuda:0,cuda:1; each does a shard of its own",
-    )
+    add_devices(parser, "one process for each device, such as cuda:0,cuda:1; each does a shard of its own")
     parser.add_argument(
         "--workers",
         type=int,
@@ -39,8 +34,7 @@ def add_work(parser: argparse.ArgumentParser, shard: str) -> None:
 def check_work(options: argparse.Namespace) -> None:
     """Raise OptionError for options of `add_work` that do not fit; choose the number of workers if it is not given."""
     check_at_least(options, 0, "workers")
-    if options.devices and options.device != "auto":
-        raise OptionError("--device and --devices were both given; leave one out.")
+    check_devices(options)
     if options.workers is None:
         options.workers = max(1, min(count_cores() - 1, MOST_WORKERS))
 

@@ -9,7 +9,9 @@ from florence2.checkpoints.checks.calibration import calibration_digest, choose_
 from florence2.checkpoints.files import read_tasks
 from florence2.cli.main import COMMANDS
 from florence2.cli.main import main as run_main
-from florence2.cli.options import add_task_kind, check_at_least, name_argument
+from florence2.cli.options.arguments import check_at_least
+from florence2.cli.options.groups import add_task_kind
+from florence2.cli.options.values import name_argument
 from florence2.cli.run import Backend, absolute
 from florence2.inputs.tasks import Task, TaskTable
 from florence2.lite.florence import Florence2Lite

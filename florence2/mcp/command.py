@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from florence2.cli.options import add_calibration, add_model, add_weights, load_model, path_argument, say
+from florence2.cli.options.arguments import load_model, say
+from florence2.cli.options.groups import add_calibration, add_model, add_weights
+from florence2.cli.options.values import path_argument
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,17 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from florence2.checkpoints.hub import NAMES
-from florence2.cli.options import (
-    add_background,
-    add_calibration,
-    add_model,
-    add_weights,
-    check_at_least,
-    check_model,
-    load_model,
-    name_argument,
-    path_argument,
-)
+from florence2.cli.options.arguments import check_at_least, check_devices, check_model, load_model
+from florence2.cli.options.groups import add_background, add_calibration, add_devices, add_model, add_weights
+from florence2.cli.options.values import name_argument, path_argument
 from florence2.errors import OptionError
 from florence2.serve.settings import (
     BODY_MIB,
@@ -52,11 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
         "Example: florence2 serve --model base --port 8000",
     )
     add_model(parser)
-    parser.add_argument(
-        "--devices",
-        metavar="LIST",
-        help="several devices, such as cuda:0,cuda:1, each with the model in a process of its own that is started "
-        "again when it dies (default: --device, in this process)",
+    add_devices(
+        parser,
+        "several devices, such as cuda:0,cuda:1, each with the model in a process of its own that is started again "
+        "when it dies (default: --device, in this process)",
     )
     add_weights(parser)
     add_calibration(parser)
@@ -122,6 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     """Serve until a signal ends it; return 0."""
     options = build_parser().parse_args(arguments)
     settings = read_settings(options)
+    check_devices(options)
     check_model(options)
     _check_port(options.host, options.port)
     _limit_decoders(settings.max_pixels)
@@ -134,17 +126,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def loaders(options: argparse.Namespace) -> "Callable[[], Florence2] | list[tuple[str, Callable[[], Florence2]]]":
-    """Return what loads the model, or what loads it on each of `--devices`, by its name. Raises OptionError."""
+    """Return what loads the model, or what loads it on each of `--devices`, by its name."""
     if options.devices is None:
         return partial(load_model, options)
-    if options.device != "auto":
-        raise OptionError("--device and --devices were both given; leave out one.")
-    names = [name.strip() for name in options.devices.split(",")]
-    if not all(names):
-        raise OptionError(f"--devices is {options.devices!r}; give devices with commas between them: cuda:0,cuda:1.")
     return [
         (f"{name} ({number})", partial(load_model, argparse.Namespace(**vars(options) | {"device": name})))
-        for number, name in enumerate(names, start=1)
+        for number, name in enumerate(options.devices, start=1)
     ]
 
 

@@ -15,16 +15,16 @@ from florence2.checkpoints.checks.calibration import (
     write_calibration,
 )
 from florence2.checkpoints.files import COMPANIONS, MAX_NAME_BYTES, checkpoint_folder
-from florence2.cli.options import (
+from florence2.cli.options.arguments import (
     check_at_least,
     check_model,
     generation_changes,
     generation_options,
     load_model,
-    path_argument,
     say,
-    stored_tasks,
 )
+from florence2.cli.options.tasks import stored_tasks
+from florence2.cli.options.values import path_argument
 from florence2.errors import ConfigError, OptionError
 from florence2.train.command import check_data
 from florence2.train.evaluate_command import add_questions, collect

@@ -5,7 +5,9 @@ import math
 from collections.abc import Sequence
 
 from florence2.cli.main import naming_options
-from florence2.cli.options import add_model, check_at_least, check_model, path_argument
+from florence2.cli.options.arguments import check_at_least, check_model
+from florence2.cli.options.groups import add_model
+from florence2.cli.options.values import path_argument
 from florence2.errors import OptionError
 from florence2.train.settings import TrainSettings
 

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING
 
 from florence2.bulk.summary import Summary
 from florence2.cli.main import name_options
-from florence2.cli.options import (
+from florence2.cli.options.arguments import (
     SETTINGS,
-    add_generation,
-    add_model,
-    add_weights,
     check_at_least,
     check_model,
     generation_changes,
     generation_options,
     load_model,
     say,
-    stored_tasks,
 )
+from florence2.cli.options.groups import add_generation, add_model, add_weights
+from florence2.cli.options.tasks import stored_tasks
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError
 from florence2.train.command import add_data, check_data

@@ -24,7 +24,7 @@ from florence2.checkpoints.checks.loading import choose_device
 from florence2.checkpoints.describe import stored_dtype
 from florence2.checkpoints.files import write_tasks
 from florence2.checkpoints.tensors import find_weights
-from florence2.cli.options import model_changes
+from florence2.cli.options.arguments import model_changes
 from florence2.cli.progress import Progress
 from florence2.inputs.tasks import Task, token_task
 from florence2.model.florence2 import Florence2Model

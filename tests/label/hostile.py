@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from florence2.cli.options import say
+from florence2.cli.options.arguments import say
 from florence2.errors import OptionError
 from florence2.label.decoder import ReadSettings
 from florence2.label.processes import when_parent_ends

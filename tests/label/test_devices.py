@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2.label.devices import Prefixed, _worst, label_on_devices, parse_devices, split_options
+from florence2.label.devices import Prefixed, _worst, label_on_devices, split_options
 from tests.label.hostile import note_shard, work_without_end
 
 
@@ -64,12 +64,6 @@ def test_a_stop_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(SpawnProcess, "join", stop_when_all_work)
     assert label_on_devices(options, work_without_end) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1-2", "1-2 stopped", "2-2", "2-2 stopped"]
-
-
-def test_devices_are_names() -> None:
-    assert parse_devices("cuda:0, cuda:1") == ["cuda:0", "cuda:1"]
-    with pytest.raises(argparse.ArgumentTypeError, match="not a list of devices"):
-        parse_devices("cuda:0,")
 
 
 def test_lines_say_who_wrote_them() -> None:

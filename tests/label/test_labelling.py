@@ -9,7 +9,7 @@ import pytest
 
 import florence2
 from florence2.bulk.answering import Rows
-from florence2.cli.options import load_model
+from florence2.cli.options.arguments import load_model
 from florence2.errors import ImageError, OutputError
 from florence2.label.ahead import Taken
 from florence2.label.errors import ErrorLimit

@@ -14,7 +14,7 @@ import pytest
 
 import florence2
 from florence2.asking.requests import PreparedImage, check_request
-from florence2.errors import OptionError
+from florence2.cli.main import main
 from florence2.serve.command import build_parser, loaders
 from florence2.serve.errors import RequestError
 from florence2.serve.service import Service
@@ -152,17 +152,15 @@ def test_jobs_fail_when_the_drain_is_over(service: Service) -> None:
     until(lambda: service.is_drained)
 
 
-def test_words_of_the_command() -> None:
-    def named(*words: str) -> list[str]:
-        found = loaders(build_parser().parse_args(words))
-        assert isinstance(found, list)
-        return [name for name, _ in found]
-
-    assert named("--devices", "cuda:0, cuda:1") == ["cuda:0 (1)", "cuda:1 (2)"]
-    with pytest.raises(OptionError, match="both given"):
-        named("--devices", "cpu,cpu", "--device", "cpu")
-    with pytest.raises(OptionError, match="with commas between"):
-        named("--devices", "cpu,")
+def test_devices_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    named = loaders(build_parser().parse_args(["--devices", "cuda:0, cuda:1"]))
+    assert isinstance(named, list)
+    assert [name for name, _ in named] == ["cuda:0 (1)", "cuda:1 (2)"]
+    assert main(["serve", "--devices", "cpu,cpu", "--device", "cpu"]) == 2
+    assert "leave one out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["serve", "--devices", "cpu,"])
+    assert "'cpu,' is not a list of devices" in capsys.readouterr().err
 
 
 def test_a_device_that_does_not_exist_is_one_sentence() -> None:

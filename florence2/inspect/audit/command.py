@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from florence2.cli.main import parse_words
-from florence2.cli.options import MODELS, add_pickle, add_report, check_at_least, name_argument, resolve_model
+from florence2.cli.options.arguments import check_at_least, resolve_model
+from florence2.cli.options.groups import MODELS, add_pickle, add_report
+from florence2.cli.options.values import name_argument
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError
 from florence2.inspect.out_file import check_out, write_out

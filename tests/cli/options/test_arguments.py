@@ -1,4 +1,4 @@
-"""What commands share: names of types and models, and the order and inputs of tasks."""
+"""What options mean: functions and settings by name, and sentences that name the options."""
 
 import argparse
 import json
@@ -9,78 +9,11 @@ from typing import Any
 import pytest
 
 from florence2.checkpoints.checks.functions import find_function
-from florence2.checkpoints.checks.loading import DTYPES as TORCH_DTYPES
-from florence2.checkpoints.hub import resolve
-from florence2.cli import options
-from florence2.cli.main import COMMANDS, main, naming_options
-from florence2.cli.options import DTYPES, SETTINGS, parse_box, parse_change
+from florence2.cli.main import main, naming_options
+from florence2.cli.options import arguments, tasks
+from florence2.cli.options.arguments import SETTINGS
 from florence2.errors import OptionError
 from florence2.generation.options import GenerationOptions
-from florence2.train.command import PARTS
-from florence2.train.freeze import PARTS as FREEZABLE
-
-
-def test_names_that_need_no_torch_are_those_of_modules_that_do() -> None:
-    assert tuple(TORCH_DTYPES) == DTYPES and tuple(FREEZABLE) == PARTS
-
-
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("download", "dataset")])
-def test_help_lists_every_name_of_a_model(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "500")  # argparse breaks long lines at hyphens
-    with pytest.raises(SystemExit):
-        main([name, "--help"])
-    names = "nano (comes with the package), base, large, base-ft, large-ft, OWNER/NAME, a folder or a file"
-    assert names in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["run", "cascade", "evaluate", "convert", "info", "audit", "download"])
-def test_pickles_may_be_allowed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([name, "--help"])
-    assert "--allow-pickle" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["run", "cascade", "evaluate"])
-def test_every_command_that_answers_takes_the_ways_to_load(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([name, "--help"])
-    out = capsys.readouterr().out
-    assert all(option in out for option in ("--adapter", "--dtype", "--attention", "--device", "--revision"))
-
-
-def test_a_box() -> None:
-    assert parse_box("-1,2.5,3,4") == (-1, 2.5, 3, 4)
-
-
-@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "1,2,3,x", "1,2,3,nan", "3,2,1,4", "1,4,3,2"])
-def test_what_is_not_a_box(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is not a box; give four numbers X1,Y1,X2,Y2"):
-        parse_box(text)
-
-
-@pytest.mark.parametrize("command", ["run", "inspect"])
-def test_swapped_arguments_get_the_order_that_works(
-    command: str, picture_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([command, str(picture_file), "<OD>"]) == 2
-    right = f"The task comes before the image: florence2 {command} '<OD>' {picture_file}"
-    assert right in capsys.readouterr().err
-
-
-def test_changes_are_json_or_text() -> None:
-    texts = ("vision.window_size=8", "text.activation_function=silu", "vision.depths=[1, 2]", "a=", "a=b=c")
-    assert [parse_change(text) for text in texts] == [
-        ("vision.window_size", 8),
-        ("text.activation_function", "silu"),
-        ("vision.depths", [1, 2]),
-        ("a", ""),
-        ("a", "b=c"),
-    ]
-    for wrong in ("window", "=3"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is not a change; give NAME=VALUE"):
-            parse_change(wrong)
 
 
 @pytest.mark.parametrize(
@@ -147,38 +80,16 @@ def test_an_answer_that_takes_too_much_names_the_options_too(
         assert "lower --max-new-tokens or --beams" in captured.out + captured.err
 
 
-@pytest.mark.parametrize(
-    ("model", "adapter", "word", "fetched"),
-    [
-        ("nano", None, "depth", False),
-        ("nano", "./missing", "od", False),
-        ("nano", "./missing", "depth", True),
-        ("base", None, "<DEPTH>", False),
-        ("owner/unknown", None, "How deep?", False),
-        ("owner/unknown", None, "depth", True),
-        ("owner/unknown", None, "<DEPTH>", True),
-    ],
-)
-def test_files_that_may_bring_a_task_are_fetched_for_a_word_that_may_be_one(
-    model: str, adapter: str | None, word: str, fetched: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr(options, "check_model", lambda given: calls.append(given.model))
-    monkeypatch.setattr(options, "find_checkpoint", lambda name, *_: resolve(name) if name == "nano" else None)
-    given = argparse.Namespace(model=model, adapter=adapter, revision=None, task_kind=[])
-    assert len(options.model_tasks(given, ["Is it far?", word]).own) == 0 and bool(calls) == fetched
-
-
 @pytest.mark.parametrize(("given", "allowed"), [({}, False), ({"allow_pickle": True}, True)])
 def test_a_command_without_the_option_allows_no_pickle(
     given: dict[str, bool], allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[bool] = []
-    monkeypatch.setattr(options, "resolve", lambda *_, allow_pickle, report: calls.append(allow_pickle))
-    monkeypatch.setattr(options, "find_checkpoint", lambda name, revision, allow_pickle: calls.append(allow_pickle))
+    monkeypatch.setattr(arguments, "resolve", lambda *_, allow_pickle, report: calls.append(allow_pickle))
+    monkeypatch.setattr(tasks, "find_checkpoint", lambda name, revision, allow_pickle: calls.append(allow_pickle))
     words = argparse.Namespace(model="owner/unknown", revision=None, task_kind=[], **given)
-    options.check_model(words)
-    options.model_tasks(words, ["depth"])
+    arguments.check_model(words)
+    tasks.model_tasks(words, ["depth"])
     assert calls == [allowed] * 3
 
 
@@ -240,11 +151,3 @@ def test_a_function_of_the_user_that_fails_is_one_sentence(
     errors = capsys.readouterr().err
     assert re.search(words, errors) and errors.startswith("florence2: ") and errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["run", "cascade", "convert", "train", "evaluate", "inspect"])
-def test_every_command_that_loads_a_model_can_prepare_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([name, "--help"])
-    text = capsys.readouterr().out
-    assert "--prepare MODULE:FUNCTION" in text and "--change NAME=VALUE" in text
