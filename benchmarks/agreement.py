@@ -17,7 +17,7 @@ from torch import Tensor
 from florence2.inputs.tasks import split_prompt
 from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
-from florence2.train.data import Sample
+from florence2.train.samples import Sample
 from parity.records import compare_model
 from parity.report import Comparison, format_rows
 from parity.specimen import SCENES, SCENES_SEED, read_records

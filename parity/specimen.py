@@ -18,7 +18,7 @@ from florence2.checkpoints.checkpoint import load_model
 from florence2.checkpoints.hub import EMBEDDED_MODEL, resolve
 from florence2.loading import load
 from florence2.pipeline import Florence2
-from florence2.train.data import Sample
+from florence2.train.samples import Sample
 from parity.compare import MakeReference
 from parity.recipe import GOLDEN
 from parity.references import Reference, Remote

@@ -19,7 +19,7 @@ from florence2.errors import Florence2Error
 from florence2.inspect.audit.difference import Difference, compare_checkpoints
 from florence2.inspect.regions import mean_iou
 from florence2.inspect.table import format_table
-from florence2.train.data import Sample
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.targets import boxes_target
 from florence2.train.trainer import train

@@ -10,9 +10,9 @@ from florence2.errors import Florence2Error, shown
 from florence2.inputs.image import ImageInput, open_image
 from florence2.inputs.tasks import check_prompt, find_task
 from florence2.processor import Processor
-from florence2.train.data import Samples
 from florence2.train.entries import LISTED, check_text
 from florence2.train.roundtrip import check_answer
+from florence2.train.samples import Samples
 
 Fault = Literal["unreadable", "refused", "lost", "cut"]
 

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(parser)
     _add_schedule(parser)
     _add_weights(parser)
+    _add_augmentation(parser)
     _add_computing(parser)
     return parser
 
@@ -96,6 +97,30 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_augmentation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--flip",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="mirror this share of the samples; never where text is read, or left or right is named (default: 0)",
+    )
+    parser.add_argument(
+        "--shrink",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="shrink images at random, at most to this share of their size, on the mean colour (default: 1)",
+    )
+    parser.add_argument(
+        "--colour",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="change brightness, contrast and saturation by random factors from 1-X to 1+X (default: 0)",
+    )
+
+
 def _add_computing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
@@ -142,7 +167,10 @@ def training_settings(options: argparse.Namespace, count: int) -> TrainSettings:
     """Return the settings of a run over `count` samples. Raises ConfigError for values out of range."""
     steps = max(1, round(options.epochs * count / options.batch)) if options.steps is None else options.steps
     warmup = options.warmup if options.warmup is not None else min(100, steps // 10)
-    names = "batch micro_batch learning_rate weight_decay clip seed precision gradient_checkpointing log_every workers"
+    names = """
+        batch micro_batch learning_rate weight_decay clip seed flip shrink colour precision gradient_checkpointing
+        log_every workers
+    """
     given = {name: getattr(options, name) for name in names.split()}
     given |= {"steps": steps, "warmup": warmup, "save_every": options.save_every}
     with naming_options({name: f"--{name.replace('_', '-')}" for name in given}):

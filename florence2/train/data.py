@@ -7,34 +7,17 @@ saves time and changes neither the loss nor the gradients.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from florence2.errors import Florence2Error, PromptError
-from florence2.inputs.image import ImageInput
 from florence2.model.florence2 import IGNORED_LABEL
 from florence2.processor import Processor
+from florence2.train.augmentation import augment
+from florence2.train.samples import Sample, Samples
 from florence2.train.settings import TrainSettings
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image with (prefix, suffix) pairs: a prompt as a user writes it, and the text to be generated."""
-
-    image: ImageInput
-    pairs: tuple[tuple[str, str], ...]
-    name: str = ""
-
-
-class Samples(Protocol):
-    """Training data: a list of samples, or an object that makes each sample on access."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 @dataclass(frozen=True)
@@ -137,15 +120,26 @@ class StepData(Dataset[list[Batch]]):
         return self.settings.steps
 
     def __getitem__(self, step: int) -> list[Batch]:
-        chosen = [self.samples[i] for i in self.indices(step)[self.rank :: self.processes]]
+        chosen = [self._sample(step, i) for i in self.indices(step)[self.rank :: self.processes]]
         size = self.settings.micro_batch or len(chosen)
         parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
         return [self.collate(part, self.processor, self.max_length) for part in parts]
 
+    def _sample(self, step: int, index: int) -> Sample:
+        """Return a sample as the epoch of a step shows it."""
+        sample = self.samples[index]
+        if not self.settings.varies_images:
+            return sample
+        with _naming(sample):
+            return augment(sample, self.processor, self.settings, step // self._steps_per_epoch, index)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return len(self.samples) // self.settings.batch
+
     def indices(self, step: int) -> list[int]:
         """Return the samples of a step, over all processes. An epoch leaves out the rest that fills no batch."""
-        steps_per_epoch = len(self.samples) // self.settings.batch
-        epoch, offset = divmod(step, steps_per_epoch)
+        epoch, offset = divmod(step, self._steps_per_epoch)
         if epoch != getattr(self, "_epoch", None):
             generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
             count = len(self.samples)

@@ -12,8 +12,8 @@ from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions
 from florence2.pipeline import Florence2, Request
 from florence2.stream import encode_ahead
-from florence2.train.data import Sample, Samples
 from florence2.train.metrics import Metrics, Pair, measure_by_task
+from florence2.train.samples import Sample, Samples
 
 
 @dataclass(frozen=True)

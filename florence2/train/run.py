@@ -32,11 +32,11 @@ from florence2.pipeline import Florence2
 from florence2.processor import Processor
 from florence2.train.check import SampleFault, check_samples
 from florence2.train.command import training_settings
-from florence2.train.data import Sample
 from florence2.train.entries import DataError
 from florence2.train.evaluate import evaluate
 from florence2.train.freeze import count_trainable, freeze
 from florence2.train.lora import LoraSettings, add_lora, save_adapter
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.sources import find_new_tasks, read_samples
 

@@ -6,6 +6,9 @@ from typing import Literal
 
 from florence2.errors import ConfigError
 
+LEAST_SIZE = 0.1
+"""The smallest share of its side to which an image can be shrunk."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -25,6 +28,9 @@ class TrainSettings:
         freeze: Parts that do not train, see `freeze.PARTS`.
         precision: "bfloat16" is autocast; the weights stay float32.
         gradient_checkpointing: Save memory for about a third more time.
+        flip: The share of samples that are mirrored, where their answers allow it; see `augmentation.can_flip`.
+        shrink: The least size of an image within its frame, at a random place, as a share; 1 leaves images alone.
+        colour: How far brightness, contrast and saturation vary: factors from 1 - `colour` to 1 + `colour`.
         shuffle: Shuffle every epoch differently; otherwise each goes through the samples in order.
         save_every: Steps between saved states.
         log_every: Steps between rows of the log.
@@ -46,10 +52,18 @@ class TrainSettings:
     freeze: tuple[str, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    flip: float = 0.0
+    shrink: float = 1.0
+    colour: float = 0.0
     shuffle: bool = True
     save_every: int = 500
     log_every: int = 10
     workers: int = 1
+
+    @property
+    def varies_images(self) -> bool:
+        """Return whether an image can differ from one epoch to the next."""
+        return self.flip > 0 or self.shrink < 1 or self.colour > 0
 
     def __post_init__(self) -> None:
         """Raise ConfigError with all values that are out of range."""
@@ -69,6 +83,11 @@ class TrainSettings:
             problems.append("workers and weight_decay must be finite and not negative")
         if not 0 <= self.seed < 1 << 32:
             problems.append(f"seed is {self.seed}; it must be at least 0 and below 2**32")
+        problems += [
+            f"{name} is {getattr(self, name)}; it must be from {least} to 1"
+            for name, least in (("flip", 0), ("shrink", LEAST_SIZE), ("colour", 0))
+            if not least <= getattr(self, name) <= 1
+        ]
         if self.precision not in ("float32", "bfloat16"):
             problems.append(f"precision is {self.precision!r}; it must be 'float32' or 'bfloat16'")
         if problems:

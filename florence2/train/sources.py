@@ -6,10 +6,10 @@ from pathlib import Path
 
 from florence2.inputs.tasks import TASKS, Task
 from florence2.train.coco import read_coco
-from florence2.train.data import Sample
 from florence2.train.entries import DataError, Entry, Problems
 from florence2.train.images import ImageFolder
 from florence2.train.rows import leading_tokens, read_rows
+from florence2.train.samples import Sample
 
 MAX_BYTES = 1 << 30
 _RESEMBLES = 0.85  # of difflib, which gives <ODD> and <OD> 0.89, <MIXED_CAPTION> and <DETAILED_CAPTION> 0.77

@@ -23,13 +23,14 @@ from florence2.errors import ConfigError, OptionError
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.checkpoints import TrainState, capture_state, load_state, restore_state, save_state
-from florence2.train.data import Batch, Collate, Samples, StepData, make_batch
+from florence2.train.data import Batch, Collate, StepData, make_batch
 from florence2.train.freeze import freeze, set_training
 from florence2.train.gradient_checkpointing import gradient_checkpointing
 from florence2.train.loader import load_steps
 from florence2.train.loss import LossModule
 from florence2.train.run_log import LOG as LOG
 from florence2.train.run_log import RunLog
+from florence2.train.samples import Samples
 from florence2.train.schedule import rate_at
 from florence2.train.settings import TrainSettings
 from florence2.train.stopping import StopRequest, catch_stop_signals

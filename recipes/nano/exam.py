@@ -7,9 +7,9 @@ from PIL import Image
 
 from florence2.generation.options import GenerationOptions
 from florence2.pipeline import Florence2
-from florence2.train.data import Sample
 from florence2.train.evaluate import answer_samples
 from florence2.train.metrics import Metrics, Pair, measure_by_task
+from florence2.train.samples import Sample
 from recipes.nano.scene_tasks import SCENE_TASKS, ask
 from recipes.nano.scenes import Scene, make_scene
 from recipes.nano.spoiling import spoil

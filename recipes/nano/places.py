@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from florence2.inputs.coordinates import NUM_BINS, pixels_to_bins
 from florence2.model.florence2 import IGNORED_LABEL, Florence2Model
 from florence2.processor import Processor
-from florence2.train.data import Batch, Sample, make_batch
+from florence2.train.data import Batch, make_batch
 from florence2.train.loss import LossModule
+from florence2.train.samples import Sample
 from recipes.nano.scenes import BACKGROUNDS, COLORS, DIGITS, LETTERS, SHAPES, Scene, Thing
 
 QUESTIONS: dict[str, tuple[str, ...]] = {

@@ -16,7 +16,8 @@ from florence2.inputs.image import open_image
 from florence2.model.florence2 import Florence2Model
 from florence2.train.check import check_samples
 from florence2.train.checkpoints import load_state
-from florence2.train.data import Sample, make_batch
+from florence2.train.data import make_batch
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.sources import read_samples
 from florence2.train.trainer import train

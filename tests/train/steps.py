@@ -5,8 +5,9 @@ from torch import Tensor
 
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
-from florence2.train.data import Batch, Sample, make_batch
+from florence2.train.data import Batch, make_batch
 from florence2.train.loss import LossModule
+from florence2.train.samples import Sample
 from parity.recipe import make_picture
 
 SAMPLES = [

@@ -14,7 +14,7 @@ from florence2.inputs.image import ImageConfig
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.processor import Processor
 from florence2.train.check import CheckReport, check_samples
-from florence2.train.data import Sample
+from florence2.train.samples import Sample
 from florence2.train.sources import read_samples
 from florence2.train.targets import boxes_target
 from parity.recipe import GOLDEN

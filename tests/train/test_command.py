@@ -12,7 +12,7 @@ from florence2.bulk.lock import LOCK_NAME, FolderLock
 from florence2.errors import Florence2Error, OptionError
 from florence2.pipeline import Florence2
 from florence2.train.command import main
-from florence2.train.data import Sample
+from florence2.train.samples import Sample
 
 Capture = pytest.CaptureFixture[str]
 
@@ -40,6 +40,17 @@ def coco(data: Path, tmp_path: Path) -> Path:
 def settings(run: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((run / "settings.json").read_text())
     return values
+
+
+def test_images_of_a_run_may_vary(given: list[str], tmp_path: Path) -> None:
+    def loss(run: Path) -> float:
+        return float(json.loads((run / "log.jsonl").read_text().splitlines()[0])["loss"])
+
+    assert main(given) == 0
+    given[given.index("--out") + 1] = str(tmp_path / "varied")
+    assert main([*given, "--flip", "1", "--shrink", "0.5", "--colour", "0.2"]) == 0
+    assert loss(tmp_path / "varied") != loss(tmp_path / "run")
+    assert {"flip": 1.0, "shrink": 0.5, "colour": 0.2}.items() <= settings(tmp_path / "varied").items()
 
 
 def test_a_run(given: list[str], data: Path, mini_folder: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -87,6 +98,8 @@ def test_what_is_frozen_is_counted_so_and_stays(
         ("--lora-names native", "--lora-names .* give --lora RANK too"),
         ("--seed -1", "--seed is -1; it must be at least 0"),
         ("--seed 1000000000000000000000", "--seed is 1000000000000000000000; .* below"),
+        ("--flip 2", "--flip is 2.0; it must be from 0 to 1"),
+        ("--shrink 0", "--shrink is 0.0; it must be from 0.1 to 1"),
         ("--learning-rate inf", "--learning-rate is inf; it must be above 0 and at most"),
         ("--weight-decay nan", "--weight-decay must be finite"),
         ("--freeze visoin", "Unknown part to freeze: 'visoin'"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from florence2.errors import ImageError, PromptError
-from florence2.train.data import Sample, StepData, make_batch
+from florence2.train.data import StepData, make_batch
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from recipes.nano.train import SceneSamples
 

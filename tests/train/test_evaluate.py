@@ -14,8 +14,8 @@ from florence2.loading import load
 from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
 from florence2.processor import Processor
-from florence2.train.data import Sample
 from florence2.train.evaluate import answer_samples, evaluate
+from florence2.train.samples import Sample
 from parity.recipe import make_picture
 from tests.conftest import count_encodings
 

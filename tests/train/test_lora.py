@@ -17,10 +17,11 @@ from florence2.errors import ConfigError
 from florence2.model.config import Layout
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
-from florence2.train.data import Batch, Sample, make_batch
+from florence2.train.data import Batch, make_batch
 from florence2.train.freeze import count_trainable, set_training
 from florence2.train.lora import LoraSettings, add_lora, find_targets, save_adapter
 from florence2.train.loss import LossModule
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import train
 from recipes.nano.train import SceneSamples

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
-from florence2.train.data import Batch, Sample
+from florence2.train.data import Batch
 from florence2.train.loss import LossModule
+from florence2.train.samples import Sample
 from tests.train.steps import SAMPLES, added, backward, batch_of, close
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from florence2.errors import Florence2Error
 from florence2.inputs.image import open_image
-from florence2.train.data import Sample
 from florence2.train.entries import DataError
 from florence2.train.images import ImageFolder, upright_size
+from florence2.train.samples import Sample
 from florence2.train.sources import MAX_BYTES, read_samples
 
 ORIENTATION = 0x0112
