@@ -163,7 +163,7 @@ class Florence2(Runner, Runtime):
             The answers in the order of the requests.
 
         Raises:
-            As `run`; an ImageError is raised when the image is first needed.
+            Florence2Error: As `run`; an ImageError when the image is first needed.
         """
         options, size = self._choose_options(options, settings), check_batch_size(batch_size)
         checked = check_requests(requests, self.processor.tasks)

@@ -110,7 +110,7 @@ class Florence2Lite(Runtime):
             The answers in the order of the requests.
 
         Raises:
-            As `run`; an ImageError is raised when the image is first needed.
+            Florence2Error: As `run`; an ImageError when the image is first needed.
         """
         options = choose_options(self._options, options, settings)
         check_batch_size(batch_size)
