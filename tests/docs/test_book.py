@@ -1,0 +1,98 @@
+"""docs/how-it-works: its blocks run, and its listings, tables and drawings are those of the code and the model."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from florence2.pipeline import Florence2
+from recipes.book.blocks import BLOCKS, BOOK, fill
+from recipes.book.figures import DPI, DRAWINGS
+from recipes.book.values import CHAPTERS, load_nano, summaries
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(BOOK.glob("*.md"))}
+CELLS = {name: re.findall(r"```python\n(.*?)```", PAGES[name], re.S) for name in CHAPTERS}
+
+
+@pytest.fixture(scope="module")
+def nano() -> Florence2:
+    return load_nano()
+
+
+def test_the_index_lists_every_chapter_in_order() -> None:
+    assert re.findall(r"^\d+\. \[.*?\]\((\S+)\.md\)", PAGES["README"], re.M) == list(CHAPTERS)
+    assert set(PAGES) == {"README", *CHAPTERS}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_has_every_part(chapter: str) -> None:
+    page = PAGES[chapter]
+    assert page.startswith(f"# {list(CHAPTERS).index(chapter) + 1}. ")
+    assert f"]({chapter}.png)" in page and len(CELLS[chapter]) == 1
+    headings = re.findall(r"^## (.*)$", page, re.M)
+    order = ["The code", "Shapes", "Try it", "A trap", "Questions people ask"]
+    assert [heading for heading in headings if heading in order] == order
+    assert re.search(r"<!-- made: listing", page) and re.search(r"<!-- made: \S+-shapes -->", page)
+    assert len(re.findall(r"^\*\*.+\?.*\*\*|^\*\*.+\.\*\*", page.split("## Questions people ask")[1], re.M)) >= 4
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_its_block_runs(chapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = CELLS[chapter]
+    assert "assert" in cell and len([line for line in cell.splitlines() if line.strip()]) <= 26
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(cell, f"docs/how-it-works/{chapter}.md", "exec"), {"__name__": "chapter"})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_code_writes_is_up_to_date(page: str, nano: Florence2) -> None:
+    assert fill(PAGES[page], nano) == PAGES[page], "python -m recipes.book writes it again"
+
+
+def test_a_stale_page_would_be_noticed(nano: Florence2) -> None:
+    page = PAGES["beam-search"]
+    assert fill(page.replace("`row`", "`raw`"), nano) == page
+    assert fill(page.replace("logits.argmax()", "logits.argmin()"), nano) == page
+
+
+def test_every_kind_of_block_is_used() -> None:
+    used = set(re.findall(r"<!-- made: (\S+)", "".join(PAGES.values())))
+    assert used == set(BLOCKS)
+
+
+def test_the_drawings_show_the_model(nano: Florence2) -> None:
+    """The numbers that were drawn are nano's."""
+    stored = json.loads((BOOK / "figures.json").read_text(encoding="utf-8"))
+    measured = summaries(nano)
+    assert set(stored) == set(measured)
+    for chapter, values in measured.items():
+        for name, value in values.items():
+            if isinstance(value, dict):
+                assert stored[chapter][name].pop("shape") == value.pop("shape")
+                value, stored[chapter][name] = pytest.approx(value, rel=0.02, abs=1e-3), stored[chapter][name]
+            assert stored[chapter][name] == value, (chapter, name)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_drawings_are_those_of_the_script(chapter: str, nano: Florence2, tmp_path: Path) -> None:
+    """Up to the shapes of letters, which other versions of matplotlib draw otherwise."""
+    DRAWINGS[chapter](CHAPTERS[chapter](nano)).savefig(tmp_path / "new.png", dpi=DPI)
+    new, stored = grey(tmp_path / "new.png"), grey(BOOK / f"{chapter}.png")
+    assert new.shape == stored.shape
+    assert np.abs(new - stored).mean() < 3
+
+
+def grey(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L"), float)
+
+
+def test_listings_are_about_twenty_lines() -> None:
+    for name, page in PAGES.items():
+        for listing in re.findall(r"```py\n(.*?)```", page, re.S):
+            assert len(listing.splitlines()) <= 25, name
