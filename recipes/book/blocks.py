@@ -14,7 +14,7 @@ from florence2.inputs.tasks import _PUBLISHED
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from florence2.model.config import Florence2Config
 from florence2.pipeline import Florence2
-from recipes.book.values import PUBLISHED_TOKENIZER, ROOT, search_steps, token_text
+from recipes.book.values import PUBLISHED_TOKENIZER, ROOT, SCENE, search_steps, token_text
 
 BOOK = ROOT / "docs" / "how-it-works"
 MINIMAL = "docs/florence2_minimal.py"
@@ -306,6 +306,16 @@ def _words(f: Florence2, number: int, parent: int, last: int) -> str:
     return "".join(token_text(f, id) for id in ids).replace("␣", " ")
 
 
+def repeated_labels(f: Florence2, _: str) -> str:
+    """Return the labels of one answer with the n-gram rule and without."""
+    rows = [("off, as nano has it", 0), ("3, as base has it", 3)]
+    lines = ["| the rule | labels of `<DENSE_REGION_CAPTION>` |", "| --- | --- |"]
+    for name, size in rows:
+        answer = f.run("<DENSE_REGION_CAPTION>", SCENE, no_repeat_ngram_size=size, confidence=False)
+        lines.append(f"| {name} | {', '.join(box.label for box in answer.boxes)} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[Florence2, str], str]] = {
     "listing": listing,
     "letters": letters,
@@ -319,5 +329,6 @@ BLOCKS: dict[str, Callable[[Florence2, str], str]] = {
     "answer-shapes": answer_shapes,
     "search": search_table,
     "hypotheses": hypotheses,
+    "repeated-labels": repeated_labels,
 }
 """What each marked part of a page holds."""

@@ -3,15 +3,21 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import florence2
+from florence2.inputs.image import open_image
+from florence2.model.bart import Positions
+from florence2.model.projection import PositionTable
 from florence2.pipeline import Florence2
 from recipes.book.blocks import BLOCKS, BOOK, fill
 from recipes.book.figures import DPI, DRAWINGS
-from recipes.book.values import CHAPTERS, load_nano, summaries
+from recipes.book.values import CHAPTERS, SCENE, WIDE, load_nano, summaries
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(BOOK.glob("*.md"))}
@@ -96,3 +102,57 @@ def test_listings_are_about_twenty_lines() -> None:
     for name, page in PAGES.items():
         for listing in re.findall(r"```py\n(.*?)```", page, re.S):
             assert len(listing.splitlines()) <= 25, name
+
+
+# what the pages say about a model that is computed otherwise
+
+
+def eager(monkeypatch: pytest.MonkeyPatch, owner: type, change: Any) -> Florence2:
+    """nano without faster ways, with another `forward` of one class."""
+    monkeypatch.setattr(owner, "forward", change)
+    return florence2.load("nano", device="cpu", attention="eager")
+
+
+def test_halves_of_the_position_table_in_the_other_order(nano: Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = PositionTable.forward
+
+    def swapped(self: PositionTable, h: int, w: int) -> torch.Tensor:
+        columns, rows = right(self, h, w).chunk(2, dim=-1)
+        return torch.cat([rows, columns], dim=-1)
+
+    boxes = {box.label: box.xyxy for box in nano.run("<OD>", SCENE, num_beams=1).boxes}
+    f = eager(monkeypatch, PositionTable, swapped)
+    word = f.run("<OD>", SCENE, num_beams=1, max_new_tokens=80).boxes[0]
+    width, height = open_image(SCENE).size
+    assert word.label == "word" and word.xyxy[0] < 10 < boxes["word"][0]
+    assert word.xyxy[0] / width == pytest.approx(boxes["word"][1] / height, abs=0.02)  # transposed
+    caption = f.run("<CAPTION>", SCENE, num_beams=1).text
+    assert all(thing in caption for thing in ("digit 5", "word", "blue triangle", "arrow", "red triangle"))
+
+
+def test_without_the_embedding_of_frame_0(nano: Florence2) -> None:
+    f = florence2.load("nano", device="cpu")
+    f.model.multi_modal_projector.visual_temporal_embed.pos_idx_to_embed.zero_()
+    before, after = (each.run("<OD>", SCENE, num_beams=1).boxes[0] for each in (nano, f))
+    assert before.label == after.label == "digit 5" and after.confidence < 0.7 < 0.9 < before.confidence
+
+
+def test_positions_from_row_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = eager(monkeypatch, Positions, lambda self, start, length: self.weight[start:][:length])
+    assert f.run("<OD>", SCENE, num_beams=1, max_new_tokens=60).boxes == ()
+
+
+def test_another_bicubic() -> None:
+    image = open_image(WIDE)
+    pillow = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC), float)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+
+    def difference(antialias: bool) -> float:
+        resized = torch.nn.functional.interpolate(pixels, (96, 96), mode="bicubic", antialias=antialias)
+        return float(np.abs(resized[0].permute(1, 2, 0).clamp(0, 255).numpy() - pillow).max())
+
+    assert difference(antialias=True) < 2 < 50 < difference(antialias=False)
+
+
+def test_the_mean_token_is_hardly_looked_at(nano: Florence2) -> None:
+    assert max(CHAPTERS["encoder-decoder"](nano)["mean token"]) < 0.01
