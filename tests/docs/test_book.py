@@ -17,6 +17,7 @@ from florence2.model.projection import PositionTable
 from florence2.pipeline import Florence2
 from recipes.book.blocks import BLOCKS, BOOK, fill
 from recipes.book.figures import DPI, DRAWINGS
+from recipes.book.overview import draw_overview
 from recipes.book.values import CHAPTERS, SCENE, WIDE, load_nano, summaries
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,12 @@ def test_the_drawings_are_those_of_the_script(chapter: str, nano: Florence2, tmp
     new, stored = grey(tmp_path / "new.png"), grey(BOOK / f"{chapter}.png")
     assert new.shape == stored.shape
     assert np.abs(new - stored).mean() < 3
+
+
+def test_the_overview_has_the_sizes_of_base() -> None:
+    drawn = (BOOK / "overview.svg").read_text(encoding="utf-8")
+    assert drawn == draw_overview()
+    assert all(size in drawn for size in ("24 x 24 x 1,024", "577 image tokens", "13 prompt tokens", "590 x 768"))
 
 
 def grey(path: Path) -> np.ndarray:

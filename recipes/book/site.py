@@ -1,0 +1,103 @@
+"""What mkdocs cannot do alone: pages from outside of docs, links between them, and the reference from docstrings.
+
+`mkdocs.yml` names this file as a hook; mkdocs calls the functions that begin with `on_`. Links of the repository's
+files are relative to where they lie, so that they work there. On the site these files have other places. A link to a
+file that the site does not have becomes its text.
+"""
+
+import ast
+import re
+from pathlib import Path
+from posixpath import dirname, normpath, relpath
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+DOCS = "docs/"
+FRONT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+"""Files outside of docs with a place of their own; other pages that somebody links to go below `project/`."""
+REFERENCE = "reference.md"
+_LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
+
+
+def site_path(path: str) -> str | None:
+    """Return the place on the site of a file of the repository; None for a file that the site does not have."""
+    if path in FRONT:
+        return FRONT[path]
+    if not (ROOT / path).is_file() or path == "docs/README.md":
+        return None
+    if path.startswith(DOCS):
+        return path.removeprefix(DOCS)
+    return f"project/{path}" if path.endswith(".md") else None
+
+
+def repository_path(uri: str) -> str:
+    """Return the file of the repository that a page of the site comes from."""
+    front = {place: path for path, place in FRONT.items()}
+    return front.get(uri) or (uri.removeprefix("project/") if uri.startswith("project/") else f"{DOCS}{uri}")
+
+
+def rewrite(text: str, path: str) -> str:
+    """Return the text of the repository's file `path` with links that fit its place on the site."""
+    here = site_path(path)
+    assert here is not None, path
+
+    def replace(link: re.Match[str]) -> str:
+        image, words, target = link.groups()
+        file = linked_file(target, path)
+        if file is None:  # an address, or what only looks like a link
+            return link[0]
+        place = site_path(file)
+        anchor = "".join(target.partition("#")[1:])
+        return f"{image}[{words}]({relpath(place, dirname(here) or '.')}{anchor})" if place else words
+
+    return _LINK.sub(replace, text)
+
+
+def linked_file(target: str, path: str) -> str | None:
+    """Return the file of the repository that a link in the file `path` leads to; None for anything else."""
+    name = target.partition("#")[0]
+    file = normpath(f"{dirname(path) or '.'}/{name}")
+    return file if name and ":" not in name and (ROOT / file).exists() else None
+
+
+def pages_elsewhere() -> set[str]:
+    """Return the pages outside of docs that can be reached by links from the site's own pages."""
+    waiting = [*FRONT, *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md")))]
+    found: set[str] = set()
+    while waiting:
+        path = waiting.pop()
+        if site_path(path) is None or path in found:
+            continue
+        found.add(path)
+        targets = [target for _, _, target in _LINK.findall((ROOT / path).read_text(encoding="utf-8"))]
+        waiting += [file for target in targets if (file := linked_file(target, path)) and file.endswith(".md")]
+    return {path for path in found if not path.startswith(DOCS)}
+
+
+def reference() -> str:
+    """Return the page of the public names, by their homes, for mkdocstrings to fill."""
+    tree = ast.parse((ROOT / "florence2" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    homes = {
+        alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    parts = [f"::: {homes[name]}.{name}" for name in sorted(homes, key=str.lower)]
+    return "# Reference\n\nEvery public name of `florence2`, from its docstring.\n\n" + "\n\n".join(parts) + "\n"
+
+
+# ---- what mkdocs calls ----------------------------------------------------------------------------------------------
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages from outside of docs, and the reference."""
+    from mkdocs.structure.files import File
+
+    for path in sorted(pages_elsewhere()):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        files.append(File.generated(config, str(site_path(path)), content=text))
+    files.append(File.generated(config, REFERENCE, content=reference()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Rewrite the links of a page."""
+    uri = page.file.src_uri
+    return markdown if uri == REFERENCE else rewrite(markdown, repository_path(uri))

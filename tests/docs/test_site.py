@@ -1,0 +1,54 @@
+"""The site's hook: places of pages, links between them, the reference. `.ci/run` builds the site itself."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import florence2
+from recipes.book.site import FRONT, linked_file, pages_elsewhere, reference, repository_path, rewrite, site_path
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+NAV = re.findall(r"(\S+\.md)$", SETTINGS.split("\nnav:")[1], re.M)
+PAGES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/limits.md", "docs/how-it-works/README.md", "parity/RESULTS.md"])
+def test_a_page_comes_back_from_its_place(path: str) -> None:
+    place = site_path(path)
+    assert place is not None and repository_path(place) == path
+
+
+def test_files_that_the_site_does_not_have() -> None:
+    assert site_path("florence2/pipeline.py") is None  # source
+    assert site_path("docs/README.md") is None  # about the repository's folder
+    assert site_path("docs/nothing.md") is None
+
+
+def test_links_follow_the_pages() -> None:
+    text = "[a](docs/limits.md#images) [b](CHANGELOG.md) ![c](docs/scene.png) [d](florence2/model/bart.py) [e](https://x.org)"
+    assert rewrite(text, "README.md") == "[a](limits.md#images) [b](changelog.md) ![c](scene.png) d [e](https://x.org)"
+    assert rewrite("[a](../parity/RESULTS.md)", "docs/claims.md") == "[a](project/parity/RESULTS.md)"
+    assert rewrite("[a](../../README.md)", "weights/nano/README.md") == "[a](../../../index.md)"
+    assert rewrite("f.blocks[0](x) [1](2)", "README.md") == "f.blocks[0](x) [1](2)"
+
+
+def test_every_page_has_a_place_in_the_menu() -> None:
+    places = {site_path(path) for path in PAGES} - {None} | set(FRONT.values())
+    assert places <= set(NAV) and len(NAV) == len(set(NAV))
+    assert {repository_path(place) for place in NAV} - {"docs/reference.md"} <= {*PAGES, *pages_elsewhere()}
+
+
+def test_pages_elsewhere_are_found_by_links() -> None:
+    found = pages_elsewhere()
+    assert {*FRONT, "parity/RESULTS.md", "weights/nano/README.md"} <= found
+    assert linked_file("../parity/RESULTS.md#tokens", "docs/claims.md") == "parity/RESULTS.md"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    assert sorted(re.findall(r"^::: \S+\.(\w+)$", reference(), re.M)) == sorted(florence2.__all__)
+
+
+def test_nothing_comes_from_the_network() -> None:
+    assert "font: false" in SETTINGS and not re.search(r"https?://", SETTINGS)
