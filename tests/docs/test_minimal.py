@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from florence2.checkpoints.presets import preset
 from florence2.inputs.tasks import _PUBLISHED
 from florence2.inputs.tokenizer_file import ADDED_TOKENS
 from florence2.pipeline import Florence2
-from parity.recipe import make_checkpoint, make_picture
+from parity.recipe import GOLDEN, make_checkpoint, make_picture
 from recipes.nano.exam import Exam
 from recipes.nano.scene_tasks import SCENE_TASKS
 from tests.conftest import copy_checkpoint, without_bias
@@ -163,6 +165,28 @@ def test_the_published_shape_scaled_down(synthetic: Path, layout: Any, tmp_path:
         assert minimal.answer(checkpoint, task, image)[0] == list(expected.token_ids), task
         reasons.add(expected.finish_reason)
     assert reasons == ({"length", "stop"} if layout == "microsoft" else {"length"})
+
+
+@pytest.mark.parametrize("record", ["base-microsoft", "base-native", "large-microsoft"])
+def test_published_files_have_every_weight(record: str) -> None:
+    """Their recorded names and shapes, without their values."""
+    published = json.loads((GOLDEN / "state_dicts.json").read_text())[record]
+    configs = json.loads((GOLDEN / "configs.json").read_text())
+    shapes: dict[str, list[int]] = {}
+    for stored, shape in published.items():
+        name = stored
+        for pattern, replacement in minimal.NAMES:
+            name = re.sub(pattern, replacement, name)
+        shapes[name] = shape[::-1] if stored == "image_projection" else shape
+    with torch.device("meta"):
+        model = minimal.Florence2(configs[record.split("-")[0]])
+    for name, tensor in model.state_dict().items():
+        if name == "final_logits_bias" and record == "base-native":
+            assert name not in shapes  # zeros take its place
+        else:
+            rows = slice(1, None) if name == "shared.weight" else slice(None)  # native tables have spare rows
+            assert list(tensor.shape)[rows] == shapes.pop(name)[rows], name
+    assert [name for name in shapes if not name.startswith(("shared", "multi", "visual"))] == []
 
 
 def test_repeats_is_the_rule_of_n_grams() -> None:
