@@ -16,6 +16,8 @@ DOCS = "docs/"
 FRONT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files outside of docs with a place of their own; other pages that somebody links to go below `project/`."""
 REFERENCE = "reference.md"
+ONE_FILE = "docs/florence2_minimal.py", "how-it-works/one-file.md"
+"""A file of code that is a page of the site, and its place."""
 _LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
 
 
@@ -23,6 +25,8 @@ def site_path(path: str) -> str | None:
     """Return the place on the site of a file of the repository; None for a file that the site does not have."""
     if path in FRONT:
         return FRONT[path]
+    if path == ONE_FILE[0]:
+        return ONE_FILE[1]
     if not (ROOT / path).is_file() or path == "docs/README.md":
         return None
     if path.startswith(DOCS):
@@ -85,6 +89,12 @@ def reference() -> str:
     return "# Reference\n\nEvery public name of `florence2`, from its docstring.\n\n" + "\n\n".join(parts) + "\n"
 
 
+def one_file() -> str:
+    """Return the page of the model in one file."""
+    code = (ROOT / ONE_FILE[0]).read_text(encoding="utf-8")
+    return f'# The model in one file\n\n`{ONE_FILE[0]}`, as it is run:\n\n```py linenums="1"\n{code}```\n'
+
+
 # ---- what mkdocs calls ----------------------------------------------------------------------------------------------
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages from outside of docs, and the reference."""
@@ -94,10 +104,11 @@ def on_files(files: Any, config: Any) -> Any:
         text = (ROOT / path).read_text(encoding="utf-8")
         files.append(File.generated(config, str(site_path(path)), content=text))
     files.append(File.generated(config, REFERENCE, content=reference()))
+    files.append(File.generated(config, ONE_FILE[1], content=one_file()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite the links of a page."""
     uri = page.file.src_uri
-    return markdown if uri == REFERENCE else rewrite(markdown, repository_path(uri))
+    return markdown if uri in (REFERENCE, ONE_FILE[1]) else rewrite(markdown, repository_path(uri))

@@ -47,7 +47,7 @@ QUESTIONS = (
         "Tokens are the channels of a group, features their values at all places; the scores are divided by the root "
         "of the number of places.",
         "davit",
-        ("rows are the d channels of a group,  P columns are places", "root of the number of places"),
+        ("d x d scores: rows are channels, P columns are places", "root of the number of places"),
     ),
     Question(
         "The grid is 20 x 20 and the window 12. What does the tower do at the border, and what must a port not do?",
@@ -61,7 +61,7 @@ QUESTIONS = (
         "24 x 24 places and their mean; the mean is first, the places follow row by row. A learned embedding of "
         "column and row, half of the channels each, column first, is added before the projection.",
         "projection",
-        ("24 · 24 = 576", "[ mean of all x ; x(0,0) ; x(0,1)", "C/2 numbers for the column"),
+        ("24 · 24 = 576", "[ mean of all x ; x(0,0) ; x(0,1)", "half of the channels for the column"),
     ),
     Question(
         "Where do the tower and BART put their LayerNorms?",

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 import florence2
-from recipes.book.site import FRONT, linked_file, pages_elsewhere, reference, repository_path, rewrite, site_path
+from recipes.book.site import (
+    FRONT,
+    linked_file,
+    one_file,
+    pages_elsewhere,
+    reference,
+    repository_path,
+    rewrite,
+    site_path,
+)
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
@@ -37,7 +46,10 @@ def test_links_follow_the_pages() -> None:
 def test_every_page_has_a_place_in_the_menu() -> None:
     places = {site_path(path) for path in PAGES} - {None} | set(FRONT.values())
     assert places <= set(NAV) and len(NAV) == len(set(NAV))
-    assert {repository_path(place) for place in NAV} - {"docs/reference.md"} <= {*PAGES, *pages_elsewhere()}
+    assert {repository_path(place) for place in NAV} - {"docs/reference.md", "docs/how-it-works/one-file.md"} <= {
+        *PAGES,
+        *pages_elsewhere(),
+    }
 
 
 def test_pages_elsewhere_are_found_by_links() -> None:
@@ -48,6 +60,12 @@ def test_pages_elsewhere_are_found_by_links() -> None:
 
 def test_the_reference_has_every_public_name() -> None:
     assert sorted(re.findall(r"^::: \S+\.(\w+)$", reference(), re.M)) == sorted(florence2.__all__)
+
+
+def test_the_file_of_the_model_is_a_page() -> None:
+    assert (ROOT / "docs" / "florence2_minimal.py").read_text(encoding="utf-8") in one_file()
+    assert rewrite("[a](../florence2_minimal.py)", "docs/how-it-works/davit.md") == "[a](one-file.md)"
+    assert "how-it-works/one-file.md" in NAV
 
 
 def test_nothing_comes_from_the_network() -> None:
