@@ -92,7 +92,9 @@ def reference() -> str:
 def one_file() -> str:
     """Return the page of the model in one file."""
     code = (ROOT / ONE_FILE[0]).read_text(encoding="utf-8")
-    return f'# The model in one file\n\n`{ONE_FILE[0]}`, as it is run:\n\n```py linenums="1"\n{code}```\n'
+    settings = "---\nhide: [toc]\nsearch: {exclude: true}\n---\n"  # or every word of the code would be found
+    head = f"# The model in one file\n\n`{ONE_FILE[0]}`, as it is run:\n\n"
+    return f'{settings}{head}```py linenums="1"\n{code}```\n'
 
 
 # ---- what mkdocs calls ----------------------------------------------------------------------------------------------
