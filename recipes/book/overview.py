@@ -1,97 +1,110 @@
-"""The diagram of the whole model, as an SVG that follows the reader's light or dark colours."""
+"""The drawing of the whole model, for light and dark pages, with the sizes of base from its preset."""
 
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from xml.sax.saxutils import escape
 
 from florence2.checkpoints.presets import preset
-from florence2.inputs.tokenizer import FlorenceTokenizer
-from recipes.book.values import PUBLISHED_TOKENIZER
 
-_WIDTH, _HEIGHT, _BOX, _ROW = 720, 318, (150, 62), 104
-_STYLE = """
-    text { font: 13px system-ui, sans-serif; fill: #22262b; text-anchor: middle }
-    .small { font-size: 11.5px; fill: #5a6068 }
-    .data { fill: #ffffff; stroke: #b9bec6 } .part { fill: #dbe7f5; stroke: #2f6db5 }
-    path { stroke: #5a6068; stroke-width: 1.6; fill: none; marker-end: url(#tip) }
-    #tip path { fill: #5a6068; stroke: none }
-    @media (prefers-color-scheme: dark) {
-      text { fill: #e8eaed } .small { fill: #a9b0b8 }
-      .data { fill: #22262b; stroke: #5a6068 } .part { fill: #1d3350; stroke: #5b93d6 }
-      path { stroke: #a9b0b8 } #tip path { fill: #a9b0b8 }
-    }
-"""
+SIDE = 768  # pixels of the published preprocessor
+WIDTH, HEIGHT = 1010, 230
+_FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 
 
-def draw_overview() -> str:
-    """Return the SVG, with the sizes of base."""
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one drawing."""
+
+    ink: str
+    quiet: str
+    data: str
+    part: str
+    edge: str
+
+
+THEMES = {
+    "model.svg": Theme("#1f2328", "#59636e", "#eef1f4", "#dbeafe", "#3b82c4"),
+    "model-dark.svg": Theme("#e6edf3", "#9aa5b1", "#21262d", "#173a5e", "#58a6ff"),
+}
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of the model, or (`is_part` False) what passes between parts: its place, name and sizes."""
+
+    x: int
+    y: int
+    width: int
+    lines: Sequence[str]
+    is_part: bool = False
+    height: int = 62
+
+    @property
+    def left(self) -> tuple[int, int]:
+        return self.x, self.y + self.height // 2
+
+    @property
+    def right(self) -> tuple[int, int]:
+        return self.x + self.width, self.y + self.height // 2
+
+    def draw(self, theme: Theme) -> str:
+        """Return the box with its name in bold and the other lines below it."""
+        fill, edge = (theme.part, theme.edge) if self.is_part else (theme.data, theme.quiet)
+        middle, top = self.x + self.width / 2, self.y + self.height / 2 - 8 * (len(self.lines) - 1) + 4
+        texts = [
+            f"<text x='{middle:g}' y='{top + 16 * row:g}' text-anchor='middle' "
+            + (f"font-weight='600' fill='{theme.ink}'" if row == 0 else f"fill='{theme.quiet}'")
+            + f">{escape(line)}</text>"
+            for row, line in enumerate(self.lines)
+        ]
+        return (
+            f"<rect x='{self.x}' y='{self.y}' width='{self.width}' height='{self.height}' rx='8' fill='{fill}' "
+            f"stroke='{edge}'/>" + "".join(texts)
+        )
+
+
+def draw_overview(theme: Theme) -> str:
+    """Return the drawing as SVG."""
     config = preset("base")
-    vision, text = config.vision, config.text
-    h, w = vision.grid_size(768, 768)
-    tokens = vision.image_tokens(768, 768)
-    prompt = len(FlorenceTokenizer(PUBLISHED_TOKENIZER).encode("Locate the objects with category name in the image."))
-    rows = [
-        [
-            ("data", "image", "768 x 768 x 3"),
-            ("part", "DaViT", f"{len(vision.depths)} stages, {sum(vision.depths)} pairs"),
-            ("data", "grid", f"{h} x {w} x {vision.dim_embed[-1]:,}"),
-            ("part", "projection", f"{tokens} image tokens"),
-        ],
-        [
-            ("data", "prompt", "“Locate the objects ...”"),
-            ("part", "tokenizer", f"{prompt} prompt tokens"),
-            ("data", "one sequence", f"{tokens + prompt} x {text.d_model}"),
-            ("part", "encoder", f"{text.encoder_layers} layers"),
-        ],
-        [
-            ("data", "boxes", "in pixels"),
-            ("data", "text", "car<loc_52>..."),
-            ("part", "beam search", f"{config.generation['num_beams']} beams"),
-            ("part", "decoder", f"{text.decoder_layers} layers"),
-        ],
-    ]
-    boxes = [_box(column, row, *part) for row, parts in enumerate(rows) for column, part in enumerate(parts)]
-    flow = [(0, 0, 1, 0), (1, 0, 2, 0), (2, 0, 3, 0), (0, 1, 1, 1), (1, 1, 2, 1), (2, 1, 3, 1), (3, 1, 3, 2)]
-    flow += [(3, 2, 2, 2), (2, 2, 1, 2), (1, 2, 0, 2)]
-    arrows = [_arrow(*ends) for ends in flow] + [
-        f'<path d="M {_middle(3)} {_bottom(0)} C {_middle(3)} {_top(1) - 8}, '
-        f'{_middle(2)} {_bottom(0) + 10}, {_middle(2)} {_top(1) - 4}"/>'
-    ]  # image tokens join the sequence
-    tip = '<marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-    tip += '<path d="M 0 0 L 8 4 L 0 8 z"/></marker>'
-    title = "<title>Image and prompt become one sequence, the decoder writes a text, the text holds boxes</title>"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
-    return "\n".join([head, title, f"<style>{_STYLE}</style>", f"<defs>{tip}</defs>", *arrows, *boxes, "</svg>", ""])
-
-
-def _left(column: int) -> int:
-    return 12 + column * 182
-
-
-def _middle(column: int) -> int:
-    return _left(column) + _BOX[0] // 2
-
-
-def _top(row: int) -> int:
-    return 24 + row * _ROW
-
-
-def _bottom(row: int) -> int:
-    return _top(row) + _BOX[1]
-
-
-def _box(column: int, row: int, kind: str, name: str, size: str) -> str:
-    x, y = _left(column), _top(row)
-    shape = f'<rect class="{kind}" x="{x}" y="{y}" width="{_BOX[0]}" height="{_BOX[1]}" rx="8"/>'
-    name = f'<text x="{_middle(column)}" y="{y + 26}">{escape(name)}</text>'
-    return shape + name + f'<text class="small" x="{_middle(column)}" y="{y + 46}">{escape(size)}</text>'
-
-
-def _arrow(column: int, row: int, to_column: int, to_row: int) -> str:
-    if row != to_row:
-        return f'<path d="M {_middle(column)} {_bottom(row)} V {_top(to_row) - 4}"/>'
-    y = _top(row) + _BOX[1] // 2
-    start, end = (
-        (_left(column) + _BOX[0], _left(to_column) - 4)
-        if column < to_column
-        else (_left(column), _left(to_column) + _BOX[0] + 4)
+    text, vision = config.text, config.vision
+    tokens, width = vision.image_tokens(SIDE, SIDE), text.d_model
+    image = Box(10, 20, 100, ("image", f"{SIDE} x {SIDE} x 3"))
+    tower = Box(
+        136,
+        20,
+        184,
+        ("DaViT", f"{len(vision.depths)} stages: windows, channels", " → ".join(map(str, vision.dim_embed))),
+        True,
     )
-    return f'<path d="M {start} {y} H {end}"/>'
+    projection = Box(346, 20, 110, ("projection", f"{tokens} x {width}"), True)
+    task = Box(10, 140, 100, ("task + text", '"<OD>"'))
+    tokenizer = Box(136, 140, 184, ("tokenizer", "task → sentence → ids"), True)
+    prompt = Box(346, 140, 110, ("embedding", f"T x {width}"), True)
+    encoder = Box(496, 80, 130, ("encoder", f"{text.encoder_layers} layers", f"({tokens} + T) x {width}"), True)
+    decoder = Box(652, 80, 168, ("decoder", f"{text.decoder_layers} layers, beam search", _ids(text.vocab_size)), True)
+    answer = Box(850, 20, 150, ("text", "cup<loc_285>…"))
+    regions = Box(850, 140, 150, ("answer", "boxes, outlines, words"))
+    boxes = (image, tower, projection, task, tokenizer, prompt, encoder, decoder, answer, regions)
+    rows = ((image, tower, projection, encoder, decoder, answer), (task, tokenizer, prompt, encoder))
+    lines = [_arrow(a.right, b.left, theme) for row in rows for a, b in pairwise(row)]
+    down = ((answer.x + answer.width // 2, answer.y + answer.height), (regions.x + regions.width // 2, regions.y))
+    parts = [*lines, _arrow(*down, theme), *(box.draw(theme) for box in boxes)]
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' {_FONT} font-size='12' role='img' "
+        "aria-label='From an image and a task to an answer'>"
+        f"<defs><marker id='tip' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' markerHeight='7' orient='auto'>"
+        f"<path d='M0 0 L8 4 L0 8 z' fill='{theme.quiet}'/></marker></defs>" + "\n".join(parts) + "</svg>\n"
+    )
+
+
+def _ids(vocabulary: int) -> str:
+    return f"{vocabulary:,} ids"
+
+
+def _arrow(start: tuple[int, int], end: tuple[int, int], theme: Theme) -> str:
+    """Return a line from one box to another, straight or with one bend in the middle."""
+    (x1, y1), (x2, y2) = start, end
+    middle = (x1 + x2) // 2
+    path = f"M{x1} {y1} H{middle} V{y2} H{x2 - 2}" if x1 != x2 else f"M{x1} {y1} V{y2 - 2}"
+    return f"<path d='{path}' fill='none' stroke='{theme.quiet}' stroke-width='1.5' marker-end='url(#tip)'/>"

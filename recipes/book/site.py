@@ -1,21 +1,28 @@
-"""What mkdocs cannot do alone: pages from outside of docs, links between them, and the reference from docstrings.
+"""What mkdocs cannot do alone: pages from outside of docs, links between them, and the help of every command.
 
 `mkdocs.yml` names this file as a hook; mkdocs calls the functions that begin with `on_`. Links of the repository's
 files are relative to where they lie, so that they work there. On the site these files have other places. A link to a
 file that the site does not have becomes its text.
 """
 
-import ast
+import importlib
+import os
 import re
 from pathlib import Path
 from posixpath import dirname, normpath, relpath
 from typing import Any
 
+from florence2.cli import main as cli
+
 ROOT = Path(__file__).parents[2]
 DOCS = "docs/"
+_PICTURE = re.compile(r'<picture>\s*<source .*?srcset="([^"]+)">\s*<img alt="([^"]+)" src="([^"]+)">\s*</picture>')
+_BOTH = r"![\2](\3#only-light)![\2](\1#only-dark)"
+"""A drawing for light and dark pages: elsewhere it follows the system, on the site the site's own switch."""
 FRONT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files outside of docs with a place of their own; other pages that somebody links to go below `project/`."""
-REFERENCE = "reference.md"
+COMMANDS = "reference/command-line.md"
+"""The page with the help of every command."""
 ONE_FILE = "docs/florence2_minimal.py", "how-it-works/one-file.md"
 """A file of code that is a page of the site, and its place."""
 _LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
@@ -27,7 +34,7 @@ def site_path(path: str) -> str | None:
         return FRONT[path]
     if path == ONE_FILE[0]:
         return ONE_FILE[1]
-    if not (ROOT / path).is_file() or path == "docs/README.md":
+    if not (ROOT / path).is_file():
         return None
     if path.startswith(DOCS):
         return path.removeprefix(DOCS)
@@ -54,7 +61,7 @@ def rewrite(text: str, path: str) -> str:
         anchor = "".join(target.partition("#")[1:])
         return f"{image}[{words}]({relpath(place, dirname(here) or '.')}{anchor})" if place else words
 
-    return _LINK.sub(replace, text)
+    return _LINK.sub(replace, _PICTURE.sub(_BOTH, text))
 
 
 def linked_file(target: str, path: str) -> str | None:
@@ -78,15 +85,16 @@ def pages_elsewhere() -> set[str]:
     return {path for path in found if not path.startswith(DOCS)}
 
 
-def reference() -> str:
-    """Return the page of the public names, by their homes, for mkdocstrings to fill."""
-    tree = ast.parse((ROOT / "florence2" / "__init__.py").read_text(encoding="utf-8"))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    homes = {
-        alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    parts = [f"::: {homes[name]}.{name}" for name in sorted(homes, key=str.lower)]
-    return "# Reference\n\nEvery public name of `florence2`, from its docstring.\n\n" + "\n\n".join(parts) + "\n"
+def command_line() -> str:
+    """Return the page with the help of every command."""
+    os.environ["COLUMNS"] = "100"  # argparse asks the environment how wide a line may be
+    parts = ["# The command line\n\nThis is what `florence2 COMMAND --help` prints.\n"]
+    for name, command in cli.COMMANDS.items():
+        parser = importlib.import_module(command.module).build_parser()
+        extra = f" It needs the extra `{command.extra}`." if command.extra else ""
+        about = command.help[0].upper() + command.help[1:]
+        parts.append(f"## florence2 {name}\n\n{about}.{extra}\n\n```text\n{parser.format_help()}```\n")
+    return "\n".join(parts)
 
 
 def one_file() -> str:
@@ -99,13 +107,13 @@ def one_file() -> str:
 
 # ---- what mkdocs calls ----------------------------------------------------------------------------------------------
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages from outside of docs, and the reference."""
+    """Add the pages from outside of docs, the help of the commands, and the one file."""
     from mkdocs.structure.files import File
 
     for path in sorted(pages_elsewhere()):
         text = (ROOT / path).read_text(encoding="utf-8")
         files.append(File.generated(config, str(site_path(path)), content=text))
-    files.append(File.generated(config, REFERENCE, content=reference()))
+    files.append(File.generated(config, COMMANDS, content=command_line()))
     files.append(File.generated(config, ONE_FILE[1], content=one_file()))
     return files
 
@@ -113,4 +121,4 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite the links of a page."""
     uri = page.file.src_uri
-    return markdown if uri in (REFERENCE, ONE_FILE[1]) else rewrite(markdown, repository_path(uri))
+    return markdown if uri in (COMMANDS, ONE_FILE[1]) else rewrite(markdown, repository_path(uri))

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 import florence2
+from florence2.checkpoints.presets import preset
 from florence2.inputs.image import open_image
 from florence2.model.bart import Positions
 from florence2.model.projection import PositionTable
 from florence2.pipeline import Florence2
 from recipes.book.blocks import BLOCKS, BOOK, fill
 from recipes.book.figures import DPI, DRAWINGS
-from recipes.book.overview import draw_overview
+from recipes.book.overview import THEMES, draw_overview
 from recipes.book.values import CHAPTERS, SCENE, WIDE, load_nano, summaries
 
 ROOT = Path(__file__).parents[2]
@@ -94,10 +95,13 @@ def test_the_drawings_are_those_of_the_script(chapter: str, nano: Florence2, tmp
     assert np.abs(new - stored).mean() < 3
 
 
-def test_the_overview_has_the_sizes_of_base() -> None:
-    drawn = (BOOK / "overview.svg").read_text(encoding="utf-8")
-    assert drawn == draw_overview()
-    assert all(size in drawn for size in ("24 x 24 x 1,024", "577 image tokens", "13 prompt tokens", "590 x 768"))
+@pytest.mark.parametrize("name", THEMES)
+def test_the_drawing_of_the_model_has_the_sizes_of_base(name: str) -> None:
+    drawn = (BOOK.parent / name).read_text(encoding="utf-8")
+    assert drawn == draw_overview(THEMES[name])
+    config = preset("base")
+    for size in (config.vision.image_tokens(768, 768), config.text.d_model, f"{config.text.vocab_size:,}"):
+        assert str(size) in drawn
 
 
 def grey(path: Path) -> np.ndarray:

@@ -15,8 +15,6 @@ from florence2.cli import main as cli
 from florence2.cli.run import split_arguments
 from florence2.inputs.tasks import TASKS
 
-draw_model: Any = importlib.import_module("docs.draw_model")
-
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GENERATED = ("reference/command-line.md",)
@@ -134,9 +132,3 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text) + re.findall(r'(?:src|srcset)="([^":]+)"', text)
     for target in targets:
         assert target in GENERATED or (page.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("name", draw_model.THEMES)
-def test_the_drawing_of_the_model_is_that_of_the_script(name: str) -> None:
-    drawn = draw_model.draw(preset("base"), draw_model.THEMES[name])
-    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == drawn

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 import florence2
+from florence2.cli.main import COMMANDS
 from recipes.book.site import (
     FRONT,
+    command_line,
     linked_file,
     one_file,
     pages_elsewhere,
-    reference,
     repository_path,
     rewrite,
     site_path,
@@ -31,7 +32,6 @@ def test_a_page_comes_back_from_its_place(path: str) -> None:
 
 def test_files_that_the_site_does_not_have() -> None:
     assert site_path("florence2/pipeline.py") is None  # source
-    assert site_path("docs/README.md") is None  # about the repository's folder
     assert site_path("docs/nothing.md") is None
 
 
@@ -44,9 +44,12 @@ def test_links_follow_the_pages() -> None:
 
 
 def test_every_page_has_a_place_in_the_menu() -> None:
-    places = {site_path(path) for path in PAGES} - {None} | set(FRONT.values())
+    places = ({site_path(path) for path in PAGES} | set(FRONT.values())) - {None, "images.md"}
     assert places <= set(NAV) and len(NAV) == len(set(NAV))
-    assert {repository_path(place) for place in NAV} - {"docs/reference.md", "docs/how-it-works/one-file.md"} <= {
+    assert {repository_path(place) for place in NAV} - {
+        "docs/reference/command-line.md",
+        "docs/how-it-works/one-file.md",
+    } <= {
         *PAGES,
         *pages_elsewhere(),
     }
@@ -59,7 +62,23 @@ def test_pages_elsewhere_are_found_by_links() -> None:
 
 
 def test_the_reference_has_every_public_name() -> None:
-    assert sorted(re.findall(r"^::: \S+\.(\w+)$", reference(), re.M)) == sorted(florence2.__all__)
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")]
+    shown = {place for page in pages for place in re.findall(r"^::: (\S+)$", page, re.M)}
+    homes = {f"{getattr(florence2, name).__module__}.{name}" for name in florence2.__all__ if name != "TASKS"}
+    assert {home for home in homes if not {home, home.rpartition(".")[0]} & shown} == set()
+    assert "florence2.inputs.tasks" in shown  # the home of TASKS
+
+
+def test_the_command_line_has_every_command() -> None:
+    page = command_line()
+    assert re.findall(r"^## florence2 (\w+)$", page, re.M) == list(COMMANDS)
+    assert page.count("usage: florence2 ") == len(COMMANDS)
+
+
+def test_drawings_for_light_and_dark_pages() -> None:
+    assert (
+        rewrite((ROOT / "README.md").read_text(encoding="utf-8"), "README.md").count("model-dark.svg#only-dark)") == 1
+    )
 
 
 def test_the_file_of_the_model_is_a_page() -> None:
