@@ -1,5 +1,5 @@
 """Speed, scaling and memory.
 
 `python -m benchmarks speed` compares with the reference implementations, `scaling` shows how costs grow, `traces` what
-a trace costs, and `compare` sets two checkouts of this project against each other.
+a trace costs, `train` compares training, and `compare` sets two checkouts of this project against each other.
 """

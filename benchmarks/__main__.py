@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import compare, gpu, label, lite, scaling, serve, speed, traces
+from benchmarks import compare, gpu, label, lite, scaling, serve, speed, traces, train
 from florence2.errors import Florence2Error
 
 COMMANDS = {
@@ -13,6 +13,7 @@ COMMANDS = {
     "lite": (lite.main, "a checkpoint in torch, and the same without torch, from exported graphs"),
     "label": (label.main, "whether bulk labelling loses nothing, holds little and keeps the model busy"),
     "serve": (serve.main, "a server under load, against one without batching and cache"),
+    "train": (train.main, "the trainer and transformers' native model, the same updates in turns"),
     "compare": (compare.main, "two checkouts of this project, in turns"),
 }
 

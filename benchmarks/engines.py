@@ -114,7 +114,7 @@ def run_clocks(engine: Engine, spec: Spec) -> Clocks:
     with torch.inference_mode():
         measure_once("first answer", lambda: engine.end_to_end(jpeg, task, tokens))
         clocks.tokens.append(measure("JPEG to answer", lambda: engine.end_to_end(jpeg, task, tokens)))
-        clocks.peak_memory = _peak_memory(spec.device)
+        clocks.peak_memory = peak_memory(spec.device)
         pixels = measure("JPEG to pixels", lambda: engine.pixels(jpeg))
         features = measure("vision", lambda: engine.vision(pixels))
         memory = measure("encoder", lambda: engine.encode(features, task))
@@ -336,7 +336,8 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
+    """Return the peak memory in bytes of this process, or of its accelerator."""
     if device.startswith("cuda"):
         import torch
 

@@ -42,6 +42,7 @@ _PATIENCE = timedelta(days=1)
 """The longest time that the other processes wait while one evaluates."""
 
 AfterSave = Callable[[int], dict[str, Any]]
+AfterUpdate = Callable[[int, float], None]
 
 
 def train(
@@ -55,6 +56,7 @@ def train(
     objective: LossModule | None = None,
     collate: Collate = make_batch,
     finish: Callable[[], None] | None = None,
+    after_update: AfterUpdate | None = None,
 ) -> None:
     """Train `model` in place for `settings.steps` updates, or resume the run in `folder`.
 
@@ -73,6 +75,7 @@ def train(
         collate: Makes a batch of samples, as `make_batch` does.
         finish: Called after the last update, with the model in eval mode, in the process that writes results. No other
             run can write to `folder` until it returns.
+        after_update: Called after every update with its number, counted from 1, and the mean loss before it.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the update under way was finished and saved.
@@ -93,7 +96,7 @@ def train(
     with _lock(folder, accelerator):
         run.open({**asdict(settings), **(notes or {})})
         try:
-            _train_steps(run, data)
+            _train_steps(run, data, after_update)
         finally:
             run.log.close()
         model.eval()
@@ -101,7 +104,7 @@ def train(
             finish()
 
 
-def _train_steps(run: "_Run", data: StepData) -> None:
+def _train_steps(run: "_Run", data: StepData, after_update: AfterUpdate | None) -> None:
     """Make the updates that are left."""
     with (
         gradient_checkpointing(run.model, run.settings.gradient_checkpointing),
@@ -111,7 +114,9 @@ def _train_steps(run: "_Run", data: StepData) -> None:
         for step, batches in zip(
             range(run.first + 1, run.settings.steps + 1), load_steps(data, run.first), strict=True
         ):
-            run.update(step - 1, batches)
+            loss = run.update(step - 1, batches)
+            if after_update is not None:
+                after_update(step, loss)
             run.save_and_evaluate(step, stop)
 
 
@@ -183,8 +188,8 @@ class _Run:
         if self.first:
             print(f"Resuming run after step {self.first} of {self.settings.steps}.", file=sys.stderr)
 
-    def update(self, step: int, batches: Sequence[Batch]) -> None:
-        """Make one update and log it; `step` counts from 0.
+    def update(self, step: int, batches: Sequence[Batch]) -> float:
+        """Make one update, log it and return its mean loss; `step` counts from 0.
 
         Every label of the whole batch weighs the same, however it is cut into micro-batches and processes.
         """
@@ -204,6 +209,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.log.step(step, mean, norm, int(labels))
+        return mean
 
     def _prepare_update(self, step: int) -> None:
         """Set the random state and the learning rate of a step."""
