@@ -49,15 +49,15 @@ def restore_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: Tr
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state.parameters[name])
-    optimizer.load_state_dict(state.optimizer)
+    # the groups are this run's: those of a state have been found to be the same
+    optimizer.load_state_dict({**state.optimizer, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _fits(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
     """Return whether a saved optimizer has the same groups and, for each parameter, finite values of its shape."""
     own = optimizer.state_dict()["param_groups"]
     try:
-        # the learning rate is set at each step
-        same = [{**group, "lr": 0} for group in saved["param_groups"]] == [{**group, "lr": 0} for group in own]
+        same = [_settings(group) for group in saved["param_groups"]] == [_settings(group) for group in own]
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         moments = [(parameters[place], values) for place, values in saved["state"].items()]
         return same and all(
@@ -69,6 +69,12 @@ def _fits(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> bool:
         )
     except (AttributeError, IndexError, KeyError, TypeError):
         return False
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Return what a group of parameters must have in common with a saved one."""
+    # the learning rate is set at each step, and how AdamW is computed changes its result by rounding alone
+    return {name: value for name, value in group.items() if name not in ("lr", "fused", "foreach")}
 
 
 def save_state(folder: Path, state: TrainState) -> None:

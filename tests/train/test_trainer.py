@@ -13,9 +13,10 @@ import torch
 
 from florence2.bulk.lock import LOCK_NAME, FolderLock
 from florence2.errors import CheckpointError, ConfigError, ImageError, OptionError
-from florence2.train.checkpoints import TrainState, load_state, save_state
 from florence2.train.loader import _start_worker
 from florence2.train.samples import Sample
+from florence2.train.checkpoints import TrainState, load_state, restore_state, save_state
+from florence2.train.loss import LossModule
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import _check_same_step, _lock, make_optimizer, train
 from recipes.nano.places import SceneSample
@@ -357,3 +358,34 @@ def test_only_matrices_decay(mini) -> None:
     assert "language_model.shared.weight" in spared
     assert all("norm" in n or "bias" in n or "embed" in n or "shared" in n for n in spared)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(mini.parameters()))
+
+
+def test_fused_adamw_is_adamw_up_to_rounding(mini, mini_config, processor) -> None:
+    """Ten updates with the same gradients by both."""
+    other = make_model(mini_config, processor, seed=3)
+    fused = make_optimizer(mini, SETTINGS)
+    groups = make_optimizer(other, SETTINGS).param_groups
+    plain = torch.optim.AdamW([{**group, "fused": False} for group in groups])
+    assert fused.param_groups[0]["fused"] and not plain.param_groups[0]["fused"]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        for one, two in zip(mini.parameters(), other.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            two.grad = one.grad.clone()
+        fused.step()
+        plain.step()
+    for name, value in weights(mini).items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=2e-6, atol=1e-7)
+
+
+def test_a_state_of_plain_adamw_is_resumed_by_the_fused_one(mini, processor, tmp_path) -> None:
+    """As earlier versions saved it."""
+    train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=2), tmp_path)
+    state = load_state(tmp_path)
+    for group in state.optimizer["param_groups"]:
+        group["fused"] = None
+    optimizer = make_optimizer(mini, SETTINGS)
+    restore_state(LossModule(mini), optimizer, state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    moments = optimizer.state[next(iter(mini.parameters()))]
+    assert int(moments["step"]) == 2 and moments["exp_avg"].any()
