@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=int, help="different images; after them a new epoch begins (as many as needed)"
     )
     parser.add_argument("--words", type=int, default=8, help="things in the longest answer, five ids each (8)")
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32", choices=tuple(TOLERANCE))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each engine")

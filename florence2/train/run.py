@@ -37,6 +37,7 @@ from florence2.train.evaluate import evaluate
 from florence2.train.freeze import count_trainable, freeze
 from florence2.train.lora import LoraSettings, add_lora, save_adapter
 from florence2.train.samples import Sample
+from florence2.train.needs import check_disk, describe_memory, expect_memory
 from florence2.train.settings import TrainSettings
 from florence2.train.sources import find_new_tasks, read_samples
 
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace, path: Path) -> int:
         raise DataError("Some prompts or images cannot be used (see above). Correct them or leave them out.")
     _train(
         options,
+        path,
         settings,
         lora,
         f,
@@ -135,6 +137,7 @@ def _say(text: str) -> None:
 
 def _train(
     options: argparse.Namespace,
+    path: Path,
     settings: TrainSettings,
     lora: LoraSettings | None,
     f: Florence2,
@@ -150,6 +153,7 @@ def _train(
         return {"evaluation": _measure(f, held_out)} if held_out else {}
 
     _say(_describe(f.model, settings))
+    _say_needs(options, path, settings, f, samples)
     notes = _notes(options, lora, samples)
     train(f.model, f.processor, samples, settings, options.out, notes, after_save, finish=finish)
 
@@ -157,6 +161,20 @@ def _train(
 def _describe(model: Florence2Model, settings: TrainSettings) -> str:
     counts = [f"{name}: {trainable:,} of {total:,}" for name, (trainable, total) in count_trainable(model).items()]
     return f"{settings.steps} steps of {settings.batch} images. Trainable parameters: {'; '.join(counts)}."
+
+
+def _say_needs(
+    options: argparse.Namespace, path: Path, settings: TrainSettings, f: Florence2, samples: list[Sample]
+) -> None:
+    """Say how much memory and disk the run needs. Raises OptionError when the disk has less."""
+    need = expect_memory(f.model, f.processor, samples, settings, int(os.environ.get("WORLD_SIZE", "1")))
+    memory = describe_memory(need)
+    if memory is not None:
+        _say(memory)
+    tensors = [*f.model.parameters(), *f.model.buffers()]
+    stored = sum(tensor.numel() for tensor in tensors) * stored_dtype(find_weights(path)).itemsize
+    result = need.trained if options.lora is not None else stored
+    _say(check_disk(options.out, need.trained, result))
 
 
 def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list[Sample]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from florence2.train.schedule import rate_at
 from florence2.train.settings import TrainSettings
 
 LOG = "log.jsonl"
+_TIMED = 10
+"""Updates until the time of an epoch is known."""
 
 
 class RunLog:
@@ -23,7 +25,7 @@ class RunLog:
         """Open the log; drop what an interrupted run wrote after step `first`, the last one saved."""
         self.folder, self.settings, self.first, self.active = folder, settings, first, active
         self.losses: list[tuple[float, int]] = []
-        self.start = time.monotonic()
+        self.start = self.warm = time.monotonic()
         self.file = None
         if active:
             _drop_after(folder / LOG, first)
@@ -47,6 +49,15 @@ class RunLog:
         left = timedelta(seconds=round((self.settings.steps - done) / steps_per_second))
         line = f"step {done} of {self.settings.steps}  loss {loss:.4f}  rate {rate:.2e}  "
         print(f"{line}{steps_per_second:.2f} steps/s  {left} left", file=sys.stderr, flush=True)
+
+    def say_epoch(self, done: int, updates: int) -> None:
+        """Ten updates after the start, say how long an epoch of `updates` takes. The first update is not counted."""
+        made, now = done - self.first, time.monotonic()
+        if made == 1:
+            self.warm = now
+        if self.active and made == _TIMED and updates > _TIMED:
+            epoch = timedelta(seconds=round((now - self.warm) / (_TIMED - 1) * updates))
+            print(f"An epoch of {updates:,} updates takes about {epoch}.", file=sys.stderr, flush=True)
 
     def has_evaluation(self, step: int) -> bool:
         """Return whether the log has a row of `step` other than that of its loss."""

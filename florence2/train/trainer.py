@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from florence2.train.freeze import freeze, set_training
 from florence2.train.gradient_checkpointing import gradient_checkpointing
 from florence2.train.loader import load_steps
 from florence2.train.loss import LossModule
+from florence2.train.needs import RunMemory, expect_memory, free_memory, update_or_explain
 from florence2.train.run_log import LOG as LOG
 from florence2.train.run_log import RunLog
 from florence2.train.samples import Samples
@@ -36,8 +38,9 @@ from florence2.train.settings import TrainSettings
 from florence2.train.stopping import StopRequest, catch_stop_signals
 
 SETTINGS = "settings.json"
-_MAY_CHANGE = ("save_every", "log_every", "workers")
-"""Settings that do not affect the weights, so a resumed run may change them."""
+_MAY_CHANGE = ("save_every", "log_every", "workers", "gradient_checkpointing", "micro_batch")
+"""Settings that a resumed run may change: none but the last affects the weights, and that one by rounding and by what
+dropout draws. A run that ran out of memory must be able to resume."""
 _PATIENCE = timedelta(days=1)
 """The longest time that the other processes wait while one evaluates."""
 
@@ -106,15 +109,20 @@ def train(
 
 def _train_steps(run: "_Run", data: StepData, after_update: AfterUpdate | None) -> None:
     """Make the updates that are left."""
+    settings, free = run.settings, free_memory(run.model.device)
+
+    def memory() -> RunMemory:
+        return expect_memory(run.model, data.processor, data.samples, settings, data.processes)
+
+    recomputed = memory().recomputed() if settings.gradient_checkpointing else None
     with (
-        gradient_checkpointing(run.model, run.settings.gradient_checkpointing),
+        gradient_checkpointing(run.model, settings.gradient_checkpointing, recomputed),
         catch_stop_signals(announce=run.accelerator.is_main_process) as stop,
     ):
         run.make_up_evaluation(stop)
-        for step, batches in zip(
-            range(run.first + 1, run.settings.steps + 1), load_steps(data, run.first), strict=True
-        ):
-            loss = run.update(step - 1, batches)
+        for step, batches in zip(range(run.first + 1, settings.steps + 1), load_steps(data, run.first), strict=True):
+            loss = update_or_explain(partial(run.update, step - 1, batches), step, free, memory)
+            run.log.say_epoch(step, len(data.samples) // settings.batch)
             if after_update is not None:
                 after_update(step, loss)
             run.save_and_evaluate(step, stop)

@@ -75,7 +75,7 @@ def test_every_layer_computes_twice_and_is_itself_again(
     mini: Florence2Model, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = [m for m in mini.modules() if isinstance(m, LAYERS)]
-    assert len(layers) == 4
+    assert len(layers) == 6  # two blocks in each of two stages, an encoder layer and a decoder layer
     calls: list[nn.Module] = []
 
     def counted(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -88,10 +88,27 @@ def test_every_layer_computes_twice_and_is_itself_again(
     for kind in LAYERS:
         monkeypatch.setattr(kind, "forward", counted(kind.forward))
     step(mini, batch, active=True)
-    assert [calls.count(layer) for layer in layers] == [2] * 4
+    assert [calls.count(layer) for layer in layers] == [2] * 6
     step(mini, batch, active=False)
-    assert [calls.count(layer) for layer in layers] == [3] * 4
+    assert [calls.count(layer) for layer in layers] == [3] * 6
     assert not [m for m in mini.modules() if "forward" in vars(m)]
+
+
+def test_only_the_chosen_layers_compute_twice(mini: Florence2Model, batch: Batch) -> None:
+    """The gradients stay the same bits."""
+    calls: list[str] = []
+    paths = {"vision_tower.blocks.0.0.channel_block", "language_model.encoder.layers.0"}
+    inner = {path: layer for path, layer in mini.named_modules() if isinstance(layer, LAYERS)}
+    for path, layer in inner.items():
+        norm = next(part for part in layer.modules() if isinstance(part, nn.LayerNorm))
+        norm.register_forward_hook(lambda *_, path=path: calls.append(path))  # type: ignore[misc]
+    (loss, gradients), plain = step(mini, batch, active=False), calls.copy()
+    calls.clear()
+    torch.manual_seed(4)
+    with gradient_checkpointing(mini, paths=paths):
+        found, same = backward(mini, batch)
+    assert {path: calls.count(path) for path in plain} == {path: 1 + (path in paths) for path in plain}
+    assert found == loss and all(torch.equal(same[name], gradients[name]) for name in gradients)
 
 
 def test_an_error_inside_leaves_the_model_as_it_was(mini: Florence2Model) -> None:
