@@ -77,6 +77,17 @@ def split_rows(lengths: Sequence[int], others: int = 0) -> list[list[int]]:
         groups[index : index + 1] = [groups[index][:place], groups[index][place:]]
 
 
+def count_positions(prompts: Sequence[int], answers: Sequence[int], image_tokens: int) -> tuple[int, int]:
+    """Return how many positions the text model computes for a micro-batch, and how many of them are padding.
+
+    `prompts` and `answers` are the lengths of each pair; every pair has `image_tokens` in addition.
+    """
+    memory = len(prompts) * (image_tokens + max(prompts))
+    computed = sum(len(group) * answers[group[0]] for group in split_rows(answers, memory))
+    real = len(prompts) * image_tokens + sum(prompts) + sum(answers)
+    return memory + computed, memory + computed - real
+
+
 def _best_split(lengths: Sequence[int], group: Sequence[int], index: int) -> tuple[int, int, int]:
     """Return (positions saved, index, place) of the best place to split a group, whose longest row is the first."""
     longest, count = lengths[group[0]], len(group)

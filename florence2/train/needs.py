@@ -14,12 +14,15 @@ from florence2.generation.budget import USABLE, free_bytes
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.checkpoints import STATE
-from florence2.train.data import Samples
+from florence2.train.data import Samples, StepData
+from florence2.train.label_loss import count_positions
 from florence2.train.memory import BatchShape, UpdateMemory, estimate_update
 from florence2.train.settings import TrainSettings
 
 _READ = 64
 """How many samples the expected size of a batch is taken from."""
+_UPDATES = 8
+"""How many updates the share of padding is taken from."""
 _MOMENTS = 2
 """AdamW keeps two values for each parameter that trains."""
 _LIBRARIES = 100_000_000
@@ -129,6 +132,22 @@ def used_memory(model: Florence2Model) -> int:
         return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("VmRSS:"))
     except (OSError, StopIteration):
         return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def describe_padding(processor: Processor, samples: Samples, settings: TrainSettings, need: RunMemory) -> str:
+    """Return a sentence about the padding of the first updates, of one process if there are several."""
+    shape, data = need.shape, StepData(samples, processor, settings, need.model.config.text.max_position_embeddings)
+    image_tokens = need.model.config.vision.image_tokens(shape.height, shape.width)
+    computed = padding = 0
+    for step in range(min(_UPDATES, settings.steps)):
+        indices = data.indices(step)[:: need.processes]
+        for start in range(0, len(indices), need.images):
+            pairs = [pair for index in indices[start : start + need.images] for pair in samples[index].pairs]
+            prompts = [len(processor.prompt(prefix)) for prefix, _ in pairs]
+            answers = [len(processor.encode(suffix)[: data.max_length]) for _, suffix in pairs]
+            positions = count_positions(prompts, answers, image_tokens)
+            computed, padding = computed + positions[0], padding + positions[1]
+    return f"Padding: {padding / computed:.1%} of the positions of the text model."
 
 
 def free_memory(device: torch.device) -> int | None:

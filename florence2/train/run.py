@@ -36,8 +36,8 @@ from florence2.train.entries import DataError
 from florence2.train.evaluate import evaluate
 from florence2.train.freeze import count_trainable, freeze
 from florence2.train.lora import LoraSettings, add_lora, save_adapter
+from florence2.train.needs import check_disk, describe_memory, describe_padding, expect_memory
 from florence2.train.samples import Sample
-from florence2.train.needs import check_disk, describe_memory, expect_memory
 from florence2.train.settings import TrainSettings
 from florence2.train.sources import find_new_tasks, read_samples
 
@@ -175,6 +175,7 @@ def _say_needs(
     stored = sum(tensor.numel() for tensor in tensors) * stored_dtype(find_weights(path)).itemsize
     result = need.trained if options.lora is not None else stored
     _say(check_disk(options.out, need.trained, result))
+    _say(describe_padding(f.processor, samples, settings, need))
 
 
 def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list[Sample]) -> dict[str, Any]:

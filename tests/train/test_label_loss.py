@@ -12,7 +12,7 @@ from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train import label_loss as module
 from florence2.train.data import Batch
-from florence2.train.label_loss import PADDING, answer_loss, label_loss, split_rows
+from florence2.train.label_loss import PADDING, answer_loss, count_positions, label_loss, split_rows
 from tests.train.steps import backward, batch_of, close
 
 
@@ -181,6 +181,12 @@ def test_padding_stays_under_its_share() -> None:
         computed = sum(len(group) * int(lengths[group].max()) for group in groups)
         assert computed - int(lengths.sum()) <= PADDING * computed
         assert len(groups) < 14
+
+
+def test_positions_are_counted_as_they_are_computed() -> None:
+    """Two prompts of 3 and 5 ids with 10 image tokens; answers of 4 and 2 together, of 400 and 2 apart."""
+    assert count_positions([3, 5], [4, 2], 10) == (38, 4)
+    assert count_positions([3, 5], [400, 2], 10) == (432, 2)
 
 
 def test_labels_that_are_ignored_at_the_end_are_not_decoded(mini: Florence2Model, batch: Batch) -> None:

@@ -18,9 +18,17 @@ from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train import needs
 from florence2.train.data import Sample
-from florence2.train.needs import RunMemory, check_disk, describe_memory, expect_memory, update_or_explain
+from florence2.train.label_loss import count_positions
+from florence2.train.needs import (
+    RunMemory,
+    check_disk,
+    describe_memory,
+    describe_padding,
+    expect_memory,
+    update_or_explain,
+)
 from florence2.train.settings import TrainSettings
-from tests.train.steps import SAMPLES
+from tests.train.steps import SAMPLES, batch_of
 
 ROOT = Path(__file__).parents[2]
 LIMITED = """
@@ -89,6 +97,22 @@ def test_the_sentence_about_memory(mini: Florence2Model, processor: Processor, m
     assert re.fullmatch(f"{whole} 64 images at once{advice}", describe_memory(need) or "")
     monkeypatch.setattr(needs, "free_memory", lambda _: 1)
     assert "Give --gradient-checkpointing, or train fewer parameters" in (describe_memory(need) or "")
+
+
+def test_the_sentence_about_padding(mini: Florence2Model, processor: Processor) -> None:
+    """Of one micro-batch with all three samples, and of micro-batches of one."""
+    for size, updates in ((None, 1), (1, 3)):
+        given = settings(micro_batch=size, shuffle=False, steps=20)
+        need = expect_memory(mini, processor, SAMPLES, given)
+        batches = [batch_of(processor, SAMPLES)] if size is None else [batch_of(processor, [one]) for one in SAMPLES]
+        assert len(batches) == updates
+        counted = [
+            count_positions(b.attention_mask.sum(1).tolist(), (b.labels != -100).sum(1).tolist(), 65) for b in batches
+        ]
+        share = sum(padding for _, padding in counted) / sum(positions for positions, _ in counted)
+        assert describe_padding(processor, SAMPLES, given, need) == (
+            f"Padding: {share:.1%} of the positions of the text model."
+        )
 
 
 def test_a_model_of_unknown_size_is_not_spoken_of(mini: Florence2Model, processor: Processor) -> None:

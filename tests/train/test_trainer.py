@@ -13,10 +13,10 @@ import torch
 
 from florence2.bulk.lock import LOCK_NAME, FolderLock
 from florence2.errors import CheckpointError, ConfigError, ImageError, OptionError
-from florence2.train.loader import _start_worker
-from florence2.train.samples import Sample
 from florence2.train.checkpoints import TrainState, load_state, restore_state, save_state
+from florence2.train.loader import _start_worker
 from florence2.train.loss import LossModule
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import _check_same_step, _lock, make_optimizer, train
 from recipes.nano.places import SceneSample
