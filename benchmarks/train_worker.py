@@ -69,8 +69,8 @@ def train_ours(spec: TrainSpec, report: Report) -> None:
     """Run this project's trainer as `florence2 train` does."""
     from florence2.checkpoints.checkpoint import load_model
     from florence2.processor import Processor
-    from florence2.train.data import Sample
     from florence2.train.lora import LoraSettings, add_lora
+    from florence2.train.samples import Sample
     from florence2.train.settings import TrainSettings
     from florence2.train.trainer import train
 

@@ -17,7 +17,6 @@ from florence2.generation.budget import USABLE
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train import needs
-from florence2.train.data import Sample
 from florence2.train.label_loss import count_positions
 from florence2.train.needs import (
     RunMemory,
@@ -27,6 +26,7 @@ from florence2.train.needs import (
     expect_memory,
     update_or_explain,
 )
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from tests.train.steps import SAMPLES, batch_of
 
