@@ -125,6 +125,8 @@ def _measure_tables(options: argparse.Namespace) -> int:
     """Answer the questions of tables, then print and write the report."""
     if options.images or options.task:
         raise OptionError(f"--{'images' if options.images else 'task'} goes with a data file; tables have their own.")
+    if options.store is not None or options.store_limit is not None:
+        raise OptionError("--store goes with a data file; the answers about tables are kept in --out.")
     for name in ("data", "out"):
         if getattr(options, name) is None:
             raise OptionError(f"Tables need --{name} DIR, {'their files' if name == 'data' else 'for the answers'}.")

@@ -26,8 +26,8 @@ from florence2.cli.options.arguments import (
 from florence2.cli.options.tasks import stored_tasks
 from florence2.cli.options.values import path_argument
 from florence2.errors import ConfigError, OptionError
-from florence2.train.command import check_data
-from florence2.train.evaluate_command import add_questions, collect
+from florence2.train.command import check_data, check_store
+from florence2.train.evaluate_command import add_questions, collect, open_store
 
 if TYPE_CHECKING:
     from florence2.train.calibrate import Rated
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(arguments)
     check_at_least(options, 1, "batch", "limit")
     check_data(options, "data", "images")
+    check_store(options)
     generation_changes(options)
     path = check_model(options)
     target = _target(options, path)
@@ -76,7 +77,9 @@ def main(arguments: Sequence[str]) -> int:
     samples = read_samples(options.data, options.images, sys.maxsize, options.task, known)[: options.limit]
     options.calibration = NO_CALIBRATION  # raw values are what a table is fitted to
     model = load_model(options)
-    results = answer_samples(model, samples, options.batch, generation_options(options, model))
+    results = answer_samples(
+        model, samples, options.batch, generation_options(options, model), open_store(options, model)
+    )
     pairs, failed = collect(results, len(samples), as_json=False)
     rated = calibrate.rate(pairs)
     calibration = of_weights(calibrate.fit(rated), model.model)

@@ -64,6 +64,30 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="only report which parts of DATA would be lost or cut")
 
 
+def add_store(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add where the features of a frozen vision tower are kept; shared with `evaluate`."""
+    parser.add_argument(
+        "--store",
+        type=path_argument,
+        metavar="DIR",
+        help="folder for the features of images that were encoded once, for later epochs, runs and evaluations "
+        f"({default})",
+    )
+    parser.add_argument(
+        "--store-limit", type=float, metavar="GB", help="disk space that --store may take (default: 50)"
+    )
+
+
+def check_store(options: argparse.Namespace, has_own: bool = False) -> None:
+    """Raise OptionError for values that cannot be meant; a command that `has_own` folder needs no `--store`."""
+    if options.store_limit is not None and options.store is None and not has_own:
+        raise OptionError("--store-limit bounds the folder of --store; give --store DIR too, or leave it out.")
+    if options.store_limit is not None and not 0 < options.store_limit < math.inf:
+        raise OptionError(f"--store-limit is {options.store_limit}; it must be above 0 and finite.")
+    if options.store is not None and options.store.exists() and not options.store.is_dir():
+        raise OptionError(f"--store {options.store} is a file; features need a folder.")
+
+
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, default=3.0, help="passes over the data (default: 3)")
     parser.add_argument("--steps", type=int, help="number of updates, instead of --epochs")
@@ -135,6 +159,8 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
         "--save-every", type=int, default=500, help="updates between saves; the end is saved too (default: 500)"
     )
     parser.add_argument("--log-every", type=int, default=10, help="updates between lines of the log (default: 10)")
+    add_store(parser, "default: features in --out, if the vision tower is frozen and images are seen again")
+    parser.add_argument("--no-store", action="store_true", help="encode every image in every epoch")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare images (default: 1)")
 
 
@@ -188,5 +214,8 @@ def _check(options: argparse.Namespace) -> None:
         raise OptionError("--lora-alpha and --lora-names describe an adapter; give --lora RANK too, or leave them out.")
     if options.lora_alpha is not None and not 0 < options.lora_alpha < math.inf:
         raise OptionError(f"--lora-alpha is {options.lora_alpha}; it must be above 0 and finite.")
+    if options.no_store and (options.store is not None or options.store_limit is not None):
+        raise OptionError("--no-store keeps no features; leave it out, or --store and --store-limit.")
+    check_store(options, has_own=True)
     training_settings(options, count=1)
     check_data(options, "data", "images", "validation")

@@ -6,7 +6,7 @@ saves time and changes neither the loss nor the gradients.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Batch:
     """P images with E pairs; `image_index` (E,) is the image of each pair.
 
     `pixel_values` (P, 3, H, W); `input_ids` and `attention_mask` (E, S), 0 in the mask at padding; `labels` (E, T),
-    -100 at padding. Neither padding nor the prompt is trained on.
+    -100 at padding. Neither padding nor the prompt is trained on. Where the vision tower is frozen, its outputs `grids`
+    (P, h, w, C) may stand in place of the pixel values, which are empty then.
     """
 
     pixel_values: Tensor
@@ -33,6 +34,7 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    grids: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def num_labels(self) -> int:
@@ -40,16 +42,22 @@ class Batch:
         return int((self.labels != IGNORED_LABEL).sum())
 
     def to(self, device: torch.device) -> "Batch":
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
-def make_batch(samples: Sequence[Sample], processor: Processor, max_length: int) -> Batch:
+def make_batch(
+    samples: Sequence[Sample],
+    processor: Processor,
+    max_length: int,
+    read_grid: Callable[[ImageInput], Tensor] | None = None,
+) -> Batch:
     """Make a batch of samples.
 
     Args:
         samples: At least one pair in all.
         processor: Turns images, prompts and answers into tensors.
         max_length: The model's positions. Longer answers are cut there and lose their end.
+        read_grid: Returns the output (h, w, C) of a frozen vision tower for an image; None takes the pixel values.
 
     Raises:
         PromptError: The processor refuses a prompt, or no sample has one.
@@ -57,10 +65,10 @@ def make_batch(samples: Sequence[Sample], processor: Processor, max_length: int)
     """
     pad = processor.tokenizer.token_id("<pad>")
     assert pad is not None
-    pixels, image_index, prompts, labels = [], [], [], []
+    images, image_index, prompts, labels = [], [], [], []
     for index, sample in enumerate(samples):
-        with _naming(sample):
-            pixels.append(processor.image(sample.image))
+        with naming(sample):
+            images.append(processor.image(sample.image) if read_grid is None else read_grid(sample.image)[None])
             for prefix, suffix in sample.pairs:
                 prompts.append(processor.prompt(prefix))
                 labels.append(processor.encode(suffix)[:max_length])
@@ -69,7 +77,10 @@ def make_batch(samples: Sequence[Sample], processor: Processor, max_length: int)
         raise PromptError("A batch without a single prompt has nothing to train on.")
     input_ids = _pad(prompts, pad)
     mask = _pad([[1] * len(ids) for ids in prompts], 0)
-    return Batch(torch.cat(pixels), torch.tensor(image_index), input_ids, mask, _pad(labels, IGNORED_LABEL))
+    rows = (torch.tensor(image_index), input_ids, mask, _pad(labels, IGNORED_LABEL))
+    if read_grid is None:
+        return Batch(torch.cat(images), *rows)
+    return Batch(torch.empty(0), *rows, grids=torch.cat(images))
 
 
 Collate = Callable[[Sequence[Sample], Processor, int], Batch]
@@ -77,7 +88,7 @@ Collate = Callable[[Sequence[Sample], Processor, int], Batch]
 
 
 @contextmanager
-def _naming(sample: Sample) -> Iterator[None]:
+def naming(sample: Sample) -> Iterator[None]:
     """Put the name of the sample before the message of an error."""
     try:
         yield
@@ -136,6 +147,15 @@ class StepData(Dataset[list[Batch]]):
     @property
     def _steps_per_epoch(self) -> int:
         return len(self.samples) // self.settings.batch
+
+    def needed(self, first: int) -> list[int]:
+        """Return the samples of the steps from `first` on, over all processes, in rising order and each once."""
+        found: set[int] = set()
+        for step in range(first, len(self)):
+            if len(found) == len(self.samples):
+                break
+            found.update(self.indices(step))
+        return sorted(found)
 
     def indices(self, step: int) -> list[int]:
         """Return the samples of a step, over all processes. An epoch leaves out the rest that fills no batch."""

@@ -10,10 +10,11 @@ from torch import nn
 from florence2.answers.answer import Answer
 from florence2.errors import Florence2Error
 from florence2.generation.options import GenerationOptions
-from florence2.pipeline import Florence2, Request
+from florence2.pipeline import EncodedImage, Florence2, Request
 from florence2.stream import encode_ahead
 from florence2.train.metrics import Metrics, Pair, measure_by_task
 from florence2.train.samples import Sample, Samples
+from florence2.train.store.images import StoredImages
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def evaluate(
     batch_size: int | None = None,
     options: GenerationOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
+    stored: StoredImages | None = None,
 ) -> dict[str, Metrics]:
     """Answer every question of `samples` and measure the answers.
 
@@ -42,6 +44,7 @@ def evaluate(
             most 64.
         options: Generation settings; the checkpoint's own by default.
         progress: Called as `progress(done, total)` after each sample.
+        stored: Encodes the images through a store; None encodes them here.
 
     Returns:
         The metrics of each task by its token, see `measure_by_task`.
@@ -50,7 +53,7 @@ def evaluate(
         Florence2Error: The first image or prompt that cannot be used, with the sample's name.
     """
     pairs: list[Pair] = []
-    for done, outcomes in enumerate(answer_samples(f, samples, batch_size, options), 1):
+    for done, outcomes in enumerate(answer_samples(f, samples, batch_size, options, stored), 1):
         for outcome in outcomes:
             if outcome.error is not None:
                 raise type(outcome.error)(f"{outcome.name or 'a sample'}: {outcome.error}")
@@ -61,9 +64,13 @@ def evaluate(
 
 
 def answer_samples(
-    f: Florence2, samples: Samples, batch_size: int | None = None, options: GenerationOptions | None = None
+    f: Florence2,
+    samples: Samples,
+    batch_size: int | None = None,
+    options: GenerationOptions | None = None,
+    stored: StoredImages | None = None,
 ) -> Iterator[list[Outcome]]:
-    """Yield the outcomes of each sample, in order. An image is encoded once for all its questions.
+    """Yield the outcomes of each sample, in order. An image is encoded once for all its questions, or read by `stored`.
 
     A bad image or prompt fails only its own questions. The model answers in evaluation mode and then returns to its
     earlier mode. Raises OptionError as `Florence2.stream`.
@@ -71,8 +78,7 @@ def answer_samples(
     asked: deque[_Asked] = deque()  # a little ahead of the answers
 
     def requests() -> "Iterator[Request | Florence2Error]":
-        items = (samples[i] for i in range(len(samples)))
-        for sample, image in encode_ahead(f, items, lambda sample: f.prepare_image(sample.image), batch_size):
+        for sample, image in stored.encode_all(samples) if stored is not None else _encode(f, samples, batch_size):
             asked.append(_Asked(sample, None if isinstance(image, Florence2Error) else image.size))
             yield from (image if isinstance(image, Florence2Error) else (prefix, image) for prefix, _ in sample.pairs)
 
@@ -87,6 +93,14 @@ def answer_samples(
         if asked[0].add(f, answer):
             yield asked.popleft().outcomes
     yield from (left.outcomes for left in asked)
+
+
+def _encode(
+    f: Florence2, samples: Samples, batch_size: int | None
+) -> Iterator[tuple[Sample, EncodedImage | Florence2Error]]:
+    """Yield each sample with its encoded image, or why it has none."""
+    items = (samples[i] for i in range(len(samples)))
+    yield from encode_ahead(f, items, lambda sample: f.prepare_image(sample.image), batch_size)
 
 
 @dataclass

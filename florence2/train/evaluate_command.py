@@ -21,11 +21,13 @@ from florence2.cli.options.groups import add_generation, add_model, add_weights
 from florence2.cli.options.tasks import stored_tasks
 from florence2.cli.progress import Progress
 from florence2.errors import OptionError
-from florence2.train.command import add_data, check_data
+from florence2.train.command import add_data, add_store, check_data, check_store
 
 if TYPE_CHECKING:
+    from florence2.pipeline import Florence2
     from florence2.train.evaluate import Outcome
     from florence2.train.metrics import Metrics, Pair
+    from florence2.train.store.images import StoredImages
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +43,7 @@ def add_answering_options(parser: argparse.ArgumentParser) -> None:
     add_generation(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="questions answered at once (default: as memory allows)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images (default: all)")
+    add_store(parser, "default: none; `train` keeps its own in OUT/features")
 
 
 def measure_file(options: argparse.Namespace) -> int:
@@ -56,6 +59,7 @@ def measure_file(options: argparse.Namespace) -> int:
     """
     check_at_least(options, 1, "batch", "limit")
     check_data(options, "data", "images")
+    check_store(options)
     generation_changes(options)
     known = stored_tasks(options, check_model(options))
     from florence2.train.evaluate import answer_samples
@@ -64,13 +68,25 @@ def measure_file(options: argparse.Namespace) -> int:
 
     samples = read_samples(options.data, options.images, sys.maxsize, options.task, known)[: options.limit]
     model = load_model(options)
-    results = answer_samples(model, samples, options.batch, generation_options(options, model))
+    results = answer_samples(
+        model, samples, options.batch, generation_options(options, model), open_store(options, model)
+    )
     pairs, failed = collect(results, len(samples), options.json)
     _print_metrics(measure_by_task(pairs, known), options.json)
     cut_off = sum(answer.is_cut_off for _, answer in pairs)
     for sentence in Summary(options.max_new_tokens, 0, len(pairs) + failed, failed, cut_off).sentences():
         say(f"florence2: {sentence}")
     return 1 if failed else 0
+
+
+def open_store(options: argparse.Namespace, model: "Florence2") -> "StoredImages | None":
+    """Return what encodes the images through `--store`; None without it."""
+    if options.store is None:
+        return None
+    from florence2.train.store.filling import DEFAULT_LIMIT, StoreOptions
+    from florence2.train.store.images import StoredImages
+
+    return StoredImages(model, StoreOptions(options.store, options.store_limit or DEFAULT_LIMIT))
 
 
 def collect(results: Iterable[list["Outcome"]], total: int, as_json: bool) -> tuple[list["Pair"], int]:

@@ -1,6 +1,7 @@
 """Load the batches of every step ahead of time, in worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -9,33 +10,42 @@ from florence2.errors import Florence2Error
 from florence2.train.data import Batch, StepData
 from florence2.train.stopping import ignore_stop_signals
 
+Item = TypeVar("Item")
+
 
 def load_steps(data: StepData, first: int) -> Iterator[list[Batch]]:
     """Yield the batches of each step from `first` on. Raise the Florence2Error of data that cannot be used."""
-    workers = data.settings.workers
+    yield from load_ahead(data, range(first, len(data)), data.settings.workers)
+
+
+def load_ahead(data: Dataset[Item], order: Sequence[int], workers: int) -> Iterator[Item]:
+    """Yield the items of `data` in `order`; `workers` processes make the next ones meanwhile.
+
+    Raises the Florence2Error of an item that cannot be made.
+    """
     loader = DataLoader(
         _ErrorsAsValues(data),
         batch_size=None,
-        sampler=range(first, len(data)),
+        sampler=order,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
     )
-    for batches in loader:
-        if isinstance(batches, Florence2Error):
-            raise batches
-        yield batches
+    for item in loader:
+        if isinstance(item, Florence2Error):
+            raise item
+        yield item
 
 
-class _ErrorsAsValues(Dataset[list[Batch] | Florence2Error]):
+class _ErrorsAsValues(Dataset[Item | Florence2Error]):
     """`data` that returns errors: raised in a worker, they would reach the main process as a traceback in a text."""
 
-    def __init__(self, data: StepData):
+    def __init__(self, data: Dataset[Item]):
         self.data = data
 
-    def __getitem__(self, step: int) -> list[Batch] | Florence2Error:
+    def __getitem__(self, index: int) -> Item | Florence2Error:
         try:
-            return self.data[step]
+            return self.data[index]
         except Florence2Error as error:
             return error
 

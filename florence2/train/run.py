@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from florence2.checkpoints.files import write_tasks
 from florence2.checkpoints.tensors import find_weights
 from florence2.cli.options.arguments import model_changes
 from florence2.cli.progress import Progress
+from florence2.errors import OptionError
 from florence2.inputs.tasks import Task, token_task
 from florence2.model.florence2 import Florence2Model
 from florence2.pipeline import Florence2
@@ -40,8 +42,11 @@ from florence2.train.needs import check_disk, describe_memory, describe_padding,
 from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.sources import find_new_tasks, read_samples
+from florence2.train.store.filling import DEFAULT_LIMIT, StoreOptions
+from florence2.train.store.images import StoredImages
+from florence2.train.store.tower import is_frozen
 
-CHECKPOINT, ADAPTER, CURVE = "checkpoint", "adapter", "curve.png"
+CHECKPOINT, ADAPTER, CURVE, FEATURES = "checkpoint", "adapter", "curve.png", "features"
 
 
 def run(options: argparse.Namespace, path: Path) -> int:
@@ -57,6 +62,7 @@ def run(options: argparse.Namespace, path: Path) -> int:
     model = load_model(path, device=device, attention="eager" if eager else "sdpa", **changes)
     f = Florence2(model, processor, prepare=changes["prepare"])
     lora = None if options.check else _restrict(options, settings, f.model)
+    store = None if options.check else choose_store(options, settings, f.model, len(samples))
     say = print if options.check else _say
     findings = _report(samples, f, say)
     if held_out:
@@ -74,6 +80,7 @@ def run(options: argparse.Namespace, path: Path) -> int:
         f,
         samples,
         held_out,
+        store,
         finish=lambda: print(_write_result(f, options, path, changes["prepare"])),
     )
     return 0
@@ -114,6 +121,23 @@ def _lora(options: argparse.Namespace) -> LoraSettings | None:
     return LoraSettings(options.lora, 2 * options.lora if options.lora_alpha is None else options.lora_alpha)
 
 
+def choose_store(
+    options: argparse.Namespace, settings: TrainSettings, model: Florence2Model, count: int
+) -> StoreOptions | None:
+    """Return where the features of a frozen vision tower are kept; None where it trains or nothing would be gained."""
+    if not is_frozen(model):
+        if options.store is not None or options.store_limit is not None:
+            raise OptionError(
+                "--store and --store-limit keep features of a frozen vision tower, but here it trains. Give --freeze "
+                "vision or --lora, or leave them out."
+            )
+        return None
+    again = settings.steps > count // settings.batch  # otherwise no image is seen twice
+    if options.no_store or not (again or options.store):
+        return None
+    return StoreOptions(options.store or options.out / FEATURES, options.store_limit or DEFAULT_LIMIT)
+
+
 def _report(samples: list[Sample], f: Florence2, say: Callable[[str], None]) -> tuple[SampleFault, ...]:
     """Say which samples would be lost or cut."""
     report = check_samples(samples, f.processor, *_limits(f.model, f.processor))
@@ -143,6 +167,7 @@ def _train(
     f: Florence2,
     samples: list[Sample],
     held_out: list[Sample],
+    store: StoreOptions | None,
     finish: Callable[[], None],
 ) -> None:
     from florence2.train.trainer import train  # accelerate takes a second, and --check does without
@@ -150,17 +175,23 @@ def _train(
     def after_save(step: int) -> dict[str, Any]:
         if step < settings.steps:
             _plot(options.out)
-        return {"evaluation": _measure(f, held_out)} if held_out else {}
+        return {"evaluation": _measure(f, held_out, stored())} if held_out else {}
+
+    @cache
+    def stored() -> StoredImages | None:
+        return None if store is None else StoredImages(f, store)
 
     _say(_describe(f.model, settings))
     _say_needs(options, path, settings, f, samples)
     notes = _notes(options, lora, samples)
-    train(f.model, f.processor, samples, settings, options.out, notes, after_save, finish=finish)
+    train(f.model, f.processor, samples, settings, options.out, notes, after_save, finish=finish, store=store)
 
 
 def _describe(model: Florence2Model, settings: TrainSettings) -> str:
     counts = [f"{name}: {trainable:,} of {total:,}" for name, (trainable, total) in count_trainable(model).items()]
-    return f"{settings.steps} steps of {settings.batch} images. Trainable parameters: {'; '.join(counts)}."
+    frozen = [name for name, (trainable, _) in count_trainable(model).items() if not trainable]
+    end = f" Frozen parts compute without dropout and stochastic depth: {', '.join(frozen)}." if frozen else ""
+    return f"{settings.steps} steps of {settings.batch} images. Trainable parameters: {'; '.join(counts)}.{end}"
 
 
 def _say_needs(
@@ -189,10 +220,10 @@ def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list
     return {**notes, "task": options.task, "questions": digest, "lora": asdict(lora) if lora else None}
 
 
-def _measure(model: Florence2, held_out: list[Sample]) -> dict[str, Any]:
+def _measure(model: Florence2, held_out: list[Sample], stored: StoredImages | None) -> dict[str, Any]:
     """Return the metrics of `--validation`; progress goes to stderr."""
     with Progress(len(held_out)) as progress:
-        return dict(evaluate(model, held_out, progress=progress))
+        return dict(evaluate(model, held_out, progress=progress, stored=stored))
 
 
 def _plot(folder: Path) -> None:

@@ -31,6 +31,10 @@ class RunLog:
             _drop_after(folder / LOG, first)
             self.file = (folder / LOG).open("a", encoding="utf-8")
 
+    def restart_clock(self) -> None:
+        """Count the seconds of the updates from now on, without the preparations before them."""
+        self.start = time.monotonic()
+
     def step(self, step: int, loss: float, norm: float, labels: int) -> None:
         """Note the mean loss, gradient norm and number of labels of an update; `step` counts from 0."""
         self.losses.append((loss, labels))

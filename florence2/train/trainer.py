@@ -36,6 +36,9 @@ from florence2.train.samples import Samples
 from florence2.train.schedule import rate_at
 from florence2.train.settings import TrainSettings
 from florence2.train.stopping import StopRequest, catch_stop_signals
+from florence2.train.store.filling import StoreOptions
+from florence2.train.store.running import fill_for_run
+from florence2.train.store.tower import is_frozen
 
 SETTINGS = "settings.json"
 _MAY_CHANGE = ("save_every", "log_every", "workers", "gradient_checkpointing", "micro_batch")
@@ -60,6 +63,7 @@ def train(
     collate: Collate = make_batch,
     finish: Callable[[], None] | None = None,
     after_update: AfterUpdate | None = None,
+    store: StoreOptions | None = None,
 ) -> None:
     """Train `model` in place for `settings.steps` updates, or resume the run in `folder`.
 
@@ -79,10 +83,14 @@ def train(
         finish: Called after the last update, with the model in eval mode, in the process that writes results. No other
             run can write to `folder` until it returns.
         after_update: Called after every update with its number, counted from 1, and the mean loss before it.
+        store: Where the outputs of a frozen vision tower are kept: every image is encoded once, before the first
+            update. None encodes it in every epoch. It needs `samples` whose images stay the same, and the default
+            loss and batches.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the update under way was finished and saved.
-        ConfigError: `folder` holds a run with other settings, or the gradient is not finite. Saved files stay.
+        ConfigError: `folder` holds a run with other settings, or the gradient is not finite. Saved files stay. Or a
+            `store` cannot be used with this model, loss or `collate`.
         OptionError: Another run writes to `folder`, or it cannot be written.
     """
     accelerator = Accelerator(
@@ -93,12 +101,22 @@ def train(
     positions = model.config.text.max_position_embeddings
     rank, processes = accelerator.process_index, accelerator.num_processes
     data = StepData(samples, processor, settings, positions, rank, processes, collate)
+    own = objective is not None or collate is not make_batch
     objective = (objective or LossModule(model)).train()
     freeze(model, settings.freeze)
+    if store is not None and (own or not is_frozen(model)):
+        raise ConfigError(
+            "The outputs of the vision tower can be stored only where it is frozen, with the default loss and batches. "
+            "Freeze it, or leave the store out."
+        )
     run = _Run(model, objective, settings, folder, accelerator, after_save)
     with _lock(folder, accelerator):
-        run.open({**asdict(settings), **(notes or {})})
+        run.open({**asdict(settings), **(notes or {}), **({} if store is None else {"store": True})})
         try:
+            if store is not None and run.first < settings.steps:
+                with _lock(store.folder, accelerator):
+                    data.collate = fill_for_run(model, data, run.first, store, accelerator)
+                run.log.restart_clock()
             _train_steps(run, data, after_update)
         finally:
             run.log.close()

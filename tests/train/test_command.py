@@ -176,7 +176,7 @@ def test_of_a_coco_file_the_trained_task_is_measured(
 ) -> None:
     seen: list[Any] = []
 
-    def see(model: Florence2, samples: list[Sample], progress: object) -> dict[str, Any]:
+    def see(model: Florence2, samples: list[Sample], progress: object, stored: object) -> dict[str, Any]:
         seen.append(samples)
         return {}
 
