@@ -1,7 +1,7 @@
 """Encode the images that a run needs and the store does not have yet, and hand out what is stored."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -128,7 +128,9 @@ def _plan(
         with naming(sample):
             numbers.setdefault(grids.keys(sample.image), number)
     _remove_damaged(store, numbers, say)
-    _check_tower(store, tower, processor, samples, numbers)
+    stored = next((key for key in numbers if key in store), None)
+    if stored is not None:
+        check_tower(store, tower, stored, processor.image(samples[numbers[stored]].image))
     missing = [(key, number) for key, number in numbers.items() if key not in store]
     check_room(len(numbers), len(missing), tower.grid_bytes, options)
     say(_describe(len(numbers), len(missing), tower.grid_bytes, options.folder))
@@ -143,20 +145,17 @@ def _remove_damaged(store: GridStore, needed: Iterable[str], say: Callable[[str]
     store.refresh()
 
 
-def _check_tower(
-    store: GridStore, tower: FrozenTower, processor: Processor, samples: Samples, numbers: Mapping[str, int]
-) -> None:
-    """Raise ConfigError where the tower does not compute what is stored: its digest cannot see changed code."""
-    key = next((key for key in numbers if key in store), None)
-    if key is None:
-        return
-    sample, stored = samples[numbers[key]], store.read(key).float()
-    computed = tower.encode(processor.image(sample.image))[0].float()
+def check_tower(store: GridStore, tower: FrozenTower, key: str, pixel_values: Tensor) -> None:
+    """Compare the stored grid of an image with the one that `tower` computes from its pixel values (1, 3, H, W).
+
+    Raises ConfigError where they differ: a digest cannot see changed code, such as a hook.
+    """
+    stored, computed = store.read(key).float(), tower.encode(pixel_values)[0].float()
     apart = float((computed - stored).norm() / stored.norm())
     if not apart <= _TOLERANCE.get(tower.dtype, 0.01):
         raise ConfigError(
-            f"{store.folder} holds features of another vision tower: those of {sample.name or 'an image'} differ by "
-            f"{apart:.0%}, so code of the model has changed. Remove this folder, or give another --store."
+            f"{store.folder} holds features of another vision tower: those of one image differ by {apart:.0%} from "
+            "those that this model computes, so its code has changed. Remove this folder, or give another --store."
         )
 
 

@@ -15,7 +15,7 @@ from florence2.inputs.image import ImageInput
 from florence2.pipeline import Florence2
 from florence2.train.images import upright_size
 from florence2.train.samples import Sample, Samples
-from florence2.train.store.filling import StoreOptions, check_room
+from florence2.train.store.filling import StoreOptions, check_room, check_tower
 from florence2.train.store.grids import GridStore, ShardWriter
 from florence2.train.store.keys import ImageKeys
 from florence2.train.store.tower import FrozenTower
@@ -38,21 +38,26 @@ class StoredImages:
     def encode_all(self, samples: Samples) -> Iterator[tuple[Sample, EncodedImage | Florence2Error]]:
         """Yield each sample with its encoded image, or why it has none.
 
-        Raises OptionError where the disk has no room for those that are not stored.
+        Raises OptionError where the disk has no room for those that are not stored, and ConfigError where code of the
+        vision tower has changed.
         """
-        self._check_room(samples)
+        self._check(samples)
         with ShardWriter(self._store) as writer:
             for sample in (samples[i] for i in range(len(samples))):
                 yield sample, self._encode(sample.image, writer)
 
-    def _check_room(self, samples: Samples) -> None:
+    def _check(self, samples: Samples) -> None:
+        """Check that there is room for what is missing, and that the model computes what is there."""
         self._store.refresh()
-        keys: set[str] = set()
+        images: dict[str, ImageInput] = {}
         for sample in (samples[i] for i in range(len(samples))):
             with suppress(Florence2Error):  # reported with its questions
-                keys.add(self._keys(sample.image))
-        missing = sum(key not in self._store for key in keys)
-        check_room(len(keys), missing, self._tower.grid_bytes, self._options)
+                images.setdefault(self._keys(sample.image), sample.image)
+        stored = next((key for key in images if key in self._store), None)
+        if stored is not None:
+            check_tower(self._store, self._tower, stored, self._f.processor.image(images[stored]))
+        missing = sum(key not in self._store for key in images)
+        check_room(len(images), missing, self._tower.grid_bytes, self._options)
 
     def _encode(self, image: ImageInput, writer: ShardWriter) -> EncodedImage | Florence2Error:
         try:

@@ -1,0 +1,53 @@
+"""What the tests of the store run in processes of their own."""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+
+from florence2.processor import Processor
+from florence2.train.settings import TrainSettings
+from florence2.train.store import grids
+from florence2.train.store.filling import StoreOptions
+from florence2.train.trainer import train
+from recipes.nano.places import SceneSample
+from recipes.nano.train import SceneSamples, make_model, nano_config
+from tests.train.shared_run import SIZES
+from tests.two_stages import two_stages
+
+SETTINGS = TrainSettings(
+    steps=4, batch=4, learning_rate=1e-4, warmup=1, log_every=1, workers=0, save_every=100, freeze=("vision",)
+)
+
+
+class Killed(SceneSamples):
+    """Kills this process when sample after sample has been read."""
+
+    def __init__(self, seed: int, count: int, after: int):
+        super().__init__(seed, count)
+        self.left = after
+
+    def __getitem__(self, index: int) -> SceneSample:
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def run(processor_folder: Path, out: Path, after: int) -> None:
+    """Four updates on eight images, killed at the read number `after`; shards hold two images."""
+    full = Processor.from_folder(processor_folder)
+    processor = Processor(full.tokenizer, replace(full.image_config, height=64, width=64))
+    config = nano_config(processor.tokenizer.vocab_size)
+    config = replace(config, vision=two_stages(config.vision), text=replace(config.text, **SIZES))
+    PartialState(cpu=True)
+    grids.SHARD_BYTES = 2 * 8 * 8 * 32 * 4
+    model = make_model(config, processor, seed=1)
+    train(model, processor, Killed(4, 8, after), SETTINGS, out, store=StoreOptions(out / "features"))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
