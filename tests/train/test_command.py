@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from florence2.bulk.lock import LOCK_NAME, FolderLock
 from florence2.errors import Florence2Error, OptionError
+from florence2.evaluate.command import main as evaluate_main
 from florence2.pipeline import Florence2
 from florence2.train.command import main
 from florence2.train.samples import Sample
@@ -105,6 +106,10 @@ def test_what_is_frozen_is_counted_so_and_stays(
         ("--freeze visoin", "Unknown part to freeze: 'visoin'"),
         ("--validation nowhere.jsonl", "nowhere.jsonl does not exist"),
         ("--batch 5", "4 images are fewer than one batch of 5"),
+        ("--store here", "--store and --store-limit keep features of a frozen vision tower, but here it trains"),
+        ("--store-limit 3", "--store and --store-limit keep features of a frozen vision tower, but here it trains"),
+        ("--freeze vision --store-limit nan", "--store-limit is nan; it must be above 0 and finite"),
+        ("--freeze vision --store-limit 3 --no-store", "--no-store keeps no features; leave it out"),
     ],
 )
 def test_what_cannot_be_meant(given: list[str], words: str, sentence: str, tmp_path: Path) -> None:
@@ -207,3 +212,59 @@ def test_the_seed_draws_the_adapter(given: list[str], tmp_path: Path) -> None:
     name = next(name for name in weights[0] if name.endswith("lora_A.weight"))
     apart = (weights[0][name] - weights[1][name]).abs().max()
     assert apart > 0.1  # one update moves an entry by 0.01
+
+
+def shards(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("part", ["--freeze vision", "--lora 2"])
+def test_a_frozen_tower_is_stored_with_the_run(given: list[str], part: str, tmp_path: Path, capsys: Capture) -> None:
+    """Where an image is seen twice. The next run and an evaluation of its result read the same features."""
+    run, words = tmp_path / "run", [*given, *part.split()]
+    assert main(words) == 0 and not (run / "features").exists()
+    words += ["--steps", "3", "--out"]
+    assert main([*words, str(tmp_path / "other"), "--no-store"]) == 0 and not (tmp_path / "other" / "features").exists()
+    assert "Frozen parts compute without dropout and stochastic depth: vision" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "first")]) == 0
+    features = tmp_path / "first" / "features"
+    kept = shards(features)
+    assert kept and "each of 4 images is encoded once. 0 are in" in capsys.readouterr().err
+    assert settings(tmp_path / "first")["store"] is True and "store" not in settings(tmp_path / "other")
+    assert main([*words, str(tmp_path / "second"), "--store", str(features)]) == 0
+    assert f"The features of all 4 images are in {features}" in capsys.readouterr().err
+    result = ["--model", str(tmp_path / "first" / "checkpoint")]
+    if part.startswith("--lora"):
+        result = [given[1], given[2], "--adapter", str(tmp_path / "first" / "adapter")]
+    asked = [given[0], *result, "--beams", "1", "--max-new-tokens", "5", "--device", "cpu"]
+    assert evaluate_main(asked) == 0
+    plain = capsys.readouterr().out
+    assert evaluate_main([*asked, "--store", str(features)]) == 0
+    assert capsys.readouterr().out == plain and shards(features) == kept
+    assert not (tmp_path / "second" / "features").exists()
+
+
+def test_validation_reads_what_training_stored(given: list[str], data: Path, tmp_path: Path) -> None:
+    """Its other images are added once, whatever the number of evaluations."""
+    words = [*given, "--freeze", "vision", "--steps", "3", "--save-every", "1", "--validation", str(data)]
+    assert main(words) == 0
+    assert len(shards(tmp_path / "run" / "features")) == 1
+
+
+def test_features_without_room_are_refused_before_anything_is_written(given: list[str], tmp_path: Path) -> None:
+    words = [*given, "--freeze", "vision", "--steps", "3", "--store-limit", "1e-6"]
+    with pytest.raises(OptionError, match=r"need 0\.0 MB in .*features, .*limit of 1e-06 GB \(--store-limit\)"):
+        main(words)
+    assert not shards(tmp_path) and not (tmp_path / "run" / "checkpoint").exists()
+    assert main([*words[:-2], "--store-limit", "1"]) == 0
+
+
+def test_options_of_the_store_elsewhere(given: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="file is a file; features need a folder"):
+        main([*given, "--freeze", "vision", "--store", str(tmp_path / "file")])
+    asked = [given[0], *given[1:3], "--store-limit", "3"]
+    with pytest.raises(OptionError, match="--store-limit bounds the folder of --store; give --store DIR too"):
+        evaluate_main(asked)
+    with pytest.raises(OptionError, match="--store goes with a data file"):
+        evaluate_main(["coco-caption", "--store", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path)])

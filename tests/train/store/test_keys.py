@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -32,7 +33,12 @@ def test_a_file_is_read_again_after_a_change_alone(processor: Processor, file: P
     before = keys(file)
     reads: list[Path] = []
     plain = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *rest: reads.append(self) or plain(self, *rest))
+
+    def noted(self: Path, *rest: Any) -> Any:
+        reads.append(self)
+        return plain(self, *rest)
+
+    monkeypatch.setattr(Path, "open", noted)
     assert keys(file) == before and not reads
     status = file.stat()
     make_picture(2, 40, 30).save(file)
