@@ -1,4 +1,4 @@
-"""Encode the images that a run needs and the store does not have yet, and hand out what is stored."""
+"""Encode the images that a run needs and the store does not have yet, and hand out the stored ones."""
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -74,7 +74,7 @@ def fill_store(
 ) -> None:
     """Encode the images of some samples that the store lacks. Whoever calls it holds the lock of the store's folder.
 
-    What is done stays after Ctrl-C or an error, and the next call encodes the rest, to the same bits.
+    Ctrl-C and errors lose nothing that was encoded, and the next call encodes the rest, to the same bits.
 
     Args:
         grids: The store and the keys of the images.
@@ -86,12 +86,13 @@ def fill_store(
         workers: Processes that read images.
         share: (rank, processes): each process encodes its share.
         agree: Returns in every process what the first one gave, when all have called it.
-        say: Gets sentences on what is there and what will be written, in the first process.
+        say: Gets sentences on the images that are stored and those to come, in the first process.
         progress: Called as `progress(done, total)` after each image of this share.
 
     Raises:
         ImageError: An image cannot be read.
-        OptionError: The grids need more disk space than the limit, or than is free. Nothing was written.
+        OptionError: The grids need more disk space than the limit, or than is free, and nothing was written; or the
+            processes do not share the folder.
         ConfigError: The tower's code has changed, or its output is not finite.
         OutputError: A shard cannot be written.
     """
@@ -109,6 +110,11 @@ def fill_store(
     _encode(chunks, grids.store, tower, workers, progress)
     agree(None)  # until every process has written its share
     grids.store.refresh()
+    if not all(key in grids.store for key, _ in plan):
+        raise OptionError(
+            f"{grids.store.folder} lacks features that another process has written: all machines of a run must share "
+            "this folder. Give another --store."
+        )
 
 
 def _plan(
@@ -120,7 +126,7 @@ def _plan(
     options: StoreOptions,
     say: Callable[[str], None],
 ) -> list[_Waiting]:
-    """Return the images to encode, after the checks of what is stored and of the room for more."""
+    """Return the images to encode, after checks of the stored ones and of the room for more."""
     store = grids.store
     numbers: dict[str, int] = {}
     for number in needed:
@@ -151,7 +157,7 @@ def check_tower(store: GridStore, tower: FrozenTower, key: str, pixel_values: Te
     Raises ConfigError where they differ: a digest cannot see changed code, such as a hook.
     """
     stored, computed = store.read(key).float(), tower.encode(pixel_values)[0].float()
-    apart = float((computed - stored).norm() / stored.norm())
+    apart = float((computed - stored).norm() / stored.norm().clamp(min=1e-30))
     if not apart <= _TOLERANCE.get(tower.dtype, 0.01):
         raise ConfigError(
             f"{store.folder} holds features of another vision tower: those of one image differ by {apart:.0%} from "
@@ -173,7 +179,7 @@ def check_room(needed: int, missing: int, each: int, options: StoreOptions) -> N
     if problem:
         raise OptionError(
             f"The features of {missing:,} of {needed:,} images need {_size(more)} in {options.folder}, {problem}. "
-            "Raise the limit, give another folder with --store, or --no-store to encode every image in every epoch."
+            "Raise the limit, give another folder with --store, or go without one: `train` has --no-store for that."
         )
 
 

@@ -47,7 +47,7 @@ class StoredImages:
                 yield sample, self._encode(sample.image, writer)
 
     def _check(self, samples: Samples) -> None:
-        """Check that there is room for what is missing, and that the model computes what is there."""
+        """Check that the missing grids have room, and that the model computes the stored ones."""
         self._store.refresh()
         images: dict[str, ImageInput] = {}
         for sample in (samples[i] for i in range(len(samples))):

@@ -24,7 +24,7 @@ def fill_for_run(
 ) -> Collate:
     """Encode every image that the steps from `first` on need; return what makes batches from the store.
 
-    Raises KeyboardInterrupt on Ctrl-C or SIGTERM, after what is done was written; other errors as `fill_store`.
+    Raises KeyboardInterrupt on Ctrl-C or SIGTERM, after the encoded images were written; other errors as `fill_store`.
     """
     processor, settings = data.processor, data.settings
     tower = FrozenTower(model, processor, settings.precision)

@@ -235,7 +235,7 @@ def test_changed_code_of_the_tower_is_noticed(mini, processor, tmp_path) -> None
 def test_it_says_what_it_needs_before_it_writes(mini, processor, tmp_path, monkeypatch) -> None:
     store = StoreOptions(tmp_path / "s", limit=5e-5)
     with pytest.raises(
-        OptionError, match=r"of 8 of 8 images need 0\.1 MB in .*limit of 5e-05 GB \(--store-limit\).*or --no-store"
+        OptionError, match=r"of 8 of 8 images need 0\.1 MB in .*limit of 5e-05 GB \(--store-limit\).*has --no-store"
     ):
         train(mini, processor, SceneSamples(1, IMAGES), SETTINGS, tmp_path / "run", store=store)
     assert not list((tmp_path / "s").rglob("*.safetensors"))
