@@ -75,3 +75,25 @@ def test_too_few_images(processor) -> None:
         StepData(SceneSamples(1, 3), processor, SETTINGS, 99)
     with pytest.raises(PromptError, match="cannot be shared by 5 processes"):
         StepData(SceneSamples(1, 12), processor, SETTINGS, 99, 0, 5)
+
+
+def test_the_samples_that_are_still_needed(processor) -> None:
+    """Of all processes, each once; an epoch leaves out the rest that fills no batch."""
+    data = StepData(SceneSamples(1, 10), processor, replace(SETTINGS, steps=4), 99, 1, 2)
+    later = {i for step in (2, 3) for i in data.indices(step)}
+    assert data.needed(2) == sorted(later) and len(later) == 8
+    assert data.needed(3) == sorted(data.indices(3)) and data.needed(4) == []
+    assert StepData(SceneSamples(1, 10), processor, SETTINGS, 99).needed(0) == list(range(10))
+
+
+def test_a_batch_of_stored_grids(processor) -> None:
+    """It is that of the images but for their pixel values."""
+    samples = [SceneSamples(1, 3)[i] for i in range(3)]
+    given = {id(sample.image): torch.full((2, 3, 4), float(i)) for i, sample in enumerate(samples)}
+    plain, stored = (make_batch(samples, processor, 60, read) for read in (None, lambda image: given[id(image)]))
+    assert plain.grids is None and stored.grids is not None and stored.grids.shape == (3, 2, 3, 4)
+    assert [float(grid[0, 0, 0]) for grid in stored.grids] == [0, 1, 2] and not stored.pixel_values.numel()
+    for name in ("image_index", "input_ids", "attention_mask", "labels"):
+        assert torch.equal(getattr(plain, name), getattr(stored, name))
+    moved = stored.to(torch.device("meta"))
+    assert moved.grids.device.type == moved.labels.device.type == "meta" and plain.to(torch.device("cpu")).grids is None

@@ -109,6 +109,16 @@ def test_a_shared_image_equals_the_image_repeated(exact: Florence2Model, batch: 
     assert loss == pytest.approx(expected, rel=1e-12) and close(gradients, same)
 
 
+def test_stored_grids_stand_for_the_vision_tower(exact: Florence2Model, batch: Batch) -> None:
+    """The loss and all gradients but the tower's own."""
+    with torch.no_grad():
+        grids = exact.vision_tower(batch.pixel_values.double())
+    loss, gradients = backward(exact, batch)
+    found, same = backward(exact, replace(batch, pixel_values=torch.empty(0), grids=grids))
+    rest = {name: value for name, value in gradients.items() if not name.startswith("vision_tower.")}
+    assert found == pytest.approx(loss, rel=1e-12) and close(same, rest)
+
+
 def test_padding_is_never_an_input_that_is_learnt(exact: Florence2Model, batch: Batch) -> None:
     """Where -100 stands inside an answer the decoder reads padding: its embedding is constant, as in BART."""
     labels = batch.labels.clone()
