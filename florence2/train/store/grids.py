@@ -16,7 +16,7 @@ from torch import Tensor
 
 from florence2.checkpoints.files import cannot_write
 from florence2.checkpoints.tensors import WeightFiles, write_safetensors
-from florence2.errors import CheckpointError
+from florence2.errors import CheckpointError, OutputError
 
 SHARD_BYTES = 64 << 20
 """The most bytes of values in a shard, unless a single grid is larger. A kill loses one shard at most."""
@@ -113,15 +113,20 @@ class ShardWriter:
         self._flush()  # also after Ctrl-C or an error, so that the next run has what this one has computed
 
     def add(self, key: str, grid: Tensor) -> None:
-        """Take a grid (h, w, C)."""
+        """Take a grid (h, w, C). Raises OutputError where those before it cannot be written."""
         if self._waiting and sum(each.nbytes for each in self._waiting.values()) + grid.nbytes > SHARD_BYTES:
             self._flush()
         self._waiting[key] = grid
 
     def _flush(self) -> None:
-        if self._waiting:
+        if not self._waiting:
+            return
+        try:
             self._store.write(self._waiting)
-            self._waiting = {}
+        except OutputError:
+            self._waiting = {}  # trying again would fail again
+            raise
+        self._waiting = {}  # not before: Ctrl-C may come while they are written
 
 
 def _names(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from florence2.asking.requests import EncodedImage, kept_source
 from florence2.checkpoints.files import cannot_write
-from florence2.errors import Florence2Error
+from florence2.errors import Florence2Error, OutputError
 from florence2.inputs.image import ImageInput
 from florence2.pipeline import Florence2
 from florence2.train.images import upright_size
@@ -42,7 +42,8 @@ class StoredImages:
         vision tower has changed.
         """
         self._check(samples)
-        with ShardWriter(self._store) as writer:
+        # a full disk costs the next evaluation its time, but not this one its answers
+        with suppress(OutputError), ShardWriter(self._store) as writer:
             for sample in (samples[i] for i in range(len(samples))):
                 yield sample, self._encode(sample.image, writer)
 
@@ -72,7 +73,8 @@ class StoredImages:
             grid, size = self._store.read(key), self._size(image)
         else:
             grid, size = self._compute(image)
-            writer.add(key, grid)
+            with suppress(OutputError):
+                writer.add(key, grid)
         features: Tensor = model.multi_modal_projector(grid[None].to(model.device, model.dtype))  # (1, N, D)
         return EncodedImage(features, size, kept_source(image))
 

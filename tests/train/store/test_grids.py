@@ -10,6 +10,7 @@ from florence2.checkpoints.tensors import write_safetensors
 from florence2.errors import CheckpointError, OutputError
 from florence2.train.store import grids
 from florence2.train.store.grids import GridStore, ShardWriter
+from tests.full_disk import files_of_at_most
 
 TOWER = "0" * 32
 
@@ -113,3 +114,10 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         GridStore(tmp_path / "file", TOWER).write({key(0): grid(0)})
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_part(tmp_path: Path) -> None:
+    store = GridStore(tmp_path, TOWER)
+    with files_of_at_most(100), pytest.raises(OutputError, match="cannot be written"), ShardWriter(store) as writer:
+        writer.add(key(0), grid(0))
+    assert not list(store.folder.iterdir())

@@ -10,10 +10,12 @@ from florence2.pipeline import Florence2
 from florence2.train.data import Sample
 from florence2.train.evaluate import answer_samples, evaluate
 from florence2.train.settings import TrainSettings
+from florence2.train.store import grids
 from florence2.train.store.filling import StoreOptions
 from florence2.train.store.images import StoredImages
 from florence2.train.trainer import train
 from parity.recipe import make_picture
+from tests.full_disk import files_of_at_most
 
 PAIRS = (("<OD>", "cat<loc_1><loc_2><loc_500><loc_600>"), ("<CAPTION>", "A cat."))
 
@@ -85,3 +87,11 @@ def test_its_folder_is_bounded(f, samples, tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         StoredImages(f, StoreOptions(tmp_path / "file" / "s"))
+
+
+def test_a_full_disk_costs_no_answer(f, samples, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(grids, "SHARD_BYTES", 1)
+    plain, stored = answers(f, samples, None), StoredImages(f, StoreOptions(tmp_path / "s"))
+    with files_of_at_most(20):
+        assert answers(f, samples, stored) == plain
+    assert not list((tmp_path / "s").rglob("*.safetensors"))
