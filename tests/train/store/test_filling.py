@@ -43,6 +43,18 @@ def test_grids_are_those_of_the_images(stored, tower, processor, tmp_path) -> No
     assert len(stored.store) == 3 and "2 are in" in said[1]
 
 
+def test_images_that_are_computed_together(stored, mini, processor, tmp_path) -> None:
+    """As on an accelerator: the last batch is not full."""
+    tower = FrozenTower(mini, processor, at_once=2)
+    done: list[tuple[int, int]] = []
+    fill_store(
+        stored, tower, processor, SAMPLES, range(3), StoreOptions(tmp_path), progress=lambda *now: done.append(now)
+    )
+    assert done == [(2, 3), (3, 3)]
+    for sample in SAMPLES:
+        torch.testing.assert_close(stored(sample.image), tower.encode(processor.image(sample.image))[0])
+
+
 def test_processes_take_shares_of_the_first_ones_plan(stored, tower, processor, tmp_path) -> None:
     """The second process has no plan of its own, and writes its share alone."""
     plan: list[object] = []

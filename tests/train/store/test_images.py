@@ -82,8 +82,11 @@ def test_changed_code_is_noticed(f, samples, tmp_path) -> None:
 
 
 def test_its_folder_is_bounded(f, samples, tmp_path) -> None:
-    with pytest.raises(OptionError, match="of 3 of 3 images need"):
-        evaluate(f, samples[:3], stored=StoredImages(f, StoreOptions(tmp_path / "s", limit=1e-5)))
+    """What is stored already counts, and needs no room again."""
+    folder = tmp_path / "new" / "s"
+    list(answer_samples(f, samples[:1], stored=StoredImages(f, StoreOptions(folder))))
+    with pytest.raises(OptionError, match="of 2 of 3 images need"):
+        evaluate(f, samples[:3], stored=StoredImages(f, StoreOptions(folder, limit=1e-5)))
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         StoredImages(f, StoreOptions(tmp_path / "file" / "s"))
