@@ -22,8 +22,8 @@ from benchmarks.subject import default_image, make_synthetic_checkpoint
 from florence2.checkpoints.checkpoint import checkpoint_folder, load_model
 from florence2.checkpoints.hub import resolve
 from florence2.processor import Processor
-from florence2.train.data import Sample
 from florence2.train.lora import LoraSettings, add_lora
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.store.filling import StoreOptions
 from florence2.train.trainer import train

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from florence2.errors import Florence2Error, PromptError
+from florence2.inputs.image import ImageInput
 from florence2.model.florence2 import IGNORED_LABEL
 from florence2.processor import Processor
 from florence2.train.augmentation import augment
@@ -141,7 +142,7 @@ class StepData(Dataset[list[Batch]]):
         sample = self.samples[index]
         if not self.settings.varies_images:
             return sample
-        with _naming(sample):
+        with naming(sample):
             return augment(sample, self.processor, self.settings, step // self._steps_per_epoch, index)
 
     @property

@@ -8,7 +8,7 @@ from florence2.train.label_loss import answer_loss
 
 
 class LossModule(nn.Module):
-    """The sum of `Florence2Model.answer_loss` on a batch; every image is encoded once, or not at all where it is stored.
+    """The summed `Florence2Model.answer_loss` of a batch; an image is encoded once, or not at all where it is stored.
 
     The text encoder runs for every pair: its attention goes both ways, so the image tokens change with the prompt, and
     only equal prompts on one image could share it. Such data is rare.

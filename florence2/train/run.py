@@ -132,6 +132,15 @@ def choose_store(
                 "vision or --lora, or leave them out."
             )
         return None
+    if settings.varies_images:
+        if options.store is not None:
+            raise OptionError(
+                "--flip, --shrink and --colour show an image differently in each epoch, so features of it cannot be "
+                "stored; leave out --store or these."
+            )
+        if not options.no_store:
+            _say("Images vary, so the frozen vision tower encodes them in every epoch.")
+        return None
     again = settings.steps > count // settings.batch  # otherwise no image is seen twice
     if options.no_store or not (again or options.store):
         return None

@@ -104,10 +104,10 @@ def train(
     own = objective is not None or collate is not make_batch
     objective = (objective or LossModule(model)).train()
     freeze(model, settings.freeze)
-    if store is not None and (own or not is_frozen(model)):
+    if store is not None and (own or settings.varies_images or not is_frozen(model)):
         raise ConfigError(
-            "The outputs of the vision tower can be stored only where it is frozen, with the default loss and batches. "
-            "Freeze it, or leave the store out."
+            "The outputs of the vision tower can be stored only where it is frozen, with the default loss and batches, "
+            "and images that do not vary. Freeze it, or leave the store out."
         )
     run = _Run(model, objective, settings, folder, accelerator, after_save)
     with _lock(folder, accelerator):

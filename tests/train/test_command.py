@@ -214,6 +214,15 @@ def test_the_seed_draws_the_adapter(given: list[str], tmp_path: Path) -> None:
     assert apart > 0.1  # one update moves an entry by 0.01
 
 
+def test_images_that_vary_are_not_stored(given: list[str], tmp_path: Path, capsys: Capture) -> None:
+    words = [*given, "--freeze", "vision", "--steps", "3", "--shrink", "0.5"]
+    with pytest.raises(OptionError, match="show an image differently in each epoch, so features"):
+        main([*words, "--store", str(tmp_path / "features")])
+    assert main(words) == 0
+    assert not (tmp_path / "run" / "features").exists()
+    assert "Images vary, so the frozen vision tower encodes them in every epoch." in capsys.readouterr().err
+
+
 def shards(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*.safetensors")}
 

@@ -8,7 +8,7 @@ import torch
 from florence2.errors import CheckpointError, ImageError, OptionError
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
-from florence2.train.data import Sample
+from florence2.train.samples import Sample
 from florence2.train.store.filling import StoredGrids, StoreOptions, fill_store
 from florence2.train.store.grids import GridStore
 from florence2.train.store.keys import ImageKeys

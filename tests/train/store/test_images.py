@@ -7,8 +7,8 @@ import torch
 
 from florence2.errors import ConfigError, ImageError, OptionError, OutputError
 from florence2.pipeline import Florence2
-from florence2.train.data import Sample
 from florence2.train.evaluate import answer_samples, evaluate
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.store import grids
 from florence2.train.store.filling import StoreOptions

@@ -15,9 +15,10 @@ from florence2.bulk.lock import FolderLock
 from florence2.errors import CheckpointError, ConfigError, ImageError, OptionError
 from florence2.model.florence2 import Florence2Model
 from florence2.train.checkpoints import load_state
-from florence2.train.data import Sample, make_batch
+from florence2.train.data import make_batch
 from florence2.train.lora import LoraSettings, add_lora
 from florence2.train.loss import LossModule
+from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.store import grids
 from florence2.train.store.filling import StoreOptions
@@ -265,6 +266,7 @@ def test_it_is_refused_where_it_would_be_wrong(mini, processor, tmp_path) -> Non
     given = (processor, SceneSamples(1, IMAGES))
     for settings, more in (
         (replace(SETTINGS, freeze=()), {}),
+        (replace(SETTINGS, flip=0.5), {}),
         (SETTINGS, {"objective": LossModule(mini)}),
         (SETTINGS, {"collate": collate}),
     ):
