@@ -1,13 +1,27 @@
 """How far a result may be off because only these images were measured: bootstrap intervals."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 DRAWS = 1000
 """So many samples of the images are drawn, with replacement."""
 LEAST_IMAGES = 10
 """Fewer images say nothing about others."""
+
+
+def draw_counts(images: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Yield how often each sample has each image, (I,)."""
+    random = np.random.default_rng(seed)
+    for _ in range(DRAWS):
+        yield np.bincount(random.integers(images, size=images), minlength=images)
+
+
+def middle(results: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """Return the percentiles 2.5 and 97.5 of the results of samples."""
+    low, high = np.percentile(results, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def bootstrap(
@@ -32,11 +46,5 @@ def bootstrap(
     groups = [numbers[image] for image in images]
     parts = np.bincount(groups, weights=np.asarray(shares, np.float64))
     whole = np.bincount(groups, weights=None if wholes is None else np.asarray(wholes, np.float64))
-    random = np.random.default_rng(seed)
-    results = np.empty(DRAWS)
-    for draw in range(DRAWS):
-        drawn = random.integers(len(numbers), size=len(numbers))
-        total = float(whole[drawn].sum())
-        results[draw] = parts[drawn].sum() / total if total else 0.0
-    low, high = np.percentile(results, [2.5, 97.5])
-    return float(low), float(high)
+    sums = ((float(parts @ counts), float(whole @ counts)) for counts in draw_counts(len(numbers), seed))
+    return middle([part / total if total else 0.0 for part, total in sums])

@@ -124,11 +124,8 @@ def _score_detection(answered: Sequence[AnsweredExample], _: Any) -> list[Score]
     from florence2.evaluate.detection import RANKINGS, detections, mean_average_precision  # which needs pycocotools
 
     images, answers = [each.example.truth for each in answered], [each.answers[0] for each in answered]
-    results = {name: detections(images, answers, name) for name in RANKINGS}
-    return [
-        Score("mAP", 100 * mean_average_precision(images, found), None, name, len(images))
-        for name, found in results.items()
-    ]
+    results = {name: mean_average_precision(images, detections(images, answers, name)) for name in RANKINGS}
+    return [_percent("mAP", *result, len(images), name) for name, result in results.items()]
 
 
 # ---- masks ---------------------------------------------------------------------------------------------------------

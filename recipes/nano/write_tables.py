@@ -18,7 +18,8 @@ from recipes.nano.scenes import LETTERS, SHAPES, Scene, Thing, make_scene
 
 CATEGORIES = [*SHAPES, *(f"letter {letter}" for letter in LETTERS), *(f"digit {digit}" for digit in range(10)), "word"]
 SPLITS = ("val", "testA", "testB", "test")
-QUESTION = "What color is the background?"
+QUESTION = "What is the text in the image?"
+"""The prompt of `<OCR>`, because nano was trained on no other question."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,11 @@ def _write_textvqa(folder: Path, scenes: Sequence[Numbered]) -> None:
 
 
 def people(scene: Scene) -> list[str]:
-    """Return what ten people might answer to `QUESTION`."""
-    return [scene.background] * 7 + [scene.background.split(" ")[-1]] * 3
+    """Return what ten people might answer to `QUESTION`: the more there is to read, the fewer of them read it all."""
+    words = [thing.text for thing in scene.things if thing.text] or ["nothing"]
+    text = " ".join(words)
+    whole = [text, text.lower(), f"The {text}.", ", ".join(words)][: max(1, 5 - len(words))]
+    return whole + [words[0]] * (9 - len(whole)) + [words[-1]]
 
 
 def _instances(scenes: Sequence[Numbered], name: Callable[[int], str]) -> dict[str, Any]:

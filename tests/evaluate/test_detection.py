@@ -2,18 +2,31 @@
 
 import contextlib
 import io
+import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from florence2.evaluate.detection import RANKINGS, category_of, detections, mean_average_precision, unknown_labels
+from florence2.evaluate.detection import (
+    RANKINGS,
+    category_of,
+    detections,
+    mean_average_precision,
+    ranked_boxes,
+    to_coco,
+    unknown_labels,
+)
+from florence2.evaluate.intervals import draw_counts
+from florence2.evaluate.metrics.precision import mean_precisions
 from florence2.evaluate.tables.catalogue import read_table
-from florence2.evaluate.tables.detection import Instances
+from florence2.evaluate.tables.detection import Instance, Instances
 
 
 def answer(image: Instances, rng: random.Random) -> dict[str, Any]:
@@ -30,6 +43,10 @@ def answer(image: Instances, rng: random.Random) -> dict[str, Any]:
 
 
 def official(truth: Path, results: list[dict[str, Any]], folder: Path) -> float:
+    return float(evaluated(truth, results, folder).stats[0])
+
+
+def evaluated(truth: Path, results: list[dict[str, Any]], folder: Path) -> COCOeval:
     (folder / "results.json").write_text(json.dumps(results))
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(truth)
@@ -37,7 +54,7 @@ def official(truth: Path, results: list[dict[str, Any]], folder: Path) -> float:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return float(evaluation.stats[0])
+    return evaluation
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
@@ -46,8 +63,67 @@ def test_equal_to_pycocotools_on_files(ranking: str, data: Path, tmp_path: Path)
     answers = [answer(image, random.Random(image.image_id)) for image in images]
     results = detections(images, answers, ranking)
     expected = official(data / "coco" / "annotations" / "instances_val2017.json", results, tmp_path)
-    assert mean_average_precision(images, results) == pytest.approx(expected, abs=1e-12)
+    value, interval = mean_average_precision(images, results)
+    assert value == pytest.approx(expected, abs=1e-12)
     assert 0.1 < expected < 0.9
+    assert interval is None  # nine images
+
+
+def synthetic_images(count: int) -> list[Instances]:
+    """Images with up to six objects of three categories, some of them crowds; every fifth image is empty."""
+    rng, categories, ids = random.Random(7), {"dog": 1, "cat": 4, "cup": 5}, iter(range(1, 10 * count))
+
+    def instance() -> Instance:
+        left, top, width, height = (rng.uniform(5, 60) for _ in range(4))
+        number = rng.choice((1, 4, 5))
+        return Instance(number, (left, top, width, height), width * height, rng.random() < 0.1, None)
+
+    return [
+        Instances(i, 120, 120, {next(ids): instance() for _ in range(rng.randint(1, 6) if i % 5 else 0)}, categories)
+        for i in range(count)
+    ]
+
+
+def repeated(images: list[Instances], answers: list[Any], counts: Any) -> tuple[list[Instances], list[Any]]:
+    """Each image so many times, as images of their own."""
+    numbers, ids = itertools.count(), itertools.count(1)
+    pairs = [pair for pair, count in zip(zip(images, answers, strict=True), counts, strict=True) for _ in range(count)]
+    copies = [
+        replace(image, image_id=next(numbers), objects={next(ids): each for each in image.objects.values()})
+        for image, _ in pairs
+    ]
+    return copies, [found for _, found in pairs]
+
+
+def test_samples_are_those_of_pycocotools(tmp_path: Path) -> None:
+    """Each sample has the mAP that pycocotools finds for a file in which the images are written as often."""
+    images = synthetic_images(12)
+    answers = [answer(image, random.Random(image.image_id)) for image in images]
+    (tmp_path / "truth.json").write_text(json.dumps(to_coco(images)))
+    ranked = ranked_boxes(evaluated(tmp_path / "truth.json", detections(images, answers, "model"), tmp_path))
+    for counts in [np.ones(12, np.int64), *itertools.islice(draw_counts(12), 4)]:
+        copies, found = repeated(images, answers, counts)
+        (tmp_path / "copies.json").write_text(json.dumps(to_coco(copies)))
+        expected = official(tmp_path / "copies.json", detections(copies, found, "model"), tmp_path)
+        assert mean_precisions(ranked, counts[None])[0] == pytest.approx(expected, abs=1e-12)
+        assert 0.1 < expected < 0.9
+
+
+def test_the_interval_is_around_the_result() -> None:
+    images = synthetic_images(40)
+    answers = [answer(image, random.Random(image.image_id)) for image in images]
+    value, interval = mean_average_precision(images, detections(images, answers, "model"))
+    low, high = interval or (0, 0)
+    assert 0.02 < value - low < 0.15 and 0.02 < high - value < 0.15
+    more, found = repeated(images, answers, [20] * 40)
+    narrow = mean_average_precision(more, detections(more, found, "model"))[1]
+    assert narrow and 2 < (high - low) / (narrow[1] - narrow[0]) < 8  # the square root of 20 is 4.5
+    assert mean_average_precision(images, []) == (0, (0, 0))
+    names = ("image_id", "category_id", "bbox", "score")
+    objects = [(image.image_id, each) for image in images for each in image.objects.values()]
+    truths = [dict(zip(names, (id, each.category, list(each.box), 1.0), strict=True)) for id, each in objects]
+    value, interval = mean_average_precision(images, truths)
+    assert (value, *(interval or ())) == pytest.approx((1, 1, 1))
 
 
 def test_rankings() -> None:
@@ -68,4 +144,4 @@ def test_labels() -> None:
 
 def test_nothing_found(data: Path) -> None:
     images = [example.truth for example in read_table("coco-detection", data)]
-    assert mean_average_precision(images, []) == 0
+    assert mean_average_precision(images, []) == (0, None)
