@@ -108,11 +108,16 @@ def _split_own(texts: Sequence[str]) -> list[str]:
 
 def record_vqa(file: Path) -> list[int]:
     """Return the official accuracy of each answer, in thirtieths."""
+    _, accuracies = official_vqa(file, draw_answers(SIZES["answers"], SEEDS["answers"]))
+    return [round(accuracy * 0.3) for accuracy in accuracies]
+
+
+def official_vqa(file: Path, cases: Sequence[tuple[str, Sequence[str]]]) -> tuple[float, list[float]]:
+    """Return the official accuracy of answers with those of people, and that of each answer, in percent."""
     source = re.sub(r'print (".*")', r"print(\1)", file.read_text(encoding="utf-8"))
     source = source.replace(r"\d", "[0-9]")  # as Python 2 reads it
     module: dict[str, Any] = {}
     exec(compile(source, str(file), "exec"), module)
-    cases = draw_answers(SIZES["answers"], SEEDS["answers"])
     questions = {
         i: {
             "answers": [{"answer": truth, "answer_id": person} for person, truth in enumerate(truths)],
@@ -126,7 +131,19 @@ def record_vqa(file: Path) -> list[int]:
     evaluation = module["VQAEval"](truth, answers, n=10)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
-    return [round(evaluation.evalQA[i] * 0.3) for i in questions]
+    return evaluation.accuracy["overall"], [evaluation.evalQA[i] for i in questions]
+
+
+def official_cider(cases: Sequence[tuple[str, Sequence[str]]]) -> float:
+    """Return the official CIDEr of captions with their references, tokenized by the official code with Java."""
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        results = PTBTokenizer().tokenize({i: [{"caption": caption}] for i, (caption, _) in enumerate(cases)})
+        texts = {i: [{"caption": text} for text in each] for i, (_, each) in enumerate(cases)}
+        truths = PTBTokenizer().tokenize(texts)
+    return float(Cider().compute_score(truths, results)[0])
 
 
 def record_flickr(file: Path) -> dict[str, list[float]]:

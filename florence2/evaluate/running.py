@@ -153,7 +153,6 @@ def _results(
 ) -> list[Result]:
     part = len(split.chosen) < len(split.every)
     scores = score_table(split.family, answered, split.every if part else None)
-    images, unanswered = len({each.example.image for each in answered}), count_unanswered(answered)
     usual = split.protocol == PROTOCOLS[split.family][0]
 
     def result(place: int, score: Score) -> Result:
@@ -161,7 +160,8 @@ def _results(
         # the first score is the one that was published
         known = published.get((table, name, score.metric)) if usual and place == 0 else None
         protocol = f"{split.protocol.name}, {score.variant}" if score.variant else split.protocol.name
-        counts = score.count, images, unanswered
+        images = len({each.example.image for each in score.about})
+        counts = score.count, images, count_unanswered(score.about)
         return Result(
             split.name, score.metric, score.value, known, score.interval, *counts, protocol, split.protocol.description
         )

@@ -35,15 +35,17 @@ class Score:
         metric: Its name, such as "CIDEr".
         value: The result: percent, or CIDEr times 100.
         interval: The values between which it lies with a probability of 95 %, where images are a sample of many.
+        about: The examples that it is about.
         variant: The choice that the result stands for, where one protocol gives several results.
-        count: How many examples it is about, or how many phrases of theirs.
+        count: How many things were counted: the examples, or the phrases in them.
     """
 
     metric: str
     value: float
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None
+    about: Sequence[AnsweredExample]
+    count: int
     variant: str = ""
-    count: int = 0
 
 
 def score_table(
@@ -60,13 +62,22 @@ def score_table(
 
 
 def _mean(metric: str, shares: Sequence[float], answered: Sequence[AnsweredExample], variant: str = "") -> Score:
-    """Return the mean of the shares of all examples, in percent."""
+    """Return the mean of the shares of all examples, in percent; an example has one share, or one for each phrase."""
     images = [each.example.image for each in answered]
-    return _percent(metric, sum(shares) / len(shares), bootstrap(shares, images), len(shares), variant)
+    about = list({id(each): each for each in answered}.values())
+    return _percent(metric, sum(shares) / len(shares), bootstrap(shares, images), about, variant, len(shares))
 
 
-def _percent(metric: str, value: float, interval: tuple[float, float] | None, count: int, variant: str = "") -> Score:
-    return Score(metric, 100 * value, interval and (100 * interval[0], 100 * interval[1]), variant, count)
+def _percent(
+    metric: str,
+    value: float,
+    interval: tuple[float, float] | None,
+    about: Sequence[AnsweredExample],
+    variant: str = "",
+    count: int | None = None,
+) -> Score:
+    in_percent = interval and (100 * interval[0], 100 * interval[1])
+    return Score(metric, 100 * value, in_percent, about, len(about) if count is None else count, variant)
 
 
 # ---- captions ------------------------------------------------------------------------------------------------------
@@ -125,7 +136,7 @@ def _score_detection(answered: Sequence[AnsweredExample], _: Any) -> list[Score]
 
     images, answers = [each.example.truth for each in answered], [each.answers[0] for each in answered]
     results = {name: mean_average_precision(images, detections(images, answers, name)) for name in RANKINGS}
-    return [_percent("mAP", *result, len(images), name) for name, result in results.items()]
+    return [_percent("mAP", *result, answered, name) for name, result in results.items()]
 
 
 # ---- masks ---------------------------------------------------------------------------------------------------------
@@ -141,8 +152,8 @@ def _score_masks(answered: Sequence[AnsweredExample], _: Any) -> list[Score]:
     ious = [each.iou for each in overlaps]
     whole = bootstrap([each.shared for each in overlaps], images, [each.either for each in overlaps])
     return [
-        _percent("mIoU", mean_iou(overlaps), bootstrap(ious, images), len(overlaps)),
-        _percent("oIoU", cumulative_iou(overlaps), whole, len(overlaps)),
+        _percent("mIoU", mean_iou(overlaps), bootstrap(ious, images), answered),
+        _percent("oIoU", cumulative_iou(overlaps), whole, answered),
     ]
 
 
