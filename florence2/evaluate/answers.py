@@ -13,13 +13,19 @@ from florence2.evaluate.tables.example import BenchmarkExample
 from florence2.label.sources.item import Item, file_item
 
 _Key: TypeAlias = tuple[str, str]
-_KEPT = ("text", "boxes", "polygons", "finish_reason")
+_KEPT = ("text", "boxes", "polygons", "image_size")
 
 
 def first_images(examples: Sequence[BenchmarkExample[Any]], limit: int | None) -> list[BenchmarkExample[Any]]:
     """Return the examples of the first `limit` images, of all for None."""
     chosen = set(list(dict.fromkeys(example.image for example in examples))[:limit])
     return [example for example in examples if example.image in chosen]
+
+
+def missing_images(examples: Iterable[BenchmarkExample[Any]]) -> tuple[list[Path], int]:
+    """Return the images that are not files, and how many images there are."""
+    images = dict.fromkeys(example.image for example in examples)
+    return [image for image in images if not image.is_file()], len(images)
 
 
 def to_items(examples: Iterable[BenchmarkExample[Any]], protocol: Protocol, data: Path) -> list[Item]:
@@ -75,6 +81,17 @@ def join_answers(
 def count_unanswered(answered: Iterable[AnsweredExample]) -> int:
     """Return how many examples lack an answer to one of their questions."""
     return sum(not all(each.answers) for each in answered)
+
+
+def resized_images(answered: Iterable[AnsweredExample]) -> list[Path]:
+    """Return the images that have another size than the files of their table say."""
+    resized = (
+        each.example.image
+        for each in answered
+        for answer in each.answers
+        if answer and answer["image_size"] != [each.example.truth.width, each.example.truth.height]
+    )
+    return list(dict.fromkeys(resized))
 
 
 def _image_id(image: Path, data: Path) -> str:

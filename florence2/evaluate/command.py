@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence2.cli.main import EXIT_INCOMPLETE, parse_words, require_extra
-from florence2.cli.options.arguments import check_at_least, generation_changes
+from florence2.cli.options.arguments import check_at_least, generation_changes, say
 from florence2.cli.options.groups import add_background, add_calibration
 from florence2.cli.options.values import name_argument, path_argument
 from florence2.cli.run import TORCH
@@ -147,6 +147,7 @@ def _measure_tables(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace, running: Running) -> int:
+    running.check_images()
     if not options.devices:
         return running.answer()
     TORCH.find(options)  # once, before the processes
@@ -181,6 +182,7 @@ def _print_files(options: argparse.Namespace) -> None:
     tables = [find_split(name)[0] for name in names] or list(TABLES)
     for row in describe_files(tables):
         print("\t".join(row))
+    say("florence2: Sizes are estimates for the unpacked files.")
 
 
 def _print_report(report: Report, as_json: bool) -> None:

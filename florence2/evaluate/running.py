@@ -14,13 +14,22 @@ from florence2.checkpoints.files import read_json, write_json, written_whole
 from florence2.cli.options.arguments import generation_options, say
 from florence2.cli.run import Backend
 from florence2.errors import ConfigError, OptionError
-from florence2.evaluate.answers import count_unanswered, first_images, join_answers, read_answers, shard_of, to_items
+from florence2.evaluate.answers import (
+    count_unanswered,
+    first_images,
+    join_answers,
+    missing_images,
+    read_answers,
+    resized_images,
+    shard_of,
+    to_items,
+)
 from florence2.evaluate.protocols import PROTOCOLS, Protocol, find_protocol
 from florence2.evaluate.published import published_name, published_results
 from florence2.evaluate.report import Report, Result
 from florence2.evaluate.scoring import AnsweredExample, Score, score_table
 from florence2.evaluate.tables.catalogue import Family, find_split, read_table
-from florence2.evaluate.tables.example import BenchmarkExample
+from florence2.evaluate.tables.example import BenchmarkExample, TableError
 from florence2.label.journal import Journal
 from florence2.label.labelling import Labelling
 from florence2.label.remaining import Remaining
@@ -69,6 +78,21 @@ class Running:
         family, every = find_split(name)[2].family, read_table(name, self._options.data)
         chosen, folder = first_images(every, self._options.limit), self._options.out / name.replace(":", "-")
         return SplitRun(name, family, protocol, every, chosen, folder)
+
+    def check_images(self) -> None:
+        """Say how many images of each split are missing. Raises TableError where all are."""
+        for split in self._splits:
+            missing, count = missing_images(split.chosen)
+            if len(missing) == count:
+                raise TableError(
+                    f"None of the {count:,} images of {split.name} exists, such as {missing[0]}; put them there, or "
+                    "check --data. --score needs no images."
+                )
+            if missing:
+                say(
+                    f"florence2: Missing images of {split.name}: {len(missing):,} of {count:,}, such as {missing[0]}; "
+                    "what is asked about them counts as wrong until a run finds them."
+                )
 
     def answer(self) -> int:
         """Answer the questions that are left; return the worst exit code. Ctrl-C keeps the rows written so far."""
@@ -176,6 +200,11 @@ def _notes(split: SplitRun, answered: Sequence[AnsweredExample]) -> list[str]:
         from florence2.evaluate.detection import describe_unknown  # which needs pycocotools
 
         notes += describe_unknown([each.answers[0] for each in answered], split.chosen[0].truth.categories)
+    if split.family in ("detection", "expressions", "masks") and (resized := resized_images(answered)):
+        notes.append(
+            f"Images of {split.name} whose size is not the one in its files: {len(resized):,}, such as {resized[0]}; "
+            "boxes and masks are compared in pixels, so use the images as their owners distribute them."
+        )
     if split.family == "questions" and not any(each.example.truth.answers for each in answered):
         notes.append(f"{split.name}: the true answers are not published, so there is no result.")
     return notes

@@ -22,7 +22,7 @@ class DataFile:
 
     Attributes:
         path: Its path there; a folder's ends in "/".
-        megabytes: About how large it is, in units of 10^6 bytes.
+        megabytes: An estimate of its size when unpacked, in units of 10^6 bytes.
         origin: Where its owners publish it.
     """
 
@@ -91,7 +91,7 @@ def _entities(split: str) -> Split:
 
 
 def _expressions(folder: str, owner: str, split: str) -> Split:
-    files = [DataFile(f"{folder}/refs({owner}).p", 40, _REFER), DataFile(f"{folder}/instances.json", 40, _REFER)]
+    files = [DataFile(f"{folder}/refs({owner}).p", 50, _REFER), DataFile(f"{folder}/instances.json", 100, _REFER)]
 
     def read(data: Path) -> Iterator[BenchmarkExample[Any]]:
         return read_expressions(data / files[0].path, data / files[1].path, data / _TRAIN2014.path, split)
@@ -100,7 +100,7 @@ def _expressions(folder: str, owner: str, split: str) -> Split:
 
 
 def _vqav2(split: str, year: str, answers: bool) -> Split:
-    questions = DataFile(f"vqav2/v2_OpenEnded_mscoco_{split}{year}_questions.json", 25, _VQA)
+    questions = DataFile(f"vqav2/v2_OpenEnded_mscoco_{split}{year}_questions.json", 25 if answers else 11, _VQA)
     annotations = DataFile(f"vqav2/v2_mscoco_{split}{year}_annotations.json", 190, _VQA)
     images = _VAL2014 if answers else DataFile("coco/test2015/", 13500, _COCO)
 
@@ -119,7 +119,7 @@ def _textvqa(split: str) -> Split:
 
 
 def _vizwiz(split: str) -> Split:
-    file = DataFile(f"vizwiz/{split}.json", 5, f"{_VIZWIZ}, Annotations.zip")
+    file = DataFile(f"vizwiz/{split}.json", 5 if split == "val" else 1, f"{_VIZWIZ}, Annotations.zip")
     images = DataFile(f"vizwiz/{split}/", 3000, f"{_VIZWIZ}, {split}.zip")
     return Split([file, images], lambda data: read_vizwiz(data / file.path, data / images.path))
 
@@ -174,12 +174,14 @@ def read_table(name: str, data: Path) -> list[BenchmarkExample[Any]]:
         TableError: The split is unknown or empty, or a file is missing or does not have the form of its owners.
     """
     _, _, _, split = find_split(name)
+    if not data.is_dir():
+        raise TableError(f"{data} is not a folder; give the one that holds the files that --list names.")
     for file in split.files:
         if not (data / file.path).exists():
             raise TableError(f"{data / file.path} does not exist; {_origin(file)}.")
     examples = list(split.read(data))
     if not examples:
-        raise TableError(f"{data / split.files[0].path} has no examples of {name}.")
+        raise TableError(f"The files of {name} below {data} hold no examples.")
     return examples
 
 

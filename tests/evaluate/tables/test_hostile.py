@@ -197,7 +197,7 @@ def _spoil_refs(change: Callable[[Any], None], data: Path, tmp_path: Path) -> st
         (lambda refs: refs[0].update(image_id=True), "refs[0].image_id must be a whole number, not True"),
         (lambda refs: refs[0].update(sentences=3), "refs[0].sentences must be a list, not 3"),
         (lambda refs: refs[0]["sentences"][1].update(sent=5), "sentences[1].sent must be a text, not 5"),
-        (lambda refs: refs.clear(), "has no examples"),
+        (lambda refs: refs.clear(), "hold no examples"),
         (lambda refs: refs.insert(0, 5), "refs[0] must be an object, not 5"),
     ],
 )
