@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -164,13 +164,14 @@ def _rank(cells: Sequence[Mapping[str, Any] | None]) -> RankedBoxes:
 
 def to_coco(instances: Sequence[Instances]) -> dict[str, Any]:
     """Return the images and their objects in COCO's form."""
+    numbers = count(1)  # pycocotools takes a box that matches the object 0 for one that matches none
     return {
         "info": {},
         "images": [{"id": each.image_id, "width": each.width, "height": each.height} for each in instances],
         "categories": [{"id": number, "name": name} for name, number in instances[0].categories.items()],
         "annotations": [
             {
-                "id": number,
+                "id": next(numbers),
                 "image_id": each.image_id,
                 "category_id": instance.category,
                 "bbox": list(instance.box),
@@ -178,6 +179,6 @@ def to_coco(instances: Sequence[Instances]) -> dict[str, Any]:
                 "iscrowd": int(instance.is_crowd),
             }
             for each in instances
-            for number, instance in each.objects.items()
+            for instance in each.objects.values()
         ],
     }

@@ -13,7 +13,7 @@ from florence2.asking.questions import Runtime
 from florence2.checkpoints.files import read_json, write_json, written_whole
 from florence2.cli.options.arguments import generation_options, say
 from florence2.cli.run import Backend
-from florence2.errors import ConfigError, OptionError
+from florence2.errors import OptionError
 from florence2.evaluate.answers import (
     count_unanswered,
     first_images,
@@ -129,6 +129,7 @@ class Running:
 
         Raises:
             OptionError: A folder has no answers, or two were answered with different settings.
+            ConfigError: Its settings, or what is known of the last run, are damaged.
         """
         settings = [_read_settings(split.folder) for split in self._splits]
         if any(each != settings[0] for each in settings):
@@ -141,6 +142,11 @@ class Running:
         for split in self._splits:
             answers = read_answers(split.folder)
             answered = list(join_answers(split.chosen, split.protocol, self._options.data, answers))
+            if self._options.score and count_unanswered(answered) == len(answered):
+                raise OptionError(
+                    f"{split.folder} holds no answers by the protocol {split.protocol.name}; leave --score out to "
+                    "answer its questions, or choose another --protocol."
+                )
             results += _results(split, answered, published)
             if split.family == "questions":
                 write_submission(split.folder / "submission.json", answered)
@@ -164,12 +170,11 @@ def write_submission(file: Path, answered: Sequence[AnsweredExample]) -> None:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json(folder / "settings.json")
-    except ConfigError:
+    if not (folder / "settings.json").exists() or not any(folder.glob("results*.jsonl")):
         raise OptionError(
             f"{folder} holds no answers; leave --score out to answer the questions first, or check --out."
-        ) from None
+        )
+    return read_json(folder / "settings.json")
 
 
 def _results(

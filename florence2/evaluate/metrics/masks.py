@@ -24,7 +24,7 @@ def fill_rings(rings: Sequence[Sequence[float]], width: int, height: int) -> Mas
         The mask, equal to that of pycocotools.
     """
     mask = np.zeros((height, width), bool)
-    for ring in rings:
+    for ring in filter(len, rings):
         mask |= _fill(ring, width, height)
     return mask
 
@@ -68,11 +68,17 @@ def read_counts(counts: str | Sequence[int], width: int, height: int) -> Mask:
     Raises:
         ValueError: The lengths are damaged, or do not add up to the image.
     """
+    runs = check_counts(counts, width, height)
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return inside.reshape(width, height).T  # column by column -> (H, W)
+
+
+def check_counts(counts: str | Sequence[int], width: int, height: int) -> list[int]:
+    """Return run lengths as numbers. Raises ValueError where they are damaged, or do not add up to the image."""
     runs = _unpack(counts) if isinstance(counts, str) else list(counts)
     if any(run < 0 for run in runs) or sum(runs) != width * height:
         raise ValueError(f"Run lengths of a mask must add up to {width} x {height} pixels.")
-    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return inside.reshape(width, height).T  # column by column -> (H, W)
+    return runs
 
 
 def _unpack(packed: str) -> list[int]:

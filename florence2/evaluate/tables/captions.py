@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from florence2.evaluate.tables.example import BenchmarkExample, TableError
-from florence2.evaluate.tables.reading import by_id, check, entry, image_path, objects, read_json, texts
+from florence2.evaluate.tables.reading import by_id, check, describe, entry, image_path, objects, read_json, texts
+
+DOMAINS = ("in-domain", "near-domain", "out-domain")
+"""Those of NoCaps: whether COCO has the objects that an image shows."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ def read_coco_captions(file: Path, images: Path) -> Iterator[BenchmarkExample[Re
     for number, image in by_id(values.get("images"), f"{file}: images").items():
         place = f"{file}: image {number}"
         path = image_path(images, entry(image, "file_name", str, place), f"{place}.file_name")
-        domain = check(image["domain"], str, f"{place}.domain") if "domain" in image else None
+        domain = image.get("domain")
+        if domain not in (None, *DOMAINS):
+            raise TableError(f"{place}.domain is {describe(domain)}; the domains are {', '.join(DOMAINS)}.")
         yield BenchmarkExample(str(number), path, None, References(_some(references[number], place), domain))
 
 

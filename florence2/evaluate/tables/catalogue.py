@@ -90,11 +90,11 @@ def _entities(split: str) -> Split:
     return Split([*files, images], lambda data: read_entities(data / "flickr30k", data / images.path, split))
 
 
-def _expressions(folder: str, owner: str, split: str) -> Split:
+def _expressions(folder: str, owner: str, split: str, outlined: bool = False) -> Split:
     files = [DataFile(f"{folder}/refs({owner}).p", 50, _REFER), DataFile(f"{folder}/instances.json", 100, _REFER)]
 
     def read(data: Path) -> Iterator[BenchmarkExample[Any]]:
-        return read_expressions(data / files[0].path, data / files[1].path, data / _TRAIN2014.path, split)
+        return read_expressions(data / files[0].path, data / files[1].path, data / _TRAIN2014.path, split, outlined)
 
     return Split([*files, _TRAIN2014], read)
 
@@ -124,8 +124,10 @@ def _vizwiz(split: str) -> Split:
     return Split([file, images], lambda data: read_vizwiz(data / file.path, data / images.path))
 
 
-def _refcoco(folder: str, owner: str = "unc", splits: Sequence[str] = ("val", "testA", "testB")) -> dict[str, Split]:
-    return {split: _expressions(folder, owner, split) for split in splits}
+def _refcoco(
+    folder: str, owner: str = "unc", splits: Sequence[str] = ("val", "testA", "testB"), *, outlined: bool = False
+) -> dict[str, Split]:
+    return {split: _expressions(folder, owner, split, outlined) for split in splits}
 
 
 TABLES: dict[str, Benchmark] = {
@@ -137,7 +139,7 @@ TABLES: dict[str, Benchmark] = {
     "refcoco": Benchmark("expressions", _refcoco("refcoco")),
     "refcoco+": Benchmark("expressions", _refcoco("refcoco+")),
     "refcocog": Benchmark("expressions", _refcoco("refcocog", "umd", ("val", "test"))),
-    "refcoco-res": Benchmark("masks", _refcoco("refcoco")),
+    "refcoco-res": Benchmark("masks", _refcoco("refcoco", outlined=True)),
     "vqav2": Benchmark(
         "questions", {"val": _vqav2("val", "2014", True), "test-dev": _vqav2("test-dev", "2015", False)}
     ),

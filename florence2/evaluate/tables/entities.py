@@ -34,6 +34,8 @@ def read_entities(folder: Path, images: Path, split: str) -> Iterator[BenchmarkE
     names = read_text(folder / f"{split}.txt").split()
     if len(names) > MAX_IMAGES:
         raise TableError(f"{folder / split}.txt names {len(names):,} images; at most {MAX_IMAGES:,} are read.")
+    if len(set(names)) < len(names):
+        raise TableError(f"{folder / split}.txt names an image twice; names must not repeat.")
     for name in names:
         path = image_path(images, f"{name}.jpg", f"{folder / split}.txt")
         boxes = _read_boxes(folder / "Annotations" / f"{name}.xml")
@@ -76,6 +78,8 @@ def _read_boxes(file: Path) -> dict[str, list[tuple[float, ...]]]:
         if box is None:
             continue
         corners = tuple(_read_side(box, side, file) for side in ("xmin", "ymin", "xmax", "ymax"))
+        if corners[0] > corners[2] or corners[1] > corners[3]:
+            raise TableError(f"{file} has a box whose right or bottom comes before its left or top.")
         for name in place.findall("name"):
             boxes.setdefault(name.text or "", []).append(corners)
     return boxes

@@ -27,7 +27,9 @@ class Referent:
         return left, top, left + width, top + height
 
 
-def read_expressions(refs: Path, instances: Path, images: Path, split: str) -> Iterator[BenchmarkExample[Referent]]:
+def read_expressions(
+    refs: Path, instances: Path, images: Path, split: str, outlined: bool = False
+) -> Iterator[BenchmarkExample[Referent]]:
     """Yield each sentence of a split with the object that it names.
 
     Args:
@@ -35,6 +37,7 @@ def read_expressions(refs: Path, instances: Path, images: Path, split: str) -> I
         instances: `instances.json` next to it.
         images: The folder of COCO's images, train2014.
         split: The split, such as "testA".
+        outlined: Whether each object must have a segmentation.
     """
     read, count = read_instance_file(instances), 0
     for place, ref in objects(read_plain_pickle(refs), f"{refs}: refs"):
@@ -45,6 +48,8 @@ def read_expressions(refs: Path, instances: Path, images: Path, split: str) -> I
         instance = None if image is None else image.objects.get(object_id)
         if image is None or instance is None:
             raise TableError(f"{place} is about object {object_id} of image {number}, which {instances} lacks.")
+        if outlined and not instance.outline:
+            raise TableError(f"{place} is about object {object_id}, which has no segmentation in {instances}.")
         path = image_path(images, read.names[number], f"{instances}: image {number}.file_name")
         for id, sentence in _sentences(ref, place):
             count += 1

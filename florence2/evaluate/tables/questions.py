@@ -1,6 +1,6 @@
 """Questions with the answers of several people: VQAv2, TextVQA, VizWiz."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ def read_vqa(
 
 def read_textvqa(file: Path, images: Path) -> Iterator[BenchmarkExample[PeopleAnswers]]:
     """Yield the questions of TextVQA, whose answers are in the same file."""
-    for number, value in _by_question(file, "data").items():
+    questions = _by_question(file, "data")
+    _check_answered(questions.values(), file)
+    for number, value in questions.items():
         place = f"{file}: question {number}"
         path = image_path(images, f"{entry(value, 'image_id', str, place)}.jpg", f"{place}.image_id")
         people = texts(value["answers"], f"{place}.answers") if "answers" in value else []
@@ -59,7 +61,9 @@ def read_textvqa(file: Path, images: Path) -> Iterator[BenchmarkExample[PeopleAn
 def read_vizwiz(file: Path, images: Path) -> Iterator[BenchmarkExample[PeopleAnswers]]:
     """Yield the questions of VizWiz, one for each image; their ids are the names of the images."""
     seen: set[str] = set()
-    for place, value in objects(read_json(file), f"{file}: the list"):
+    questions = list(objects(read_json(file), f"{file}: the list"))
+    _check_answered([value for _, value in questions], file)
+    for place, value in questions:
         name = entry(value, "image", str, place)
         if name in seen:
             raise TableError(
@@ -74,6 +78,13 @@ def read_vizwiz(file: Path, images: Path) -> Iterator[BenchmarkExample[PeopleAns
 def _by_question(file: Path, name: str) -> dict[int, Mapping[str, Any]]:
     """Return the entries of a part of a file by the ids of their questions."""
     return by_id(check(read_json(file), dict, str(file)).get(name), f"{file}: {name}", "question_id")
+
+
+def _check_answered(questions: Collection[Mapping[str, Any]], file: Path) -> None:
+    """Raise TableError where some questions have answers and others have none."""
+    answered = sum("answers" in question for question in questions)
+    if 0 < answered < len(questions):
+        raise TableError(f"{file} has answers to only {answered:,} of its {len(questions):,} questions.")
 
 
 def _answers(value: Any, place: str) -> list[str]:

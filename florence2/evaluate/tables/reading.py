@@ -22,6 +22,8 @@ MAX_BYTES = 512 << 20
 """The largest file of questions or truths that is read; the largest of the published ones has about 200 MB."""
 MAX_COORDINATE = 1 << 17
 """The farthest that a corner may lie from the image's, in pixels."""
+MAX_NAME_BYTES = 200
+"""The longest name of an image; file systems take 255 bytes."""
 MAX_SMALL_BYTES = 1 << 20
 """The largest file about one image."""
 _NAMES = {int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "an object"}
@@ -124,12 +126,19 @@ def entry(values: Mapping[Any, Any], key: str, kind: type[T], where: str) -> T:
 
 
 def check(value: Any, kind: type[T], where: str) -> T:
-    """Return a value, which must be of a kind. A whole number is a number too; numbers are finite."""
+    """Return a value, which must be of a kind. A whole number is a number too; numbers are finite and have 63 bits."""
     if kind is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
+    if kind is int and type(value) is int and abs(value) >= 1 << 63:
+        raise TableError(f"{where} is {shown(value)}; whole numbers have at most 63 bits.")
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise TableError(f"{where} must be {_NAMES[kind]}, not {shown(value)}.")
+        raise TableError(f"{where} must be {_NAMES[kind]}, not {describe(value)}.")
     return value
+
+
+def describe(value: Any) -> str:
+    """Return a value for a message. A pickle may hold one list in another any number of times, so lists are counted."""
+    return f"a {type(value).__name__} of {len(value):,}" if isinstance(value, list | dict | tuple) else shown(value)
 
 
 def objects(values: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -171,6 +180,7 @@ def by_id(values: Any, where: str, key: str = "id") -> dict[int, Mapping[str, An
 def image_path(folder: Path, name: str, where: str) -> Path:
     """Return the path of an image in a folder; its name in the file must not lead out of the folder."""
     parts: Sequence[str] = PurePosixPath(name).parts
-    if not parts or parts[0] == "/" or ".." in parts or any(letter in name for letter in "\0\\:"):
+    leads_out = not parts or parts[0] == "/" or ".." in parts or any(letter in name for letter in "\\:")
+    if leads_out or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
         raise TableError(f"{where} must be the name of an image, not {shown(name)}.")
     return folder / name

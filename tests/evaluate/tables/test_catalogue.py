@@ -115,6 +115,21 @@ def test_a_missing_file_says_where_it_is_published(tmp_path: Path) -> None:
         read_table("refcoco", tmp_path)
 
 
+def test_a_split_has_its_own_images(data: Path) -> None:
+    folders = {name: {example.image.parent for example in read_table(name, data)} for name in EVERY}
+    assert folders["vqav2:val"] == {data / "coco" / "val2014"}
+    assert folders["vqav2:test-dev"] == {data / "coco" / "test2015"}
+    assert folders["textvqa:test"] == {data / "textvqa" / "test_images"}
+    assert folders["vizwiz:test"] == {data / "vizwiz" / "test"}
+
+
+def test_sizes_are_in_the_unit_that_fits() -> None:
+    sizes = {path: size for _, path, size, _ in describe_files()}
+    assert sizes["coco/train2014/"] == "about 13.5 GB"
+    assert sizes["coco/val2017/"] == "about 816 MB"
+    assert sizes["flickr30k/test.txt"] == "about 0.1 MB"
+
+
 def test_every_file_is_listed(data: Path) -> None:
     rows = describe_files()
     assert {row[0] for row in rows} == set(EVERY)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from florence2.evaluate.tables.captions import read_coco_captions
 from florence2.evaluate.tables.catalogue import read_table
-from florence2.evaluate.tables.detection import read_instance_file
 from florence2.evaluate.tables.example import TableError
-from florence2.evaluate.tables.reading import read_json, read_plain_pickle, read_xml
+from florence2.evaluate.tables.expressions import read_expressions
+from florence2.evaluate.tables.reading import check, read_json, read_plain_pickle, read_xml
 
 
 class Executes:
@@ -215,6 +216,13 @@ def test_spoilt_refs(change: Callable[[Any], None], words: str, data: Path, tmp_
         ("Annotations/1.xml", '<!DOCTYPE a [<!ENTITY e "1">]><annotation>&e;</annotation>', "document type"),
         ("test.txt", "../../etc/passwd", "must be the name of an image"),
         ("test.txt", "none", "does not exist"),
+        ("test.txt", "1\n2\n1\n", "names an image twice"),
+        (
+            "Annotations/1.xml",
+            "<annotation><object><bndbox><xmin>9</xmin><ymin>2</ymin><xmax>8</xmax><ymax>2</ymax></bndbox></object>"
+            "</annotation>",
+            "has a box whose right or bottom comes before its left or top",
+        ),
     ],
 )
 def test_spoilt_entities(file: str, content: str, words: str, data: Path, tmp_path: Path) -> None:
@@ -225,34 +233,37 @@ def test_spoilt_entities(file: str, content: str, words: str, data: Path, tmp_pa
     assert words in sentence(error)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"segmentation": [[1, 2, 3]]}, "segmentation has an outline with an odd number of coordinates."),
-        ({"segmentation": [[1, 2, 3, 1e9]]}, "segmentation[0] has a number beyond 131,072 pixels."),
-        (
-            {"segmentation": {"size": [3, 3], "counts": ["x"]}},
-            "segmentation.counts[0] must be a whole number, not 'x'.",
-        ),
-        ({"bbox": [1, 2, 3]}, "bbox must hold 4 numbers, not 3."),
-        ({"category_id": 2}, "category_id is 2, which none of the categories has."),
-        ({"image_id": 77}, "image_id is 77, which none of the images has."),
-    ],
-)
-def test_spoilt_instances(change: dict[str, Any], words: str, data: Path, tmp_path: Path) -> None:
-    values = json.loads((data / FILES["coco-detection"]).read_text())
-    values["annotations"][0] |= change
-    file = tmp_path / "instances.json"
-    file.write_text(json.dumps(values))
+def test_lists_that_hold_one_list_many_times(tmp_path: Path) -> None:
+    """Ten times ten times ... of one number, 30 levels deep: no message may write that out."""
+    levels = b"".join(b"(lp%d\n" % (level + 1) + b"g%d\na" % level * 10 for level in range(30))
+    file = tmp_path / "refs.p"
+    file.write_bytes(b"(lp0\nI1\na" + levels + b".")
     with pytest.raises(TableError) as error:
-        read_instance_file(file)
-    assert sentence(error).endswith(words)
+        list(read_expressions(file, tmp_path / "instances.json", tmp_path, "val"))
+    sentence(error)
+    with pytest.raises(TableError, match="must be an object, not a list of 10"):
+        check(read_plain_pickle(file)[0], dict, "refs[0]")
 
 
-def test_an_image_that_is_too_large(data: Path, tmp_path: Path) -> None:
-    values = json.loads((data / FILES["coco-detection"]).read_text())
-    values["images"][0] |= {"width": 1 << 14, "height": (1 << 12) + 1}
-    file = tmp_path / "instances.json"
+@pytest.mark.parametrize("table", ["textvqa", "vizwiz"])
+def test_answers_to_some_questions_alone(table: str, data: Path, tmp_path: Path) -> None:
+    for path in ("textvqa", "vizwiz"):
+        shutil.copytree(data / path, tmp_path / path)
+    values = json.loads((tmp_path / FILES[table]).read_text())
+    del (values["data"] if table == "textvqa" else values)[3]["answers"]
+    (tmp_path / FILES[table]).write_text(json.dumps(values))
+    with pytest.raises(TableError, match=r"has answers to only 8 of its 9 questions\.") as error:
+        read_table(table, tmp_path)
+    sentence(error)
+
+
+def test_an_unknown_domain(data: Path, tmp_path: Path) -> None:
+    values = json.loads((data / FILES["nocaps"]).read_text())
+    values["images"][2]["domain"] = "in|out\n"
+    file = tmp_path / "captions.json"
     file.write_text(json.dumps(values))
-    with pytest.raises(TableError, match="has the size 16384 x 4097; an image has 1 to 67,108,864 pixels"):
-        read_instance_file(file)
+    with pytest.raises(
+        TableError, match=r"domain is 'in\|out\\n'; the domains are in-domain, near-domain, out-"
+    ) as error:
+        list(read_coco_captions(file, tmp_path))
+    sentence(error)

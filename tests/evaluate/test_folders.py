@@ -1,0 +1,115 @@
+"""What may be in the folder of the answers: another run, another model, nothing, damage, a full disk."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from florence2.bulk.lock import FolderLock
+from tests.evaluate.test_command import NANO, evaluate, results, rows_of
+from tests.full_disk import files_of_at_most
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def answered(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("answered")
+    assert evaluate("nocaps", "vqav2", "--data", data, "--out", out, "--limit", 1, *NANO) == 0
+    return out
+
+
+@pytest.fixture
+def out(answered: Path, tmp_path: Path) -> Path:
+    """A copy of the answers, to be spoilt."""
+    return Path(shutil.copytree(answered, tmp_path / "out"))
+
+
+def score(data: Path, out: Path, *more: object) -> int:
+    return evaluate("nocaps", "vqav2", "--data", data, "--out", out, "--limit", 1, "--score", *more)
+
+
+def test_a_second_run_is_refused_while_the_first_one_writes(data: Path, out: Path, capsys: Capture) -> None:
+    common = ["nocaps", "--data", data, "--out", out, "--limit", 2, *NANO]
+    with FolderLock(out / "nocaps-val"):
+        command = [sys.executable, "-m", "florence2", "evaluate", *map(str, common)]
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"Another run is writing to {out}/nocaps-val; wait until it ends" in second.stderr
+    assert "Traceback" not in second.stderr and len(rows_of(out / "nocaps-val")) == 1
+    assert evaluate(*common) == 0
+    assert "Another run" not in capsys.readouterr().err
+
+
+def test_other_settings_or_another_model_are_refused(data: Path, out: Path, capsys: Capture) -> None:
+    common = ["nocaps", "--data", data, "--out", out, "--limit", 2, "--device", "cpu", "--workers", "0"]
+    assert evaluate(*common, "--model", "nano", "--beams", 2) == 2
+    assert "holds answers made with other settings (beams was 1 and is 2)" in capsys.readouterr().err
+    other = out.parent / "other"
+    shutil.copytree(Path("weights/nano"), other)
+    assert evaluate(*common, "--model", other, "--beams", 1) == 2
+    assert "holds answers made with other settings (model was 'nano'" in capsys.readouterr().err
+    assert len(rows_of(out / "nocaps-val")) == 1
+
+
+def test_splits_that_were_answered_differently_have_no_common_report(data: Path, out: Path, capsys: Capture) -> None:
+    settings = out / "vqav2-val" / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"beams": 2}))
+    (out / "report.json").unlink()
+    assert score(data, out) == 2
+    assert f"The splits in {out} were answered with different settings; measure them one by" in capsys.readouterr().err
+    assert not (out / "report.json").exists()
+    assert evaluate("vqav2", "--data", data, "--out", out, "--limit", 1, "--score") == 0
+    assert json.loads((out / "report.json").read_text())["computed"]["beams"] == 1  # of the last run
+
+
+def test_a_protocol_that_was_never_asked_has_no_result(data: Path, out: Path, capsys: Capture) -> None:
+    before = results(out)
+    command = ["nocaps", "--data", data, "--out", out, "--limit", 1, "--score", "--protocol", "detailed"]
+    assert evaluate(*command) == 2
+    assert "nocaps-val holds no answers by the protocol detailed; leave --score out" in capsys.readouterr().err
+    assert results(out) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("nocaps-val/settings.json", None, "nocaps-val holds no answers; leave --score out"),
+        ("nocaps-val/settings.json", "[1]", "settings.json must hold a JSON object, not [1]"),
+        ("nocaps-val/settings.json", "{", "settings.json cannot be read as JSON"),
+        ("nocaps-val/results.jsonl", None, "nocaps-val holds no answers; leave --score out"),
+        ("nocaps-val/results.jsonl", "", "nocaps-val holds no answers by the protocol caption"),
+        ("nocaps-val/results.jsonl", '{"a": 1}\nnull\n[[[\n', "nocaps-val holds no answers by the protocol caption"),
+        ("run.json", "[", "run.json cannot be read as JSON"),
+    ],
+)
+def test_damage(file: str, content: str | None, words: str, data: Path, out: Path, capsys: Capture) -> None:
+    if content is None:
+        (out / file).unlink()
+    else:
+        (out / file).write_text(content)
+    assert score(data, out) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and error.count("\n") == 1
+
+
+def test_a_disk_that_is_full(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    """What was written stays, and the same command ends the run when there is room."""
+    common = ["nocaps", "--data", data, "--out", tmp_path, "--limit", 3, *NANO, "--batch", 1]
+    with files_of_at_most(900):  # one row has about 550 bytes
+        assert evaluate(*common) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "cannot be written" in error
+    first = rows_of(tmp_path / "nocaps-val")
+    assert len(first) == 1 and not (tmp_path / "report.json").exists()
+    assert evaluate(*common) == 0
+    assert rows_of(tmp_path / "nocaps-val")[0] == first[0] and len(rows_of(tmp_path / "nocaps-val")) == 3
+    (tmp_path / "report.md").unlink()
+    with files_of_at_most(10):
+        assert evaluate(*common, "--score") == 2
+    error = capsys.readouterr().err
+    assert "report.json cannot be written: " in error and "Traceback" not in error
+    assert not (tmp_path / "report.md").exists() and json.loads((tmp_path / "report.json").read_text())["results"]
