@@ -53,7 +53,7 @@ class Report:
     Attributes:
         results: One line for each result.
         computed: The model and how it answered: "model", "revision", "weights", "device", "dtype", "beams", "seconds",
-            "version"; "seconds" are those of the last run that answered something.
+            "version"; "seconds" are those of each split's last run that answered something.
         compared: The name of the checkpoint whose published results are shown.
         notes: Sentences about the results.
     """

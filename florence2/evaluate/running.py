@@ -38,7 +38,7 @@ from florence2.label.settings import run_settings
 if TYPE_CHECKING:
     from florence2.pipeline import Florence2
 
-_RUN = "run.json"  # how the last run computed, for a later --score
+_RUN = "run.json"  # how the last run of a split computed, for a later --score
 _COMPUTED = ("model", "revision", "weights", "adapter", "dtype", "attention", "beams", "max_new_tokens", "background")
 
 
@@ -91,23 +91,19 @@ class Running:
             if missing:
                 say(
                     f"florence2: Missing images of {split.name}: {len(missing):,} of {count:,}, such as {missing[0]}; "
-                    "what is asked about them counts as wrong until a run finds them."
+                    "questions about them count as wrong until a run finds them."
                 )
 
     def answer(self) -> int:
         """Answer the questions that are left; return the worst exit code. Ctrl-C keeps the rows written so far."""
         path = self._backend.find(self._options)  # before a folder is made, so that a misspelt name leaves nothing
         settings = run_settings(self._options, self._backend, path)
-        began, worst = time.monotonic(), 0
+        worst = 0
         for split in self._splits:
             say(f"florence2: {split.name}, {len(split.chosen):,} examples, protocol {split.protocol.name}")
             worst = max(worst, self._answer(split, settings))
             if worst > 1:
                 break
-        if self._model is not None:
-            write_json(
-                self._options.out / _RUN, self._used(self._model) | {"seconds": round(time.monotonic() - began, 1)}
-            )
         return worst
 
     def _used(self, model: Runtime) -> dict[str, Any]:
@@ -122,14 +118,19 @@ class Running:
         with Journal(split.folder, settings, shard=self._options.shard) as journal:
             for note in journal.notes:
                 say(f"florence2: {note}")
-            return Labelling(self._options, self._load_once, Remaining(items, (), journal), journal).run()
+            began, before = time.monotonic(), journal.results.stat().st_size
+            code = Labelling(self._options, self._load_once, Remaining(items, (), journal), journal).run()
+            if self._model is not None and journal.results.stat().st_size != before:
+                used = self._used(self._model) | {"seconds": round(time.monotonic() - began, 1)}
+                write_json(split.folder / _RUN, used)
+        return code
 
     def score(self) -> Report:
         """Compute the results from the answers in the folders.
 
         Raises:
             OptionError: A folder has no answers, or two were answered with different settings.
-            ConfigError: Its settings, or what is known of the last run, are damaged.
+            ConfigError: The settings of a folder, or its run.json, are damaged.
         """
         settings = [_read_settings(split.folder) for split in self._splits]
         if any(each != settings[0] for each in settings):
@@ -152,9 +153,20 @@ class Running:
                 write_submission(split.folder / "submission.json", answered)
             notes += _notes(split, answered)
         computed = {name: settings[0].get(name) for name in _COMPUTED}
-        run = self._options.out / _RUN
-        computed |= (read_json(run) if run.exists() else {}) | {"version": __version__}
+        runs = [read_json(file) for split in self._splits if (file := split.folder / _RUN).exists()]
+        computed |= join_runs(runs) | {"version": __version__}
         return Report(results, computed, compared, notes)
+
+
+def join_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how the runs of several splits computed: the sum of their seconds, and each other value that one had."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    values = {name: list(dict.fromkeys(str(run[name]) for run in runs if name in run)) for name in names}
+    joined: dict[str, Any] = {name: " and ".join(each) for name, each in values.items()}
+    for run in runs:  # a value that all have keeps its type
+        joined |= {name: value for name, value in run.items() if len(values[name]) == 1}
+    seconds = [run["seconds"] for run in runs if isinstance(run.get("seconds"), int | float)]
+    return joined | ({"seconds": round(sum(seconds), 1)} if seconds else {})
 
 
 def write_submission(file: Path, answered: Sequence[AnsweredExample]) -> None:

@@ -67,7 +67,7 @@ def test_one_missing_image_is_named_at_once_and_asked_about_later(data: Path, tm
     image.rename(tmp_path / "kept")
     assert command("nocaps", folder, tmp_path / "out") == 1
     assert capsys.readouterr().err.startswith(
-        f"florence2: Missing images of nocaps:val: 1 of 2, such as {image}; what is asked about them counts as wrong"
+        f"florence2: Missing images of nocaps:val: 1 of 2, such as {image}; questions about them count as wrong"
     )
     (tmp_path / "kept").rename(image)
     assert command("nocaps", folder, tmp_path / "out") == 0

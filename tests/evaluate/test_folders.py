@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from florence2.bulk.lock import FolderLock
+from florence2.evaluate.running import join_runs
 from tests.evaluate.test_command import NANO, evaluate, results, rows_of
 from tests.full_disk import files_of_at_most
 
@@ -63,7 +64,27 @@ def test_splits_that_were_answered_differently_have_no_common_report(data: Path,
     assert f"The splits in {out} were answered with different settings; measure them one by" in capsys.readouterr().err
     assert not (out / "report.json").exists()
     assert evaluate("vqav2", "--data", data, "--out", out, "--limit", 1, "--score") == 0
-    assert json.loads((out / "report.json").read_text())["computed"]["beams"] == 1  # of the last run
+
+
+def test_each_split_remembers_how_it_was_answered(data: Path, out: Path) -> None:
+    shutil.rmtree(out / "vqav2-val")
+    common = ["--data", data, "--out", out, "--limit", 1]
+    model = ["--model", "nano", "--device", "cpu", "--workers", "0", "--beams", "2", "--max-new-tokens", "9"]
+    assert evaluate("vqav2", *common, *model) == 0
+    for table, beams, tokens in (("nocaps", 1, 1024), ("vqav2", 2, 9)):
+        assert evaluate(table, *common, "--score") == 0
+        used = json.loads((out / "report.json").read_text())["computed"]
+        assert (used["beams"], used["max_new_tokens"], used["device"]) == (beams, tokens, "cpu")
+    kept = (out / "vqav2-val" / "run.json").read_bytes()
+    assert evaluate("vqav2", *common, *model) == 0  # nothing is left
+    assert (out / "vqav2-val" / "run.json").read_bytes() == kept
+
+
+def test_what_several_splits_were_answered_with() -> None:
+    runs = [{"device": "cpu", "beams": 3, "seconds": 1.5}, {"device": "cuda:0", "beams": 3, "seconds": 2}]
+    assert join_runs(runs) == {"device": "cpu and cuda:0", "beams": 3, "seconds": 3.5}
+    assert join_runs([{"beams": [1], "seconds": "x"}]) == {"beams": [1], "seconds": "x"}
+    assert join_runs([]) == {}
 
 
 def test_a_protocol_that_was_never_asked_has_no_result(data: Path, out: Path, capsys: Capture) -> None:
@@ -83,7 +104,7 @@ def test_a_protocol_that_was_never_asked_has_no_result(data: Path, out: Path, ca
         ("nocaps-val/results.jsonl", None, "nocaps-val holds no answers; leave --score out"),
         ("nocaps-val/results.jsonl", "", "nocaps-val holds no answers by the protocol caption"),
         ("nocaps-val/results.jsonl", '{"a": 1}\nnull\n[[[\n', "nocaps-val holds no answers by the protocol caption"),
-        ("run.json", "[", "run.json cannot be read as JSON"),
+        ("nocaps-val/run.json", "[", "run.json cannot be read as JSON"),
     ],
 )
 def test_damage(file: str, content: str | None, words: str, data: Path, out: Path, capsys: Capture) -> None:

@@ -43,6 +43,23 @@ SPEED = "another way to the same numbers: they are equal by design, and tested t
 ONE_BEAM = "a single beam continues itself: gathering it changes nothing, and costs a copy each step"
 WORDS = "chooses the words of a message"
 EQUIVALENT: tuple[Equivalent, ...] = (
+    *(
+        Equivalent("florence2/evaluate/metrics/boxes.py", "two boxes overlap both ways alike", within=within, new=new)
+        for within, new in (
+            ("is_right", "box_ious(truths, boxes[:1])"),
+            ("box_ious", "np.minimum(second[..., 2:], first[..., 2:])"),
+            ("box_ious", "np.maximum(second[..., :2], first[..., :2])"),
+        )
+    ),
+    *(
+        Equivalent("florence2/evaluate/tables/catalogue.py", "estimates the size of a file", within=within, old=size)
+        for within, sizes in (
+            *(("_karpathy", "144"), ("_nocaps", "5 1500"), ("_textcaps", "14"), ("_detection", "20 816")),
+            *(("_entities", "20 60 0.1 4400"), ("_expressions", "50 100"), ("_vqav2", "25 11 190 13500")),
+            *(("_textvqa", "16 930"), ("_vizwiz", "5 1 3000")),
+        )
+        for size in sizes.split()
+    ),
     Equivalent(
         "florence2/model/config.py",
         "counts positions, whose number is the same for an image on its side",

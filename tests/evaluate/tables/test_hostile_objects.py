@@ -86,7 +86,8 @@ def test_an_object_without_a_segmentation(data: Path, tmp_path: Path) -> None:
     (tmp_path / "coco").symlink_to(data / "coco")
     file = tmp_path / "refcoco" / "instances.json"
     values = json.loads(file.read_text())
-    for outline in (None, [], {}):
+    outlines: tuple[Any, ...] = (None, [], {})
+    for outline in outlines:
         for annotation in values["annotations"]:
             annotation["segmentation"] = outline
         file.write_text(json.dumps(values))
