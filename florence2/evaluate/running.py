@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from florence2.pipeline import Florence2
 
 _RUN = "run.json"  # how the last run of a split computed, for a later --score
+_COMMIT = re.compile("[0-9a-f]{40}")
 _COMPUTED = ("model", "revision", "weights", "adapter", "dtype", "attention", "beams", "max_new_tokens", "background")
 
 
@@ -97,11 +99,11 @@ class Running:
     def answer(self) -> int:
         """Answer the questions that are left; return the worst exit code. Ctrl-C keeps the rows written so far."""
         path = self._backend.find(self._options)  # before a folder is made, so that a misspelt name leaves nothing
-        settings = run_settings(self._options, self._backend, path)
+        settings, revision = run_settings(self._options, self._backend, path), commit_of(path)
         worst = 0
         for split in self._splits:
             say(f"florence2: {split.name}, {len(split.chosen):,} examples, protocol {split.protocol.name}")
-            worst = max(worst, self._answer(split, settings))
+            worst = max(worst, self._answer(split, settings, revision))
             if worst > 1:
                 break
         return worst
@@ -113,7 +115,7 @@ class Running:
         used = {"device": str(loaded.device), "dtype": dtype, "beams": search.num_beams}
         return used | {"max_new_tokens": search.max_new_tokens}
 
-    def _answer(self, split: SplitRun, settings: Mapping[str, Any]) -> int:
+    def _answer(self, split: SplitRun, settings: Mapping[str, Any], revision: str | None) -> int:
         items = shard_of(to_items(split.chosen, split.protocol, self._options.data), self._options.shard)
         with Journal(split.folder, settings, shard=self._options.shard) as journal:
             for note in journal.notes:
@@ -121,8 +123,8 @@ class Running:
             began, before = time.monotonic(), journal.results.stat().st_size
             code = Labelling(self._options, self._load_once, Remaining(items, (), journal), journal).run()
             if self._model is not None and journal.results.stat().st_size != before:
-                used = self._used(self._model) | {"seconds": round(time.monotonic() - began, 1)}
-                write_json(split.folder / _RUN, used)
+                used = self._used(self._model) | ({} if revision is None else {"revision": revision})
+                write_json(split.folder / _RUN, used | {"seconds": round(time.monotonic() - began, 1)})
         return code
 
     def score(self) -> Report:
@@ -156,6 +158,11 @@ class Running:
         runs = [read_json(file) for split in self._splits if (file := split.folder / _RUN).exists()]
         computed |= join_runs(runs) | {"version": __version__}
         return Report(results, computed, compared, notes)
+
+
+def commit_of(path: Path) -> str | None:
+    """Return the commit of a checkpoint in the cache of the Hub, None for one elsewhere."""
+    return path.name if path.parent.name == "snapshots" and _COMMIT.fullmatch(path.name) else None
 
 
 def join_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

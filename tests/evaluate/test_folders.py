@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from florence2.bulk.lock import FolderLock
-from florence2.evaluate.running import join_runs
+from florence2.evaluate.running import commit_of, join_runs
 from tests.evaluate.test_command import NANO, evaluate, results, rows_of
 from tests.full_disk import files_of_at_most
 
@@ -78,6 +78,16 @@ def test_each_split_remembers_how_it_was_answered(data: Path, out: Path) -> None
     kept = (out / "vqav2-val" / "run.json").read_bytes()
     assert evaluate("vqav2", *common, *model) == 0  # nothing is left
     assert (out / "vqav2-val" / "run.json").read_bytes() == kept
+
+
+def test_the_commit_of_a_cached_checkpoint_is_reported(data: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "models--a--b" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(Path("weights/nano"), cached)
+    model = ["--model", cached, "--device", "cpu", "--workers", "0", "--beams", "1"]
+    assert evaluate("vqav2", "--data", data, "--out", tmp_path / "out", "--limit", 1, *model) == 0
+    assert f"- revision: {cached.name}\n" in (tmp_path / "out" / "report.md").read_text()
+    for other in (tmp_path / "snapshots" / "main", tmp_path / cached.name):
+        assert commit_of(other) is None
 
 
 def test_what_several_splits_were_answered_with() -> None:

@@ -15,6 +15,7 @@ from florence2.cli.main import main
 from parity.record_runs import SCENES, SEED, TABLES
 from parity.records import read_record
 from recipes.nano.write_tables import write_tables
+from tests.evaluate.test_detection import official
 
 NANO = ["--model", "nano", "--device", "cpu", "--beams", "1", "--workers", "0"]
 MAP = {"model": 91.7, "one": 91.6, "order": 91.7}
@@ -52,11 +53,34 @@ def test_a_run_is_scored_as_by_the_official_code(table: str, scenes: Path, tmp_p
 
 
 @pytest.fixture(scope="module")
-def undisturbed(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The results of a run that nothing stopped."""
-    out = tmp_path_factory.mktemp("undisturbed")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
     assert evaluate("coco-detection", "--data", scenes, "--out", out, *NANO) == 0
-    return results(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole: Path) -> list[dict[str, Any]]:
+    """Its results."""
+    return results(whole)
+
+
+def test_map_is_that_of_a_script(scenes: Path, undisturbed: list[dict[str, Any]], whole: Path) -> None:
+    """pycocotools reads the owners' file; labels are categories by name, which is all that nano needs."""
+    file = scenes / "coco" / "annotations" / "instances_val2017.json"
+    values = json.loads(file.read_text())
+    ids = {image["file_name"]: image["id"] for image in values["images"]}
+    categories = {category["name"]: category["id"] for category in values["categories"]}
+    lines = (whole / "coco-detection-val2017" / "results.jsonl").read_text().splitlines()
+    found = [
+        {"image_id": ids[Path(row["id"]).name], "category_id": categories[box["label"]], "score": box["confidence"]}
+        | {"bbox": [*box["xyxy"][:2], box["xyxy"][2] - box["xyxy"][0], box["xyxy"][3] - box["xyxy"][1]]}
+        for row in map(json.loads, lines)
+        for box in row["boxes"]
+        if box["label"] in categories
+    ]
+    assert undisturbed[0]["value"] == pytest.approx(100 * official(file, found, whole), abs=1e-10)
 
 
 def test_detection_reaches_what_it_did(undisturbed: list[dict[str, Any]]) -> None:
