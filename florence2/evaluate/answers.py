@@ -1,6 +1,7 @@
 """The answers of a run: examples become images with questions for the journal, and rows of the journal answers."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ from florence2.dataset.index import open_index
 from florence2.evaluate.protocols import Protocol
 from florence2.evaluate.scoring import AnsweredExample, StoredAnswer
 from florence2.evaluate.tables.example import BenchmarkExample
+from florence2.evaluate.tables.reading import MAX_COORDINATE
 from florence2.label.sources.item import Item, file_item
 
 _Key: TypeAlias = tuple[str, str]
@@ -63,9 +65,15 @@ def read_answers(folder: Path) -> dict[_Key, StoredAnswer]:
 def _is_whole(row: Mapping[str, Any]) -> bool:
     try:
         restore_result(row)
+        regions = [*row.get("boxes", ()), *row.get("polygons", ())]
+        return max(row["image_size"]) <= MAX_COORDINATE and all(map(_is_ranked, regions))
     except (KeyError, TypeError, ValueError):
         return False
-    return True
+
+
+def _is_ranked(region: Mapping[str, Any]) -> bool:
+    score = region.get("score")
+    return isinstance(region["label"], str) and (score is None or math.isfinite(score))
 
 
 def join_answers(

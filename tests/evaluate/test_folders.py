@@ -1,10 +1,12 @@
 """What may be in the folder of the answers: another run, another model, nothing, damage, a full disk."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +96,7 @@ def test_what_several_splits_were_answered_with() -> None:
     runs = [{"device": "cpu", "beams": 3, "seconds": 1.5}, {"device": "cuda:0", "beams": 3, "seconds": 2}]
     assert join_runs(runs) == {"device": "cpu and cuda:0", "beams": 3, "seconds": 3.5}
     assert join_runs([{"beams": [1], "seconds": "x"}]) == {"beams": [1], "seconds": "x"}
+    assert join_runs([{"revision": "a", "beams": 1}, {"beams": 1}]) == {"revision": "a", "beams": 1}
     assert join_runs([]) == {}
 
 
@@ -125,6 +128,56 @@ def test_damage(file: str, content: str | None, words: str, data: Path, out: Pat
     assert score(data, out) == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"boxes": [{"xyxy": [1, 2, 3, 4], "label": 5}]},
+        {"boxes": [{"xyxy": [1, 2, 3, 4], "label": "circle", "score": "high"}]},
+        {"boxes": [{"xyxy": [1, 2, 3, 4], "label": "circle", "score": float("nan")}]},
+        {"boxes": [{"xyxy": [1, 2, 3, float("nan")], "label": "circle"}]},
+        {"boxes": [[1, 2, 3, 4]]},
+        {"boxes": {"a": 1}},
+        {"polygons": [{"rings": [[0, 0, 1e9, 0, 1e9, 1e9]], "label": ""}], "image_size": [1e9, 1e9]},
+        {"image_size": None},
+    ],
+)
+def test_damaged_answers_count_as_none(change: dict[str, Any], data: Path, tmp_path: Path, capsys: Capture) -> None:
+    common = ["coco-detection", "--data", data, "--out", tmp_path, "--limit", 2]
+    folder = tmp_path / "coco-detection-val2017"
+    folder.mkdir()
+    (folder / "settings.json").write_text("{}")
+    rows = [
+        {"image": id, "place": id, "id": id, "task": "<OD>", "kind": "regions", "text": "", "raw_text": ""}
+        | {"image_size": [303, 247], "boxes": []}
+        for id in (f"coco/val2017/{number:012d}.jpg" for number in (1, 2))
+    ]
+    rows[0] |= change
+    (folder / "results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert evaluate(*common, "--score", "--json") == 1
+    first = json.loads(capsys.readouterr().out)["results"][0]
+    assert (first["unanswered"], first["examples"]) == (1, 2)
+
+
+def test_images_that_are_links_pipes_or_junk(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Also below a folder whose name is not UTF-8."""
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    images = folder / "nocaps" / "val"
+    shutil.copytree(data / "nocaps", folder / "nocaps")
+    first, second, third, fourth, fifth = sorted(images.iterdir())[:5]
+    for image in (first, second, third, fourth):
+        image.unlink()
+    first.symlink_to(data / "nocaps" / "val" / first.name)
+    second.symlink_to("/dev/zero")
+    os.mkfifo(third)
+    fourth.symlink_to(fourth.name)
+    fifth.write_text("junk")
+    common = ["nocaps", "--data", folder, "--out", tmp_path / "out", *NANO, "--limit", 5]
+    assert evaluate(*common) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err and "Missing images of nocaps:val: 3 of 5" in captured.err
+    assert results(tmp_path / "out")["nocaps", "CIDEr", ""]["unanswered"] == 4
 
 
 def test_a_disk_that_is_full(data: Path, tmp_path: Path, capsys: Capture) -> None:
