@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from florence2.evaluate.detection import (
     RANKINGS,
     category_of,
+    describe_unknown,
     detections,
     mean_average_precision,
     ranked_boxes,
@@ -140,6 +141,19 @@ def test_labels() -> None:
         *(1, 63, 1, 77, None)
     ]
     assert unknown_labels([{"boxes": [{"label": "unicorn"}, {"label": "sofa"}]}, {}], categories) == {"unicorn": 1}
+
+
+def test_sentences_about_labels() -> None:
+    boxes = [{"label": label} for label in ("unicorn", "unicorn", "x" * 90, "sofa")]
+    assert describe_unknown([{"boxes": boxes}], {"couch": 63}) == [
+        "Labels taken for categories: sofa for couch.",
+        f"3 boxes have labels that mean no category, such as unicorn (2), {'x' * 37}... (1).",
+    ]
+    assert describe_unknown([{"boxes": boxes[3:]}], {"couch": 63}) == ["Labels taken for categories: sofa for couch."]
+    assert describe_unknown([{"boxes": boxes[:1]}], {"dog": 1}) == [
+        "1 boxes have labels that mean no category, such as unicorn (1)."
+    ]
+    assert describe_unknown([{}], {"dog": 1}) == []
 
 
 def test_nothing_found(data: Path) -> None:

@@ -51,6 +51,12 @@ EQUIVALENT: tuple[Equivalent, ...] = (
             ("box_ious", "np.maximum(second[..., :2], first[..., :2])"),
         )
     ),
+    Equivalent(
+        "florence2/evaluate/running.py",
+        "asks whether a run was stopped, which is 130",
+        source="if worst > 1:",
+        new="2",
+    ),
     *(
         Equivalent("florence2/evaluate/tables/catalogue.py", "estimates the size of a file", within=within, old=size)
         for within, sizes in (

@@ -9,6 +9,7 @@ def test_overlaps_by_hand() -> None:
     ious = box_ious([[0, 0, 10, 10], [20, 20, 30, 30]], [[0, 0, 10, 10], [0, 5, 10, 15], [5, 5, 5, 5]])
     assert ious.tolist() == [[1, 50 / 150, 0], [0, 0, 0]]
     assert box_ious([[5, 5, 5, 5]], [[5, 5, 5, 5]]).tolist() == [[0]]
+    assert box_ious([[5, 5, 5.5, 5.5]], [[5, 5, 5.5, 5.25]]).tolist() == [[0.5]]  # less than a pixel
 
 
 TRUTH = (0, 0, 10, 10)

@@ -75,6 +75,13 @@ def test_damaged_pickles(content: bytes, tmp_path: Path) -> None:
     sentence(error)
 
 
+def test_texts_of_every_length(tmp_path: Path) -> None:
+    file = tmp_path / "refs.p"
+    for content in (b"\x8c\x03abc.", b"X\x03\0\0\0abc.", b"\x8d\x03\0\0\0\0\0\0\0abc."):
+        file.write_bytes(b"\x80\x04" + content)
+        assert read_plain_pickle(file) == "abc"
+
+
 def test_pickles_of_python_2(tmp_path: Path) -> None:
     file = tmp_path / "refs.p"
     file.write_bytes(
