@@ -28,3 +28,8 @@ def test_shares_of_wholes() -> None:
 
 def test_few_images() -> None:
     assert bootstrap([1] * 90, [i % 9 for i in range(90)]) is None
+
+
+def test_samples_are_the_same_each_time() -> None:
+    shares, images = [float(i % 3 == 0) * i for i in range(40)], list(range(40))
+    assert bootstrap(shares, images) == bootstrap(shares, images, seed=0) != bootstrap(shares, images, seed=1)
