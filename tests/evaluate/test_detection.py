@@ -159,3 +159,10 @@ def test_sentences_about_labels() -> None:
 def test_nothing_found(data: Path) -> None:
     images = [example.truth for example in read_table("coco-detection", data)]
     assert mean_average_precision(images, []) == (0, None)
+
+
+def test_ten_images_are_enough_for_an_interval() -> None:
+    images = synthetic_images(10)
+    answers = [answer(image, random.Random(1)) for image in images]
+    assert mean_average_precision(images, detections(images, answers, "one"))[1] is not None
+    assert mean_average_precision(images[:9], detections(images[:9], answers[:9], "one"))[1] is None
