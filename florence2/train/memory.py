@@ -57,7 +57,7 @@ class UpdateMemory:
         """Return the most bytes that are needed at once besides parameters and the optimizer's state.
 
         Args:
-            recomputed: The paths of the layers of which only the input is kept.
+            recomputed: The paths of the layers that keep nothing but their input.
             accumulates: Whether gradients of an earlier micro-batch are there already.
         """
         kept = [layer.input if layer.path in recomputed else layer.inside for layer in self.layers]

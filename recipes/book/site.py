@@ -12,6 +12,9 @@ from pathlib import Path
 from posixpath import dirname, normpath, relpath
 from typing import Any
 
+from markdown import Markdown
+from markdown.extensions import Extension
+
 from florence2.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +28,7 @@ COMMANDS = "reference/command-line.md"
 """The page with the help of every command."""
 ONE_FILE = "docs/florence2_minimal.py", "how-it-works/one-file.md"
 """A file of code that is a page of the site, and its place."""
+_COMMENT = re.compile(r"<!--.*?-->\n?", re.S)
 _LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
 
 
@@ -105,7 +109,22 @@ def one_file() -> str:
     return f'{settings}{head}```py linenums="1"\n{code}```\n'
 
 
+class PlainText(Extension):
+    """Markdown in which "<OD>" is a text: docstrings and messages are full of task tokens, and pages hold no HTML."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802  the library's name
+        """Take away what reads HTML."""
+        md.preprocessors.deregister("html_block")
+        md.inlinePatterns.deregister("html")
+
+
 # ---- what mkdocs calls ----------------------------------------------------------------------------------------------
+def on_config(config: Any) -> Any:
+    """Let every page and docstring be read as plain Markdown."""
+    config.markdown_extensions.append(PlainText())
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages from outside of docs, the help of the commands, and the one file."""
     from mkdocs.structure.files import File
@@ -121,4 +140,6 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite the links of a page."""
     uri = page.file.src_uri
-    return markdown if uri in (COMMANDS, ONE_FILE[1]) else rewrite(markdown, repository_path(uri))
+    if uri in (COMMANDS, ONE_FILE[1]):
+        return markdown
+    return rewrite(_COMMENT.sub("", markdown), repository_path(uri))

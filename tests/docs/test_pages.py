@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import florence2
 from florence2.bulk.questions import check_order, read_questions
 from florence2.checkpoints.presets import preset
 from florence2.cli import main as cli
 from florence2.cli.run import split_arguments
-from florence2.inputs.tasks import TASKS
+from florence2.inputs.tasks import TASKS, TaskTable, find_task, token_task
+from florence2.train.sources import read_samples
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -120,6 +122,17 @@ def test_the_page_of_tasks_has_all_published_ones() -> None:
         assert (TASKS[token].takes == "region") == (takes == "a box") and (TASKS[token].takes == "nothing") == (
             not takes
         )
+
+
+def test_the_forms_of_training_data_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 200)).save(tmp_path / "a.jpg")
+    (block,) = blocks(ROOT / "docs" / "own-data.md", "json")
+    (tmp_path / "data.jsonl").write_text(block)
+    tasks = TaskTable([token_task("<VQA>")])
+    (sample, more) = read_samples(tmp_path / "data.jsonl", known=tasks)
+    assert len(sample.pairs + more.pairs) == len(block.splitlines()) == 6
+    for pair in sample.pairs + more.pairs:
+        assert find_task(pair[0], tasks) is not None
 
 
 def test_the_readme_is_a_front_door() -> None:

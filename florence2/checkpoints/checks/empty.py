@@ -65,7 +65,8 @@ def empty_model(
 def function_name(prepare: Prepare) -> str:
     """Return MODULE:FUNCTION, for people; a checkpoint names the function that it needs, and never imports it."""
     named = prepare if hasattr(prepare, "__qualname__") else type(prepare)
-    return f"{named.__module__}:{named.__qualname__}"
+    module = "MODULE" if named.__module__ == "__main__" else named.__module__  # a script's own name leads nowhere
+    return f"{module}:{named.__qualname__}"
 
 
 class _Unfilled(TorchFunctionMode):

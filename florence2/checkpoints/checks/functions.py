@@ -18,6 +18,8 @@ _BETWEEN = {
     *(f"<frozen importlib.{part}>" for part in ("_bootstrap", "_bootstrap_external")),
 }
 
+_FILE_NAME = " It is the name of a module: leave out '.py'."
+
 
 def find_function(name: str) -> Callable[[object], None]:
     """Import a function, given as MODULE:FUNCTION; the current folder is searched first, as by `python -m`.
@@ -58,7 +60,7 @@ def _import(name: str, module_name: str) -> ModuleType:
             ) from None
         raise OptionError(
             f"--prepare {name}: the module {module_name} was not found, neither in the current folder nor among the "
-            "installed packages."
+            f"installed packages.{_FILE_NAME if module_name.endswith('.py') else ''}"
         ) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001  importing runs the user's code
         raise OptionError(f"--prepare {name}: importing {module_name} raised {_describe(error)}.") from None

@@ -23,6 +23,7 @@ from florence2.generation.options import GenerationOptions
         (":insert", "give MODULE:FUNCTION, such as"),
         (".mine:insert", "give MODULE:FUNCTION, such as"),
         ("no_such_module:insert", "the module no_such_module was not found, neither in the current folder"),
+        ("mine.py:insert", r"the module mine\.py was not found, .* leave out '\.py'\."),
         ("json.no_such_module:insert", "the module json.no_such_module was not found"),
         ("mine:missing", "mine.py has no function missing"),
         ("mine:NUMBER", "mine.py has no function NUMBER"),
