@@ -153,7 +153,7 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
         help="type of the computation; the weights stay float32 (default: float32)",
     )
     parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="use less memory, for about a third more time"
+        "--gradient-checkpointing", action="store_true", help="use less memory, for up to a third more time"
     )
     parser.add_argument(
         "--save-every", type=int, default=500, help="updates between saves; the end is saved too (default: 500)"

@@ -17,7 +17,8 @@ from florence2.model.florence2 import Florence2Model
 from florence2.train.gradient_checkpointing import LAYERS
 
 _TEMPORARY = 0.5
-"""What a layer's backward pass takes at its peak in addition to what was kept, as a share of that. Measured: ..."""
+"""What the backward pass of a layer takes at its peak besides what was kept, as a share of that. The estimates that it
+gives are within 7 % of what was measured (docs/fine-tuning.md)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class UpdateMemory:
         """Return the most bytes that are needed at once besides parameters and the optimizer's state.
 
         Args:
-            recomputed: The paths of the layers that keep nothing but their input.
+            recomputed: The paths of the layers that keep their input alone.
             accumulates: Whether gradients of an earlier micro-batch are there already.
         """
         kept = [layer.input if layer.path in recomputed else layer.inside for layer in self.layers]

@@ -27,7 +27,7 @@ class TrainSettings:
         seed: Fixes dropout and the order of the samples.
         freeze: Parts that do not train, see `freeze.PARTS`.
         precision: "bfloat16" is autocast; the weights stay float32.
-        gradient_checkpointing: Save memory for about a third more time.
+        gradient_checkpointing: Save memory for up to a third more time.
         flip: The share of samples that are mirrored, where their answers allow it; see `augmentation.can_flip`.
         shrink: The least size of an image within its frame, at a random place, as a share; 1 leaves images alone.
         colour: How far brightness, contrast and saturation vary: factors from 1 - `colour` to 1 + `colour`.
