@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -389,3 +390,30 @@ def test_a_state_of_plain_adamw_is_resumed_by_the_fused_one(mini, processor, tmp
     assert all(group["fused"] for group in optimizer.param_groups)
     moments = optimizer.state[next(iter(mini.parameters()))]
     assert int(moments["step"]) == 2 and moments["exp_avg"].any()
+
+
+def test_after_ten_updates_the_time_of_an_epoch_is_said(mini, processor, tmp_path, capsys) -> None:
+    updates: list[tuple[int, float]] = []
+    train(
+        mini,
+        processor,
+        SceneSamples(1, 22),
+        replace(SETTINGS, steps=11, batch=2, save_every=100),
+        tmp_path,
+        after_update=lambda step, loss: updates.append((step, loss)),
+    )
+    lines = capsys.readouterr().err.splitlines()
+    (epoch,) = [
+        place for place, line in enumerate(lines) if re.fullmatch(r"An epoch of 11 updates takes about .*\.", line)
+    ]
+    assert lines[epoch - 1].startswith("step 10 of 11") and lines[epoch + 1].startswith("step 11 of 11")
+    assert updates == [(row["step"], row["loss"]) for row in rows(tmp_path)]
+
+
+def test_what_memory_needs_may_change_when_a_run_resumes(mini, mini_config, processor, tmp_path) -> None:
+    """A run that ran out of memory must be able to resume with less at once."""
+    train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=2), tmp_path)
+    other = make_model(mini_config, processor, seed=3)
+    less = replace(SETTINGS, steps=2, micro_batch=1, gradient_checkpointing=True)
+    train(other, processor, SceneSamples(1, 8), less, tmp_path)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in weights(mini).items())
