@@ -12,9 +12,6 @@ from pathlib import Path
 from posixpath import dirname, normpath, relpath
 from typing import Any
 
-from markdown import Markdown
-from markdown.extensions import Extension
-
 from florence2.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
@@ -109,19 +106,17 @@ def one_file() -> str:
     return f'{settings}{head}```py linenums="1"\n{code}```\n'
 
 
-class PlainText(Extension):
-    """Markdown in which "<OD>" is a text: docstrings and messages are full of task tokens, and pages hold no HTML."""
-
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802  the library's name
-        """Take away what reads HTML."""
-        md.preprocessors.deregister("html_block")
-        md.inlinePatterns.deregister("html")
-
-
 # ---- what mkdocs calls ----------------------------------------------------------------------------------------------
 def on_config(config: Any) -> Any:
-    """Let every page and docstring be read as plain Markdown."""
-    config.markdown_extensions.append(PlainText())
+    """Let "<OD>" in a page or docstring be a text: they are full of such tokens, and hold no HTML."""
+    from markdown.extensions import Extension
+
+    class NoHtml(Extension):  # type: ignore[misc]  # it comes with the site's packages alone
+        def extendMarkdown(self, md: Any) -> None:
+            md.preprocessors.deregister("html_block")
+            md.inlinePatterns.deregister("html")
+
+    config.markdown_extensions.append(NoHtml())
     return config
 
 
