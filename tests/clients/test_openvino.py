@@ -1,7 +1,9 @@
 """The graphs in OpenVINO in greedy search, with the decoder in one graph, and in two, as `--unmerged` writes it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,3 +65,14 @@ def test_greedy_answers_are_those_of_torch(
     for task in TASKS:
         prompt = nano.processor.prompt(task)
         assert [client.answer(nano.processor.image_array(image), prompt, (2, 0), 2) for image in images] == greedy[task]
+
+
+def test_the_block_of_the_guide(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "base").symlink_to(exported)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/onnx.md", "exec"), names)
+    assert names["decoder"].outputs

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 GENERATED = ("reference/command-line.md",)
 """Pages that only the site has."""
 GUIDES = ("answers", "inspecting")
-"""Pages of docs/ whose Python blocks ask base; `modifying`, `lite` and `how-it-works` have tests of their own."""
+"""Pages of docs/ whose Python blocks ask base."""
+ELSEWHERE = {
+    "docs/confidence.md": "tests/interop/test_supervision.py",
+    "docs/labelling-sources.md": "tests/docs/test_pages.py",
+    "docs/lite.md": "tests/lite/test_guide.py",
+    "docs/modifying.md": "tests/test_modifying.py",
+    "docs/onnx.md": "tests/clients/test_openvino.py",
+}
+"""Pages with other blocks, and the tests that run them."""
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -133,6 +142,21 @@ def test_the_forms_of_training_data_are_read(tmp_path: Path) -> None:
     assert len(sample.pairs + more.pairs) == len(block.splitlines()) == 6
     for pair in sample.pairs + more.pairs:
         assert find_task(pair[0], tasks) is not None
+
+
+def test_the_lines_for_ray_are_those_of_the_program() -> None:
+    (block,) = blocks(ROOT / "docs" / "labelling-sources.md", "python")
+    program = (ROOT / "docs" / "ray_label.py").read_text(encoding="utf-8")
+    assert textwrap.indent(block, "    ") in program
+
+
+def test_every_python_block_is_run_by_a_test() -> None:
+    with_blocks = {name_of(page) for page in PAGES if blocks(page, "python")}
+    guides = {f"docs/{name}.md" for name in GUIDES} | {"README.md"}
+    chapters = {name for name in with_blocks if name.startswith("docs/how-it-works/")}  # test_book.py
+    assert with_blocks - guides - chapters == set(ELSEWHERE)
+    for page, test in ELSEWHERE.items():
+        assert page.rpartition("/")[2] in (ROOT / test).read_text(encoding="utf-8")
 
 
 def test_the_readme_is_a_front_door() -> None:

@@ -1,5 +1,6 @@
 """Answers become `Detections` of supervision."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from florence2.errors import OptionError
 # without OpenCV supervision warns, at its first import, that it uses NumPy in its place
 pytestmark = pytest.mark.filterwarnings("ignore:OpenCV")
 
-SCENE = Path(florence2.__file__).parent.parent / "docs" / "scene.png"
+DOCS = Path(florence2.__file__).parent.parent / "docs"
+SCENE = DOCS / "scene.png"
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +55,14 @@ def test_quads_and_masks(f: florence2.Florence2) -> None:
 def test_nothing(f: florence2.Florence2) -> None:
     answer: Any = f.processor.answer("<OD>", "", image_size=(10, 10)).to_supervision()
     assert len(answer) == 0
+
+
+def test_the_block_of_the_guide(f: florence2.Florence2, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "confidence.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(DOCS.parent)
+    monkeypatch.setattr(florence2, "load", lambda name: f)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/confidence.md", "exec"), names)
+    kept = names["sure"].boxes
+    assert all(box.confidence >= 0.5 for box in kept) and len(names["detections"]) >= len(kept)
