@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,15 @@ def _train(
     _say(_describe(f.model, settings))
     _say_needs(options, path, settings, f, samples)
     notes = _notes(options, lora, samples)
-    train(f.model, f.processor, samples, settings, options.out, notes, after_save, finish=finish, store=store)
+    encoded = Progress(things="images encoded")
+
+    def show(done: int, total: int) -> None:
+        encoded(done, total)
+        if done == total:
+            encoded.close()
+
+    more = partial(train, finish=finish, store=store, say=_say, progress=show)
+    more(f.model, f.processor, samples, settings, options.out, notes, after_save)
 
 
 def _describe(model: Florence2Model, settings: TrainSettings) -> str:

@@ -1,8 +1,8 @@
-"""The log of a run: `log.jsonl` for programs, and lines on stderr for people."""
+"""The log of a run: `log.jsonl` for programs, and lines for people."""
 
 import json
-import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,11 +19,12 @@ _TIMED = 10
 
 
 class RunLog:
-    """`log.jsonl` in `folder`, and a line on stderr every `log_every` steps. Only the `active` process writes."""
+    """`log.jsonl` in `folder`, and a line to `say` every `log_every` steps. Only the `active` process writes."""
 
-    def __init__(self, folder: Path, settings: TrainSettings, first: int, active: bool):
+    def __init__(self, folder: Path, settings: TrainSettings, first: int, active: bool, say: Callable[[str], None]):
         """Open the log; drop what an interrupted run wrote after step `first`, the last one saved."""
         self.folder, self.settings, self.first, self.active = folder, settings, first, active
+        self.say = say
         self.losses: list[tuple[float, int]] = []
         self.start = self.warm = time.monotonic()
         self.file = None
@@ -47,12 +48,12 @@ class RunLog:
         seconds, rate = time.monotonic() - self.start, rate_at(step, settings)
         self.write({"step": done, "loss": mean, "norm": norm, "learning_rate": rate, "seconds": round(seconds, 1)})
         if self.active:
-            self._print(done, mean, rate, (done - self.first) / seconds)
+            self._say_step(done, mean, rate, (done - self.first) / seconds)
 
-    def _print(self, done: int, loss: float, rate: float, steps_per_second: float) -> None:
+    def _say_step(self, done: int, loss: float, rate: float, steps_per_second: float) -> None:
         left = timedelta(seconds=round((self.settings.steps - done) / steps_per_second))
         line = f"step {done} of {self.settings.steps}  loss {loss:.4f}  rate {rate:.2e}  "
-        print(f"{line}{steps_per_second:.2f} steps/s  {left} left", file=sys.stderr, flush=True)
+        self.say(f"{line}{steps_per_second:.2f} steps/s  {left} left")
 
     def say_epoch(self, done: int, updates: int) -> None:
         """Ten updates after the start, say how long an epoch of `updates` takes. The first update is not counted."""
@@ -61,7 +62,7 @@ class RunLog:
             self.warm = now
         if self.active and made == _TIMED and updates > _TIMED:
             epoch = timedelta(seconds=round((now - self.warm) / (_TIMED - 1) * updates))
-            print(f"An epoch of {updates:,} updates takes about {epoch}.", file=sys.stderr, flush=True)
+            self.say(f"An epoch of {updates:,} updates takes about {epoch}.")
 
     def has_evaluation(self, step: int) -> bool:
         """Return whether the log has a row of `step` other than that of its loss."""

@@ -5,7 +5,6 @@ Hugging Face accelerate runs it on several processes or GPUs: start the same com
 
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -51,6 +50,10 @@ AfterSave = Callable[[int], dict[str, Any]]
 AfterUpdate = Callable[[int, float], None]
 
 
+def be_quiet(line: str) -> None:
+    """Say nothing."""
+
+
 def train(
     model: Florence2Model,
     processor: Processor,
@@ -64,6 +67,8 @@ def train(
     finish: Callable[[], None] | None = None,
     after_update: AfterUpdate | None = None,
     store: StoreOptions | None = None,
+    say: Callable[[str], None] = be_quiet,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Train `model` in place for `settings.steps` updates, or resume the run in `folder`.
 
@@ -86,6 +91,8 @@ def train(
         store: Where the outputs of a frozen vision tower are kept: every image is encoded once, before the first
             update. None encodes it in every epoch. It needs `samples` whose images stay the same, and the default
             loss and batches.
+        say: Called with lines for people, in the process that writes: the loss, the time left, what was found.
+        progress: Called as `progress(done, total)` while images are encoded for the store.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the update under way was finished and saved.
@@ -109,13 +116,13 @@ def train(
             "The outputs of the vision tower can be stored only where it is frozen, with the default loss and batches, "
             "and images that do not vary. Freeze it, or leave the store out."
         )
-    run = _Run(model, objective, settings, folder, accelerator, after_save)
-    with _lock(folder, accelerator):
+    run = _Run(model, objective, settings, folder, accelerator, after_save, say)
+    with _lock(folder, accelerator, say):
         run.open({**asdict(settings), **(notes or {}), **({} if store is None else {"store": True})})
         try:
             if store is not None and run.first < settings.steps:
-                with _lock(store.folder, accelerator):
-                    data.collate = fill_for_run(model, data, run.first, store, accelerator)
+                with _lock(store.folder, accelerator, say):
+                    data.collate = fill_for_run(model, data, run.first, store, accelerator, say, progress)
                 run.log.restart_clock()
             _train_steps(run, data, after_update)
         finally:
@@ -135,7 +142,7 @@ def _train_steps(run: "_Run", data: StepData, after_update: AfterUpdate | None) 
     recomputed = memory().recomputed() if settings.gradient_checkpointing else None
     with (
         gradient_checkpointing(run.model, settings.gradient_checkpointing, recomputed),
-        catch_stop_signals(announce=run.accelerator.is_main_process) as stop,
+        catch_stop_signals(announce=run.accelerator.is_main_process and run.say is not be_quiet) as stop,
     ):
         run.make_up_evaluation(stop)
         for step, batches in zip(range(run.first + 1, settings.steps + 1), load_steps(data, run.first), strict=True):
@@ -180,9 +187,10 @@ class _Run:
         folder: Path,
         accelerator: Accelerator,
         after_save: AfterSave | None,
+        say: Callable[[str], None],
     ):
         self.model, self.settings, self.folder, self.accelerator = model, settings, folder, accelerator
-        self.objective, self.module, self.after_save = objective, objective, after_save
+        self.objective, self.module, self.after_save, self.say = objective, objective, after_save, say
         self.optimizer: Any = make_optimizer(objective, settings)
         self.first = 0
         """The number of updates that an earlier run has made and saved."""
@@ -195,7 +203,7 @@ class _Run:
             self._resume(state)
         self.module, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         _check_same_step(self.first, self.folder, self.accelerator)
-        self.log = RunLog(self.folder, self.settings, self.first, self.accelerator.is_main_process)
+        self.log = RunLog(self.folder, self.settings, self.first, self.accelerator.is_main_process, self.say)
         self._announce()
 
     def _resume(self, state: TrainState) -> None:
@@ -211,9 +219,9 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         if self.accelerator.num_processes > 1:  # a launcher may start another number than intended
-            print(f"{self.accelerator.num_processes} processes share each batch.", file=sys.stderr)
+            self.say(f"{self.accelerator.num_processes} processes share each batch.")
         if self.first:
-            print(f"Resuming run after step {self.first} of {self.settings.steps}.", file=sys.stderr)
+            self.say(f"Resuming run after step {self.first} of {self.settings.steps}.")
 
     def update(self, step: int, batches: Sequence[Batch]) -> float:
         """Make one update, log it and return its mean loss; `step` counts from 0.
@@ -294,7 +302,9 @@ class _Run:
             set_training(self.model)
 
 
-def _lock(folder: Path, accelerator: Accelerator) -> AbstractContextManager[object]:
+def _lock(
+    folder: Path, accelerator: Accelerator, say: Callable[[str], None] = be_quiet
+) -> AbstractContextManager[object]:
     """Make the folder and lock it for this run. Raises OptionError in every process when one of them cannot do so."""
     lock: FolderLock | None = None
     problem: OptionError | None = None
@@ -310,7 +320,7 @@ def _lock(folder: Path, accelerator: Accelerator) -> AbstractContextManager[obje
             lock.release()
         raise problem or OptionError(f"Another process of this run cannot use {folder}; see its message.")
     if lock is not None and lock.note:
-        print(lock.note, file=sys.stderr)
+        say(lock.note)
     return lock or nullcontext()
 
 

@@ -290,7 +290,18 @@ def run_phase(objective: PlacesLoss, processor: Processor, phase: Phase, index: 
         return {}
 
     collate = partial(make_scene_batch, grid=SIDE // STRIDE)
-    train(objective.model, processor, samples, settings, folder, after_save=keep, objective=objective, collate=collate)
+    say = partial(print, file=sys.stderr, flush=True)
+    train(
+        objective.model,
+        processor,
+        samples,
+        settings,
+        folder,
+        after_save=keep,
+        objective=objective,
+        collate=collate,
+        say=say,
+    )
 
 
 def write_specimen(model: Florence2Model, companions: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -31,6 +32,11 @@ class Signalled(SceneSamples):
         return super().__getitem__(index)
 
 
+def write(stream: int, line: str) -> None:
+    """Write a line at once, so that those of two processes do not mix."""
+    os.write(stream, f"{line}\n".encode())
+
+
 def run(processor_folder: Path, out: Path) -> None:
     """Three updates without dropout, two micro-batches each; of several processes the last is asked to stop."""
     full = Processor.from_folder(processor_folder)
@@ -40,17 +46,17 @@ def run(processor_folder: Path, out: Path) -> None:
     settings = TrainSettings(
         steps=3, batch=5, micro_batch=2, learning_rate=1e-4, warmup=1, log_every=1, workers=0, save_every=10
     )
-    state = PartialState(cpu=True)
+    state, say = PartialState(cpu=True), partial(write, 2)
     name = f"{state.process_index}/{state.num_processes}"
     if state.num_processes > 1:
         samples = (Signalled if state.is_last_process else SceneSamples)(4, 16)
         try:
-            train(make_model(config, processor, seed=1), processor, samples, settings, out)
+            train(make_model(config, processor, seed=1), processor, samples, settings, out, say=say)
         except KeyboardInterrupt:
             state.wait_for_everyone()
-            print(f"{name}:{load_state(out).step}")
-    train(make_model(config, processor, seed=1), processor, SceneSamples(4, 16), settings, out)
-    print(name)
+            write(1, f"{name}:{load_state(out).step}")
+    train(make_model(config, processor, seed=1), processor, SceneSamples(4, 16), settings, out, say=say)
+    write(1, name)
 
 
 if __name__ == "__main__":

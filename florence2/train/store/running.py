@@ -1,13 +1,12 @@
 """The store in a training run, which may have several processes."""
 
-import sys
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from florence2.cli.progress import Progress
 from florence2.model.florence2 import Florence2Model
 from florence2.train.data import Collate, StepData, make_batch
 from florence2.train.stopping import catch_stop_signals
@@ -20,7 +19,13 @@ Value = TypeVar("Value")
 
 
 def fill_for_run(
-    model: Florence2Model, data: StepData, first: int, options: StoreOptions, accelerator: Accelerator
+    model: Florence2Model,
+    data: StepData,
+    first: int,
+    options: StoreOptions,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
 ) -> Collate:
     """Encode every image that the steps from `first` on need; return what makes batches from the store.
 
@@ -29,11 +34,7 @@ def fill_for_run(
     processor, settings = data.processor, data.settings
     tower = FrozenTower(model, processor, settings.precision)
     grids = StoredGrids(GridStore(options.folder, tower.digest), ImageKeys(processor))
-    with (
-        catch_stop_signals(announce=False) as stop,
-        stop.immediate(),
-        Progress(things="images encoded") as progress,
-    ):
+    with catch_stop_signals(announce=False) as stop, stop.immediate():
         fill_store(
             grids,
             tower,
@@ -44,8 +45,8 @@ def fill_for_run(
             workers=settings.workers,
             share=(accelerator.process_index, accelerator.num_processes),
             agree=partial(_agree, accelerator),
-            say=_say,
-            progress=progress if accelerator.is_main_process else lambda *_: None,
+            say=say,
+            progress=progress if progress and accelerator.is_main_process else lambda *_: None,
         )
     return partial(make_batch, read_grid=grids)
 
@@ -56,7 +57,3 @@ def _agree(accelerator: Accelerator, value: Value) -> Value:
     broadcast_object_list(values)
     accelerator.wait_for_everyone()
     return values[0]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

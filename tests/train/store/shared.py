@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -46,7 +47,8 @@ def run(processor_folder: Path, out: Path, after: int) -> None:
     PartialState(cpu=True)
     grids.SHARD_BYTES = 2 * 8 * 8 * 32 * 4
     model = make_model(config, processor, seed=1)
-    train(model, processor, Killed(4, 8, after), SETTINGS, out, store=StoreOptions(out / "features"))
+    say = partial(print, file=sys.stderr, flush=True)
+    train(model, processor, Killed(4, 8, after), SETTINGS, out, store=StoreOptions(out / "features"), say=say)
 
 
 if __name__ == "__main__":

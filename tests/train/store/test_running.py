@@ -65,17 +65,21 @@ def test_the_losses_are_those_without_it(mini, mini_config, processor, tmp_path,
     assert len(losses(tmp_path / "run")) == 5
 
 
-def test_each_image_goes_through_the_tower_once(mini, processor, tmp_path, capsys) -> None:
+def test_each_image_goes_through_the_tower_once(mini, processor, tmp_path) -> None:
     """Two samples of one image, too. Of a second run only one image does, to compare it with what is stored."""
     calls = count_encoded(mini)
     samples = [Sample(make_picture(n % 3, 70, 60), (("<CAPTION>", f"image {n}"),)) for n in range(6)]
-    train(mini, processor, samples, SETTINGS, tmp_path / "one", store=StoreOptions(tmp_path / "s"))
-    assert calls == [1] * 3
-    first = capsys.readouterr().err
+    said: list[str] = []
+    seen: list[tuple[int, int]] = []
+    store = StoreOptions(tmp_path / "s")
+    heard = {"say": said.append, "progress": lambda *place: seen.append(place)}
+    train(mini, processor, samples, SETTINGS, tmp_path / "one", store=store, **heard)
+    assert calls == [1] * 3 and seen == [(1, 3), (2, 3), (3, 3)]
+    first = "\n".join(said)
     assert f"each of 3 images is encoded once. 0 are in {tmp_path / 's'}; the others need 0.0 MB there." in first
-    train(mini, processor, samples, SETTINGS, tmp_path / "two", store=StoreOptions(tmp_path / "s"))
+    train(mini, processor, samples, SETTINGS, tmp_path / "two", store=store, **heard)
     assert calls == [1] * 4
-    assert f"The features of all 3 images are in {tmp_path / 's'}" in capsys.readouterr().err
+    assert f"The features of all 3 images are in {tmp_path / 's'}" in "\n".join(said)
 
 
 def test_only_images_of_the_run_are_encoded(mini, processor, tmp_path) -> None:
@@ -175,7 +179,7 @@ def test_killed_and_shared_runs_come_to_the_same_weights(processor_folder, tmp_p
 
 
 def test_damage_before_a_run_is_encoded_again_and_during_it_refused(
-    mini, mini_config, processor, tmp_path, monkeypatch, capsys
+    mini, mini_config, processor, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(grids, "SHARD_BYTES", 1)
     samples, store = SceneSamples(1, IMAGES), StoreOptions(tmp_path / "s")
@@ -196,9 +200,10 @@ def test_damage_before_a_run_is_encoded_again_and_during_it_refused(
                 shards[5].write_bytes(shards[5].read_bytes()[:-4] + b"spam")
             return super().__getitem__(index)
 
+    said: list[str] = []
     with pytest.raises(CheckpointError, match="scene 1/.: .*was damaged.* removed. Give the same command again"):
-        train(again, processor, Spoilt(1, IMAGES), SETTINGS, tmp_path / "run", store=store)
-    assert len(calls) == 3 + 1 and capsys.readouterr().err.count("its images are encoded again.") == 3
+        train(again, processor, Spoilt(1, IMAGES), SETTINGS, tmp_path / "run", store=store, say=said.append)
+    assert len(calls) == 3 + 1 and "\n".join(said).count("its images are encoded again.") == 3
     train(again, processor, samples, SETTINGS, tmp_path / "other", store=store)
     assert not shards[5].exists() or shards[5].read_bytes()[-4:] != b"spam"
 
