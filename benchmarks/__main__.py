@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import compare, gpu, label, lite, scaling, serve, speed, traces, train
+from benchmarks import compare, frozen, gpu, label, lite, scaling, serve, speed, traces, train
 from florence2.errors import Florence2Error
 
 COMMANDS = {
@@ -14,6 +14,7 @@ COMMANDS = {
     "label": (label.main, "whether bulk labelling loses nothing, holds little and keeps the model busy"),
     "serve": (serve.main, "a server under load, against one without batching and cache"),
     "train": (train.main, "the trainer and transformers' native model, the same updates in turns"),
+    "frozen": (frozen.main, "epochs with a frozen vision tower, with and without the store of its outputs"),
     "compare": (compare.main, "two checkouts of this project, in turns"),
 }
 

@@ -1,13 +1,12 @@
 """The epochs of a fine-tune whose vision tower is frozen, with and without the store of its outputs.
 
-`python -m benchmarks.frozen --model base --images 4` trains in turns, without the store and with it, and prints the
+`python -m benchmarks frozen --model base --images 4` trains in turns, without the store and with it, and prints the
 seconds of the second epoch and the losses of both. Other benchmarks call `measure_epochs`.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.machine import describe_machine
 from benchmarks.subject import default_image, make_synthetic_checkpoint
@@ -72,12 +70,8 @@ def measure_epochs(
     def note(*_: Any) -> None:
         clocks.append((time.perf_counter(), time.process_time()))
 
-    handle = register_optimizer_step_post_hook(note)
-    try:
-        options = StoreOptions(folder / "features") if store else None
-        train(model, processor, _samples(images, folder), settings, folder / "run", store=options)
-    finally:
-        handle.remove()
+    options = StoreOptions(folder / "features") if store else None
+    train(model, processor, _samples(images, folder), settings, folder / "run", store=options, after_update=note)
     rows = (json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines())
     (began, began_cpu), (ended, ended_cpu) = clocks[steps - 1], clocks[-1]
     return Epochs(ended - began, ended_cpu - began_cpu, tuple(row["loss"] for row in rows))
@@ -97,7 +91,7 @@ def _samples(count: int, folder: Path) -> list[Sample]:
 
 def main(arguments: list[str]) -> int:
     """Measure in turns and print what each run took."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.frozen", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks frozen", description=__doc__)
     parser.add_argument("--model", default="nano", help="nano, base (synthetic weights) or a folder (nano)")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
@@ -125,7 +119,3 @@ def main(arguments: list[str]) -> int:
         f"second epoch, CPU time: {plain:.2f} s plain, {stored:.2f} s from the store, {plain / stored:.2f} times faster"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
