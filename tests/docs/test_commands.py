@@ -24,7 +24,7 @@ ELSEWHERE = {
 }
 """Commands that need data, minutes or another program: what runs them."""
 TUTORIAL = "docs/fine-tuning.md"
-"""`python docs/run_fine_tuning.py` runs its commands, which take minutes."""
+"""tests/train/test_fine_tuning.py runs its commands, with less data."""
 LINES = [
     pytest.param(re.split(r"\s#\s", line)[0].strip(), id=f"{name_of(page)}: {line[:60].strip()}")
     for page in PAGES
