@@ -9,6 +9,7 @@ from florence2.cli.options.values import parse_box, parse_change, parse_devices
 
 def test_a_box() -> None:
     assert parse_box("-1,2.5,3,4") == (-1, 2.5, 3, 4)
+    assert parse_box("30,5,40,9") == (30, 5, 40, 9)
 
 
 @pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "1,2,3,x", "1,2,3,nan", "3,2,1,4", "1,4,3,2"])
