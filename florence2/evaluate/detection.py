@@ -143,7 +143,7 @@ def _sample(categories: Sequence[RankedBoxes], images: int) -> list[float]:
 def ranked_boxes(evaluation: COCOeval) -> list[RankedBoxes]:
     """Return how pycocotools counted the boxes of each category, the images in its order."""
     images = len(evaluation.params.imgIds)
-    areas = len(evaluation.params.areaRng)  # of which the first one is all
+    areas = len(evaluation.params.areaRng)  # the first one is all of them
     cells = evaluation.evalImgs
     return [_rank(cells[start : start + images]) for start in range(0, len(cells), areas * images)]
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +125,19 @@ def choose_store(
     options: argparse.Namespace, settings: TrainSettings, model: Florence2Model, count: int
 ) -> StoreOptions | None:
     """Return where the features of a frozen vision tower are kept; None where it trains or nothing would be gained."""
+    wanted = options.store is not None or options.store_limit is not None
     if not is_frozen(model):
-        if options.store is not None or options.store_limit is not None:
+        if wanted:
             raise OptionError(
                 "--store and --store-limit keep features of a frozen vision tower, but here it trains. Give --freeze "
                 "vision or --lora, or leave them out."
             )
         return None
     if settings.varies_images:
-        if options.store is not None:
+        if wanted:
             raise OptionError(
-                "--flip, --shrink and --colour show an image differently in each epoch, so features of it cannot be "
-                "stored; leave out --store or these."
+                "--flip, --shrink and --colour show an image differently in each epoch, so its features cannot be "
+                "stored. Leave these out, or --store and --store-limit."
             )
         if not options.no_store:
             _say("Images vary, so the frozen vision tower encodes them in every epoch.")
@@ -200,8 +201,19 @@ def _train(
         if done == total:
             encoded.close()
 
-    more = partial(train, finish=finish, store=store, say=_say, progress=show)
-    more(f.model, f.processor, samples, settings, options.out, notes, after_save)
+    train(
+        f.model,
+        f.processor,
+        samples,
+        settings,
+        options.out,
+        notes,
+        after_save,
+        finish=finish,
+        store=store,
+        say=_say,
+        progress=show,
+    )
 
 
 def _describe(model: Florence2Model, settings: TrainSettings) -> str:

@@ -13,8 +13,8 @@ from florence2.processor import Processor
 from florence2.train.checkpoints import load_state
 from florence2.train.settings import TrainSettings
 from florence2.train.trainer import train
-from recipes.nano.places import SceneSample
 from recipes.nano.train import SceneSamples, make_model, nano_config
+from tests.train.disturbed import DisturbedSamples, send
 from tests.two_stages import two_stages
 
 SIZES: dict[str, int] = {
@@ -22,14 +22,6 @@ SIZES: dict[str, int] = {
     **{"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
 }
 """Of the text model, one layer each."""
-
-
-class Signalled(SceneSamples):
-    """Asks this process to stop when a sample is read."""
-
-    def __getitem__(self, index: int) -> SceneSample:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return super().__getitem__(index)
 
 
 def write(stream: int, line: str) -> None:
@@ -49,7 +41,8 @@ def run(processor_folder: Path, out: Path) -> None:
     state, say = PartialState(cpu=True), partial(write, 2)
     name = f"{state.process_index}/{state.num_processes}"
     if state.num_processes > 1:
-        samples = (Signalled if state.is_last_process else SceneSamples)(4, 16)
+        signalled = DisturbedSamples(4, 16, 1, send(signal.SIGTERM))
+        samples = signalled if state.is_last_process else SceneSamples(4, 16)
         try:
             train(make_model(config, processor, seed=1), processor, samples, settings, out, say=say)
         except KeyboardInterrupt:

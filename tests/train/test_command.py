@@ -216,8 +216,10 @@ def test_the_seed_draws_the_adapter(given: list[str], tmp_path: Path) -> None:
 
 def test_images_that_vary_are_not_stored(given: list[str], tmp_path: Path, capsys: Capture) -> None:
     words = [*given, "--freeze", "vision", "--steps", "3", "--shrink", "0.5"]
-    with pytest.raises(OptionError, match="show an image differently in each epoch, so features"):
+    with pytest.raises(OptionError, match="show an image differently in each epoch, so its features"):
         main([*words, "--store", str(tmp_path / "features")])
+    with pytest.raises(OptionError, match="Leave these out, or --store and --store-limit"):
+        main([*words, "--store-limit", "3"])
     assert main(words) == 0
     assert not (tmp_path / "run" / "features").exists()
     assert "Images vary, so the frozen vision tower encodes them in every epoch." in capsys.readouterr().err

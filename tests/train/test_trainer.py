@@ -23,6 +23,7 @@ from florence2.train.trainer import _check_same_step, _lock, make_optimizer, tra
 from recipes.nano.places import SceneSample
 from recipes.nano.train import SceneSamples, make_model
 from tests.train import shared_run
+from tests.train.disturbed import DisturbedSamples, interrupt, send
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = TrainSettings(
@@ -38,20 +39,6 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-class Breaking(SceneSamples):
-    """Stops the run when sample after sample has been read."""
-
-    def __init__(self, seed: int, count: int, after: int):
-        super().__init__(seed, count)
-        self.left = after
-
-    def __getitem__(self, index: int) -> SceneSample:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().__getitem__(index)
-
-
 def test_it_learns(mini, processor, tmp_path) -> None:
     settings = replace(SETTINGS, steps=40, learning_rate=3e-3, save_every=100)
     train(mini, processor, SceneSamples(1, 8), settings, tmp_path)
@@ -65,7 +52,7 @@ def test_a_broken_run_comes_to_the_same_bits(mini, mini_config, processor, tmp_p
     train(mini, processor, SceneSamples(1, 10), SETTINGS, tmp_path / "whole")
     broken = make_model(mini_config, processor, seed=3)
     with pytest.raises(KeyboardInterrupt):
-        train(broken, processor, Breaking(1, 10, 19), SETTINGS, tmp_path / "broken")
+        train(broken, processor, DisturbedSamples(1, 10, 20, interrupt), SETTINGS, tmp_path / "broken")
     again = make_model(mini_config, processor, seed=99)  # what it begins with does not matter
     again.load_state_dict(make_model(mini_config, processor, seed=3).state_dict())
     train(again, processor, SceneSamples(1, 10), SETTINGS, tmp_path / "broken")
@@ -81,7 +68,7 @@ def test_a_broken_run_comes_to_the_same_bits(mini, mini_config, processor, tmp_p
 def test_a_finished_run_is_left_alone(mini, mini_config, processor, tmp_path) -> None:
     train(mini, processor, SceneSamples(1, 10), SETTINGS, tmp_path)
     again = make_model(mini_config, processor, seed=3)
-    train(again, processor, Breaking(1, 10, 0), SETTINGS, tmp_path)
+    train(again, processor, DisturbedSamples(1, 10, 1, interrupt), SETTINGS, tmp_path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in weights(mini).items())
 
 
@@ -143,7 +130,7 @@ def test_what_changes_no_weight_may_be_changed(mini, processor, tmp_path) -> Non
 def test_a_run_that_saved_nothing_holds_nobody(mini, processor, tmp_path) -> None:
     """Its folder is free for other settings."""
     with pytest.raises(KeyboardInterrupt):
-        train(mini, processor, Breaking(1, 8, 6), SETTINGS, tmp_path)
+        train(mini, processor, DisturbedSamples(1, 8, 7, interrupt), SETTINGS, tmp_path)
     assert rows(tmp_path) and not (tmp_path / "state.pt").exists()
     train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, batch=2, steps=1), tmp_path)
     assert json.loads((tmp_path / "settings.json").read_text())["batch"] == 2 and len(rows(tmp_path)) == 1
@@ -194,20 +181,6 @@ def test_what_a_worker_cannot_read_is_one_sentence(mini, processor, tmp_path) ->
     assert str(raised.value).startswith("gone.png (line 4): ") and "\n" not in str(raised.value)
 
 
-class Signalled(SceneSamples):
-    """Asks the run to stop, as a person or a scheduler would, when sample after sample has been read."""
-
-    def __init__(self, seed: int, count: int, after: int, number: signal.Signals):
-        super().__init__(seed, count)
-        self.left, self.number = after, number
-
-    def __getitem__(self, index: int) -> SceneSample:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
-        return super().__getitem__(index)
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "save_every"), [(signal.SIGINT, 100), (signal.SIGTERM, 3)])
 def test_a_stopped_run_saves_its_state(mini, mini_config, processor, tmp_path, number, save_every) -> None:
@@ -223,7 +196,14 @@ def test_a_stopped_run_saves_its_state(mini, mini_config, processor, tmp_path, n
 
     stopped = make_model(mini_config, processor, seed=3)
     with pytest.raises(KeyboardInterrupt):
-        train(stopped, processor, Signalled(1, 10, 9, number), settings, tmp_path / "run", after_save=evaluate)
+        train(
+            stopped,
+            processor,
+            DisturbedSamples(1, 10, 9, send(number)),
+            settings,
+            tmp_path / "run",
+            after_save=evaluate,
+        )
     assert load_state(tmp_path / "run").step == 3 and not evaluated
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     for _ in range(2):  # the second finds all done

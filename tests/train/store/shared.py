@@ -1,6 +1,5 @@
 """What the tests of the store run in processes of their own."""
 
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -14,8 +13,8 @@ from florence2.train.settings import TrainSettings
 from florence2.train.store import grids
 from florence2.train.store.filling import StoreOptions
 from florence2.train.trainer import train
-from recipes.nano.places import SceneSample
-from recipes.nano.train import SceneSamples, make_model, nano_config
+from recipes.nano.train import make_model, nano_config
+from tests.train.disturbed import DisturbedSamples, send
 from tests.train.shared_run import SIZES
 from tests.two_stages import two_stages
 
@@ -24,22 +23,8 @@ SETTINGS = TrainSettings(
 )
 
 
-class Killed(SceneSamples):
-    """Kills this process when sample after sample has been read."""
-
-    def __init__(self, seed: int, count: int, after: int):
-        super().__init__(seed, count)
-        self.left = after
-
-    def __getitem__(self, index: int) -> SceneSample:
-        self.left -= 1
-        if self.left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
-
-
 def run(processor_folder: Path, out: Path, after: int) -> None:
-    """Four updates on eight images, killed at the read number `after`; shards hold two images."""
+    """Four updates on eight images, killed after `after` reads; shards hold two images."""
     full = Processor.from_folder(processor_folder)
     processor = Processor(full.tokenizer, replace(full.image_config, height=64, width=64))
     config = nano_config(processor.tokenizer.vocab_size)
@@ -48,7 +33,15 @@ def run(processor_folder: Path, out: Path, after: int) -> None:
     grids.SHARD_BYTES = 2 * 8 * 8 * 32 * 4
     model = make_model(config, processor, seed=1)
     say = partial(print, file=sys.stderr, flush=True)
-    train(model, processor, Killed(4, 8, after), SETTINGS, out, store=StoreOptions(out / "features"), say=say)
+    train(
+        model,
+        processor,
+        DisturbedSamples(4, 8, after + 1, send(signal.SIGKILL)),
+        SETTINGS,
+        out,
+        store=StoreOptions(out / "features"),
+        say=say,
+    )
 
 
 if __name__ == "__main__":

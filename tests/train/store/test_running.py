@@ -24,8 +24,8 @@ from florence2.train.store import grids
 from florence2.train.store.filling import StoreOptions
 from florence2.train.trainer import make_optimizer, train
 from parity.recipe import make_picture
-from recipes.nano.places import SceneSample
 from recipes.nano.train import SceneSamples, make_model
+from tests.train.disturbed import DisturbedSamples, send
 from tests.train.store import shared
 
 ROOT = Path(__file__).parents[3]
@@ -116,20 +116,6 @@ def test_an_adapter_on_the_language_model_takes_the_same_road(mini, mini_config,
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6) and len(calls) == IMAGES
 
 
-class Signalled(SceneSamples):
-    """Asks the run to stop when sample after sample has been read."""
-
-    def __init__(self, count: int, after: int):
-        super().__init__(1, count)
-        self.left = after
-
-    def __getitem__(self, index: int) -> SceneSample:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().__getitem__(index)
-
-
 @pytest.mark.parametrize("after", [IMAGES + 5, 3 * IMAGES])
 def test_an_interrupted_run_comes_to_the_same_bits(mini, mini_config, processor, tmp_path, after) -> None:
     """Stopped while it encodes the fifth image, and in the second update. Nothing is encoded twice."""
@@ -137,7 +123,14 @@ def test_an_interrupted_run_comes_to_the_same_bits(mini, mini_config, processor,
     stopped, again = (make_model(mini_config, processor, seed=3) for _ in range(2))
     store = StoreOptions(tmp_path / "b")
     with pytest.raises(KeyboardInterrupt):
-        train(stopped, processor, Signalled(IMAGES, after), SETTINGS, tmp_path / "run", store=store)
+        train(
+            stopped,
+            processor,
+            DisturbedSamples(1, IMAGES, after, send(signal.SIGTERM)),
+            SETTINGS,
+            tmp_path / "run",
+            store=store,
+        )
     calls = count_encoded(again)
     train(again, processor, SceneSamples(1, IMAGES), SETTINGS, tmp_path / "run", store=store)
     assert len(calls) == 1 + (IMAGES - 4 if after < 2 * IMAGES else 0)  # one to compare it with what is stored
@@ -191,18 +184,13 @@ def test_damage_before_a_run_is_encoded_again_and_during_it_refused(
     again = make_model(mini_config, processor, seed=3)
     calls = count_encoded(again)
 
-    class Spoilt(SceneSamples):
-        left = 2 * IMAGES - 2
+    def spoil() -> None:
+        shards[5].write_bytes(shards[5].read_bytes()[:-4] + b"spam")
 
-        def __getitem__(self, index: int) -> SceneSample:
-            self.left -= 1
-            if self.left == 0:
-                shards[5].write_bytes(shards[5].read_bytes()[:-4] + b"spam")
-            return super().__getitem__(index)
-
+    samples_then_spoilt = DisturbedSamples(1, IMAGES, 2 * IMAGES - 2, spoil)
     said: list[str] = []
     with pytest.raises(CheckpointError, match="scene 1/.: .*was damaged.* removed. Give the same command again"):
-        train(again, processor, Spoilt(1, IMAGES), SETTINGS, tmp_path / "run", store=store, say=said.append)
+        train(again, processor, samples_then_spoilt, SETTINGS, tmp_path / "run", store=store, say=said.append)
     assert len(calls) == 3 + 1 and "\n".join(said).count("its images are encoded again.") == 3
     train(again, processor, samples, SETTINGS, tmp_path / "other", store=store)
     assert not shards[5].exists() or shards[5].read_bytes()[-4:] != b"spam"
