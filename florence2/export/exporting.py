@@ -190,10 +190,10 @@ def _write_graphs(
     del vision
     for name in (EMBED, ENCODER):
         write(name, trace(name))
-    step, cross = trace(STEP), trace(CROSS)
-    holder = write(MERGED, merge_decoders(step, cross))
-    sharing = {STEP: step, CROSS: cross, **({FIRST: trace(FIRST)} if unmerged else {})}
-    for name, graph in sharing.items():
+    cross = trace(CROSS)
+    holder = write(MERGED, merge_decoders(trace(MERGED), cross))
+    for name in (CROSS, STEP, *([FIRST] if unmerged else [])):
+        graph = cross if name == CROSS else trace(name)
         if weights != "float32":
             halve(graph)
         share_weights(graph, holder)

@@ -32,6 +32,7 @@ from florence2.model.florence2 import Florence2Model
 TOLERANCE = 5e-5  # of the largest value: far above the differences seen, far below those of a changed weight
 _PROMPT, _ANSWER = 6, 4  # ids; few, because the uncached reference reads the whole answer
 _CALLS = (2, 1, 1)  # ids that the decoder reads at a time
+_SHARING = 2  # sequences of one memory, in the graph that allows it
 
 
 class ProofError(Florence2Error):
@@ -67,22 +68,26 @@ class GraphFile:
 
 
 class CachedDecoder:
-    """The decoder's graphs over one memory (B, S, D): `first` reads the first ids, `later` those after them."""
+    """The decoder's graphs over memories (B, S, D): `first` reads the first ids, `later` those after them.
+
+    With `cross`, which computes their keys and values, `_SHARING` sequences share a memory, else it has one of its own.
+    """
 
     def __init__(
         self, first: GraphFile, later: GraphFile, cross: GraphFile | None, model: Florence2Model, **source: Tensor
     ):
         self.first, self.later, self.started = first, later, False
+        self.width = 1 if cross is None else _SHARING
         text, batch = model.config.text, len(source["encoder_hidden_states"])
         heads = text.decoder_attention_heads
-        nothing = torch.zeros(batch, heads, 0, text.d_model // heads)
+        nothing = torch.zeros(batch * self.width, heads, 0, text.d_model // heads)
         names = [cache_names("past_key_values", each, text.decoder_layers) for each in ("decoder", "encoder")]
         self.feeds: dict[str, Tensor | np.ndarray] = {**source, **{name: nothing for each in names for name in each}}
         if cross is not None:
             self._keep(cross(**self.feeds))
 
     def __call__(self, embeddings: Tensor) -> np.ndarray:
-        """Read embeddings of ids (B, T, D); return their logits (B, T, V)."""
+        """Read embeddings of ids (B·width, T, D); return their logits (B·width, T, V)."""
         graph = self.later if self.started else self.first
         out = graph(**self.feeds, inputs_embeds=embeddings, **{USE_CACHE: np.array([self.started])})
         self.started = True
@@ -173,8 +178,9 @@ def _compare(folder: Path, model: Florence2Model, example: Example) -> Iterator[
     yield ENCODER, _difference(encoded["last_hidden_state"], memory)
     logits = model.decode(example.answer, memory, mask)
     for name, decoder in _decoders(folder, model, encoder_attention_mask=mask.long(), encoder_hidden_states=memory):
-        read = [decoder(part) for part in answer.split(_CALLS, dim=1)]
-        yield name, _difference(np.concatenate(read, axis=1), logits)
+        each = answer.repeat_interleave(decoder.width, dim=0)
+        read = [decoder(part) for part in each.split(_CALLS, dim=1)]
+        yield name, _difference(np.concatenate(read, axis=1), logits.repeat_interleave(decoder.width, dim=0))
 
 
 def _decoders(folder: Path, model: Florence2Model, **source: Tensor) -> Iterator[tuple[str, CachedDecoder]]:

@@ -19,7 +19,7 @@ VISION, EMBED, ENCODER = "vision_encoder", "embed_tokens", "encoder_model"
 MERGED = "decoder_model_merged"
 """Decodes the first ids, which computes the keys and values of the memory, and the later ones, which reuse them."""
 FIRST, STEP = "decoder_model", "decoder_with_past_model"
-"""The same in two graphs. Without `--unmerged`, the weights of STEP are bytes of MERGED's file."""
+"""The same in two graphs. The weights of STEP are bytes of MERGED's file."""
 CROSS = "cross_kv"
 """The keys and values of the memory alone; its weights are bytes of MERGED's file too."""
 PREPROCESS = "preprocess"
@@ -33,7 +33,8 @@ BATCH, SOURCE, TARGET, PAST = "batch_size", "encoder_sequence_length", "decoder_
 TOTAL = "total_sequence_length"
 """The names of dynamic dimensions. Clients fill in the batch by its name, and 0 for lengths that they do not know.
 
-The keys and values of a memory, and its mask, may have a batch of 1 where the batch is one image's beams.
+The keys and values of memories, and their mask, may have a smaller batch than the sequences: in STEP one that divides
+theirs, each memory serving as many sequences in a row, the beams of a question; in MERGED a batch of 1.
 """
 
 

@@ -130,8 +130,12 @@ class StepPart(nn.Module):
         layers, past = len(self.decoder.layers), cache[0].shape[2]
         own = [Grown(*pair) for pair in _pairs(cache[: 2 * layers])]
         mask = encoder_attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
-        memory = [Given(KeysValues(*pair, mask)) for pair in _pairs(cache[2 * layers :])]
+        memory = [self.given(KeysValues(*pair, mask)) for pair in _pairs(cache[2 * layers :])]
         return self.decode(inputs_embeds, past, own, memory)
+
+    def given(self, known: KeysValues) -> "Given":
+        """Return what the layers attend to for the keys and values of a memory."""
+        return Given(known)
 
     def decode(
         self, inputs_embeds: Tensor, past: int, own: Sequence["Grown"], memory: Sequence["Given"]
@@ -145,6 +149,17 @@ class StepPart(nn.Module):
             answer.mask = causal
             x = layer(x, answer, source)
         return self.model.logits(x), *(tensor for answer in own for tensor in answer.pair)
+
+
+class SharedStepPart(StepPart):
+    """A step whose memories may be fewer than its sequences: keys, values and mask may have a batch G that divides B.
+
+    The sequences that share a memory follow each other.
+    """
+
+    def given(self, known: KeysValues) -> "Given":
+        """Return what lets all sequences of a memory attend to it together."""
+        return Shared(known)
 
 
 class FirstPart(StepPart):
@@ -195,6 +210,14 @@ class Given:
         return self.known
 
 
+class Shared(Given):
+    """The same, for B sequences that share G memories: those of one memory stand for its T positions."""
+
+    def as_queries(self, x: Tensor) -> Tensor:
+        """Return `x` (B, T, D) as (G, B / G · T, D)."""
+        return x.reshape(self.known.keys.shape[0], -1, x.shape[-1])
+
+
 def _pairs(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(tensors[::2], tensors[1::2], strict=True)
 
@@ -213,6 +236,15 @@ def model_parts(model: Florence2Model, height: int, width: int) -> dict[str, Tra
     memory = cache_dims("past_key_values", "encoder", model), cache_dims("present", "encoder", model)
     cache = {name: torch.zeros(2, *_head_shape(model, 3)) for name in own[0]}
     cache |= {name: torch.zeros(2, *_head_shape(model, 5)) for name in memory[0]}
+    step = {"encoder_attention_mask": mask, "inputs_embeds": newest, **cache}
+    step_dims = {
+        "encoder_attention_mask": source["encoder_attention_mask"],
+        "inputs_embeds": target,
+        **own[0],
+        **memory[0],
+        "logits": target,
+        **own[1],
+    }
     pixels = {"pixel_values": torch.zeros(2, 3, height, width)}
     return {
         layout.VISION: TracedPart(
@@ -233,18 +265,8 @@ def model_parts(model: Florence2Model, height: int, width: int) -> dict[str, Tra
             {"encoder_attention_mask": mask, "encoder_hidden_states": embeddings, "inputs_embeds": newest},
             {**source, "inputs_embeds": target, "logits": target, **own[1], **memory[1]},
         ),
-        layout.STEP: TracedPart(
-            StepPart(model),
-            {"encoder_attention_mask": mask, "inputs_embeds": newest, **cache},
-            {
-                "encoder_attention_mask": source["encoder_attention_mask"],
-                "inputs_embeds": target,
-                **own[0],
-                **memory[0],
-                "logits": target,
-                **own[1],
-            },
-        ),
+        layout.MERGED: TracedPart(StepPart(model), step, step_dims),
+        layout.STEP: TracedPart(SharedStepPart(model), step, step_dims),
         layout.CROSS: TracedPart(
             MemoryPart(model),
             {"encoder_hidden_states": embeddings},
