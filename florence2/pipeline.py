@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from florence2.answers.answer import Answer
+from florence2.asking.batches import Asked, in_parts
 from florence2.asking.questions import Detail as Detail
 from florence2.asking.questions import Runtime
 from florence2.asking.requests import AnyImage as AnyImage
@@ -34,7 +35,7 @@ from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import TraceBlock
 from florence2.processor import Processor
 from florence2.runner import Runner
-from florence2.stream import Asked, answer_stream, encode_ahead, images_at_once, in_parts
+from florence2.stream import answer_stream, encode_ahead, images_at_once
 from florence2.tracing.budget import DEFAULT_LIMIT
 from florence2.tracing.patches import PatchLike, patched
 from florence2.tracing.recording import Tracing, trace

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 
 from florence2.answers.answer import Answer
+from florence2.asking.batches import Asked, Coming, answer_in_batches
 from florence2.asking.requests import Arrived, CheckedRequest, EncodedImage, PreparedImage
 from florence2.errors import Florence2Error
 from florence2.fast.install import plain_class
@@ -22,7 +23,6 @@ from florence2.model.trace import NO_TRACE, start_trace
 from florence2.runner import Runner
 
 Item = TypeVar("Item")
-Asked: TypeAlias = tuple[CheckedRequest, EncodedImage]
 MAX_IMAGES = 64
 """How many images an accelerator encodes together at most; more gain little."""
 MAX_SLOTS = 64
@@ -56,7 +56,12 @@ def answer_stream(
     if _can_use_engine(runner):
         yield from _AnsweredInOrder(runner, options, slots, decoding_share, report).run(asked)
     else:
-        yield from _answer_in_batches(runner, asked, options, slots or MAX_SLOTS, report)
+        yield from answer_in_batches(
+            lambda part: runner._answer([request for request, _ in part], [image for _, image in part], options),
+            asked,
+            slots or MAX_SLOTS,
+            report,
+        )
 
 
 def encode_ahead(
@@ -71,7 +76,7 @@ def encode_ahead(
     threads = runner.choose_pixels().threads
     size = images_at_once(runner, at_once)
     pending: deque[tuple[Item, Future[PreparedImage | Florence2Error]]] = deque()
-    coming = _Coming(items)
+    coming = Coming(items)
     with ThreadPoolExecutor(threads) as readers:
         while True:
             for item in coming.take(threads + size - len(pending)):
@@ -82,27 +87,6 @@ def encode_ahead(
             yield from _encode_read(runner, [(item, reading.result()) for item, reading in part])
     if coming.failure is not None:
         raise coming.failure
-
-
-class _Coming(Generic[Item]):
-    """Items to come; `failure` is what the iterable raised, after which none come."""
-
-    def __init__(self, items: Iterable[Item]):
-        self._items = iter(items)
-        self.failure: Exception | None = None
-
-    def take(self, count: int) -> Iterator[Item]:
-        """Yield the next `count` items, or those that are left."""
-        while count > 0 and self.failure is None:
-            try:
-                item = next(self._items)
-            except StopIteration:
-                return
-            except Exception as error:  # noqa: BLE001  of the caller's
-                self.failure = error
-                return
-            count -= 1
-            yield item
 
 
 def images_at_once(runner: Runner, slots: int | None) -> int:
@@ -118,13 +102,6 @@ def _or_error(prepare: Callable[[Item], PreparedImage], item: Item) -> PreparedI
         return prepare(item)
     except Florence2Error as error:
         return error
-
-
-def in_parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield the items in lists of `size`; the last may be shorter."""
-    coming = iter(items)
-    while part := list(itertools.islice(coming, size)):
-        yield part
 
 
 def _encode_read(
@@ -289,30 +266,3 @@ class _AnsweredInOrder:
     def _settle(self, place: _Place, answer: Answer | Florence2Error) -> None:
         place.answer = answer
         self._arrived(place.number, answer)
-
-
-def _answer_in_batches(
-    runner: Runner, asked: Iterable[Asked | Florence2Error], options: GenerationOptions, size: int, arrived: Arrived
-) -> Iterator[Answer | Florence2Error]:
-    """Answer `size` requests after the other."""
-    numbers = itertools.count()
-    for part in in_parts(asked, size):
-        answers = iter(_answer_together(runner, [each for each in part if isinstance(each, tuple)], options))
-        settled = [next(answers) if isinstance(each, tuple) else each for each in part]
-        for answer in settled:
-            arrived(next(numbers), answer)
-        yield from settled
-
-
-def _answer_together(
-    runner: Runner, asked: Sequence[Asked], options: GenerationOptions
-) -> list[Answer | Florence2Error]:
-    """Answer requests at once; if that is refused, one by one, so that only the culprit fails."""
-    if not asked:
-        return []
-    try:
-        return list(runner._answer([request for request, _ in asked], [image for _, image in asked], options))
-    except Florence2Error as error:
-        if len(asked) == 1:
-            return [error]
-    return [answer for each in asked for answer in _answer_together(runner, [each], options)]
