@@ -23,7 +23,7 @@ from florence2.lite import Florence2Lite
 from florence2.lite import load as load_lite
 from florence2.lite.cache import start_decoder
 
-BEAMS, PAST, TOKENS = 3, 20, 20
+BEAMS, PAST, TOKENS, BATCH = 3, 20, 20, 8
 _START = {
     "torch": "from florence2 import load; load = __import__('functools').partial(load, device='cpu')",
     "lite": "from florence2.lite import load; load = __import__('functools').partial(load, threads=1)",
@@ -90,12 +90,13 @@ def measure_stages(
     """Return the least CPU milliseconds of each stage, with torch and without."""
     image = default_image()
     prompt, text = f.processor.prompt("<OD>"), f.model.config.text
-    pixels, features = f.processor.image(image), f.encode_image(image).features
+    seen = f.encode_image(image)
+    pixels, features = f.processor.image(image), seen.features
     prepared, encoded = lite.prepare_image(image), lite.encode_image(image)
     with torch.inference_mode():
         memory = f.model.encode(features, torch.tensor([prompt]))
         cache = f.model.start_cache(memory, BEAMS, PAST + options.rounds + 1)
-        decoder = start_decoder(lite._graphs, text, memory.numpy())
+        decoder = start_decoder(lite._graphs, text, [memory.numpy()])
         ids = torch.full((BEAMS,), text.decoder_start_token_id)
         for _ in range(PAST):
             f.model.step(ids, cache)
@@ -114,6 +115,14 @@ def measure_stages(
             f"image and answer of {TOKENS} tokens": (
                 lambda: f.run("<OD>", image, **answer),
                 lambda: lite.run("<OD>", image, **answer),
+            ),
+            f"{BATCH} answers of {TOKENS} tokens, image encoded": (
+                lambda: f.run_batch([("<OD>", seen)] * BATCH, batch_size=BATCH, **answer),
+                lambda: lite.run_batch([("<OD>", encoded)] * BATCH, batch_size=BATCH, **answer),
+            ),
+            "the same, one after the other": (
+                lambda: f.run_batch([("<OD>", seen)] * BATCH, batch_size=1, **answer),
+                lambda: lite.run_batch([("<OD>", encoded)] * BATCH, batch_size=1, **answer),
             ),
         }
         return {name: _in_turns(pair, options.rounds) for name, pair in pairs.items()}

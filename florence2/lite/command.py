@@ -40,7 +40,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         choices=tuple(SUFFIXES),
         help="the type of the graphs, where a folder has several (default: float32, graphs without an ending)",
     )
-    parser.set_defaults(batch=None)  # questions are answered one after the other
+    parser.add_argument("--batch", type=int, metavar="N", help="images answered at once (default: 4 questions)")
     add_task_kind(parser)
 
 

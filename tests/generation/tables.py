@@ -47,21 +47,20 @@ def run_on_tensors(
 
 
 def run_on_arrays(tables: list[Table], options: GenerationOptions, ids: SpecialIds = IDS) -> Generation:
-    """Do the same with the NumPy search, which knows one input."""
-    return as_generation([each for table in tables for each in _run_one(table, options, ids)], ids)
-
-
-def _run_one(table: Table, options: GenerationOptions, ids: SpecialIds) -> list[Hypothesis]:
-    past: list[list[int]] = [[] for _ in range(options.width)]
+    """Do the same with the NumPy search."""
+    K = options.width
+    past: list[list[int]] = [[] for _ in range(K * len(tables))]
+    running = list(tables)
 
     def step(newest: Any) -> Any:
         past[:] = [[*row, int(id)] for row, id in zip(past, newest, strict=True)]
-        return np.array([table(row) for row in past], dtype=np.float32)
+        return np.array([running[row // K](said) for row, said in enumerate(past)], dtype=np.float32)
 
-    def reorder(parents: Any) -> None:
-        past[:] = [past[int(k)] for k in parents]
+    def reorder(parents: Any, kept: Any) -> None:
+        past[:], running[:] = [past[int(row)] for row in parents], [running[int(place)] for place in kept]
 
-    return search_arrays(step, reorder, options, ids)
+    found = search_arrays(step, reorder, len(tables), options, ids)
+    return as_generation([each for answers in found for each in answers], ids)
 
 
 def as_generation(found: list[Hypothesis], ids: SpecialIds) -> Generation:

@@ -1,7 +1,7 @@
 """Answers of the graphs against those of torch: ids, places, log-probabilities, confidences, errors."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from florence2.asking.requests import EncodedImage
 from florence2.errors import CheckpointError, Florence2Error, ImageError, OptionError, PromptError
 from florence2.inputs.tasks import TASKS
 from florence2.lite import Florence2Lite, load
+from florence2.lite.cache import SharedDecoder
 from florence2.lite.layout import EXPORT
 from parity.lite import parts
 from parity.recipe import make_picture
@@ -103,10 +104,8 @@ def test_other_image_sizes(nano: Florence2, lite: Florence2Lite, scenes: Exam, h
         assert_same(*(f.run(task, scenes[4].image, max_new_tokens=30) for f in (ours, theirs)))
 
 
-def test_batches_and_streams(lite: Florence2Lite, scenes: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_encodes_each_image_once(lite: Florence2Lite, scenes: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [scenes[index].image for index in range(2)]
-    requests = [("<OD>", images[0]), ("<CAPTION>", images[1]), ("<REGION_TO_OCR>", images[0], (5, 5, 50, 60))]
-    alone = [lite.run(*request) for request in requests]
     encoded: list[Any] = []
     encode = Florence2Lite.encode_image
 
@@ -115,13 +114,94 @@ def test_batches_and_streams(lite: Florence2Lite, scenes: Exam, monkeypatch: pyt
         return encode(*args)
 
     monkeypatch.setattr(Florence2Lite, "encode_image", counted)
-    together = lite.run_batch(requests)
-    assert [parts(answer) for answer in together] == [parts(answer) for answer in alone]
+    lite.run_batch([("<OD>", images[0]), ("<CAPTION>", images[1]), ("<OCR>", images[0])], max_new_tokens=3)
     assert len(encoded) == 2
+
+
+@pytest.fixture(scope="module")
+def requests(lite: Florence2Lite, scenes: Exam) -> list[Any]:
+    """Questions with prompts and answers of many lengths, about images of which some come twice."""
+    images = [lite.encode_image(scenes[index].image) for index in range(3)]
+    return [
+        ("<OD>", images[0]),
+        ("<CAPTION>", images[1]),
+        ("<REGION_TO_OCR>", images[0], (5, 5, 50, 60)),
+        ("<CAPTION_TO_PHRASE_GROUNDING>", images[2], "a red circle and a blue square"),
+        ("<DENSE_REGION_CAPTION>", images[2]),
+        ("<OCR>", images[1]),
+        ("<DETAILED_CAPTION>", images[2]),
+    ]
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 1},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"sample": True, "seed": 4, "num_return_sequences": 3},
+    ],
+    ids=str,
+)
+def test_a_batch_answers_as_each_question_alone(
+    lite: Florence2Lite, published: Path, requests: list[Any], settings: dict[str, Any], merged: bool
+) -> None:
+    """Memories of other lengths are padded, and a question leaves when its answer ends."""
+    f = load(published, threads=1) if merged else lite
+    alone = [f.run(*request, **settings) for request in requests]
+    assert len({len(answer.token_ids) for answer in alone}) > 3
+    for size in (None, 2, 7):
+        for together, answer in zip(f.run_batch(requests, batch_size=size, **settings), alone, strict=True):
+            assert_same(together, answer)
+
+
+def test_a_batch_decodes_together(lite: Florence2Lite, requests: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    step = SharedDecoder.step
+
+    def counted(self: SharedDecoder, newest: Any) -> Any:
+        rows.append(len(newest))
+        return step(self, newest)
+
+    monkeypatch.setattr(SharedDecoder, "step", counted)
+    lite.run_batch(requests, num_beams=3, batch_size=7, confidence=False)
+    assert rows[0] == 21 and rows[-1] < 21 and rows == sorted(rows, reverse=True)
+    rows.clear()
+    lite.run_batch(requests, num_beams=3, confidence=False)
+    assert max(rows) == 12
+
+
+def test_a_stream_keeps_errors_in_their_places(lite: Florence2Lite, requests: list[Any]) -> None:
     broken = ImageError("broken")
-    answers = list(lite.stream(iter([requests[0], broken, ("<FLY>", images[0]), requests[1]]), num_beams=1))
+    known: dict[int, Any] = {}
+    asked = iter([requests[0], broken, ("<FLY>", requests[0][1]), requests[1], requests[2]])
+    stream = lite.stream(asked, num_beams=1, arrived=known.__setitem__)
+    first = next(stream)
+    assert sorted(known) == [0, 1, 2, 3]  # four are taken and answered together
+    answers = [first, *stream]
+    assert [known[number] for number in range(5)] == answers
     assert answers[1] is broken and isinstance(answers[2], PromptError)
-    assert parts(answers[3]) == parts(lite.run(*requests[1], num_beams=1))
+    for answer, request in zip((answers[0], *answers[3:]), (requests[0], *requests[1:3]), strict=True):
+        assert_same(answer, lite.run(*request, num_beams=1))
+
+
+def test_a_refused_question_takes_no_other_with_it(lite: Florence2Lite, requests: list[Any]) -> None:
+    long = ("<CAPTION_TO_PHRASE_GROUNDING>", requests[0][1], "a circle " * 600)
+    answers = list(lite.stream([requests[0], long, requests[1]], num_beams=1))
+    assert isinstance(answers[1], PromptError)
+    for answer, request in ((answers[0], requests[0]), (answers[2], requests[1])):
+        assert_same(answer, lite.run(*request, num_beams=1))
+
+
+def test_what_came_before_a_failing_source_is_answered(lite: Florence2Lite, requests: list[Any]) -> None:
+    def source() -> Iterator[Any]:
+        yield requests[0]
+        raise RuntimeError("the source failed")
+
+    stream = lite.stream(source(), num_beams=1)
+    assert_same(next(stream), lite.run(*requests[0], num_beams=1))
+    with pytest.raises(RuntimeError, match="the source failed"):
+        next(stream)
 
 
 def test_questions_by_name(nano: Florence2, lite: Florence2Lite, scenes: Exam) -> None:

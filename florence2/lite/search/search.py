@@ -1,6 +1,7 @@
-"""Greedy search, sampling and beam search of one input on NumPy arrays; see `florence2.generation.search`.
+"""Greedy search, sampling and beam search on NumPy arrays; see `florence2.generation.search`.
 
-It knows arrays and no model. Dimensions: K sequences that are written side by side, n ids that each has, V vocabulary.
+It knows arrays and no model. Dimensions: B inputs, K sequences that are written side by side for each, n ids that each
+has, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -14,9 +15,9 @@ from florence2.lite.search.arrays import NEVER, Array, largest, log_softmax
 from florence2.lite.search.rules import apply_rules, check_possible
 
 Step = Callable[[Array], Array]
-"""The newest id of every sequence (K,) -> float32 logits (K, V) of the next id."""
-Reorder = Callable[[Array], None]
-"""Let sequence k continue sequence parents[k]: (K,)."""
+"""The newest id of every sequence (B·K,) -> float32 logits (B·K, V) of the next id."""
+Reorder = Callable[[Array, Array], None]
+"""Continue with the inputs kept (B',) of the B alone, and let sequence k of these continue parents[k]: (B'·K,)."""
 # All K beams are equal at the start, so only the first may be continued. The reference uses this number, not -inf.
 _NOT_STARTED = -1e9
 _MOST_DRAW = np.float32(1 - 1e-6)  # below 1 by more than rounding, so that a draw lies below the sum
@@ -39,20 +40,33 @@ class Hypothesis:
     finish_reason: str
 
 
-def search(step: Step, reorder: Reorder, options: GenerationOptions, ids: SpecialIds) -> list[Hypothesis]:
-    """Run the search that `options` ask for; return `num_return_sequences` answers, best first.
+def search(
+    step: Step, reorder: Reorder, batch: int, options: GenerationOptions, ids: SpecialIds
+) -> list[list[Hypothesis]]:
+    """Run the search that `options` ask for on `batch` inputs together.
 
-    Samples stay in the order in which they were drawn. Raises OptionError when extra rules leave nothing to continue
-    with.
+    Each input is searched as if it were alone, and left out as soon as it is done.
+
+    Returns:
+        For each input `num_return_sequences` answers, best first; samples stay in the order in which they were drawn.
+
+    Raises:
+        OptionError: Extra rules leave an input nothing to continue with.
     """
-    state = start_search(options, ids)
+    states = [start_search(options, ids) for _ in range(batch)]
+    running = states
     for n in range(1, options.max_new_tokens + 1):
-        state.advance(step(state.newest))
-        if state.done or n == options.max_new_tokens:
+        logits = step(np.concatenate([state.newest for state in running]))
+        for state, its_logits in zip(running, np.split(logits, len(running)), strict=True):
+            state.advance(its_logits)
+        kept = np.flatnonzero([not state.done for state in running])
+        if len(kept) == 0 or n == options.max_new_tokens:
             break
-        if state.moves:
-            reorder(state.parents)
-    return state.finish()
+        parents = np.concatenate([place * options.width + running[place].parents for place in kept])
+        if not np.array_equal(parents, np.arange(len(logits))):
+            reorder(parents, kept)
+        running = [running[place] for place in kept]
+    return [state.finish() for state in states]
 
 
 def start_search(options: GenerationOptions, ids: SpecialIds) -> "ArraySearch":
@@ -81,11 +95,6 @@ class ArraySearch(ABC):
     def generated(self) -> int:
         """How many ids every sequence has after its start id."""
         return self.sequences.shape[1] - 1
-
-    @property
-    def moves(self) -> bool:
-        """Whether any sequence continues another than itself."""
-        return bool((self.parents != np.arange(len(self.parents))).any())
 
     @abstractmethod
     def advance(self, logits: Array) -> None:

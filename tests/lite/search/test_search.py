@@ -35,7 +35,7 @@ def test_a_large_vocabulary_and_long_answers(changes: dict[str, Any]) -> None:
     options = PLAIN.changed(**changes)
     table = np.random.default_rng(1).normal(0, 2, (V, V)).astype(np.float32)
     table[:, 1] += 3.0  # some end before the limit
-    found = as_generation(search(lambda newest: table[newest], lambda _: None, options, IDS), IDS)
+    found = as_generation(search(lambda newest: table[newest], lambda *_: None, 1, options, IDS)[0], IDS)
     expected = search_tensors(lambda newest: torch.from_numpy(table)[newest], lambda _: None, 1, options, IDS)
     assert found.sequences.tolist() == expected.sequences.tolist()
     assert found.finish_reasons == expected.finish_reasons
@@ -47,10 +47,10 @@ def test_a_large_vocabulary_and_long_answers(changes: dict[str, Any]) -> None:
 def test_equal_scores_by_the_lower_index() -> None:
     even = np.zeros((3, 1000), np.float32)
     assert largest(even.ravel(), 4).tolist() == [0, 1, 2, 3]
-    found = search(lambda newest: even[: len(newest)], lambda _: None, PLAIN.changed(max_new_tokens=1), IDS)
+    [found] = search(lambda newest: even[: len(newest)], lambda *_: None, 1, PLAIN.changed(max_new_tokens=1), IDS)
     assert found[0].ids.tolist() == [0, 0]
     options = PLAIN.changed(num_beams=3, num_return_sequences=3, max_new_tokens=1)
-    found = search(lambda _: even, lambda _: None, options, IDS)
+    [found] = search(lambda _: even, lambda *_: None, 1, options, IDS)
     assert [each.ids.tolist() for each in found] == [[0, 1], [0, 0], [0, 2]]  # ended ones come first
 
 
@@ -100,6 +100,6 @@ def test_never_looks_at_the_present_length_where_short_answers_score_best() -> N
     likely = {0: {3: 0.8, 1: 0.1, 4: 0.1}, 3: {4: 0.8, 1: 0.1, 5: 0.1}, 4: {1: 1.0}}
     table = np.log([[likely.get(row, {1: 1.0}).get(id, 1e-9) for id in range(6)] for row in range(6)])
     options = PLAIN.changed(num_beams=2, num_return_sequences=2, max_new_tokens=40, length_penalty=-0.7)
-    found = search(lambda newest: table[newest], lambda _: None, options.changed(early_stopping="never"), IDS)
+    [found] = search(lambda newest: table[newest], lambda *_: None, 1, options.changed(early_stopping="never"), IDS)
     assert [each.ids.tolist() for each in found] == [[0, 3, 4, 1], [0, 1]]
     assert [each.score for each in found] == pytest.approx([-0.9629, -2.3026], abs=1e-4)
