@@ -17,6 +17,7 @@ from florence2.inputs.tasks import TASKS
 from florence2.pipeline import Florence2
 from recipes.nano.scene_tasks import SCENE_TASKS, ask
 from recipes.nano.scenes import make_scene
+from recipes.nano.train import write_processor
 
 SCENES = [make_scene(77, index) for index in range(2)]
 
@@ -103,6 +104,17 @@ def test_the_command_line_needs_no_network(tmp_path: Path, drawing) -> None:
     assert done.returncode == 0, done.stderr
     assert [box["label"] for box in json.loads(done.stdout)["boxes"]] == ["circle", "square"]
     assert len(list((tmp_path / "out").glob("*.png"))) + len(list((tmp_path / "out").glob("*.jpg"))) == 1
+
+
+def test_its_tokenizer_and_settings_are_those_of_the_recipe(tmp_path: Path) -> None:
+    write_processor(tmp_path)
+    shipped, made = (
+        {name: json.loads((folder / name).read_text()) for name in ("tokenizer.json", "preprocessor_config.json")}
+        for folder in (resolve("nano"), tmp_path)
+    )
+    assert shipped == made
+    settings = [json.loads((folder / "tokenizer_config.json").read_text()) for folder in (resolve("nano"), tmp_path)]
+    assert settings[0].items() <= settings[1].items()
 
 
 def test_it_is_small_and_complete() -> None:
