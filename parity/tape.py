@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 _aten: Any = torch.ops.aten
 _REFUSED = {
@@ -30,7 +30,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls: list[tuple[Any, list[Any], Any, list[tuple[int, int]]]] = []
+        self._calls: list[tuple[Any, Any, Any, list[tuple[int, int]]]] = []
         self._made: dict[int, int] = {}  # tensors that the work made: their ids, and their places on the tape
         self._kept: list[Any] = []  # so that no id is used twice
         self._before: dict[int, tuple[Any, Any]] = {}  # what was written over
@@ -45,11 +45,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do an operation and note it."""
         kwargs = kwargs or {}
-        flat, shape = tree_flatten((args, kwargs))
+        flat = tree_flatten((args, kwargs))[0]
         _check(func, flat)
         if func._schema.is_mutable:
             self._save(flat)
-        noted = [self._note(each) if isinstance(each, Tensor) else each for each in flat]
+        noted = tree_map(lambda each: self._note(each) if isinstance(each, Tensor) else each, (list(args), kwargs))
         result = func(*args, **kwargs)
         made = []
         for place, each in enumerate(tree_flatten(result)[0]):
@@ -57,16 +57,15 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._made[id(each)] = len(self._kept)
                 made.append((place, len(self._kept)))
                 self._kept.append(each)
-        self._calls.append((func, noted, shape, made))
+        self._calls.append((func, *noted, made))
         return result
 
     def __call__(self) -> None:
         """Do all operations again."""
         made: dict[int, Any] = {}
-        for func, noted, shape, places in self._calls:
-            flat = [made[each.place] if isinstance(each, _Made) else each for each in noted]
-            args, kwargs = tree_unflatten(flat, shape)
-            result = tree_flatten(func(*args, **kwargs))[0]
+        for func, args, kwargs, places in self._calls:
+            result = func(*_filled(args, made), **{name: _filled(each, made) for name, each in kwargs.items()})
+            result = [result] if isinstance(result, Tensor) else tree_flatten(result)[0]
             for place, name in places:
                 made[name] = result[place]
 
@@ -92,6 +91,13 @@ class _Made:
 
     def __init__(self, place: int):
         self.place = place
+
+
+def _filled(value: Any, made: dict[int, Any]) -> Any:
+    """Put what this replay has made into arguments; torch's operations have lists in them, and nothing deeper."""
+    if isinstance(value, _Made):
+        return made[value.place]
+    return [_filled(each, made) for each in value] if isinstance(value, list) else value
 
 
 def _check(func: Any, flat: list[Any]) -> None:
