@@ -1,7 +1,10 @@
 """Checkpoints that the tests share: made here, small, with every size different from the next."""
 
 import os
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,18 @@ from PIL import Image
 import florence2
 from florence2.checkpoints.checkpoint import convert_checkpoint
 from florence2.model.trace import NO_TRACE, Trace
-from parity.cases import shapes
+from parity.cases import SyntheticModel, shapes
 from parity.recipe import make_checkpoint, make_picture
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: xdist has work for every core
+# Bytecode is written for the tests even where it is switched off: a hundred processes would compile every file again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if not torch.cuda.is_available():  # read when Triton is imported, which importing torch does not do
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+NANO = Path(__file__).parents[1] / "weights" / "nano"
 
 pytest_plugins = ["tests.traced"]
 
@@ -65,8 +74,6 @@ def copy_checkpoint(
     source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], object] | None = None
 ) -> None:
     """Copy a checkpoint folder, with its tensors changed."""
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, target)
@@ -76,9 +83,20 @@ def copy_checkpoint(
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
 
+def copy_processor(folder: Path) -> None:
+    """Copy nano's tokenizer and preprocessor settings; training them again takes two seconds."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copyfile(NANO / name, folder / name)
+
+
 def without_bias(tensors: dict[str, torch.Tensor]) -> None:
     """Make final_logits_bias zero, which is what the native layout can say."""
     tensors["language_model.final_logits_bias"].zero_()
+
+
+def few_words(shape: SyntheticModel) -> SyntheticModel:
+    """The same with 999 tokens, for most of a step goes into 51,289; its answers still end at different lengths."""
+    return replace(shape, config=replace(shape.config, text=replace(shape.config.text, vocab_size=999)), end_bonus=8.0)
 
 
 def keep_only(*kept: str) -> Callable[[dict[str, torch.Tensor]], None]:

@@ -10,10 +10,11 @@ from PIL import Image
 from florence2 import Florence2, GenerationOptions, load
 from florence2.checkpoints.checkpoint import convert_checkpoint, save_checkpoint
 from florence2.checkpoints.files import read_json, write_json
+from florence2.inputs.tokenizer import FlorenceTokenizer
 from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_model, make_picture
-from recipes.nano.train import nano_config, write_processor
-from tests.conftest import copy_checkpoint, without_bias
+from recipes.nano.train import nano_config
+from tests.conftest import copy_checkpoint, copy_processor, without_bias
 from tests.two_stages import two_stages
 
 
@@ -49,12 +50,12 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Florence2:
 def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a checkpoint with the specimen's tokenizer: 64 x 64 pixels, two layers, four heads. Do not write to it."""
     folder = tmp_path_factory.mktemp("mini")
-    processor = write_processor(folder)
+    copy_processor(folder)
     settings = read_json(folder / "preprocessor_config.json")
     write_json(
         folder / "preprocessor_config.json", settings | {"size": {"height": 64, "width": 64}, "image_seq_length": 65}
     )
-    full = nano_config(processor.tokenizer.vocab_size)
+    full = nano_config(FlorenceTokenizer(folder / "tokenizer.json").vocab_size)
     vision = two_stages(full.vision)
     layers = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}

@@ -13,8 +13,9 @@ from florence2.checkpoints.files import read_json, write_json
 from florence2.model.config import Florence2Config
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
-from recipes.nano.train import make_model, nano_config, write_processor
+from recipes.nano.train import make_model, nano_config
 from recipes.nano.write_scenes import write_scenes
+from tests.conftest import copy_processor
 from tests.train.shared_run import SIZES
 from tests.two_stages import two_stages
 
@@ -31,7 +32,7 @@ def interruptible() -> Iterator[None]:
 def processor_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nano's tokenizer and preprocessor settings. Do not write to it."""
     folder = tmp_path_factory.mktemp("processor")
-    write_processor(folder)
+    copy_processor(folder)
     return folder
 
 
