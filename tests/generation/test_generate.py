@@ -16,12 +16,13 @@ from florence2.generation.state import SpecialIds
 from florence2.model.florence2 import Florence2Model
 from parity.cases import SETTINGS, shapes
 from parity.recipe import make_model
+from tests.conftest import few_words
 from tests.slow_search import search_slowly
 
 
 @pytest.fixture(scope="module")
 def model() -> Florence2Model:
-    shape = shapes()[3]
+    shape = few_words(shapes()[3])
     return make_model(shape.config, shape.seed, shape.end_bonus)
 
 
@@ -79,7 +80,7 @@ def test_one_pass_scores_what_was_generated(model: Florence2Model, memory: Tenso
 @pytest.mark.parametrize("beams", [1, 3])
 def test_longer_than_the_positions_ends_with_length(beams: int) -> None:
     """Positions for 12 ids: 12 can be generated, whatever was asked for, and the last is the forced end."""
-    shape = shapes()[3]
+    shape = few_words(shapes()[3])
     config = replace(shape.config, text=replace(shape.config.text, max_position_embeddings=12))
     model = make_model(config, 3, end_bonus=-50.0)
     memory = torch.randn(1, 5, 64)

@@ -20,6 +20,7 @@ from florence2.model.bart import Attention
 from florence2.model.florence2 import Florence2Model
 from parity.cases import shapes
 from parity.recipe import make_model
+from tests.conftest import few_words
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +29,15 @@ def _rehearsal() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def plain() -> Florence2Model:
-    shape = shapes()[3]
+@pytest.fixture(scope="module")
+def original() -> Florence2Model:
+    shape = few_words(shapes()[3])
     return make_model(shape.config, shape.seed, shape.end_bonus)
+
+
+@pytest.fixture
+def plain(original: Florence2Model) -> Florence2Model:
+    return copy.deepcopy(original)
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from florence2.model.cache import DecoderCache
 from florence2.model.florence2 import Florence2Model
 from parity.cases import shapes
 from parity.recipe import make_model
+from tests.conftest import few_words
 
-SHAPE = shapes()[1]
+SHAPE = few_words(shapes()[1])
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from florence2.model.florence2 import Florence2Model
 from parity.cases import SETTINGS, shapes
 from parity.recipe import make_model
 from parity.tape import TapeRecorder
+from tests.conftest import few_words
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def recorder() -> Iterator[TapeRecorder]:
 
 @pytest.fixture(scope="module")
 def model() -> Florence2Model:
-    shape = shapes()[3]
+    shape = few_words(shapes()[3])
     return install(make_model(shape.config, shape.seed, shape.end_bonus))
 
 
