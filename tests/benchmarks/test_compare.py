@@ -1,11 +1,15 @@
-"""`python -m benchmarks compare` on one checkout twice, and the arithmetic of its table."""
+"""`python -m benchmarks compare` on a checkout and a changed one, and the arithmetic of its table."""
 
+import io
 import shutil
 import subprocess
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks import compare
 from benchmarks.__main__ import main
 from benchmarks.compare import Round, format_comparison
 from benchmarks.machine import name_checkout
@@ -18,10 +22,26 @@ def measured(seconds: list[float], tokens: list[list[int]]) -> dict[str, object]
     return {"seconds": {"load": seconds}, "bytes": {"peak memory, one answer": 2**20}, "tokens": tokens}
 
 
-def test_a_checkout_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(ROOT), str(ROOT), *WORDS, "--output", str(tmp_path / "c.md")]) == 0
-    table = capsys.readouterr().out
-    assert (tmp_path / "c.md").read_text() == table.rstrip("\n") + "\n" and "All tokens are the same." in table
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, list[dict[str, Any]]]:
+    """The exit code, the table and what the processes measured; the new checkout answers in two beams, not in three."""
+    other, results = tmp_path_factory.mktemp("other"), []
+    shutil.copytree(ROOT / "florence2", other / "florence2", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "florence2" / "__init__.py").open("a") as file:
+        file.write(
+            "\nfrom florence2.pipeline import Florence2 as F\n_options = F.options\n"
+            "F.options = lambda f, **c: _options(f, **c | {'num_beams': 2})\n"
+        )
+    run = compare._run_worker
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as table:
+        patch.setattr(compare, "_run_worker", lambda *given: results.append(run(*given)) or results[-1])
+        code = main(["compare", str(ROOT), str(other), *WORDS])
+    return code, table.getvalue(), results
+
+
+def test_other_tokens_are_noticed(compared: tuple[int, str, list[dict[str, Any]]]) -> None:
+    code, table, _ = compared
+    assert code == 1 and "**Tokens differ; the times do not count.**" in table
     clocks = "import, beyond torch's own|load|image file to answer|four tasks, one image|batch of 2, per image"
     clocks += "|3 mixed questions, each|vision tower|encoder|first step|decode step"
     clocks += "|peak memory, one answer|peak memory, batch of 2"
@@ -29,16 +49,17 @@ def test_a_checkout_against_itself(tmp_path: Path, capsys: pytest.CaptureFixture
     assert rows[2:] == clocks.split("|")
 
 
-def test_other_tokens_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The changed checkout answers in two beams instead of three."""
-    shutil.copytree(ROOT / "florence2", tmp_path / "florence2", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "florence2" / "__init__.py").open("a") as file:
-        file.write(
-            "\nfrom florence2.pipeline import Florence2 as F\n_options = F.options\n"
-            "F.options = lambda f, **c: _options(f, **c | {'num_beams': 2})\n"
-        )
-    assert main(["compare", str(ROOT), str(tmp_path), *WORDS]) == 1
-    assert "**Tokens differ; the times do not count.**" in capsys.readouterr().out
+def test_the_same_tokens_let_the_times_count(
+    compared: tuple[int, str, list[dict[str, Any]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With what one process measured, twice."""
+    monkeypatch.setattr(compare, "_run_worker", lambda *_: compared[2][0])
+    assert main(["compare", str(ROOT), str(ROOT), *WORDS, "--output", str(tmp_path / "c.md")]) == 0
+    table = capsys.readouterr().out
+    assert (tmp_path / "c.md").read_text() == table.rstrip("\n") + "\n" and "All tokens are the same." in table
 
 
 def test_ratios_are_taken_within_a_round() -> None:
