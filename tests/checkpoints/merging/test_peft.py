@@ -11,15 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 import florence2
+from florence2.checkpoints.checkpoint import convert_checkpoint
 from florence2.errors import CheckpointError, ConfigError
 from florence2.model.config import Layout
+from tests.conftest import copy_checkpoint, without_bias
 
 peft = importlib.import_module("peft")
 transformers = importlib.import_module("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft and transformers warn of each other
 
-PROMPT, ANSWER = torch.tensor([[0, 100, 200, 2]]), torch.tensor([[2, 0, 300, 50270, 17]])
+PROMPT, ANSWER = torch.tensor([[0, 100, 200, 2]]), torch.tensor([[2, 0, 300, 1500, 17]])
 KINDS: dict[str, tuple[dict[str, Any], tuple[bool, bool]]] = {
     "DoRA": ({"target_modules": ["q_proj", "fc1"], "use_dora": True}, (False, False)),
     "DoRA of convolutions and a table": (
@@ -71,16 +73,25 @@ def make_adapter(base: Path, folder: Path, pixels: Tensor, **settings: Any) -> T
     return logits
 
 
+@pytest.fixture(scope="module")
+def base(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in the native layout. Do not write to it."""
+    folder = tmp_path_factory.mktemp("peft")
+    copy_checkpoint(mini_folder, folder / "plain", without_bias)
+    convert_checkpoint(folder / "plain", folder / "native", "native")
+    return folder / "native"
+
+
 @pytest.fixture
-def pixels(native_folder: Path, picture: Image.Image) -> Tensor:
-    return florence2.load(native_folder).processor.image(picture)
+def pixels(base: Path, picture: Image.Image) -> Tensor:
+    return florence2.load(base).processor.image(picture)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_logits_are_those_of_peft(kind: str, native_folder: Path, tmp_path: Path, pixels: Tensor) -> None:
+def test_the_logits_are_those_of_peft(kind: str, base: Path, tmp_path: Path, pixels: Tensor) -> None:
     settings, untied = KINDS[kind]
-    expected = make_adapter(native_folder, tmp_path / "adapter", pixels, **settings)
-    f = florence2.load(native_folder, adapter=tmp_path / "adapter")
+    expected = make_adapter(base, tmp_path / "adapter", pixels, **settings)
+    f = florence2.load(base, adapter=tmp_path / "adapter")
     with torch.no_grad():
         logits = f.model(pixels, PROMPT, ANSWER)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
@@ -104,32 +115,30 @@ def test_the_logits_are_those_of_peft(kind: str, native_folder: Path, tmp_path: 
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(
-    settings: dict[str, Any], words: str, native_folder: Path, tmp_path: Path
+    settings: dict[str, Any], words: str, base: Path, tmp_path: Path
 ) -> None:
-    model = transformers.Florence2ForConditionalGeneration.from_pretrained(native_folder)
+    model = transformers.Florence2ForConditionalGeneration.from_pretrained(base)
     peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["q_proj"], **settings)).save_pretrained(tmp_path)
     with pytest.raises((ConfigError, CheckpointError), match=words):
-        florence2.load(native_folder, adapter=tmp_path)
+        florence2.load(base, adapter=tmp_path)
 
 
-def test_dora_needs_its_lengths(native_folder: Path, tmp_path: Path, pixels: Tensor) -> None:
-    make_adapter(native_folder, tmp_path, pixels, target_modules=["q_proj"])
+def test_dora_needs_its_lengths(base: Path, tmp_path: Path, pixels: Tensor) -> None:
+    make_adapter(base, tmp_path, pixels, target_modules=["q_proj"])
     config = tmp_path / "adapter_config.json"
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
     with pytest.raises(CheckpointError, match="has only some of its two matrices and lengths"):
-        florence2.load(native_folder, adapter=tmp_path)
+        florence2.load(base, adapter=tmp_path)
 
 
-def test_a_module_that_was_trained_whole_must_be_in_the_file(
-    native_folder: Path, tmp_path: Path, pixels: Tensor
-) -> None:
-    make_adapter(native_folder, tmp_path, pixels, target_modules=["q_proj"])
+def test_a_module_that_was_trained_whole_must_be_in_the_file(base: Path, tmp_path: Path, pixels: Tensor) -> None:
+    make_adapter(base, tmp_path, pixels, target_modules=["q_proj"])
     config = tmp_path / "adapter_config.json"
     for saved, fits in (("lm_head", False), ("classifier", True)):  # this model has no classifier
         values = json.loads(config.read_text()) | {"modules_to_save": [saved]}
         config.write_text(json.dumps(values))
         if fits:
-            florence2.load(native_folder, adapter=tmp_path)
+            florence2.load(base, adapter=tmp_path)
             continue
         with pytest.raises(CheckpointError, match="modules_to_save names lm_head, but the file holds no tensor of it"):
-            florence2.load(native_folder, adapter=tmp_path)
+            florence2.load(base, adapter=tmp_path)
