@@ -62,7 +62,13 @@ def searches_differ(differs: Differs) -> Differs:
 
     def keep(model: Any) -> None:
         encode = model.encode_image
-        model.encode_image = lambda *given: kept[0] if kept else kept.append(encode(*given)) or kept[0]
+
+        def encode_once(*given: Any) -> Tensor:
+            if not kept:
+                kept.append(encode(*given))
+            return kept[0]
+
+        model.encode_image = encode_once
 
     assert not differs(keep) and kept
     return lambda: differs(keep)

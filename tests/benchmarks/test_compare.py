@@ -33,8 +33,13 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, list[d
             "F.options = lambda f, **c: _options(f, **c | {'num_beams': 2})\n"
         )
     run = compare._run_worker
+
+    def measure(*given: Any) -> dict[str, Any]:
+        results.append(run(*given))
+        return results[-1]
+
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as table:
-        patch.setattr(compare, "_run_worker", lambda *given: results.append(run(*given)) or results[-1])
+        patch.setattr(compare, "_run_worker", measure)
         code = main(["compare", str(ROOT), str(other), *WORDS])
     return code, table.getvalue(), results
 
