@@ -8,9 +8,10 @@ along the finished answer (`Likelihoods`), so it does not depend on the search t
 
     P(label) x the least P(near) of its locations
 
-P(label) is the product of the probabilities of the label's tokens. P(near) is the probability of all bins at most 30 %
-of the region's width (of x) or height (of y) away from the location that was written: a box with one edge moved so far
-still overlaps the first one with an IoU of 0.7. A region is as sure as its least sure edge, however many points it has.
+P(label) is the product of the probabilities of the label's tokens. P(near) is the probability of all bins at most 4
+bins plus 4 % of the region's width (of x) or height (of y) away from the location that was written: an edge that is
+really there is seen so sharply. The points of an outline may lie anywhere along it, so there it is 30 % of the extent.
+A region is as sure as its least sure location, however many it has.
 Of a text the confidence is the probability of all its tokens, the end included: a text is right when it is exactly
 right, so one that was cut off gets 0. These raw numbers rank answers; a `Calibration` turns them into frequencies.
 docs/confidence.md compares other formulas.
@@ -23,13 +24,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from florence2.answers.parsing import MARKERS, WrittenRegion, find_region_tokens, find_written
+from florence2.answers.parsing import MARKERS, RegionShape, WrittenRegion, find_region_tokens, find_written
 from florence2.errors import OptionError, plain, shown
 from florence2.inputs.coordinates import NUM_BINS
 from florence2.inputs.tasks import AnswerKind
 
-TOLERANCE = 0.3
-"""The share of a region's width or height by which a location may be off."""
+REACH: Mapping[RegionShape, tuple[int, float]] = {"box": (4, 0.04), "quad": (4, 0.04), "polygon": (0, 0.3)}
+"""By how many bins, and by what share of the region's width or height besides, a location may be off."""
 END = "</s>"
 """The token that ends an answer."""
 _UNCOUNTED = ("<s>", "<pad>")
@@ -148,7 +149,8 @@ def rate_regions(kind: AnswerKind, token_texts: Sequence[str], likelihoods: Like
 
 def _rate(written: WrittenRegion, likelihoods: Likelihoods) -> Parts:
     rows = written.region.bins
-    reach = [TOLERANCE * _extent([bin for row in rows for bin in row[axis::2]]) for axis in (0, 1)]
+    fixed, share = REACH[written.region.shape]
+    reach = [fixed + share * _extent([bin for row in rows for bin in row[axis::2]]) for axis in (0, 1)]
     near, tokens = [], []
     for row, row_tokens in zip(rows, written.rows, strict=True):
         for i, (bin, token) in enumerate(zip(row, row_tokens, strict=False)):  # an x without its y is no point

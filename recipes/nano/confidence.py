@@ -1,6 +1,6 @@
 """`python -m recipes.nano.confidence`: how well several formulas tell right answers from wrong ones, on fresh scenes.
 
-Prints the tables of docs/confidence.md. Nothing was trained, measured or calibrated on the seeds of these scenes.
+Prints the tables of docs/confidence.md. Nothing was trained, calibrated or chosen on the seeds of these scenes.
 """
 
 import argparse
@@ -30,12 +30,17 @@ from recipes.nano.scene_tasks import SceneQuestion, ask
 from recipes.nano.scenes import make_scene
 from recipes.nano.spoiling import spoil
 
-CLEAN_SEED, SPOILT_SEED = 21, 22
+CLEAN_SEED, SPOILT_SEED = 41, 42
 TASKS = ("<OD>", "<OCR_WITH_REGION>")
-CHOSEN = "label x least near 30 %"
+CHOSEN = "label x least near 4 bins + 4 %"
+EARLY = 200
+"""Regions up to this token are also compared alone: beyond it are only answers that find one thing over and over."""
+DRAWS = 500
+"""How often the scenes are drawn again for the intervals of differences."""
 Values: TypeAlias = dict[str, float]
 Found: TypeAlias = dict[str, Any]
-"""The task, the scene's number, the label and area of a region, whether it is right, and its value by each formula."""
+"""The task, the scene's number, the label, area and last token of a region, whether it is right, and its value by each
+formula."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +86,7 @@ def measure(f: Florence2, seed: int, scenes: int) -> dict[str, list[Any]]:
 
 
 def _measure(f: Florence2, image: EncodedImage, question: SceneQuestion, truth: Answer) -> Iterator[Found]:
-    answer = f.run(question.prefix, image, num_return_sequences=3, max_new_tokens=200)
+    answer = f.run(question.prefix, image, num_return_sequences=3)
     likelihoods = read_likelihoods(f, image, question.prefix, answer)
     shapes: list[Any] = [*answer.boxes, *answer.quads]
     written = find_written(answer.kind, answer.token_texts)
@@ -90,6 +95,7 @@ def _measure(f: Florence2, image: EncodedImage, question: SceneQuestion, truth: 
             "task": answer.task,
             "label": shape.label,
             "area": box_area(shape, answer.image_size) if isinstance(shape, Box) else None,
+            "last": max(token for row in region.rows for token in row),
             "right": bool(right),
             "values": values_of(shape, region, likelihoods) | _with_alternatives(answer, shape),
         }
@@ -120,24 +126,24 @@ def values_of(shape: Any, written: WrittenRegion, likelihoods: Likelihoods) -> V
         return masses
 
     return {
+        CHOSEN: float(shape.confidence),
         "score": float(shape.score),
         "label": label,
         "label x score": label * shape.score,
-        "label x all near 5 bins": label * math.prod(near(0, 5)),
-        "label x all near 20 bins": label * math.prod(near(0, 20)),
-        "label x all near 50 %": label * math.prod(near(0.5)),
-        "label x all near 30 %": label * math.prod(near(0.3)),
-        "label x all near 16 %": label * math.prod(near(0.16)),
-        "least near 30 %": min(near(0.3)),
-        "label x least near 50 %": label * min(near(0.5)),
-        CHOSEN: float(shape.confidence),
-        "label x least near 16 %": label * min(near(0.16)),
+        **{f"label x all near {name}": label * math.prod(near(*reach)) for name, reach in _REACHES.items()},
+        **{f"label x least near {name}": label * min(near(*reach)) for name, reach in _REACHES.items()},
+        "label x all near 4 bins + 4 %": label * math.prod(near(0.04, 4.0)),
+        "least near 4 bins + 4 %": min(near(0.04, 4.0)),
     }
+
+
+_REACHES = {"5 bins": (0.0, 5.0), "20 bins": (0.0, 20.0), "8 %": (0.08,), "30 %": (0.3,), "50 %": (0.5,)}
 
 
 def _with_alternatives(answer: Answer, shape: Any) -> Values:
     """Return the chosen formula times the share of the beams' probability that has the same region."""
-    weights = np.exp([sum(each.token_logprobs) for each in (answer, *answer.alternatives)])
+    totals = np.array([sum(each.token_logprobs) for each in (answer, *answer.alternatives)])
+    weights = np.exp(totals - totals.max())  # of a long answer exp(total) alone would be 0
     agreeing = [_has(each, shape) for each in (answer, *answer.alternatives)]
     return {f"{CHOSEN} x beams": float(shape.confidence * weights[agreeing].sum() / weights.sum())}
 
@@ -161,22 +167,31 @@ def format_tables(f: Florence2, measured: Mapping[str, Any]) -> str:
 
 
 def _format_task(f: Florence2, task: str, measured: Mapping[str, Any]) -> str:
+    scenes = {name: len(values["truths"]) for name, values in measured.items()}
     series = {name: [each for each in values["found"] if each["task"] == task] for name, values in measured.items()}
+    early = [each for each in series["spoilt"] if each["last"] < EARLY]
+    parts = [*series.items(), (f"spoilt up to token {EARLY}", early)]
     counts = ", ".join(
         f"{name} {sum(each['right'] for each in rows)} right and {sum(not each['right'] for each in rows)} wrong"
-        for name, rows in series.items()
+        for name, rows in parts
     )
-    lines = [f"`{task}`: {counts}.", ""]
-    lines += ["| formula | AUC clean | AUC spoilt | ECE clean | ECE spoilt |", "| --- | --- | --- | --- | --- |"]
+    head = [*(f"AUC {name}" for name, _ in parts), *(f"ECE {name}" for name in series)]
+    lines = [f"`{task}`: {counts}.", "", f"| formula | {' | '.join(head)} |", "| --- |" + " --- |" * len(head)]
+    drawn = [_draw(rows, scenes[name.split()[0]]) for name, rows in parts]
     for formula in next(iter(series.values()))[0]["values"]:
-        lines.append(_format_row(formula, [_numbers(rows, formula) for rows in series.values()]))
+        areas = [_format_area(rows, formula, own) for (_, rows), own in zip(parts, drawn, strict=True)]
+        errors = [f"{calibration_error(*_numbers(rows, formula)):.3f}" for rows in series.values()]
+        lines.append(f"| {formula} | {' | '.join([*areas, *errors])} |")
     kind = f.processor.tasks[task].answer
     if f.processor.calibration.knows(task, kind):
-        numbers = [
+        fitted = [
             ([f.processor.calibration(value, task, kind) for value in values], right)
             for values, right in (_numbers(rows, CHOSEN) for rows in series.values())
         ]
-        lines.append(_format_row(f"**{CHOSEN}, calibrated**", numbers))
+        errors = [f"{calibration_error(*each):.3f}" for each in fitted]
+        lines.append(f"| **{CHOSEN}, calibrated** |{' |' * len(parts)} {' | '.join(errors)} |")
+        even = ", ".join(f"{name} {_even_error(*each):.3f}" for name, each in zip(series, fitted, strict=True))
+        lines += ["", f"Calibrated, over ten parts of equally many answers: {even}."]
     return "\n".join(lines)
 
 
@@ -184,11 +199,38 @@ def _numbers(rows: Sequence[Found], formula: str) -> tuple[list[float], list[boo
     return [each["values"][formula] for each in rows], [each["right"] for each in rows]
 
 
-def _format_row(name: str, series: Sequence[tuple[list[float], list[bool]]]) -> str:
-    areas = [separation(values, right) for values, right in series]
-    cells = ["–" if area is None else f"{area:.3f}" for area in areas]
-    cells += [f"{calibration_error(values, right):.3f}" for values, right in series]
-    return f"| {name} | {' | '.join(cells)} |"
+def _even_error(confidences: Sequence[float], right: Sequence[bool]) -> float:
+    """Return the calibration error over ten parts of equally many answers."""
+    values, truths = np.asarray(confidences, np.float64), np.asarray(right, np.float64)
+    parts = np.array_split(np.argsort(values, kind="stable"), 10)
+    return float(sum(abs((values[part] - truths[part]).sum()) for part in parts) / len(values))
+
+
+def _draw(rows: Sequence[Found], scenes: int) -> np.ndarray:
+    """Draw as many scenes as there are, with repetition, DRAWS times: how often each region then counts, (D, N)."""
+    drawn = np.random.default_rng(0).multinomial(scenes, [1 / scenes] * scenes, DRAWS)
+    return drawn[:, [each["scene"] for each in rows]]
+
+
+def _format_area(rows: Sequence[Found], formula: str, drawn: np.ndarray) -> str:
+    """Format the AUC, and where 95 % of its differences from the chosen formula's lie when scenes are drawn again."""
+    values, right = _numbers(rows, formula)
+    area = separation(values, right)
+    if area is None or formula == CHOSEN:
+        return "–" if area is None else f"{area:.3f}"
+    chosen, _ = _numbers(rows, CHOSEN)
+    low, high = np.nanpercentile(_areas(values, right, drawn) - _areas(chosen, right, drawn), [2.5, 97.5])
+    return f"{area:.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _areas(values: Sequence[float], right: Sequence[bool], counts: np.ndarray) -> np.ndarray:
+    """Return the AUC for each row of `counts` (D, N), how often each region counts: NaN where only one sort does."""
+    value, is_right = np.asarray(values), np.asarray(right)
+    high, low = value[is_right][:, None], value[~is_right]
+    wins = (high > low) + 0.5 * (high == low)
+    weights = counts[:, is_right].astype(np.float64), counts[:, ~is_right].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((weights[0] @ wins) * weights[1]).sum(axis=1) / np.prod([w.sum(axis=1) for w in weights], 0))
 
 
 def _format_precision(measured: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     f = florence2.load(options.model, device="cpu")
     raw = without_calibration(f)
     exams = Exam(CLEAN_SEED, options.scenes), Exam(SPOILT_SEED, options.scenes, spoilt=1.0)
-    print(format_table(f, [rate(answer(raw, exam)) for exam in exams]))
+    print(format_table(f, [rate(pair for _, pair in answer(raw, exam)) for exam in exams]))
     return 0
 
 

@@ -39,9 +39,16 @@ class Exam:
         """Return the scene of the sample with this index."""
         return make_scene(self.seed, index)
 
+    def is_spoilt(self, index: int) -> bool:
+        """Return whether the image of the sample with this index is spoilt."""
+        return self._rng(index).random() < self.spoilt
+
     def _image(self, scene: Scene, index: int) -> Image.Image:
-        rng = random.Random(f"spoil {self.seed}/{index}")
-        return spoil(scene.image, rng) if self.spoilt and rng.random() < self.spoilt else scene.image
+        rng = self._rng(index)
+        return spoil(scene.image, rng) if rng.random() < self.spoilt else scene.image
+
+    def _rng(self, index: int) -> random.Random:
+        return random.Random(f"spoil {self.seed}/{index}")
 
 
 def examine(

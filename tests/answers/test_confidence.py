@@ -17,7 +17,7 @@ from florence2.errors import OptionError
 from florence2.inputs.tasks import AnswerKind
 
 BOX = [("<loc_100>", 1.0), ("<loc_200>", 1.0), ("<loc_200>", 1.0), ("<loc_400>", 1.0)]
-"""100 bins wide and 200 high, so that 30 and 60 bins next to a location are near."""
+"""100 bins wide and 200 high, so that 8 and 12 bins next to a location are near."""
 
 
 def likelihoods(pieces: list[tuple[str, float]], spread: dict[int, dict[int, float]]) -> Likelihoods:
@@ -49,7 +49,7 @@ def read(
 
 
 def test_the_label_times_the_least_sure_edge() -> None:
-    spread = {3: {100: 0.1, 70: 0.2, 130: 0.3, 131: 0.15, 69: 0.15}, 4: {200: 0.5, 260: 0.4, 261: 0.1}}
+    spread = {3: {100: 0.1, 92: 0.2, 108: 0.3, 109: 0.15, 91: 0.15}, 4: {200: 0.5, 212: 0.4, 213: 0.1}}
     pieces = [("<s>", 0.3), ("red", 0.8), (" car", 0.5), *BOX, ("</s>", 0.2)]
     (box,) = read("boxes", pieces, spread).boxes
     assert box.confidence == pytest.approx(0.8 * 0.5 * (0.1 + 0.2 + 0.3))
@@ -76,6 +76,16 @@ def test_all_rings_of_a_polygon_count() -> None:
     far = [(f"<loc_{bin}>", 0.6) for bin in (500, 500, 600, 500, 600, 600, 7)]  # an x without its y is no point
     (polygon,) = read("polygons", [*ring, ("<sep>", 0.1), *far]).polygons
     assert polygon.confidence == pytest.approx(0.6) and len(polygon.rings) == 2
+
+
+def test_a_point_of_an_outline_may_lie_further_along_it() -> None:
+    """The outline is 200 bins wide: 60 bins away is near, and 61 is not; of a quad so large, 12 bins and 13."""
+    ring = [(f"<loc_{bin}>", 0.9) for bin in (100, 100, 300, 100, 300, 300, 100, 300)]
+    spread = {0: {100: 0.3, 160: 0.2, 161: 0.4, 112: 0.05, 113: 0.01}}
+    (polygon,) = read("polygons", ring, spread).polygons
+    assert polygon.confidence == pytest.approx(0.3 + 0.2 + 0.05 + 0.01)
+    (quad,) = read("quads", [("GO", 1.0), *ring], {1: spread[0]}).quads
+    assert quad.confidence == pytest.approx(0.3 + 0.05)
 
 
 def test_a_text_is_right_when_all_of_it_is() -> None:
