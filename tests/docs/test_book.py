@@ -145,7 +145,7 @@ def test_without_the_embedding_of_frame_0(nano: Florence2) -> None:
     f = florence2.load("nano", device="cpu")
     f.model.multi_modal_projector.visual_temporal_embed.pos_idx_to_embed.zero_()
     before, after = (each.run("<OD>", SCENE, num_beams=1).boxes[0] for each in (nano, f))
-    assert before.label == after.label == "digit 5" and after.confidence < 0.7 < 0.9 < before.confidence
+    assert before.label == after.label == "digit 5" and after.confidence < 0.75 < 0.95 < before.confidence
 
 
 def test_positions_from_row_0(monkeypatch: pytest.MonkeyPatch) -> None:
