@@ -16,8 +16,8 @@ from torch import Tensor
 from florence2.errors import Florence2Error, OptionError, PromptError, plain, shown
 from florence2.generation import budget
 from florence2.generation.engine.features import FeatureCache
-from florence2.generation.engine.forced import read_again
 from florence2.generation.engine.lane import Lane, OpensLanes, Outcome, OwnLane
+from florence2.generation.engine.rereading import Rereading
 from florence2.generation.generate import fit_options, not_finite, ordinary, special_ids
 from florence2.generation.options import GenerationOptions
 from florence2.generation.state import Generation
@@ -46,12 +46,11 @@ class Work:
 
 @dataclass(eq=False)
 class Ticket:
-    """What stands for one submitted question; `memory` (1, S, D) is kept until its answer was read again."""
+    """What stands for one submitted question."""
 
     work: Work
     bytes: int
     cancelled: bool = False
-    memory: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +105,7 @@ class Engine:
         self._memory_bytes, self._memory_share, self._room = memory_bytes, memory_share, 0
         self._waiting: deque[Ticket] = deque()
         self._running: list[Ticket] = []
-        self._unread: list[tuple[Ticket, Generation]] = []  # finished, but for their confidence
+        self._unread: Rereading[Ticket] = Rereading(model, locations, soon=decoding_share > 0)
         # by the number of sequences an answer; the model's own by options
         self._lanes: dict[int | GenerationOptions, Lane[Ticket] | OwnLane[Ticket]] = {}
         self._cancelled = False  # whether any question was cancelled since the last step
@@ -115,7 +114,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether anything waits or runs, or is to be read again."""
-        return bool(self._waiting or self._running or self._unread)
+        return bool(self._waiting or self._running or len(self._unread))
 
     @property
     def unfinished(self) -> int:
@@ -179,40 +178,11 @@ class Engine:
         stopped = [each for lane in self._lanes.values() if len(lane) for each in lane.step()]
         for ticket, _ in stopped:
             self._running.remove(ticket)
-        ended = self._read_again(stopped)
+        ended = self._unread.settle(stopped, len(self._running))
         self._owed = max(0.0, self._owed - (time.perf_counter() - started))
         if not self._running:
             self._owed = 0.0
         return ended
-
-    def _read_again(self, stopped: Sequence[tuple[Ticket, Outcome]]) -> list[tuple[Ticket, Outcome]]:
-        """Return outcomes, with the model's own probabilities along the answers where they were asked for.
-
-        Answers wait until there are several to be read, which is faster, or none runs, or the first should come soon.
-        """
-        ended: list[tuple[Ticket, Outcome]] = []
-        for ticket, outcome in stopped:
-            if ticket.memory is None or not isinstance(outcome, Generation):
-                ended.append((ticket, outcome))
-            else:
-                self._unread.append((ticket, outcome))
-        if self._unread and (len(self._unread) >= _TOGETHER or self._share or not self._running):
-            unread, self._unread = self._unread, []
-            ended += self._read(unread)
-            for ticket, _ in unread:
-                ticket.memory = None
-        return ended
-
-    def _read(self, finished: Sequence[tuple[Ticket, Generation]]) -> list[tuple[Ticket, Outcome]]:
-        """Read answers together; if that is refused, one by one, so that only the culprit fails."""
-        parts = [(generation, ticket.memory) for ticket, generation in finished if ticket.memory is not None]
-        try:
-            read: Sequence[Outcome] = read_again(self._model, parts, self._locations)
-        except Florence2Error as error:  # of a module of the user's
-            if len(finished) > 1:
-                return [each for one in finished for each in self._read([one])]
-            read = [error]
-        return [(ticket, outcome) for (ticket, _), outcome in zip(finished, read, strict=True)]
 
     def _drop_cancelled(self) -> None:
         if not self._cancelled:
@@ -220,7 +190,7 @@ class Engine:
         self._cancelled = False
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
         self._running = [ticket for ticket in self._running if not ticket.cancelled]
-        self._unread = [each for each in self._unread if not each[0].cancelled]
+        self._unread.drop(lambda ticket: ticket.cancelled)
         for lane in self._lanes.values():
             lane.drop(lambda ticket: ticket.cancelled)
 
@@ -295,7 +265,7 @@ class Engine:
             if options.confidence and self._locations:
                 for row, ticket in enumerate(tickets):
                     length = features.shape[1] + len(ticket.work.prompt)
-                    ticket.memory = memory[row : row + 1, :length]  # without padding
+                    self._unread.expect(ticket, memory[row : row + 1, :length])  # without padding
         return [(ticket, not_finite(memory.dtype)) for ticket in failed]
 
     def _lane(self, options: GenerationOptions) -> "Lane[Ticket] | OwnLane[Ticket]":
