@@ -47,6 +47,15 @@ def test_an_image_by_its_hash(server: RunningServer, image: bytes) -> None:
     assert (reply.status, reply.code) == (404, "picture_not_cached")
 
 
+@pytest.mark.parametrize("size", [0, 3 << 20])  # read in the event loop, and in a thread
+def test_base64_in_lines(server: RunningServer, new_image: bytes, size: int) -> None:
+    data = new_image + bytes(size)
+    body = native_body(data, "caption", options={"num_beams": 1, "max_new_tokens": 2})
+    body["image"]["data"] = base64.encodebytes(data).decode()
+    reply = server.post("/v1/florence2", body)
+    assert reply.status == 200 and reply.json["picture"]["sha256"] == hashlib.sha256(data).hexdigest()
+
+
 def test_a_form(server: RunningServer, nano: florence2.Florence2, image: bytes) -> None:
     request = json.dumps({"tasks": [{"task": "od"}], "options": {"num_beams": 1}})
     reply = server.post("/v1/florence2", *form(image=image, request=request.encode()))

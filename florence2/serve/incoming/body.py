@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -15,11 +14,13 @@ from florence2.errors import clip
 from florence2.serve.errors import RequestError
 from florence2.serve.settings import Settings
 
+Data = TypeVar("Data", str, bytes)
+Result = TypeVar("Result")
 MAX_JSON_VALUES = 100_000
 """The most values, names and nested parts of a JSON body: a few bytes of JSON stand for many of memory."""
 _GRACE, _RATE = 10.0, 64 << 10  # seconds for any body, and bytes a second beyond that
-_MANY = re.compile(rb"[\[{,]")
-_INLINE = 64 << 10  # bytes that are read in the event loop; longer bodies would hold up other requests
+INLINE = 1 << 20
+"""Bytes that are read in the event loop, which is sooner than to go to a thread; more would hold up other requests."""
 _DISCARDED, _DISCARD_SECONDS = 4, 2.0  # of a body that is too long, so that its sender sees the answer
 _MOST_FIELDS = 8
 
@@ -40,7 +41,7 @@ class BodyReader:
                 f"The content type is {clip(request.headers.get('content-type', ''), 60)!r}; send application/json.",
             )
         body = await self.read(request)
-        return await in_thread(parse_object, body) if len(body) > _INLINE else parse_object(body)
+        return await in_thread_if_long(parse_object, body)
 
     async def form(self, request: Request) -> tuple[dict[str, Any], bytes]:
         """Return the field `request` of a form, a JSON object, and the file `image`. Raises RequestError."""
@@ -132,6 +133,12 @@ async def in_thread(function: Any, *arguments: Any) -> Any:
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
+async def in_thread_if_long(function: Callable[[Data], Result], data: Data) -> Result:
+    """Return what a function makes of data, in a thread where that takes longer than other requests should wait."""
+    result: Result = function(data) if len(data) <= INLINE else await in_thread(function, data)
+    return result
+
+
 def media_type(request: Request) -> str:
     """Return the media type of a body, without its parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -139,7 +146,7 @@ def media_type(request: Request) -> str:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the object of a JSON body. Raises RequestError."""
-    if sum(1 for _ in _MANY.finditer(body)) > MAX_JSON_VALUES:
+    if sum(map(body.count, (b"[", b"{", b","))) > MAX_JSON_VALUES:
         raise RequestError(
             400, "invalid_json", f"The body has more than the {MAX_JSON_VALUES:,} values allowed in JSON."
         )

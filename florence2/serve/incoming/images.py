@@ -6,6 +6,7 @@ import binascii
 import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from florence2.errors import shown
 from florence2.inputs.files import read_data_url
 from florence2.serve.errors import RequestError
-from florence2.serve.incoming.body import in_thread
+from florence2.serve.incoming.body import in_thread_if_long
 from florence2.serve.incoming.fetch import Fetcher
 from florence2.serve.service import Service
 from florence2.serve.work.jobs import HeldImage
@@ -60,17 +61,16 @@ class ImageOpener:
             sha256 = given.sha256.lower()
             return OpenedImage(self._service.hold(None, sha256, owner), sha256)
         data = given.file if given.file is not None else await self._bytes(given)
-        sha256 = await in_thread(_hash, data) if len(data) > 1 << 20 else _hash(data)
+        sha256 = await in_thread_if_long(_hash, data)
         return OpenedImage(self._service.hold(data, sha256, owner), sha256)
 
     async def _bytes(self, given: GivenImage) -> bytes:
         if given.data is not None and given.data[:5].lower() != "data:":
-            decoded: bytes = await in_thread(_decode, given.data)
-            return decoded
+            return await in_thread_if_long(_decode, given.data)
         url = given.url if given.data is None else given.data
         assert url is not None
         if url[:5].lower() == "data:":
-            return bytes((await in_thread(read_data_url, url)).getbuffer())
+            return (await in_thread_if_long(read_data_url, url)).getvalue()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._fetcher.fetch, url)
 
@@ -80,7 +80,9 @@ def _hash(data: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    try:
+    with suppress(binascii.Error, ValueError):
+        return base64.b64decode(text, validate=True)
+    try:  # it may have line ends, as those of `base64` without -w0
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(
