@@ -242,7 +242,7 @@ class Worker:
 
     def _step(self) -> None:
         """Advance all answers by one id, and hand out those that ended."""
-        started, rows = time.monotonic(), len(self._running)
+        started, rows = time.monotonic(), self._answers.engine.unfinished
         ended = self._answers.step()
         self._metrics.stepped(rows, time.monotonic() - started)
         for ticket, outcome in ended:
