@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.views import check_views as views
 from florence2.errors import Florence2Error
 from recipes.nano.scenes import make_scene
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, default=500, metavar="N", help="images of a run (default: 500)")
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="kills of a run (default: 20)")
     parser.add_argument(
-        "--rows", type=int, default=1_000_000, metavar="N", help="finished rows of `keys` (default: 1,000,000)"
+        "--rows", type=int, default=1_000_000, metavar="N", help="rows of `keys` and `views` (default: 1,000,000)"
     )
     parser.add_argument(
         "--files", type=int, default=100_000, metavar="N", help="images of `listing` (default: 100,000)"
@@ -148,12 +149,18 @@ def check_speed(folder: Path, options: argparse.Namespace) -> list[str]:
     return lines
 
 
-_CHECKS: dict[str, Callable[[Path, argparse.Namespace], list[str]]] = {
+def check_views(folder: Path, options: argparse.Namespace) -> Iterable[str]:
+    """Write each view of many rows."""
+    return views(folder, options.rows)
+
+
+_CHECKS: dict[str, Callable[[Path, argparse.Namespace], Iterable[str]]] = {
     "kills": check_kills,
     "same": check_same,
     "keys": check_keys,
     "listing": check_listing,
     "speed": check_speed,
+    "views": check_views,
 }
 
 # ---- processes -----------------------------------------------------------------------------------------------------
