@@ -145,3 +145,22 @@ def test_a_name_that_a_tar_repeats_keeps_its_ending(tmp_path: Path) -> None:
     report = write_views(source, ["metadata", "webdataset"], tmp_path / "out", settings=WITH_IMAGES)
     assert report.complete and (tmp_path / "out/metadata/a-2.png").read_bytes() == png("blue")
     assert dict(read_tar(tmp_path / "out/webdataset/0.tar"))["a.png"] == png("blue")
+
+
+def test_a_tar_that_is_named_as_ours_keeps_its_rows(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "in" / "images-00000.tar", [("k.png", png("red"))])
+    rows = [in_tar(tar, "k.png", boxes("k")), boxes("loose.png")]
+    report = write_views(write_rows(tmp_path / "rows", rows), ["webdataset"], tmp_path / "out")
+    tars = sorted((tmp_path / "out" / "webdataset").iterdir())
+    assert [name for path in tars for name, _ in read_tar(path)] == ["k.florence2.json", "loose.florence2.json"]
+    assert report.report["webdataset"]["counts"]["tars"] == 2
+
+
+def test_each_part_of_a_split_has_the_names_of_the_input(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "in" / "shard.tar", [(f"{number}.png", png("red")) for number in range(20)])
+    rows = [in_tar(tar, f"{number}.png", caption(f"{number}", "a text")) for number in range(20)]
+    rows += [caption(f"loose-{number}", "a text") for number in range(20)]
+    settings = ViewSettings(split={"train": 0.5, "val": 0.5})
+    write_views(write_rows(tmp_path / "rows", rows), ["webdataset"], tmp_path / "out", settings=settings)
+    written = {path.relative_to(tmp_path / "out" / "webdataset").as_posix() for path in tmp_path.glob("out/*/*/*.tar")}
+    assert written == {f"{part}/{name}.tar" for part in ("train", "val") for name in ("shard", "images-00000")}
