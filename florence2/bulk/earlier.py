@@ -12,7 +12,6 @@ from florence2.checkpoints.files import describe_changes, read_json, written_who
 from florence2.errors import ConfigError, OptionError
 
 DAMAGED_NAME = "damaged-lines.txt"
-_ANSWERS = frozenset(("text", "caption", "error"))  # one of these is in every row
 _MOST_LETTERS = 600  # of a message about settings
 
 
@@ -138,8 +137,8 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):  # also for numbers of many digits, and for lists of great depth
         return None
-    named = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in ("place", "task"))
-    return row if named and not _ANSWERS.isdisjoint(row) else None
+    named = isinstance(row, dict) and isinstance(row.get("place"), str) and isinstance(row.get("task"), str)
+    return row if named and ("text" in row or "caption" in row or "error" in row) else None
 
 
 def check_settings(file: Path, settings: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.checkpoints.files import written_whole
+from florence2.dataset.files import Files
 from florence2.dataset.images import MISSING, ImageFiles, find_image
 from florence2.dataset.index import ImageRows
 from florence2.dataset.names import OutputNames, split_suffix
@@ -35,7 +36,7 @@ class Captions(OneTextView):
 
     def __init__(self, folder: Path, settings: ViewSettings, final: Path):
         super().__init__(folder, settings, final)
-        self._names = OutputNames()
+        self._names, self._files = OutputNames(), Files()
         self._beside: set[str] = set()
 
     def add(self, image: ImageRows, split: str) -> None:
@@ -46,14 +47,14 @@ class Captions(OneTextView):
             self._write_beside(image, text)
             return
         # the ending is added to the name, in which further dots may stand
-        with open_text(self.folder / split / f"{self._names(image.id)}{self.settings.ext}") as file:
-            file.write(text)
+        path = f"{self.folder}/{split or '.'}/{self._names(image.id)}{self.settings.ext}"
+        self._files.make(path, text.encode("utf-8", "backslashreplace"))
         self.counts["written"] += 1
 
     def _write_beside(self, image: ImageRows, text: str) -> None:
         """Write next to an image that is there; an existing file stays unless it may be replaced."""
         place = image.place
-        if not isinstance(find_image(place), Path):
+        if not isinstance(find_image(place), str):
             self.counts[MISSING] += 1
             return
         target = f"{split_suffix(place)[0]}{self.settings.ext}"
@@ -68,9 +69,14 @@ class Captions(OneTextView):
         self._beside.add(target)
 
     def finish(self) -> dict[str, Any]:
-        """Return the counts."""
+        """Wait for the files, and return the counts."""
+        self._files.finish()
         self.counts["renamed"] = self._names.renamed
         return super().finish()
+
+    def close(self) -> None:
+        """Make no more files."""
+        self._files.close()
 
 
 class Metadata(OneTextView):
@@ -79,14 +85,15 @@ class Metadata(OneTextView):
     def __init__(self, folder: Path, settings: ViewSettings, final: Path):
         super().__init__(folder, settings, final)
         self._names = OutputNames()
-        self._images = ImageFiles(settings.link)
+        self._links = Files()
+        self._images = ImageFiles(settings.link, self._links)
         self._files = {part: open_text(folder / part / "metadata.jsonl") for part in settings.split or [""]}
 
     def add(self, image: ImageRows, split: str) -> None:
         """Write the line of an image, and bring the image; an image that is not there gets no line."""
         text, name = self.caption(image), self._names(image.id)
         try:
-            ending = self._images.put(image.place, str(self.folder / split / name))
+            ending = self._images.put(image.place, f"{self.folder}/{split or '.'}/{name}")
         except FileNotFoundError:
             self.counts[MISSING] += 1
             return
@@ -94,13 +101,15 @@ class Metadata(OneTextView):
         self.counts["images"] += 1
 
     def finish(self) -> dict[str, Any]:
-        """Close the files and return the counts."""
+        """Wait for the links, close the files, and return the counts."""
+        self._links.finish()
         self.close()
         self.counts["renamed"] = self._names.renamed
         return super().finish()
 
     def close(self) -> None:
-        """Close the files."""
+        """Make no more links, and close the files."""
+        self._links.close()
         for file in self._files.values():
             file.close()
 

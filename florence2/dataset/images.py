@@ -6,6 +6,7 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
+from florence2.dataset.files import Files
 from florence2.dataset.names import split_suffix
 from florence2.errors import ImageError, OptionError
 from florence2.label.sources.tars import TarImage, read_tar
@@ -16,16 +17,18 @@ _TAR_MARK = re.compile(r"(?<=\.tar)::", re.IGNORECASE)
 _REPEATED = re.compile(r"-\d+$")  # the number of a name that stands in a tar before
 
 
-def find_image(place: str) -> Path | TarImage | None:
+def find_image(place: str) -> str | TarImage | None:
     """Return the file or the member of a tar that a row names as the place of its image; None if it is not there."""
     tar, _ = split_place(place)
     if tar:
         return _images_of_tar(tar).get(place) if _is_file(tar) else None
-    return Path(place) if _is_file(place) else None
+    return place if _is_file(place) else None
 
 
 def split_place(place: str) -> tuple[str, str]:
     """Return the path of the tar that holds an image, and its name there; two empty texts for other images."""
+    if "::" not in place:
+        return "", ""
     path, *name = _TAR_MARK.split(place, maxsplit=1)
     return (path, _REPEATED.sub("", name[0])) if name else ("", "")
 
@@ -42,26 +45,11 @@ def _images_of_tar(path: str) -> dict[str, TarImage]:
     return {item.source.place: item.source.data for item in items if isinstance(item.source.data, TarImage)}
 
 
-class Folders:
-    """Makes the folders of files, each once. Paths are texts, because those of pathlib cost a million files more."""
-
-    def __init__(self) -> None:
-        self._made: set[str] = set()
-
-    def make_for(self, path: str) -> None:
-        """Make the folder of a file."""
-        folder = os.path.dirname(path)  # noqa: PTH120
-        if folder not in self._made:
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-            self._made.add(folder)
-
-
 class ImageFiles:
-    """Brings images into a folder by one of `LINKS`."""
+    """Brings images into a folder by one of `LINKS`; `files` makes the links."""
 
-    def __init__(self, link: str):
-        self.link = link
-        self._folders = Folders()
+    def __init__(self, link: str, files: Files):
+        self.link, self._files = link, files
 
     def put(self, place: str, target: str) -> str:
         """Bring the image at a place to `target`, whose ending is still to come; return the ending.
@@ -73,13 +61,15 @@ class ImageFiles:
         image = find_image(place)
         if image is None:
             raise FileNotFoundError(place)
-        ending = split_suffix(split_place(place)[1] or place)[1] or ".image"
+        name = place if isinstance(image, str) else split_place(place)[1]
+        ending = split_suffix(name)[1] or ".image"
         path = f"{target}{ending}"
-        self._folders.make_for(path)
-        if isinstance(image, TarImage):
+        if self.link == "symlink" and isinstance(image, str):
+            self._files.make(path, place)
+            return ending
+        self._files.folders.make_for(path)
+        if not isinstance(image, str):
             _unpack(image, path)
-        elif self.link == "symlink":
-            os.symlink(place, path)  # noqa: PTH211  for a million
         elif self.link == "copy":
             shutil.copyfile(place, path)
         else:

@@ -14,6 +14,8 @@ MAX_PATH_BYTES = 1024
 """The longest path of a file below a view, in bytes; systems take 4,096 in all."""
 _ENDING_BYTES = 40  # for a hash, and for the ending of the file that is made
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\ud800-\udfff]')  # by Windows or by UTF-8
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,200}(?:/[A-Za-z0-9_-]{1,200}){0,4}")
+"""Most names: they can be written everywhere as they are, and no folder of them can have the name of a file."""
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
@@ -35,12 +37,19 @@ class OutputNames:
     def __call__(self, id_: str, unique: str | None = None) -> str:
         """Return the path of an id, which must be asked for once; `unique` is hashed where several ids may be equal."""
         own = split_suffix(id_)[0]
+        key = own.lower()
+        if _PLAIN.fullmatch(own) and not (key in self._files or key in self._folders or self._has_reserved(own)):
+            self._files.add(key)
+            return own
         name = self._safe(own)
         if len(name.encode()) > MAX_PATH_BYTES or not self._is_free(name):
             name = self._hashed(name, unique or id_)
         self.renamed += name != own
         self._take(name)
         return name
+
+    def _has_reserved(self, own: str) -> bool:
+        return any(f"{name}/" in own for name in self.reserved)
 
     def _safe(self, own: str) -> str:
         """Return a path without parts that leave the folder, cannot be written, or are longer than a name may be."""

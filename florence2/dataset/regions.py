@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from florence2.errors import OptionError
 
@@ -73,7 +73,7 @@ class RegionReader:
     def _read_shape(self, shape: Mapping[str, Any], parts: Any, size: tuple[int, int]) -> LabelledRegion | None:
         """Return the region of a shape, or None where it has no area."""
         quad = shape.get("xyxyxyxy")
-        rings = self._rings(parts if quad is None else [quad], size)
+        rings = self._rings(parts if quad is None else [quad], size) if parts or quad is not None else []
         box = self._box(shape["xyxy"], size) if "xyxy" in shape else _extent(rings)
         if box is None:
             self.counts["degenerate"] += 1
@@ -81,7 +81,8 @@ class RegionReader:
         label = shape["label"]
         if not isinstance(label, str):
             raise TypeError("A label must be a text.")
-        score, confidence = _finite(shape.get("score")), _finite(shape.get("confidence"))
+        score, confidence = shape.get("score"), shape.get("confidence")
+        _check_numbers(score, confidence)
         return LabelledRegion(label, box, rings, quad is not None, score, confidence)
 
     def _box(self, xyxy: Numbers, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
@@ -101,8 +102,6 @@ class RegionReader:
 
     def _rings(self, rings: Sequence[Numbers], size: tuple[int, int]) -> list[Numbers]:
         """Return the rings that have an area, clipped to the image."""
-        if not rings:
-            return []
         kept: list[Numbers] = []
         clipped = False
         for ring in rings:
@@ -140,11 +139,11 @@ def default_label(row: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) and text.strip() and row.get("task") in _NAMED_BY_INPUT else OBJECT_CLASS
 
 
-def _finite(value: Any) -> float | None:
-    """Return a score or confidence, if there is one. Raises ValueError: NaN would make a file that is not JSON."""
-    if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
-        raise ValueError("A score or confidence must be a number.")
-    return cast("float | None", value)
+def _check_numbers(*values: Any) -> None:
+    """Raise ValueError unless each score or confidence is a number or None: NaN would make a file that is not JSON."""
+    for value in values:
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise ValueError("A score or confidence must be a number.")
 
 
 def _clamp(value: float, limit: float) -> float:

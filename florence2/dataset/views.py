@@ -106,9 +106,10 @@ class RegionView(View):
     def regions(self, image: ImageRows) -> list[tuple[int, LabelledRegion]]:
         """Return the regions of an image with the numbers of their classes, without those to leave out."""
         regions: list[LabelledRegion] = []
+        size = image.size
         for row in image.rows:
-            if size_of(row) == image.size:
-                regions += self.reader.read(row, image.size)
+            if size_of(row) == size:
+                regions += self.reader.read(row, size)
             else:
                 self.counts["outdated_rows"] += 1
         numbered = [(self.classes.number(self.label(region)), region) for region in regions]

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from florence2.dataset.images import MISSING, Folders, ImageFiles
+from florence2.dataset.files import Files
+from florence2.dataset.images import MISSING, ImageFiles
 from florence2.dataset.index import ImageRows
 from florence2.dataset.names import OutputNames
 from florence2.dataset.regions import LabelledRegion, Numbers
@@ -30,22 +31,20 @@ class Yolo(RegionView):
             raise OptionError("A YOLO dataset needs the parts train and val; name both in --split.")
         # Ultralytics finds the labels by replacing the last /images/ of a path
         self._names = OutputNames(reserved=("images",))
-        self._files = ImageFiles(settings.link)
-        self._folders = Folders()
+        self._files = Files()
+        self._put_image = ImageFiles(settings.link, self._files).put
+        self._labels, self._images = f"{folder}/labels", f"{folder}/images"
 
     def add(self, image: ImageRows, split: str) -> None:
         """Write the labels of an image, and bring the image."""
         lines = self.lines(image)
         name = f"{split or 'train'}/{self._names(image.id)}"
-        path = f"{self.folder}/labels/{name}.txt"
-        self._folders.make_for(path)
-        with open(path, "wb", buffering=0) as file:  # noqa: PTH123  a million of them
-            file.write("".join(lines).encode())
+        self._files.make(f"{self._labels}/{name}.txt", "".join(lines).encode())
         self.counts["images"] += 1
         self.counts["objects"] += len(lines)
         self.counts["background_images"] += not lines
         try:
-            self._files.put(image.place, f"{self.folder}/images/{name}")
+            self._put_image(image.place, f"{self._images}/{name}")
         except FileNotFoundError:
             self.counts[MISSING] += 1
 
@@ -58,7 +57,7 @@ class Yolo(RegionView):
             if not numbers:
                 self.counts[self.lost] += 1
                 continue
-            line = f"{number} {' '.join([f'{value:.6f}' for value in numbers])}\n"
+            line = f"{number}{' %.6f' * len(numbers) % (*numbers,)}\n"
             self.counts["duplicates"] += line in written
             written[line] = None
         return list(written)
@@ -75,7 +74,8 @@ class Yolo(RegionView):
         return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, across, down
 
     def finish(self) -> dict[str, Any]:
-        """Write `data.yaml`."""
+        """Wait for the files, and write `data.yaml`."""
+        self._files.finish()
         parts = list(self.settings.split) or ["train", "val"]
         for part in parts[:1] if not self.settings.split else parts:
             for tree in ("images", "labels"):
@@ -87,6 +87,10 @@ class Yolo(RegionView):
             file.writelines(f"  {number}: {quote_yaml(name)}\n" for number, name in enumerate(self.classes.names))
         self.counts["renamed"] = self._names.renamed
         return super().finish()
+
+    def close(self) -> None:
+        """Make no more files."""
+        self._files.close()
 
 
 class YoloSegments(Yolo):
