@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--files", type=int, default=100_000, metavar="N", help="images of `listing` (default: 100,000)"
     )
+    parser.add_argument("--view", action="append", default=[], help="of `views` this one alone; repeatable")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each process (default: 1)")
     parser.add_argument(
         "--width", type=int, default=640, metavar="N", help="width of the images of `speed` (default: 640)"
@@ -111,8 +112,9 @@ def check_keys(folder: Path, options: argparse.Namespace) -> list[str]:
             file.write(json.dumps({**row, "kind": "text", "text": "a car", "image_size": [640, 480]}) + "\n")
     measured = [measure(_OPEN, folder, options.rows) for _ in range(2)]
     return [
-        f"{options.rows:,} finished rows, {state}: opened in {seconds:.2f} s with {megabytes:.0f} MB more memory"
-        for state, (seconds, megabytes) in zip(("without index", "with index"), measured, strict=True)
+        f"{options.rows:,} finished rows, {state}: opened in {seconds:.2f} s with {megabytes:.0f} MB more memory, of "
+        f"which {held * 1e6 / options.rows:.1f} bytes a row stay"
+        for state, (seconds, megabytes, held) in zip(("without index", "with index"), measured, strict=True)
     ]
 
 
@@ -126,7 +128,7 @@ def check_listing(folder: Path, options: argparse.Namespace) -> list[str]:
             part = many / f"{number // 1000:04}"
             part.mkdir(parents=True, exist_ok=True)
             (part / f"{number:06}.jpg").write_bytes(image)
-        seconds, megabytes = measure(_LIST, many, count)
+        seconds, megabytes, _ = measure(_LIST, many, count)
         lines.append(f"{count:,} images listed in {seconds:.2f} s with {megabytes:.1f} MB more memory")
     return lines
 
@@ -151,7 +153,7 @@ def check_speed(folder: Path, options: argparse.Namespace) -> list[str]:
 
 def check_views(folder: Path, options: argparse.Namespace) -> Iterable[str]:
     """Write each view of many rows."""
-    return views(folder, options.rows)
+    return views(folder, options.rows, options.view)
 
 
 _CHECKS: dict[str, Callable[[Path, argparse.Namespace], Iterable[str]]] = {
@@ -166,23 +168,28 @@ _CHECKS: dict[str, Callable[[Path, argparse.Namespace], Iterable[str]]] = {
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 _MEASURE = """
-import re, sys, time
+import ctypes, re, sys, time
 from pathlib import Path
 from florence2.label.journal import Journal
 from florence2.label.sources.opening import open_sources
-peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-folder, expected, before, started = Path(sys.argv[1]), int(sys.argv[2]), peak(), time.perf_counter()
+memory = lambda name: int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+before, held = memory("VmHWM"), memory("RssAnon")
+folder, expected, started = Path(sys.argv[1]), int(sys.argv[2]), time.perf_counter()
 """
-_OPEN = "with Journal(folder, {}) as journal: count = len(journal.finished)\n"
+_OPEN = "journal = Journal(folder, {})\ncount = len(journal.finished)\n"
 _LIST = "count = sum(1 for _ in open_sources([str(folder)]))\n"
-_REPORT = "assert count == expected\nprint(time.perf_counter() - started, peak() - before)\n"
+_REPORT = (
+    "assert count == expected\nseconds = time.perf_counter() - started\n"
+    "ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system\n"
+    "print(seconds, memory('VmHWM') - before, memory('RssAnon') - held)\n"
+)
 
 
-def measure(code: str, folder: Path, expected: int) -> tuple[float, float]:
-    """Return the seconds and the megabytes that some code takes in a process of its own."""
+def measure(code: str, folder: Path, expected: int) -> tuple[float, float, float]:
+    """Return the seconds that some code takes in a process of its own, and the megabytes, at most and afterwards."""
     words = [sys.executable, "-c", _MEASURE + code + _REPORT, str(folder), str(expected)]
-    seconds, megabytes = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
-    return float(seconds), float(megabytes)
+    seconds, megabytes, held = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    return float(seconds), float(megabytes), float(held)
 
 
 def command(*words: object) -> list[str]:

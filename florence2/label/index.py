@@ -165,23 +165,46 @@ def _refuse_others(*paths: Path) -> None:
 
 
 class Finished:
-    """The keys of the answered questions, with the versions of the images' files: 12 bytes each."""
+    """The answered questions, each a number of 8 bytes that stands for its key and for the version of the image's file.
 
-    def __init__(self, records: Records):
-        """Take the questions whose last row is an answer."""
-        last = last_of_each(records)
-        last = last[records["state"][last] != FAILED]
-        self._keys, self._states = records["key"][last], records["state"][last]  # copies, sorted by key
+    Where versions do not count, the number is the key. Questions about files that are gone need the keys too; they are
+    read from the index when the first of them comes.
+    """
+
+    def __init__(self, index: Index, records: Records):
+        """Take the questions whose last row is an answer; `records` are those of the index."""
+        self._index = index
+        answered = _answered(records)
+        keys = answered["key"].copy()
+        self._keys = keys if index.by == "id" else None
+        self._versions = np.sort(_mixed(keys, answered["state"].astype(np.uint64))) if index.by != "id" else keys
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._versions)
 
     def holds(self, key: int, state: int | None) -> bool:
         """Return whether a question is answered about this version of the image's file; None is about any."""
-        place = int(self._keys.searchsorted(np.uint64(key)))
-        if place == len(self._keys) or int(self._keys[place]) != key:
-            return False
-        return state is None or int(self._states[place]) == state
+        if state is not None and self._index.by != "id":
+            return _holds(self._versions, _mixed(key, state) & 0xFFFFFFFFFFFFFFFF)
+        if self._keys is None:
+            self._keys = _answered(self._index.records())["key"].copy()
+        return _holds(self._keys, key)
+
+
+def _answered(records: Records) -> Records:
+    """Return the last record of each question whose last row is an answer, in the order of the keys."""
+    last = last_of_each(records)
+    return records[last[records["state"][last] != FAILED]]
+
+
+def _mixed(key: Any, state: Any) -> Any:
+    """Return one number for a key and a state, or for arrays of both: for one key, states give different ones."""
+    return key ^ (state * 0x9E3779B97F4A7C15)
+
+
+def _holds(ascending: NDArray[np.uint64], number: int) -> bool:
+    place = int(ascending.searchsorted(np.uint64(number)))
+    return place < len(ascending) and int(ascending[place]) == number
 
 
 def last_of_each(records: Records) -> NDArray[np.int64]:

@@ -78,7 +78,7 @@ class Journal:
         self._index = Index(self.results, self.by)
         closing.callback(self._index.close)
         records = self._index.records()
-        self.finished = Finished(records)
+        self.finished = Finished(self._index, records)
         file = self.folder / "settings.json"
         if len(self.finished) or shard is not None:  # another shard may be about to write its first answer
             check_settings(file, settings)

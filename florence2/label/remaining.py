@@ -10,7 +10,7 @@ from florence2.bulk.sources import FileVersion, Source
 from florence2.errors import Florence2Error, ImageError, PromptError
 from florence2.label.ahead import Taken
 from florence2.label.journal import Journal
-from florence2.label.keys import question_part, source_key, version_state
+from florence2.label.keys import UNVERSIONED, question_part, source_key, version_state
 from florence2.label.sources.item import Item
 
 NO_QUESTION = TaskQuestion("")
@@ -75,9 +75,11 @@ class Remaining:
         """Return whether the journal holds the answer about this version of the image."""
         key = self._key(source, question)
         self.order.append(key)
-        if self._journal.by == "id":  # a file that was moved may have another time
-            version = None
-        finished = self._journal.finished.holds(key, None if version is None else version_state(version))
+        if version is not None:
+            state: int | None = version_state(version)
+        else:  # of a file that is gone any version counts
+            state = None if isinstance(source.data, Path) else UNVERSIONED
+        finished = self._journal.finished.holds(key, state)
         self.skipped += finished
         return finished
 

@@ -7,7 +7,9 @@ import sys
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 
 from florence2.bulk.earlier import DAMAGED_NAME, parse_row
@@ -15,7 +17,7 @@ from florence2.bulk.row_file import to_line
 from florence2.bulk.rows import Row
 from florence2.errors import OptionError, OutputError
 from florence2.label.journal import Journal
-from florence2.label.keys import question_part, row_key, source_key, version_state
+from florence2.label.keys import By, question_part, row_key, source_key, version_state
 from tests.full_disk import files_of_at_most
 from tests.label.conftest import row
 
@@ -67,6 +69,16 @@ def test_another_version_of_a_file_is_not_finished(tmp_path: Path) -> None:
         holds = journal.finished.holds
         states = [version_state((2, 10, 100)), version_state((1, 10, 101)), version_state((1, 11, 100)), None]
         assert [holds(key(row("a")), state) for state in states] == [True, False, False, True]
+
+
+def test_a_finished_question_takes_eight_bytes(tmp_path: Path) -> None:
+    write(tmp_path, *(row(str(number), version=(1, 10, number)) for number in range(100)), row("b", None))
+    for by in get_args(By):
+        (tmp_path / ".results.index").unlink()
+        with Journal(tmp_path, {}, by=by) as journal:
+            arrays = {id(value): value for value in vars(journal.finished).values() if isinstance(value, np.ndarray)}
+            assert len(journal.finished) == 100 and sum(array.nbytes for array in arrays.values()) == 800
+            assert all(array.base is None for array in arrays.values())  # nor do they keep the index in memory
 
 
 def test_by_ids_an_image_may_have_moved(tmp_path: Path) -> None:
