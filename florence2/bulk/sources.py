@@ -17,6 +17,8 @@ from florence2.inputs.image import open_image
 MAX_STDIN_BYTES = 256 << 20
 _MOST_KINDS = 100  # endings that are counted, and
 _SHOWN_KINDS = 6  # those that a message names
+DATASET_MARK = ".florence2-dataset"
+"""A file in the folders that `florence2 dataset` writes: the images in them are those that were labelled before."""
 _HEIC = {".heic", ".heif", ".hif"}
 
 FileVersion: TypeAlias = tuple[int, int, int]
@@ -149,8 +151,8 @@ class FolderEntry(NamedTuple):
 def walk_folder(folder: Path, output: Path | None = None) -> Iterator[FolderEntry]:
     """Yield the files in and below a folder in alphabetical order, with one folder's names in memory at a time.
 
-    Links to folders are yielded, not followed. Hidden files that are not images are left out, and so is the folder
-    `output`: drawings of an earlier run are not input.
+    Links to folders are yielded, not followed. Hidden files that are not images are left out, and so are the folder
+    `output`, because drawings of an earlier run are not input, and folders below with a `DATASET_MARK`.
     """
     suffixes = image_suffixes()
     left = [iter(_list_folder(folder))]  # a list, because folders may be nested deeper than calls
@@ -161,8 +163,9 @@ def walk_folder(folder: Path, output: Path | None = None) -> Iterator[FolderEntr
         elif isinstance(entry, FolderEntry):
             yield entry
         elif entry.is_dir(follow_symlinks=False):
-            if output is None or not _is_same(Path(entry), output):
-                left.append(iter(_list_folder(Path(entry))))
+            held = () if output is not None and _is_same(Path(entry), output) else _list_folder(Path(entry))
+            if not any(isinstance(each, os.DirEntry) and each.name == DATASET_MARK for each in held):
+                left.append(iter(held))
         elif os.path.splitext(entry.name)[1].lower() in suffixes and _is_file(entry):  # noqa: PTH122  faster than a Path
             yield FolderEntry(Path(entry), True)
         elif not entry.name.startswith("."):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2.bulk.lock import FolderLock
+from florence2.bulk.sources import DATASET_MARK
 from florence2.checkpoints.files import cannot_write, read_json, write_json
 from florence2.dataset.captions import Captions, Metadata
 from florence2.dataset.coco import Coco, CocoCaptions, CocoResults
@@ -91,6 +92,7 @@ def _out_folder(out: Path) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FolderLock(out):
+            (out / DATASET_MARK).touch()
             yield
     except OutputError:
         raise

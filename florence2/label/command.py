@@ -83,7 +83,8 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compact",
         action="store_true",
-        help="answer nothing; put the rows of a run that was stopped in the order of the images, one for each question",
+        help="answer nothing; put the rows of a run that was stopped in the order of the images, one for each "
+        "question, and take out errors about images that are not named any more",
     )
 
 

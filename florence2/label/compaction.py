@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,26 +10,35 @@ from numpy.typing import NDArray
 from florence2.bulk.earlier import DAMAGED_NAME
 from florence2.checkpoints.files import written_whole
 from florence2.label.index import Index, Records, last_of_each
+from florence2.label.keys import FAILED
 
 _BLOCK = 1 << 20  # bytes copied at once
 
 
-def count_others(index: Index, order: NDArray[np.uint64]) -> int:
-    """Return the number of questions with other keys that have rows."""
-    records = index.records()
-    return len(np.setdiff1d(records["key"][records["key"] != 0], order))
+class Others(NamedTuple):
+    """Questions with rows that a command does not ask: how many there are, and how many of them are errors."""
+
+    rows: int
+    failed: int
 
 
-def compact(index: Index, order: NDArray[np.uint64]) -> bool:
+def count_others(index: Index, order: NDArray[np.uint64]) -> Others:
+    """Count the questions that have rows and other keys than these."""
+    last = index.records()[last_of_each(index.records())]
+    others = last["state"][~np.isin(last["key"], order)]
+    return Others(len(others), int((others == FAILED).sum()))
+
+
+def compact(index: Index, order: NDArray[np.uint64], keep_failed: bool = True) -> bool:
     """Write the rows of an index in the order of these keys; return False if they are in it already.
 
-    Of several rows with one key the last stays. Rows with other keys, such as those of another input, come at the end.
-    Damaged lines are moved to a file of their own. Raises OSError where a file cannot be written; the rows then stay
-    unchanged.
+    Of several rows with one key the last stays. Rows with other keys, such as those of another input, come at the end;
+    without `keep_failed`, those of them that are errors are left out. Damaged lines are moved to a file of their own.
+    Raises OSError where a file cannot be written; the rows then stay unchanged.
     """
     index.refresh()  # no row may be without a record now
     records = index.records()
-    kept = _choose_lines(records, order)
+    kept = _choose_lines(records, order, keep_failed)
     if np.array_equal(kept, np.arange(len(records))):
         return False
     starts = np.concatenate([[0], records["end"][:-1]]).astype(np.int64)
@@ -48,7 +57,7 @@ def compact(index: Index, order: NDArray[np.uint64]) -> bool:
     return True
 
 
-def _choose_lines(records: Records, order: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _choose_lines(records: Records, order: NDArray[np.uint64], keep_failed: bool) -> NDArray[np.int64]:
     """Return the numbers of the lines to keep, in the order in which they are written."""
     last = last_of_each(records)
     if not len(last):
@@ -57,7 +66,8 @@ def _choose_lines(records: Records, order: NDArray[np.uint64]) -> NDArray[np.int
     places = np.minimum(keys.searchsorted(order), len(keys) - 1)
     wanted = last[places[keys[places] == order]]
     wanted = wanted[np.sort(np.unique(wanted, return_index=True)[1])]  # the first of each
-    return np.concatenate([wanted, np.setdiff1d(last, wanted, assume_unique=True)])
+    others = np.setdiff1d(last, wanted)  # in the order in which they are there
+    return np.concatenate([wanted, others if keep_failed else others[records["state"][others] != FAILED]])
 
 
 def _ranges(kept: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,7 @@ from florence2.bulk.row_file import RowFile, to_line
 from florence2.bulk.rows import Row
 from florence2.checkpoints.files import write_json
 from florence2.errors import OptionError
-from florence2.label.compaction import compact, count_others
+from florence2.label.compaction import Others, compact, count_others
 from florence2.label.index import Finished, Index
 from florence2.label.keys import By
 
@@ -118,18 +118,20 @@ class Journal:
             raise unwritable(self.results, error) from None
         self._synced = time.monotonic()
 
-    def compact(self, order: "array[int]") -> int:
+    def compact(self, order: "array[int]", keep_failed: bool = True) -> Others:
         """Put the rows in the order of these keys, one for each, if they are not so already (see `compaction`).
 
-        Returns the number of rows with other keys, which stay after them. Raises OSError where that cannot be written;
-        the rows then stay as they are.
+        Rows with other keys stay after them; without `keep_failed`, errors among them do not. Returns how many there
+        were. Raises OSError where that cannot be written; the rows then stay as they are.
         """
         self.sync()
         keys = np.frombuffer(order, np.uint64) if order else np.empty(0, np.uint64)
-        if compact(self._index, keys):
+        self._index.refresh()
+        others = count_others(self._index, keys)
+        if compact(self._index, keys, keep_failed):
             self._file.close()
             self._file = RowFile(self.results)
-        return count_others(self._index, keys)
+        return others
 
     def _remove_drafts(self) -> None:
         """Delete the drafts of a run that was killed while it put its rows in order."""

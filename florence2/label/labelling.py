@@ -65,7 +65,7 @@ class Labelling:
     def compact(self) -> int:
         """Put the rows in order without answering anything; return the exit code."""
         self._remaining.take_all()
-        return 0 if self._put_in_order() else EXIT_INCOMPLETE
+        return 0 if self._put_in_order(keep_failed=False) else EXIT_INCOMPLETE
 
     def _answer(self) -> None:
         """Answer the rest, unless there are too many errors."""
@@ -128,18 +128,24 @@ class Labelling:
             self._pace.total = counted - (remaining.taken - remaining.left)
         self._pace(finished)
 
-    def _put_in_order(self) -> bool:
+    def _put_in_order(self, keep_failed: bool = True) -> bool:
         try:
-            others = self._journal.compact(self._remaining.order)
+            others, failed = self._journal.compact(self._remaining.order, keep_failed)
         except OSError as error:  # an OutputError is one
             reason = str(error) if isinstance(error, OutputError) else f"{self._journal.folder}: {error.strerror}."
             say(f"florence2: {reason} The rows are complete, but not in input order; --compact orders them.")
             return False
-        if others:
+        if failed and not keep_failed:
             say(
-                f"florence2: {self._journal.results} also holds {others} row{'' if others == 1 else 's'} about other "
+                f"florence2: {_count(failed, 'error')} about images that are not named here were taken out of the rows."
+            )
+            others, failed = others - failed, 0
+        if others:
+            errors = f" {_count(failed, 'error')} among them stay too; --compact takes such out." if failed else ""
+            say(
+                f"florence2: {self._journal.results} also holds {_count(others, 'row')} about other "
                 "images or questions, or under ids that other arguments gave; `florence2 dataset` uses all, and "
-                "of those with one id and question the last."
+                f"of those with one id and question the last.{errors}"
             )
         return True
 
@@ -154,6 +160,10 @@ class Labelling:
         if pace.done:
             share = f"; the model waited {self._waited.seconds / max(pace.seconds, 1e-9):.1%} of the time for images"
             say(f"florence2: {pace.describe()}{share if self._options.workers else ''}.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _describe_reading(model: "Florence2") -> tuple[ReadSettings, int]:

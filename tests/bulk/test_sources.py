@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from florence2.bulk.rows import Row, TaskQuestion
-from florence2.bulk.sources import PassedOver, Source, find_images, find_unreadable
+from florence2.bulk.sources import DATASET_MARK, PassedOver, Source, find_images, find_unreadable
 from florence2.errors import ImageError
 
 
@@ -119,6 +119,19 @@ def test_the_output_folder_is_not_input(album: Path, picture_file: Path) -> None
     assert len(find_images([str(album)])) == 6
     assert len(find_images([str(album)], output=out)) == 5
     assert len(find_images([str(out)], output=out)) == 1  # named by the user
+
+
+def test_a_dataset_in_the_folder_is_not_input(album: Path, picture_file: Path) -> None:
+    """Its images are those that were labelled; they are taken where an argument names the dataset."""
+    before = find_images([str(album)])
+    images = album / "dataset" / "yolo" / "images"
+    images.mkdir(parents=True)
+    (images / "copy.png").write_bytes(picture_file.read_bytes())
+    (images / "link.png").symlink_to(picture_file)
+    assert len(find_images([str(album)])) == len(before) + 2
+    (album / "dataset" / DATASET_MARK).touch()
+    assert find_images([str(album)]) == before
+    assert len(find_images([str(album / "dataset")])) == len(find_images([str(images)])) == 2
 
 
 def test_an_empty_name_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from florence2.bulk.lock import FolderLock
+from florence2.bulk.sources import DATASET_MARK, find_images
 from florence2.dataset import writing
 from florence2.dataset.views import ViewSettings
 from florence2.dataset.writing import VIEWS, write_views
@@ -45,7 +46,7 @@ def test_a_second_call_gives_the_same_bytes(tmp_path: Path, source: Path) -> Non
     settings = {"split": {"train": 0.5, "val": 0.5}, "classes": ["label 1"], "min_confidence": 0.2}
     write_every(source, tmp_path / "out", **settings)
     first = files_below(tmp_path / "out")
-    assert {name.split("/")[0] for name in first} == {*EVERY, "report.json", ".lock"}
+    assert {name.split("/")[0] for name in first} == {*EVERY, "report.json", ".lock", DATASET_MARK}
     write_every(source, tmp_path / "out", **settings)
     assert files_below(tmp_path / "out") == first
 
@@ -104,7 +105,13 @@ def test_a_view_that_fails_leaves_the_earlier_one(
     with pytest.raises(KeyboardInterrupt):
         write_views(source, ["coco", "yolo", "csv"], tmp_path / "out", tasks=["od"], progress=stop)
     assert files_below(tmp_path / "out") == first
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "coco", "report.json", "yolo"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        DATASET_MARK,
+        ".lock",
+        "coco",
+        "report.json",
+        "yolo",
+    ]
 
 
 def test_what_a_killed_call_left(tmp_path: Path, source: Path) -> None:
@@ -169,7 +176,7 @@ def test_hostile_ids_write_nothing_outside(tmp_path: Path) -> None:
     write_views(folder, views, tmp_path / "in" / "out", settings=settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "in"])
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["out"]
-    assert {path.name for path in (tmp_path / "in" / "out").iterdir()} == {*views, "report.json", ".lock"}
+    assert {path.name for path in (tmp_path / "in" / "out").iterdir()} == {*views, "report.json", ".lock", DATASET_MARK}
     labels = list((tmp_path / "in" / "out" / "yolo" / "labels").rglob("*.txt"))
     assert len(labels) == len(HOSTILE)
 
@@ -213,3 +220,14 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path, source: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match="file is a file; a dataset needs a folder"):
         write_views(source, ["csv"], tmp_path / "file")
+
+
+@pytest.mark.parametrize("link", ["symlink", "copy"])
+def test_a_dataset_in_the_labelled_folder_is_not_labelled(tmp_path: Path, link: str) -> None:
+    photo = tmp_path / "photos" / "a.png"
+    photo.parent.mkdir()
+    Image.new("RGB", (200, 100)).save(photo)
+    source = write_rows(tmp_path / "rows", [boxes("a.png") | {"place": str(photo)}])
+    write_views(source, ["yolo"], photo.parent / "dataset", settings=ViewSettings(link=link))
+    assert (photo.parent / "dataset/yolo/images/train/a.png").exists()
+    assert [image.data for image in find_images([str(photo.parent)])] == [photo]

@@ -166,7 +166,7 @@ def test_compaction(tmp_path: Path) -> None:
     names = ("x", "d", "b", "c", "b", "a", "y", "d")
     write(tmp_path, *(row(name, f"{name} {number}") for number, name in enumerate(names)))
     with Journal(tmp_path, {}) as journal:
-        assert journal.compact(order(*(row(name) for name in ("a", "b", "e", "c", "d", "b")))) == 2
+        assert journal.compact(order(*(row(name) for name in ("a", "b", "e", "c", "d", "b")))) == (2, 0)
         journal(row("e", None))
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [each.get("text") for each in rows] == ["a 5", "b 4", "c 3", "d 7", "x 0", "y 6", None]
@@ -174,6 +174,22 @@ def test_compaction(tmp_path: Path) -> None:
     before = (tmp_path / ".results.index").read_bytes()
     (tmp_path / ".results.index").unlink()
     assert finished(tmp_path, "a", "e") == "a" and (tmp_path / ".results.index").read_bytes() == before
+
+
+def stored_ids(folder: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in (folder / "results.jsonl").read_bytes().splitlines()]
+
+
+def test_errors_about_other_images_stay_or_are_taken_out(tmp_path: Path) -> None:
+    write(tmp_path, row("gone", None), row("b", None), row("other"), row("a"))
+    named = order(row("a"), row("b"))
+    with Journal(tmp_path, {}) as journal:
+        assert journal.compact(named) == (2, 1)
+    assert stored_ids(tmp_path) == ["a", "b", "gone", "other"]
+    with Journal(tmp_path, {}) as journal:
+        assert journal.compact(named, keep_failed=False) == (2, 1)
+        assert journal.compact(named, keep_failed=False) == (1, 0)
+    assert stored_ids(tmp_path) == ["a", "b", "other"]
 
 
 def test_rows_in_order_are_not_written_again(tmp_path: Path) -> None:

@@ -80,6 +80,20 @@ def test_rows_of_other_arguments_are_mentioned(tmp_path: Path, capsys: pytest.Ca
     assert stored(tmp_path) == ["a"]
 
 
+def test_errors_about_images_that_are_gone_are_named_and_taken_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Journal(tmp_path, {}) as journal:
+        for each in (row("a"), row("b", None), row("c", None)):
+            journal(each)
+        assert labelling(journal).run() == 0
+        assert "2 errors among them stay too; --compact takes such out." in capsys.readouterr().err
+        assert labelling(journal).compact() == 0
+    errors = capsys.readouterr().err
+    assert "2 errors about images that are not named here were taken out" in errors and "holds 1 row about" in errors
+    assert stored(tmp_path) == ["a"]
+
+
 def test_only_the_first_errors_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Journal(tmp_path, {}) as journal:
         run = labelling(journal)
