@@ -30,6 +30,7 @@ _ONLY_FOR = {
     "beside": ("captions",),
     "overwrite": ("captions",),
     "with_images": ("webdataset",),
+    "images": (*_YOLO, "metadata", "captions", "webdataset"),
 }
 """The views in which an option has an effect."""
 
@@ -70,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--link",
         choices=LINKS,
         help="how images come into yolo and metadata: symbolic links, hard links or copies (default: symlink)",
+    )
+    parser.add_argument(
+        "--images",
+        type=path_argument,
+        metavar="DIR",
+        help="the folder that was labelled, where it is now: images that are not at their old places are looked for "
+        "there by their ids",
     )
     return parser
 
@@ -157,5 +165,9 @@ def _read_settings(options: argparse.Namespace, views: Sequence[str]) -> ViewSet
         check_ending(given["ext"])
     if "classes" in given:
         given["classes"] = read_classes(Path(given["classes"]))
+    if "images" in given and not Path(given["images"]).is_dir():
+        raise OptionError(
+            f"--images is {shown(str(given['images']))}, which is no folder; give the one with the images."
+        )
     split = {} if options.split is None else parse_split(options.split)
     return ViewSettings(**given, split=split)

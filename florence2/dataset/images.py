@@ -25,6 +25,12 @@ def find_image(place: str) -> str | TarImage | None:
     return place if _is_file(place) else None
 
 
+def place_below(folder: Path, place: str, id: str) -> str:
+    """Return the place of an image: another one, below a folder, for a file that is not where it was."""
+    moved = not split_place(place)[0] and not _is_file(place)
+    return os.path.abspath(os.path.join(folder, id)) if moved else place  # noqa: PTH100, PTH118
+
+
 def split_place(place: str) -> tuple[str, str]:
     """Return the path of the tar that holds an image, and its name there; two empty texts for other images."""
     if "::" not in place:

@@ -25,7 +25,8 @@ _WORDS = {  # of one and of several
     "not_a_quad": "{n} region{s} that {are} not a quadrilateral {were} left out.",
     "duplicates": "{n} region{s} equal to another after rounding {were} left out.",
     "without_score": "{n} region{s} without a score got 1.",
-    MISSING: "{n} image{s} {were} not found at the place that the row names, and {are} missing from the dataset.",
+    MISSING: "{n} image{s} {were} not found at the place that the row names, and {are} missing from the dataset; "
+    "--images DIR says where their folder is now.",
     "renamed": "{n} file{s} {are} not named after the id, which is taken or cannot be a file's name.",
     "left": "{n} file{s} of captions already existed and {were} kept; --overwrite replaces them.",
     "shared_names": "{n} caption{s} {were} not written: another image has the same file of captions.",
@@ -95,8 +96,9 @@ def summarize(
 def _changed(settings: ViewSettings) -> dict[str, Any]:
     """Return the settings that are not the default, as JSON values."""
     values = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    changed = {name: value for name, value in values.items() if value != getattr(DEFAULT_SETTINGS, name)}
     return {
-        name: value for name, value in values.items() if value != getattr(DEFAULT_SETTINGS, name) and name != "classes"
+        name: str(value) if isinstance(value, Path) else value for name, value in changed.items() if name != "classes"
     }
 
 

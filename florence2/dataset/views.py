@@ -36,6 +36,7 @@ class ViewSettings:
         beside: Write captions next to the images, not into the output folder.
         overwrite: Replace files of captions that exist next to the images.
         with_images: Put the images into the tars too.
+        images: A folder in which files that are not at their places are looked for by their ids; None for none.
     """
 
     classes: Sequence[str] | None = None
@@ -49,6 +50,7 @@ class ViewSettings:
     beside: bool = False
     overwrite: bool = False
     with_images: bool = False
+    images: Path | None = None
 
     @property
     def endings(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from florence2.bulk.sources import DATASET_MARK
 from florence2.checkpoints.files import cannot_write, read_json, write_json
 from florence2.dataset.captions import Captions, Metadata
 from florence2.dataset.coco import Coco, CocoCaptions, CocoResults
+from florence2.dataset.images import place_below
 from florence2.dataset.index import ImageRows, RowIndex, open_index
 from florence2.dataset.selection import choose_tasks
 from florence2.dataset.splits import choose_split
@@ -175,6 +176,8 @@ class _Pass:
 
     def _add(self, image: ImageRows, views: Mapping[str, View]) -> None:
         split = choose_split(image.id, self.settings.split)
+        if self.settings.images is not None:
+            image = replace(image, place=place_below(self.settings.images, image.place, image.id))
         for name, view in views.items():
             part = image.of_tasks(self.chosen[name])
             if not part.rows and not (part.failed and view.with_failed):

@@ -33,9 +33,7 @@ def test_a_second_process_makes_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "FEW", 2)
     report = write_views(source, views, tmp_path / "out")
     assert files_below(tmp_path / "out") == alone and report.complete
-    assert (
-        len(alone) == 4 * len(images) + 5
-    )  # twice a file and a link; data.yaml, metadata.jsonl, report.json, two hidden
+    assert len(alone) == 4 * len(images) + 5  # twice a file and a link, and five of their own
     assert (tmp_path / "out/yolo/images/train/20/2004.jpg").readlink() == images[7]
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,24 @@ def test_a_dataset_in_the_labelled_folder_is_not_labelled(tmp_path: Path, link: 
     write_views(source, ["yolo"], photo.parent / "dataset", settings=ViewSettings(link=link))
     assert (photo.parent / "dataset/yolo/images/train/a.png").exists()
     assert [image.data for image in find_images([str(photo.parent)])] == [photo]
+
+
+def test_images_of_a_folder_that_was_moved(tmp_path: Path) -> None:
+    """Only those that are not at their places; ids are the paths below the folder that was labelled."""
+    for path in ("new/a/1.png", "new/b.png", "old/b.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(path.encode())
+    ids = ("a/1.png", "b.png", "gone.png")
+    rows = [
+        make(id) | {"place": str(tmp_path / "old" / id)} for id in ids for make in (boxes, partial(caption, text="a"))
+    ]
+    source = write_rows(tmp_path / "rows", rows)
+    views = ["yolo", "metadata", "captions", "webdataset"]
+    settings = ViewSettings(images=tmp_path / "new", with_images=True, beside=True)
+    report = write_views(source, views, tmp_path / "out", settings=settings)
+    assert {part["counts"]["missing_images"] for part in report.report.values()} == {1}
+    assert report.report["yolo"]["settings"]["images"] == str(tmp_path / "new")
+    files = files_below(tmp_path / "out")
+    assert files["yolo/images/train/a/1.png"] == files["metadata/a/1.png"] == b"new/a/1.png"
+    assert files["yolo/images/train/b.png"] == b"old/b.png" and b"new/a/1.png" in files["webdataset/images-00000.tar"]
+    assert (tmp_path / "new/a/1.txt").read_text() == "a" and (tmp_path / "old/b.txt").exists()
