@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,20 @@ class Metadata(OneTextView):
         """Write the line of an image, and bring the image; an image that is not there gets no line."""
         text, name = self.caption(image), self._names(image.id)
         try:
-            ending = self._images.put(image.place, f"{self.folder}/{split or '.'}/{name}")
+            self._images.put(
+                image.place, f"{self.folder}/{split or '.'}/{name}", partial(self._write, split, name, text)
+            )
         except FileNotFoundError:
             self.counts[MISSING] += 1
-            return
+
+    def _write(self, split: str, name: str, text: str, ending: str) -> None:
+        """Write the line of an image that is there."""
         self._files[split].write(json.dumps({"file_name": name + ending, "text": text}, ensure_ascii=False) + "\n")
         self.counts["images"] += 1
 
     def finish(self) -> dict[str, Any]:
         """Wait for the links, close the files, and return the counts."""
-        self._links.finish()
+        self.counts[MISSING] += self._images.finish()
         self.close()
         self.counts["renamed"] = self._names.renamed
         return super().finish()

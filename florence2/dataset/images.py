@@ -3,11 +3,13 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from florence2.dataset.files import Files
 from florence2.dataset.names import split_suffix
+from florence2.dataset.table_images import TableImages, split_row
 from florence2.errors import ImageError, OptionError
 from florence2.label.sources.tars import TarImage, read_tar
 
@@ -27,7 +29,7 @@ def find_image(place: str) -> str | TarImage | None:
 
 def place_below(folder: Path, place: str, id: str) -> str:
     """Return the place of an image: another one, below a folder, for a file that is not where it was."""
-    moved = not split_place(place)[0] and not _is_file(place)
+    moved = not split_place(place)[0] and split_row(place) is None and not _is_file(place)
     return os.path.abspath(os.path.join(folder, id)) if moved else place  # noqa: PTH100, PTH118
 
 
@@ -56,14 +58,23 @@ class ImageFiles:
 
     def __init__(self, link: str, files: Files):
         self.link, self._files = link, files
+        self._tables = TableImages()
 
-    def put(self, place: str, target: str) -> str:
-        """Bring the image at a place to `target`, whose ending is still to come; return the ending.
+    def put(self, place: str, target: str, brought: Callable[[str], None] = lambda _: None) -> None:
+        """Bring the image at a place to `target`, whose ending is still to come; images in tables wait for `finish`.
+
+        Args:
+            place: Where the image is.
+            target: The path of the file, without its ending.
+            brought: Called with the ending, once the image is there.
 
         Raises:
             FileNotFoundError: No image is at the place.
             OptionError: A hard link cannot be made, because the folders are on different disks.
         """
+        if (row := split_row(place)) is not None:
+            self._tables.add(*row, target, brought)
+            return
         image = find_image(place)
         if image is None:
             raise FileNotFoundError(place)
@@ -72,15 +83,24 @@ class ImageFiles:
         path = f"{target}{ending}"
         if self.link == "symlink" and isinstance(image, str):
             self._files.make(path, place)
-            return ending
-        self._files.folders.make_for(path)
+        else:
+            self._files.folders.make_for(path)
+            self._copy(image, path)
+        brought(ending)
+
+    def _copy(self, image: str | TarImage, path: str) -> None:
         if not isinstance(image, str):
             _unpack(image, path)
         elif self.link == "copy":
-            shutil.copyfile(place, path)
+            shutil.copyfile(image, path)
         else:
-            _link_hard(place, path)
-        return ending
+            _link_hard(image, path)
+
+    def finish(self) -> int:
+        """Wait until all images are there; return how many of those in tables cannot be read. Raises OSError."""
+        missing = self._tables.write()
+        self._files.finish()
+        return missing
 
 
 def _unpack(image: TarImage, path: str) -> None:

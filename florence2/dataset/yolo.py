@@ -32,7 +32,7 @@ class Yolo(RegionView):
         # Ultralytics finds the labels by replacing the last /images/ of a path
         self._names = OutputNames(reserved=("images",))
         self._files = Files()
-        self._put_image = ImageFiles(settings.link, self._files).put
+        self._image_files = ImageFiles(settings.link, self._files)
         self._labels, self._images = f"{folder}/labels", f"{folder}/images"
 
     def add(self, image: ImageRows, split: str) -> None:
@@ -44,7 +44,7 @@ class Yolo(RegionView):
         self.counts["objects"] += len(lines)
         self.counts["background_images"] += not lines
         try:
-            self._put_image(image.place, f"{self._images}/{name}")
+            self._image_files.put(image.place, f"{self._images}/{name}")
         except FileNotFoundError:
             self.counts[MISSING] += 1
 
@@ -75,7 +75,7 @@ class Yolo(RegionView):
 
     def finish(self) -> dict[str, Any]:
         """Wait for the files, and write `data.yaml`."""
-        self._files.finish()
+        self.counts[MISSING] += self._image_files.finish()
         parts = list(self.settings.split) or ["train", "val"]
         for part in parts[:1] if not self.settings.split else parts:
             for tree in ("images", "labels"):

@@ -1,5 +1,6 @@
 """YOLO trees: what Ultralytics' rules read is in the rows."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from florence2.dataset.views import ViewSettings
 from florence2.dataset.writing import write_views
 from florence2.dataset.yolo import join_rings, quote_yaml
 from florence2.errors import OptionError
-from tests.dataset.rows import boxes, cascade, failed, polygons, quads, write_rows
+from tests.dataset.rows import boxes, caption, cascade, failed, files_below, polygons, quads, write_rows
 
 
 @pytest.fixture
@@ -158,3 +159,27 @@ def test_a_photo_that_is_a_symbolic_link(tmp_path: Path, link: str) -> None:
     source = write_rows(tmp_path / "rows", [boxes("photo.jpg") | {"place": str(photo)}])
     write_views(source, ["yolo"], tmp_path / "out", settings=ViewSettings(link=link))
     assert (tmp_path / "out/yolo/images/train/photo.jpg").read_bytes() == b"a photo"
+
+
+def test_images_of_tables_become_files(tmp_path: Path) -> None:
+    """Those that cannot be read are missing; nothing is read from a table that is gone."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    images = [b"\xff\xd8 a", None, b"\x89PNG b", b"other"] + [b"BM%d" % number for number in range(20)]
+    parquet.write_table(pyarrow.table({"image": images}), tmp_path / "t.parquet", row_group_size=3)
+    places = [f"{tmp_path / 't.parquet'}::{number}" for number in range(24)] + ["/gone/u.parquet::0"]
+    rows = [make(str(number)) | {"place": place} for number, place in enumerate(places) for make in (boxes, a_caption)]
+    rows.append(boxes("second-id") | {"place": places[0]})
+    report = write_views(write_rows(tmp_path / "rows", rows), ["yolo", "metadata"], tmp_path / "out").report
+    for view, folder in (("yolo", "images/train/"), ("metadata", "")):
+        files = files_below(tmp_path / "out" / view)
+        written = {name: files[f"{folder}{name}"] for name in ("0.jpg", "2.png", "3.image", "23.bmp")}
+        assert list(written.values()) == [images[0], images[2], images[3], images[23]]
+        assert report[view]["counts"]["missing_images"] == 2
+    assert files_below(tmp_path / "out")["yolo/images/train/second-id.jpg"] == images[0]
+    lines = (tmp_path / "out/metadata/metadata.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file_name"] for line in lines[:3]] == ["0.jpg", "2.png", "3.image"] and len(lines) == 23
+
+
+def a_caption(id: str) -> dict[str, object]:
+    return caption(id, "a text")
