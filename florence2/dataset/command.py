@@ -167,7 +167,7 @@ def _read_settings(options: argparse.Namespace, views: Sequence[str]) -> ViewSet
         given["classes"] = read_classes(Path(given["classes"]))
     if "images" in given and not Path(given["images"]).is_dir():
         raise OptionError(
-            f"--images is {shown(str(given['images']))}, which is no folder; give the one with the images."
+            f"--images is {shown(str(given['images']))}, which is not a folder; give the one with the images."
         )
     split = {} if options.split is None else parse_split(options.split)
     return ViewSettings(**given, split=split)

@@ -32,6 +32,8 @@ def source(tmp_path: Path) -> Path:
         ("--to csv --classes {classes}", "--classes has no effect on --to csv; it is for coco, coco-results, yolo, "),
         ("--to coco --unmatched drop", "--unmatched needs --classes FILE"),
         ("--to coco --with-images", "--with-images has no effect on --to coco; it is for webdataset."),
+        ("--to yolo --images {classes}", ", which is not a folder; give the one with the images."),
+        ("--to csv --images .", "--images has no effect on --to csv; it is for yolo, yolo-seg, yolo-obb, "),
         ("--to captions --overwrite", "--overwrite needs --beside"),
         ("--to captions --ext txt", "--ext is 'txt'; give a dot"),
         ("--to coco --classes {classes}x", "classes.txtx cannot be read: No such file or directory."),
