@@ -194,7 +194,8 @@ class Finished:
 def _answered(records: Records) -> Records:
     """Return the last record of each question whose last row is an answer, in the order of the keys."""
     last = last_of_each(records)
-    return records[last[records["state"][last] != FAILED]]
+    answered: Records = records[last[records["state"][last] != FAILED]]
+    return answered
 
 
 def _mixed(key: Any, state: Any) -> Any:
