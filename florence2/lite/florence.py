@@ -107,7 +107,7 @@ class Florence2Lite(Runtime):
             requests: (task, image) or (task, image, input) each, as in `run`.
             background: The colour that transparent pixels show, as in `run`.
             options: Generation settings; None is the model's own.
-            batch_size: How many requests are answered at once, at least 1; by default 4.
+            batch_size: How many requests are answered at once, at least 1; by default 4. Graphs of 8 bits answer one.
             **settings: Single generation settings, such as `num_beams=1`.
 
         Returns:
@@ -117,7 +117,7 @@ class Florence2Lite(Runtime):
             Florence2Error: As `run`; an ImageError when the image is first needed.
         """
         options = choose_options(self._options, options, settings)
-        size = check_batch_size(batch_size) or _TOGETHER
+        size = self._at_once(batch_size)
         checked = check_requests(requests, self.processor.tasks)
         sources = [request.image for request in checked]
         check_background(background, sources)
@@ -141,7 +141,8 @@ class Florence2Lite(Runtime):
             requests: (task, image) or (task, image, input) each, as in `run`; an error comes back in its place.
             background: The colour that transparent pixels show, as in `run`.
             options: Generation settings; None is the model's own.
-            batch_size: How many requests are taken and answered at once, at least 1; by default 4.
+            batch_size: How many requests are taken and answered at once, at least 1; by default 4. Graphs of 8 bits
+                answer one.
             arrived: Called with a request's number from 0 and its answer or error, before these are yielded.
             **settings: Single generation settings, such as `num_beams=1`.
 
@@ -152,7 +153,7 @@ class Florence2Lite(Runtime):
             OptionError: `batch_size` or a generation setting is wrong.
         """
         chosen = choose_options(self._options, options, settings)
-        size = check_batch_size(batch_size) or _TOGETHER
+        size = self._at_once(batch_size)
         check_stream(requests)
         asked = (self._open(request, background) for request in requests)
         return answer_in_batches(lambda part: self._answer(part, chosen), asked, size, arrived or (lambda *_: None))
@@ -192,6 +193,11 @@ class Florence2Lite(Runtime):
             except Florence2Error as error:
                 encoded = error
             yield item, encoded
+
+    def _at_once(self, batch_size: int | None) -> int:
+        """Return how many questions are answered together."""
+        size = check_batch_size(batch_size) or _TOGETHER
+        return 1 if self._graphs.one_scale else size  # an answer must not depend on its neighbours
 
     def _encoded(self, image: AnyImage, background: Colour | None) -> EncodedImage:
         check_background(background, [image])

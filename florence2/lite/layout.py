@@ -29,6 +29,8 @@ USE_CACHE = "use_cache_branch"
 
 SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_int8", "uint8": "_uint8", "q8": "_quantized", "q4": "_q4"}
 """The ending of a graph's name, by the type in which it computes. Weights stored as float16 compute in float32, too."""
+ONE_SCALE = ("int8", "uint8", "q8")
+"""Types whose graphs round the values of a whole batch by one scale, so that its rows depend on each other."""
 BATCH, SOURCE, TARGET, PAST = "batch_size", "encoder_sequence_length", "decoder_sequence_length", "past_sequence_length"
 TOTAL = "total_sequence_length"
 """The names of dynamic dimensions. Clients fill in the batch by its name, and 0 for lengths that they do not know.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from florence2.errors import CheckpointError, OptionError, clip, plain, shown
-from florence2.lite.layout import CROSS, EMBED, ENCODER, MERGED, STEP, VISION, graph_file
+from florence2.lite.layout import CROSS, EMBED, ENCODER, MERGED, ONE_SCALE, STEP, VISION, graph_file
 from florence2.lite.search.arrays import Array
 
 _TYPES = {
@@ -70,7 +70,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Graphs:
-    """The graphs of one model. Of the decoder there is either `step` and `cross`, or `merged`."""
+    """The graphs of one model. Of the decoder there is either `step` and `cross`, or `merged`.
+
+    With `one_scale` the rows of a batch depend on each other (see `layout.ONE_SCALE`).
+    """
 
     vision: Graph
     embed: Graph
@@ -78,6 +81,7 @@ class Graphs:
     step: Graph | None = None
     cross: Graph | None = None
     merged: Graph | None = None
+    one_scale: bool = False
 
 
 def open_graphs(folder: Path, kind: str = "float32", provider: str = "cpu", threads: int | None = None) -> Graphs:
@@ -108,9 +112,10 @@ def open_graphs(folder: Path, kind: str = "float32", provider: str = "cpu", thre
         Graph(folder / graph_file(each, kind), name, threads, returns_memory=each == VISION)
         for each in names
     )
+    one_scale = kind in ONE_SCALE
     if apart:
-        return Graphs(vision, embed, encoder, step=decoder[0], cross=decoder[1])
-    return Graphs(vision, embed, encoder, merged=decoder[0])
+        return Graphs(vision, embed, encoder, step=decoder[0], cross=decoder[1], one_scale=one_scale)
+    return Graphs(vision, embed, encoder, merged=decoder[0], one_scale=one_scale)
 
 
 def find_provider(provider: str) -> str:

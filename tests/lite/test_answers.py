@@ -19,7 +19,7 @@ from florence2.errors import CheckpointError, Florence2Error, ImageError, Option
 from florence2.inputs.tasks import TASKS
 from florence2.lite import Florence2Lite, load
 from florence2.lite.cache import SharedDecoder
-from florence2.lite.layout import EXPORT
+from florence2.lite.layout import CROSS, EMBED, ENCODER, EXPORT, STEP, VISION, graph_file
 from parity.lite import parts
 from parity.recipe import make_picture
 from recipes.nano.exam import Exam
@@ -169,6 +169,26 @@ def test_a_batch_decodes_together(lite: Florence2Lite, requests: list[Any], monk
     rows.clear()
     lite.run_batch(requests, num_beams=3, confidence=False)
     assert max(rows) == 12
+
+
+def test_graphs_of_one_scale_answer_one_question_at_a_time(
+    nano_folder: Path, requests: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These are not of 8 bits: what counts is how many rows a step has."""
+    shutil.copytree(nano_folder, tmp_path / "q8")
+    for graph in (VISION, EMBED, ENCODER, STEP, CROSS):
+        shutil.copy(tmp_path / "q8" / graph_file(graph), tmp_path / "q8" / graph_file(graph, "q8"))
+    f, rows = load(tmp_path / "q8", kind="q8", threads=1), set()
+    step = SharedDecoder.step
+
+    def counted(self: SharedDecoder, newest: Any) -> Any:
+        rows.add(len(newest))
+        return step(self, newest)
+
+    monkeypatch.setattr(SharedDecoder, "step", counted)
+    f.run_batch(requests[:3], batch_size=3, num_beams=2, max_new_tokens=3)
+    assert len([*f.stream(requests[:3], num_beams=2, max_new_tokens=3)]) == 3
+    assert rows == {2}
 
 
 def test_a_stream_keeps_errors_in_their_places(lite: Florence2Lite, requests: list[Any]) -> None:
