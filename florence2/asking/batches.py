@@ -48,10 +48,10 @@ def answer_in_batches(
     size: int,
     arrived: Arrived,
 ) -> Iterator[Answer | Florence2Error]:
-    """Answer `size` requests after the other, each or the error about it in its place.
+    """Answer requests, `size` at a time; yield for each its answer, or the error that kept it from one.
 
     Args:
-        answer: Answers requests together.
+        answer: Answers requests together. If it raises a Florence2Error, it is called again for each of them alone.
         asked: The requests, or errors.
         size: How many are answered together.
         arrived: Called with a request's number from 0 and its answer or error, as soon as that is known.
