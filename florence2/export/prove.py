@@ -102,7 +102,10 @@ class CachedDecoder:
 
 @dataclass(frozen=True)
 class Example:
-    """Random inputs: pixel values (B, 3, H, W), ids of prompts (B, S) and their mask, ids of answers (B, T)."""
+    """Random inputs: pixel values (B, 3, H, W), ids of prompts (B, S) and their mask, ids of answers (2·B, T).
+
+    Two answers in a row share a memory.
+    """
 
     pixels: Tensor
     prompt: Tensor
@@ -147,7 +150,8 @@ def examples(model: Florence2Model, height: int, width: int) -> Iterator[Example
         mask = torch.ones(batch, _PROMPT, dtype=torch.long)
         mask[1:, -2:] = 0
         prompt, answer = (
-            torch.randint(0, vocabulary, (batch, length), generator=generator) for length in (_PROMPT, _ANSWER)
+            torch.randint(0, vocabulary, shape, generator=generator)
+            for shape in ((batch, _PROMPT), (batch * _SHARING, _ANSWER))
         )
         yield Example(torch.randn(batch, 3, *size, generator=generator), prompt, mask, answer)
 
@@ -176,11 +180,11 @@ def _compare(folder: Path, model: Florence2Model, example: Example) -> Iterator[
     memory = language.encoder(both, mask)
     encoded = GraphFile(folder, ENCODER)(attention_mask=mask.long(), inputs_embeds=both)
     yield ENCODER, _difference(encoded["last_hidden_state"], memory)
-    logits = model.decode(example.answer, memory, mask)
+    logits = model.decode(example.answer, *(each.repeat_interleave(_SHARING, dim=0) for each in (memory, mask)))
     for name, decoder in _decoders(folder, model, encoder_attention_mask=mask.long(), encoder_hidden_states=memory):
-        each = answer.repeat_interleave(decoder.width, dim=0)
-        read = [decoder(part) for part in each.split(_CALLS, dim=1)]
-        yield name, _difference(np.concatenate(read, axis=1), logits.repeat_interleave(decoder.width, dim=0))
+        some = slice(None, None, _SHARING // decoder.width)  # all answers, or the first of each memory
+        read = [decoder(part) for part in answer[some].split(_CALLS, dim=1)]
+        yield name, _difference(np.concatenate(read, axis=1), logits[some])
 
 
 def _decoders(folder: Path, model: Florence2Model, **source: Tensor) -> Iterator[tuple[str, CachedDecoder]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -113,6 +114,23 @@ def test_a_changed_weight_fails_the_proof(exported: Path, nano: Florence2, tmp_p
 
 def test_other_sizes_and_padded_batches_agree_closely(exported: Path, nano: Florence2) -> None:
     assert max(prove_graphs(exported, nano.model, 100, 190).values()) < TOLERANCE / 10
+
+
+def test_exchanged_sequences_of_a_memory_fail_the_proof(
+    exported: Path, nano: Florence2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two answers share a memory; equal ones would hide it."""
+    call = GraphFile.__call__
+
+    def exchanged(self: GraphFile, **feeds: Any) -> dict[str, np.ndarray]:
+        out = call(self, **feeds)
+        if self.name == STEP:
+            out["logits"] = out["logits"][np.arange(len(out["logits"])) ^ 1]
+        return out
+
+    monkeypatch.setattr(GraphFile, "__call__", exchanged)
+    with pytest.raises(ProofError, match="The exported graph cross_kv differs from the model by"):
+        prove_graphs(exported, nano.model, 192, 192)
 
 
 def test_other_answers_fail_the_proof(exported: Path, nano: Florence2) -> None:
