@@ -180,7 +180,8 @@ def _compare(folder: Path, model: Florence2Model, example: Example) -> Iterator[
     memory = language.encoder(both, mask)
     encoded = GraphFile(folder, ENCODER)(attention_mask=mask.long(), inputs_embeds=both)
     yield ENCODER, _difference(encoded["last_hidden_state"], memory)
-    logits = model.decode(example.answer, *(each.repeat_interleave(_SHARING, dim=0) for each in (memory, mask)))
+    each_memory, each_mask = (each.repeat_interleave(_SHARING, dim=0) for each in (memory, mask))
+    logits = model.decode(example.answer, each_memory, each_mask)
     for name, decoder in _decoders(folder, model, encoder_attention_mask=mask.long(), encoder_hidden_states=memory):
         some = slice(None, None, _SHARING // decoder.width)  # all answers, or the first of each memory
         read = [decoder(part) for part in answer[some].split(_CALLS, dim=1)]
