@@ -257,7 +257,7 @@ def test_a_frozen_tower_is_stored_with_the_run(given: list[str], part: str, tmp_
 
 def test_validation_reads_what_training_stored(given: list[str], data: Path, tmp_path: Path) -> None:
     """Its other images are added once, whatever the number of evaluations."""
-    words = [*given, "--freeze", "vision", "--steps", "2", "--save-every", "1", "--validation", str(data)]
+    words = [*given, "--freeze", "vision", "--steps", "3", "--save-every", "1", "--validation", str(data)]
     assert main(words) == 0
     assert len(shards(tmp_path / "run" / "features")) == 1
 
