@@ -42,7 +42,7 @@ from florence2.tracing.recording import Tracing, trace
 from florence2.tracing.selection import Unknown
 
 Item = TypeVar("Item")
-_SHARE = 0.2  # of the time, for the answers of a stream: the first come before all slots are filled
+_SHARE = 0.2  # of the time, for the answers of a stream: the first one comes before all slots are filled
 _OPENED = 8  # images that a batch opens before it encodes the first, so that a broken one costs nothing
 
 

@@ -48,8 +48,9 @@ def answer_stream(
         asked: The requests, or errors.
         options: Generation settings of all.
         slots: How many are answered at once; None is as many as a quarter of the free memory holds, at most 64.
-        decoding_share: The least share of the time, 0 up to 1, that running answers get while others are taken. With
-            0 all slots are filled first, for the most answers in all; with more, the first answers come sooner.
+        decoding_share: The least share of the time, 0 up to 1, that running answers get while others are taken, until
+            the first one is given out: with more, it comes sooner. Then all slots are filled, for the most answers in
+            all.
         arrived: Called with a request's number from 0 and its answer or error, as soon as that is known.
     """
     report = arrived or (lambda *_: None)
@@ -220,6 +221,8 @@ class _AnsweredInOrder:
             while self._places and (answer := self._places[0].answer) is not None:
                 self._places.popleft()
                 yield answer
+                if isinstance(answer, Answer):
+                    self._engine.fill_slots()
             exhausted = self._failure is not None or not self._take(coming)
             if self._running:
                 self._step()

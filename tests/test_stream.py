@@ -14,6 +14,7 @@ from florence2.asking.requests import check_request
 from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
 from florence2.fast.cuda.pixels import DevicePixels
 from florence2.generation.budget import images_that_fit, vision_bytes
+from florence2.generation.engine.lane import Lane
 from florence2.pipeline import Request
 from florence2.stream import LiveAnswers, encode_ahead
 from parity.recipe import make_picture
@@ -50,6 +51,29 @@ def test_an_answer_arrives_before_its_turn(nano: florence2.Florence2, images: li
     first = next(stream)
     assert arrived.keys() >= {0, 1} and arrived[0] is first  # an error waits for the long answer before it
     assert [first, *stream] == [arrived[number] for number in range(3)]
+
+
+def test_all_slots_are_filled_once_the_first_answer_is_there(
+    nano: florence2.Florence2, images: list[florence2.EncodedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[int] = []
+    step = Lane.step
+
+    def counted(lane: Any) -> Any:
+        running.append(len(lane))
+        return step(lane)
+
+    def requests() -> Iterator[Any]:
+        for number in range(30):
+            time.sleep(0.02)  # as long as some steps
+            yield "<OD>", images[number % 4]
+
+    monkeypatch.setattr(Lane, "step", counted)
+    stream = nano.stream(requests(), batch_size=6, min_new_tokens=10, max_new_tokens=11)
+    next(stream)
+    before = len(running)
+    assert len(list(stream)) == 29
+    assert max(running[:before]) < 6 and running[before + 1 :].count(6) > len(running[before:]) // 2
 
 
 def test_errors_keep_their_places(nano: florence2.Florence2, images: list[florence2.EncodedImage]) -> None:

@@ -160,6 +160,11 @@ class Engine:
         """Count seconds for which running answers waited; `decoding_share` says how much decoding they get for them."""
         self._owed += seconds * self._share / (1 - self._share)
 
+    def fill_slots(self) -> None:
+        """From now on, fill all slots before anything is decoded, for the most answers in all."""
+        self._share = self._owed = 0.0
+        self._unread.soon = False
+
     @property
     def owes_decoding(self) -> bool:
         """Whether running answers are due some decoding before more work is taken."""

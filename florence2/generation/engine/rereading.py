@@ -22,7 +22,7 @@ class Rereading(Generic[Name]):
 
     def __init__(self, model: Florence2Model, locations: Sequence[int], soon: bool):
         """Read for `model`; `soon` says whether an answer should not have to wait until none runs."""
-        self._model, self._locations, self._soon = model, locations, soon
+        self._model, self._locations, self.soon = model, locations, soon
         self._memories: dict[Name, Tensor] = {}
         self._finished: list[tuple[Name, Generation]] = []
         self._steps = 0  # since the first of them ended
@@ -58,7 +58,7 @@ class Rereading(Generic[Name]):
 
     def _is_due(self, running: int) -> bool:
         """Return whether there are enough finished answers to be read, or the first has waited long enough."""
-        if not self._soon:
+        if not self.soon:
             return len(self._finished) >= _TOGETHER or not running
         self._steps += 1
         # where many answers run, the next one will soon have ended
