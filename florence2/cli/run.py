@@ -65,6 +65,7 @@ class Backend:
         find: Returns the path of the chosen model. Raises a Florence2Error for an unknown one.
         load: Loads the chosen model.
         settings: Returns what all answers of the model at a path depend on, besides image and question.
+        at_once: How many are answered at once by default, in words.
     """
 
     program: str
@@ -73,12 +74,12 @@ class Backend:
     find: Callable[[argparse.Namespace], Path]
     load: Callable[[argparse.Namespace], Runtime]
     settings: Callable[[argparse.Namespace, Path], dict[str, Any]]
+    at_once: str = "as memory allows"
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_weights(parser)
-    parser.add_argument("--batch", type=int, metavar="N", help="images answered at once (default: as memory allows)")
 
 
 def _settings(options: argparse.Namespace, path: Path) -> dict[str, Any]:
@@ -162,6 +163,7 @@ def ask_tasks(
 def add_answering(parser: argparse.ArgumentParser, backend: Backend = TORCH) -> None:
     """Add the options of a command that answers questions about images."""
     backend.add_options(parser)
+    parser.add_argument("--batch", type=int, metavar="N", help=f"images answered at once (default: {backend.at_once})")
     add_search(parser)
     parser.add_argument("--json", action="store_true", help="JSON Lines instead of text on stdout")
     parser.add_argument(

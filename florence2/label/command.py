@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="the folder for the rows")
     _add_running(parser)
     TORCH.add_options(parser)
+    parser.add_argument("--batch", type=int, metavar="N", help="answers computed at once (default: as memory allows)")
     add_search(parser)
     return parser
 

@@ -40,7 +40,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         choices=tuple(SUFFIXES),
         help="the type of the graphs, where a folder has several (default: float32, graphs without an ending)",
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="images answered at once (default: 4 questions)")
     add_task_kind(parser)
 
 
@@ -72,5 +71,5 @@ def _settings(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     return {"model": absolute(options.model), "kind": options.kind, "calibration": calibration}
 
 
-LITE = Backend(_PROGRAM, _add_options, _tasks, _find, _load, _settings)
+LITE = Backend(_PROGRAM, _add_options, _tasks, _find, _load, _settings, at_once="4 questions")
 """An exported folder in onnxruntime."""
