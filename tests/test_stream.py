@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from PIL import Image
 
 import florence2
+import florence2.generation.engine.engine as engine_module
+import florence2.stream as stream_module
 from florence2.asking.requests import check_request
 from florence2.errors import Florence2Error, ImageError, OptionError, PromptError
 from florence2.fast.cuda.pixels import DevicePixels
@@ -57,17 +60,20 @@ def test_all_slots_are_filled_once_the_first_answer_is_there(
     nano: florence2.Florence2, images: list[florence2.EncodedImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running: list[int] = []
-    step = Lane.step
+    step, clock = Lane.step, SimpleNamespace(now=0.0)
 
     def counted(lane: Any) -> Any:
         running.append(len(lane))
+        clock.now += 0.001
         return step(lane)
 
     def requests() -> Iterator[Any]:
         for number in range(30):
-            time.sleep(0.02)  # as long as some steps
+            clock.now += 0.1
             yield "<OD>", images[number % 4]
 
+    for module in (stream_module, engine_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(Lane, "step", counted)
     stream = nano.stream(requests(), batch_size=6, min_new_tokens=10, max_new_tokens=11)
     next(stream)
