@@ -148,12 +148,9 @@ class Runner:
         """
         return self.encode_images([self.prepare_image(image, background)])[0]
 
-    def encode_images(self, images: Sequence[PreparedImage], at_once: int | None = None) -> list[EncodedImage]:
-        """Run the vision tower on several images and return them in the same order.
-
-        `at_once` of them go through it together; None is as many as memory allows, and on a CPU one.
-        """
-        at_once = at_once or (self.images_at_once(len(images)) if images else 1)
+    def encode_images(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """Run the vision tower on several images, as many at once as memory allows; return them in the same order."""
+        at_once = self.images_at_once(len(images)) if images else 1
         encoded = []
         for start in range(0, len(images), at_once):
             encoded += self._encode_together(images[start : start + at_once])

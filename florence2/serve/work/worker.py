@@ -22,8 +22,6 @@ CPU_BATCH, DEVICE_BATCH = 8, 64
 """How many answers run at once, by default: more gain nothing on a CPU."""
 # of the time, for answers that run while others start: little, so that the slots fill, after which nothing starts
 _DECODING_SHARE = 0.1
-# pixels; two images of 192 x 192, as nano's are, take 0.8 of their time when a CPU encodes them together, 768 x 768 all
-_SMALL = 256 * 256
 _MEMORY_SHARE = 0.5  # of what is free, for answers that run
 _READ_AHEAD = 4  # images that are read before there is room for them
 LOOKS = 0.05
@@ -107,8 +105,6 @@ class Worker:
         self._slots = self._settings.max_batch or (CPU_BATCH if cpu else DEVICE_BATCH)
         self._queue.slots = self._slots
         self._reader = ImageReader(model, self._settings.max_pixels, self._changed.set)
-        size = model.processor.image_config
-        self._pairs = cpu and size.height * size.width <= _SMALL
         self._at_once = model.images_at_once(self._slots)
         self._florence2 = model
         self._answers = self._make_answers()
@@ -180,21 +176,13 @@ class Worker:
                 return
             started = time.monotonic()
             try:
-                self._encode(self._with_next(jobs))
+                self._encode(jobs)
             except Exception as error:  # noqa: BLE001  such as an accelerator without memory
                 self._fail_taken(jobs, error)
                 continue
             engine.charge(time.monotonic() - started)
             for job in jobs:
                 self._begin(job)
-
-    def _with_next(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """Return jobs and, where two images are sooner encoded together, the first waiting job with an image to be."""
-        if not self._pairs or all(job.image.encoded for job in jobs):
-            return jobs
-        images = [job.image for job in jobs]
-        ready = (job for job in self._queue.first(self._slots + _READ_AHEAD) if job.image.is_ready)
-        return [*jobs, *[job for job in ready if job.image.encoded is None and job.image not in images][:1]]
 
     def _fail_taken(self, jobs: Sequence[Job], error: Exception) -> None:
         if not isinstance(error, Florence2Error):
@@ -209,8 +197,7 @@ class Worker:
         if not readable:
             return
         started = time.monotonic()
-        pixels = [image.reading.result() for image in readable if image.reading]
-        encoded = self._florence2.encode_images(pixels, at_once=2 if self._pairs else None)
+        encoded = self._florence2.encode_images([image.reading.result() for image in readable if image.reading])
         took = time.monotonic() - started
         self._metrics.encoded(len(readable), took)
         for image, result in zip(readable, encoded, strict=True):
