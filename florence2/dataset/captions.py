@@ -70,14 +70,9 @@ class Captions(OneTextView):
         self._beside.add(target)
 
     def finish(self) -> dict[str, Any]:
-        """Wait for the files, and return the counts."""
-        self._files.finish()
+        """Return the counts."""
         self.counts["renamed"] = self._names.renamed
         return super().finish()
-
-    def close(self) -> None:
-        """Make no more files."""
-        self._files.close()
 
 
 class Metadata(OneTextView):
@@ -86,8 +81,7 @@ class Metadata(OneTextView):
     def __init__(self, folder: Path, settings: ViewSettings, final: Path):
         super().__init__(folder, settings, final)
         self._names = OutputNames()
-        self._links = Files()
-        self._images = ImageFiles(settings.link, self._links)
+        self._images = ImageFiles(settings.link)
         self._files = {part: open_text(folder / part / "metadata.jsonl") for part in settings.split or [""]}
 
     def add(self, image: ImageRows, split: str) -> None:
@@ -106,15 +100,14 @@ class Metadata(OneTextView):
         self.counts["images"] += 1
 
     def finish(self) -> dict[str, Any]:
-        """Wait for the links, close the files, and return the counts."""
+        """Bring the images of tables, close the files, and return the counts."""
         self.counts[MISSING] += self._images.finish()
         self.close()
         self.counts["renamed"] = self._names.renamed
         return super().finish()
 
     def close(self) -> None:
-        """Make no more links, and close the files."""
-        self._links.close()
+        """Close the files."""
         for file in self._files.values():
             file.close()
 

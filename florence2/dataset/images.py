@@ -54,11 +54,11 @@ def _images_of_tar(path: str) -> dict[str, TarImage]:
 
 
 class ImageFiles:
-    """Brings images into a folder by one of `LINKS`; `files` makes the links."""
+    """Brings images into a folder by one of `LINKS`."""
 
-    def __init__(self, link: str, files: Files):
-        self.link, self._files = link, files
-        self._tables = TableImages()
+    def __init__(self, link: str):
+        self.link = link
+        self._files, self._tables = Files(), TableImages()
 
     def put(self, place: str, target: str, brought: Callable[[str], None] = lambda _: None) -> None:
         """Bring the image at a place to `target`, whose ending is still to come; images in tables wait for `finish`.
@@ -84,7 +84,7 @@ class ImageFiles:
         if self.link == "symlink" and isinstance(image, str):
             self._files.make(path, place)
         else:
-            self._files.folders.make_for(path)
+            self._files.make_folder_of(path)
             self._copy(image, path)
         brought(ending)
 
@@ -97,10 +97,8 @@ class ImageFiles:
             _link_hard(image, path)
 
     def finish(self) -> int:
-        """Wait until all images are there; return how many of those in tables cannot be read. Raises OSError."""
-        missing = self._tables.write()
-        self._files.finish()
-        return missing
+        """Bring the images of tables; return how many of them cannot be read. Raises OSError."""
+        return self._tables.write(self._files)
 
 
 def _unpack(image: TarImage, path: str) -> None:

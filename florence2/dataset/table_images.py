@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from florence2.dataset.files import Folders
+from florence2.dataset.files import Files
 from florence2.errors import ImageError
 from florence2.label.sources.tables import Columns, TableImage, read_table
 
@@ -36,12 +36,12 @@ class TableImages:
         """Want the image of a row at `target`; `brought` is called with the ending that its path gets."""
         self._wanted.setdefault(table, {}).setdefault(row, []).append((target, brought))
 
-    def write(self) -> int:
+    def write(self, files: Files) -> int:
         """Write all; return how many could not be read.
 
         Raises OSError where a file cannot be written, and OptionError if pyarrow is not installed.
         """
-        folders, missing = Folders(), 0
+        missing = 0
         for table, wanted in sorted(self._wanted.items()):
             for item in read_table(Path(table), Columns()) if Path(table).is_file() else ():
                 image = item.source.data
@@ -53,7 +53,7 @@ class TableImages:
                     continue
                 ending = next((_BEGINNINGS[begin] for begin in _BEGINNINGS if content.startswith(begin)), ".image")
                 for target, brought in wanted.pop(image.row):
-                    folders.make(f"{target}{ending}", content)
+                    files.make(f"{target}{ending}", content)
                     brought(ending)
             missing += sum(map(len, wanted.values()))
         self._wanted.clear()

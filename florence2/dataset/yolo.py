@@ -32,7 +32,7 @@ class Yolo(RegionView):
         # Ultralytics finds the labels by replacing the last /images/ of a path
         self._names = OutputNames(reserved=("images",))
         self._files = Files()
-        self._image_files = ImageFiles(settings.link, self._files)
+        self._image_files = ImageFiles(settings.link)
         self._labels, self._images = f"{folder}/labels", f"{folder}/images"
 
     def add(self, image: ImageRows, split: str) -> None:
@@ -74,7 +74,7 @@ class Yolo(RegionView):
         return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, across, down
 
     def finish(self) -> dict[str, Any]:
-        """Wait for the files, and write `data.yaml`."""
+        """Bring the images of tables, and write `data.yaml`."""
         self.counts[MISSING] += self._image_files.finish()
         parts = list(self.settings.split) or ["train", "val"]
         for part in parts[:1] if not self.settings.split else parts:
@@ -87,10 +87,6 @@ class Yolo(RegionView):
             file.writelines(f"  {number}: {quote_yaml(name)}\n" for number, name in enumerate(self.classes.names))
         self.counts["renamed"] = self._names.renamed
         return super().finish()
-
-    def close(self) -> None:
-        """Make no more files."""
-        self._files.close()
 
 
 class YoloSegments(Yolo):
