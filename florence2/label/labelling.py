@@ -136,9 +136,8 @@ class Labelling:
             say(f"florence2: {reason} The rows are complete, but not in input order; --compact orders them.")
             return False
         if failed and not keep_failed:
-            say(
-                f"florence2: {_count(failed, 'error')} about images that are not named here were taken out of the rows."
-            )
+            were = "was" if failed == 1 else "were"
+            say(f"florence2: {_count(failed, 'error')} about images not named here {were} taken out of the rows.")
             others, failed = others - failed, 0
         if others:
             errors = f" {_count(failed, 'error')} among them stay too; --compact takes such out." if failed else ""

@@ -90,7 +90,7 @@ def test_errors_about_images_that_are_gone_are_named_and_taken_out(
         assert "2 errors among them stay too; --compact takes such out." in capsys.readouterr().err
         assert labelling(journal).compact() == 0
     errors = capsys.readouterr().err
-    assert "2 errors about images that are not named here were taken out" in errors and "holds 1 row about" in errors
+    assert "2 errors about images not named here were taken out" in errors and "holds 1 row about" in errors
     assert stored(tmp_path) == ["a"]
 
 
