@@ -43,11 +43,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def native_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in the native layout, except that it has no final_logits_bias."""
-    folder = tmp_path_factory.mktemp("native") / "checkpoint"
-    plain = tmp_path_factory.mktemp("plain") / "checkpoint"
-    copy_checkpoint(small_folder, plain, without_bias)
-    convert_checkpoint(plain, folder, "native")
-    return folder
+    return copy_native(small_folder, tmp_path_factory.mktemp("native"))
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +77,13 @@ def copy_checkpoint(
         tensors = load_file(target / "model.safetensors")
         change(tensors)
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def copy_native(source: Path, folder: Path) -> Path:
+    """Write a checkpoint in the native layout, which has no final_logits_bias, into a folder; return where it is."""
+    copy_checkpoint(source, folder / "unbiased", without_bias)
+    convert_checkpoint(folder / "unbiased", folder / "native", "native")
+    return folder / "native"
 
 
 def copy_processor(folder: Path) -> None:

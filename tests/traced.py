@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from florence2 import Florence2, GenerationOptions, load
-from florence2.checkpoints.checkpoint import convert_checkpoint, save_checkpoint
+from florence2.checkpoints.checkpoint import save_checkpoint
 from florence2.checkpoints.files import read_json, write_json
 from florence2.inputs.tokenizer import FlorenceTokenizer
 from parity.cases import shapes
 from parity.recipe import make_checkpoint, make_model, make_picture
 from recipes.nano.train import nano_config
-from tests.conftest import copy_checkpoint, copy_processor, without_bias
+from tests.conftest import copy_native, copy_processor
 from tests.two_stages import two_stages
 
 
@@ -30,10 +30,7 @@ def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def converted_folder(plain_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the same in the native layout, except that it has no final_logits_bias; its embedding has 320 rows."""
-    folder = tmp_path_factory.mktemp("converted")
-    copy_checkpoint(plain_folder, folder / "unbiased", without_bias)
-    convert_checkpoint(folder / "unbiased", folder / "native", "native")
-    return folder / "native"
+    return copy_native(plain_folder, tmp_path_factory.mktemp("converted"))
 
 
 @pytest.fixture(scope="session")

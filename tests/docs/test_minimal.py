@@ -17,7 +17,6 @@ from PIL import Image
 
 import florence2
 from florence2.answers.answer import Answer
-from florence2.checkpoints.checkpoint import convert_checkpoint
 from florence2.checkpoints.presets import preset
 from florence2.inputs.tasks import _PUBLISHED
 from florence2.inputs.tokenizer_file import ADDED_TOKENS
@@ -25,7 +24,7 @@ from florence2.pipeline import Florence2
 from parity.recipe import GOLDEN, make_checkpoint, make_picture
 from recipes.nano.exam import Exam
 from recipes.nano.scene_tasks import SCENE_TASKS
-from tests.conftest import copy_checkpoint, without_bias
+from tests.conftest import copy_native
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "florence2_minimal.py"
@@ -154,9 +153,7 @@ def test_the_published_shape_scaled_down(synthetic: Path, layout: Any, tmp_path:
     """With the n-gram rule, under both layouts' names, to an end of the model's own and to the limit."""
     folder = synthetic
     if layout == "native":  # which has no place for final_logits_bias
-        copy_checkpoint(synthetic, tmp_path / "plain", without_bias)
-        folder = tmp_path / "native"
-        convert_checkpoint(tmp_path / "plain", folder, "native")
+        folder = copy_native(synthetic, tmp_path)
     f, checkpoint = florence2.load(folder, device="cpu"), minimal.load(folder)
     reasons = set()
     for seed, task in enumerate(("<CAPTION>", "<OD>", "<OCR_WITH_REGION>", "<OPEN_VOCABULARY_DETECTION>a green car")):

@@ -265,6 +265,7 @@ def model_parts(model: Florence2Model, height: int, width: int) -> dict[str, Tra
             {"encoder_attention_mask": mask, "encoder_hidden_states": embeddings, "inputs_embeds": newest},
             {**source, "inputs_embeds": target, "logits": target, **own[1], **memory[1]},
         ),
+        # what is merged with CROSS: other clients give it a memory for each sequence
         layout.MERGED: TracedPart(StepPart(model), step, step_dims),
         layout.STEP: TracedPart(SharedStepPart(model), step, step_dims),
         layout.CROSS: TracedPart(

@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 import florence2
-from florence2.checkpoints.checkpoint import convert_checkpoint
 from florence2.errors import CheckpointError, ConfigError
 from florence2.model.config import Layout
-from tests.conftest import copy_checkpoint, without_bias
+from tests.conftest import copy_native
 
 peft = importlib.import_module("peft")
 transformers = importlib.import_module("transformers")
@@ -76,10 +75,7 @@ def make_adapter(base: Path, folder: Path, pixels: Tensor, **settings: Any) -> T
 @pytest.fixture(scope="module")
 def base(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in the native layout. Do not write to it."""
-    folder = tmp_path_factory.mktemp("peft")
-    copy_checkpoint(mini_folder, folder / "plain", without_bias)
-    convert_checkpoint(folder / "plain", folder / "native", "native")
-    return folder / "native"
+    return copy_native(mini_folder, tmp_path_factory.mktemp("peft"))
 
 
 @pytest.fixture
