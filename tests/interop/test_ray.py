@@ -53,7 +53,7 @@ def start(photos: Path, tmp_path: Path) -> Any:
     """Start the example; each batch takes some seconds more."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'docs'}", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-
+    environment |= {"RAY_worker_niceness": "0"}  # at Ray's 15 they stand still while other processes keep the CPUs busy
     started: list[subprocess.Popen[bytes]] = []
 
     def start(seconds: float) -> subprocess.Popen[bytes]:
