@@ -33,9 +33,9 @@ from florence2.cli.options.arguments import (
 from florence2.cli.options.groups import (
     add_background,
     add_calibration,
+    add_confidence,
     add_generation,
     add_input,
-    add_min_confidence,
     add_model,
     add_weights,
 )
@@ -180,7 +180,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     add_calibration(parser)
     add_background(parser)
     add_generation(parser)
-    add_min_confidence(parser)
+    add_confidence(parser)
 
 
 def answer_all(
@@ -305,7 +305,7 @@ def finishing(ask: AskModel[Q], model: Runtime, options: argparse.Namespace, slo
 def search_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the answers of a run depend on with every backend."""
     kinds = {task.token: task.answer for task in options.task_kind} or None
-    names = ("beams", "max_new_tokens", "background", "min_confidence", *SAMPLING)
+    names = ("beams", "max_new_tokens", "background", "confidence", "min_confidence", *SAMPLING)
     return {"task_kind": kinds} | {name: getattr(options, name) for name in names}
 
 

@@ -135,7 +135,7 @@ def _measure_tables(options: argparse.Namespace) -> int:
     check_at_least(options, 1, "batch", "limit")
     check_work(options)
     generation_changes(options)
-    options.min_confidence = None  # every box counts
+    options.min_confidence = options.confidence = None  # every box counts, and they are ranked
     running = Running(options, TORCH, _splits(options.names))
     code = 0 if options.score else _answer(options, running)
     if options.shard or code not in (0, EXIT_INCOMPLETE):

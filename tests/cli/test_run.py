@@ -480,6 +480,21 @@ def test_regions_below_a_confidence_are_left_out(tmp_path: Path, capsys: Capture
     assert "(nothing at or above 1; " in captured.out and "below --min-confidence were left out." in captured.err
 
 
+def test_confidences_can_be_left_out(tmp_path: Path, capsys: Capture) -> None:
+    make_scene(7, 3).image.save(tmp_path / "a.png")
+    common = ["run", "<OD>", tmp_path / "a.png", "--model", "nano", "--device", "cpu", "--max-new-tokens", "20"]
+    assert run(*common, "--no-confidence", "--out", tmp_path / "out") == 0
+    captured = capsys.readouterr()
+    assert "score  x1 y1 x2 y2" in captured.out and "confidence" not in captured.out + captured.err
+    row = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    assert row["boxes"] and all(box["confidence"] is None and box["score"] > 0 for box in row["boxes"])
+    assert run(*common, "--out", tmp_path / "out") == 2  # answers with confidences may not join them
+    assert "confidence was False and is None" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(*common, "--no-confidence", "--min-confidence", "0.5")
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 def test_answers_of_two_calibrations_are_not_mixed(tmp_path: Path, capsys: Capture) -> None:
     """By content: a table that is added, removed or written again makes other confidences."""
     make_scene(7, 3).image.save(tmp_path / "a.png")

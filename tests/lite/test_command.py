@@ -40,6 +40,7 @@ def rows(text: str) -> list[dict[str, object]]:
         ["run", "od", "caption", "{images}", "--json"],
         ["run", "region_to_ocr", "{images}", "--box", "1,2,60,70", "--json", "--beams", "1", "--min-confidence", "0.2"],
         ["cascade", "{images}", "--json", "--detail", "detailed", "--max-new-tokens", "40"],
+        ["run", "od", "{images}", "--json", "--no-confidence", "--beams", "1", "--max-new-tokens", "20"],
     ],
     ids=" ".join,
 )

@@ -40,6 +40,7 @@ def generation_changes(options: argparse.Namespace) -> dict[str, Any]:
     """Return the generation settings that differ from the model's own. Raises OptionError for a bad value."""
     given: dict[str, Any] = {"num_beams": options.beams, "max_new_tokens": options.max_new_tokens}
     given |= {name: getattr(options, name) for name in SAMPLING}
+    given["confidence"] = vars(options).get("confidence")  # commands that need it have no such option
     changes = {name: value for name, value in given.items() if value is not None}
     with naming_options(SETTINGS):
         GenerationOptions().changed(**changes)

@@ -103,7 +103,21 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_min_confidence(parser: argparse.ArgumentParser) -> None:
+def add_confidence(parser: argparse.ArgumentParser) -> None:
+    """Add the least confidence of a region, or that none is computed."""
+    either = parser.add_mutually_exclusive_group()
+    add_min_confidence(either)
+    # None where it is not given, as in the settings of an output folder
+    either.add_argument(
+        "--no-confidence",
+        dest="confidence",
+        action="store_false",
+        default=None,
+        help="compute no confidences, which saves a second reading of each answer",
+    )
+
+
+def add_min_confidence(parser: argparse._ActionsContainer) -> None:
     """Add the least confidence of a region."""
     parser.add_argument(
         "--min-confidence",
