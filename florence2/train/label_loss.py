@@ -1,12 +1,12 @@
 """The loss of `Florence2Model.answer_loss` with less memory and less padding, and the same numbers up to rounding.
 
 Three things differ from the plain line in `model.florence2`: logits are computed only where a label counts; they are
-computed in chunks that are turned into gradients at once, so that they never exist as a whole; and answers of very
-different lengths are decoded apart, so that short ones are not padded to the longest. For 32 answers of 100 ids and
-base's 51,289 tokens the plain line holds 1.3 GB of logits and their gradients, this one 0.13 GB.
+computed in chunks that are turned into gradients at once, so that they never exist as a whole; and prompts and answers
+of very different lengths are computed apart (`grouping`), so that short ones are not padded to the longest. For 32
+answers of 100 ids and base's 51,289 tokens the plain line holds 1.3 GB of logits and their gradients, this one 0.13 GB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,10 @@ from torch import Tensor
 from florence2.fast.install import FastFlorence2Model
 from florence2.fast.unchanged import find_replaced_method, remember
 from florence2.model.florence2 import IGNORED_LABEL, Florence2Model
+from florence2.train.grouping import RowGroup, group_rows
 
 CHUNK = 1 << 24
 """Logits computed at once: 64 MiB in float32, enough rows for matrix products to run at full speed."""
-PADDING = 0.1
-"""The largest share of padding among the positions of memory and answers, while answers can still be split."""
 _KNOWN = remember(frozenset((Florence2Model, FastFlorence2Model)))
 _METHODS = frozenset(("answer_loss", "memory_loss", "encode", "memory_mask", "decode", "logits", "output_weight"))
 
@@ -34,12 +33,8 @@ def answer_loss(
     """
     if not _is_plain(model):
         return model.answer_loss(features, input_ids, labels, attention_mask, reduction="sum")
-    mask = None if attention_mask.all() else attention_mask  # without a mask torch has faster attention
-    memory = model.encode(features, input_ids, mask)  # (E, N + S, D)
-    memory_mask = None if mask is None else model.memory_mask(features, mask)
-    lengths = _lengths(labels)
-    groups = split_rows(lengths, memory.shape[0] * memory.shape[1])
-    parts = [_decode(model, memory, labels, memory_mask, rows, lengths[rows[0]]) for rows in groups]
+    groups = group_rows(_lengths(attention_mask != 0), _lengths(labels != IGNORED_LABEL), features.shape[1])
+    parts = [part for group in groups for part in _hidden(model, group, features, input_ids, labels, attention_mask)]
     hidden, kept = (torch.cat(part) for part in zip(*parts, strict=True))  # (L, D), (L,)
     return label_loss(hidden, model.output_weight, model.final_logits_bias[0], kept)
 
@@ -49,60 +44,43 @@ def _is_plain(model: Florence2Model) -> bool:
     return type(model) in _KNOWN and find_replaced_method(_KNOWN) is None and _METHODS.isdisjoint(vars(model))
 
 
-def _lengths(labels: Tensor) -> list[int]:
-    """Return the number of positions of each row of labels (E, T) up to the last that counts; at least 1."""
-    positions = torch.arange(1, labels.shape[1] + 1, device=labels.device)
-    lengths: list[int] = ((labels != IGNORED_LABEL) * positions).amax(1).clamp(min=1).tolist()
+def _lengths(counted: Tensor) -> list[int]:
+    """Return the number of positions of each row (E, T) up to the last that is `counted`; at least 1."""
+    positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
+    lengths: list[int] = (counted * positions).amax(1).clamp(min=1).tolist()
     return lengths
 
 
-def split_rows(lengths: Sequence[int], others: int = 0) -> list[list[int]]:
-    """Split rows by length, so that padding is at most PADDING of all positions, `others` included.
-
-    Args:
-        lengths: The number of positions of each row.
-        others: Positions that are computed besides these, such as those of the memory.
-
-    Returns:
-        The rows of each group, as few groups as splits at the best place give; one group where that suffices.
-    """
-    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    groups = [rows]
-    while True:
-        computed = sum(len(group) * lengths[group[0]] for group in groups)
-        if computed - sum(lengths) <= PADDING * (computed + others):
-            return groups
-        saved, index, place = max(_best_split(lengths, group, index) for index, group in enumerate(groups))
-        assert saved > 0, "padding is left only where lengths differ"
-        groups[index : index + 1] = [groups[index][:place], groups[index][place:]]
+def _hidden(
+    model: Florence2Model, group: RowGroup, features: Tensor, input_ids: Tensor, labels: Tensor, attention_mask: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Encode the rows of a group; yield its hidden states (L, D) where a label counts, and these labels (L,)."""
+    rows = group.rows
+    features, input_ids, labels, attention_mask = (
+        _take(each, rows) for each in (features, input_ids, labels, attention_mask)
+    )
+    width = max(_lengths(attention_mask != 0))
+    input_ids, attention_mask = input_ids[:, :width], attention_mask[:, :width]
+    mask = None if attention_mask.all() else attention_mask  # without a mask torch has faster attention
+    memory = model.encode(features, input_ids, mask)  # (G, N + S, D)
+    memory_mask = None if mask is None else model.memory_mask(features, mask)
+    places = {row: place for place, row in enumerate(rows)}
+    for chosen in group.answers:
+        yield _decode(model, memory, labels, memory_mask, [places[row] for row in chosen])
 
 
-def count_positions(prompts: Sequence[int], answers: Sequence[int], image_tokens: int) -> tuple[int, int]:
-    """Return how many positions the text model computes for a micro-batch, and how many of them are padding.
-
-    `prompts` and `answers` are the lengths of each pair; every pair has `image_tokens` in addition.
-    """
-    memory = len(prompts) * (image_tokens + max(prompts))
-    computed = sum(len(group) * answers[group[0]] for group in split_rows(answers, memory))
-    real = len(prompts) * image_tokens + sum(prompts) + sum(answers)
-    return memory + computed, memory + computed - real
-
-
-def _best_split(lengths: Sequence[int], group: Sequence[int], index: int) -> tuple[int, int, int]:
-    """Return (positions saved, index, place) of the best place to split a group, whose longest row is the first."""
-    longest, count = lengths[group[0]], len(group)
-    return max((((longest - lengths[row]) * (count - place), index, place) for place, row in enumerate(group)))
+def _take(value: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return some rows in the order given; all of them are not copied."""
+    return value if len(rows) == len(value) else value[torch.tensor(rows, device=value.device)]
 
 
 def _decode(
-    model: Florence2Model, memory: Tensor, labels: Tensor, memory_mask: Tensor | None, rows: Sequence[int], width: int
+    model: Florence2Model, memory: Tensor, labels: Tensor, memory_mask: Tensor | None, rows: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Return the hidden states (L, D) of some rows where a label counts, and these labels (L,)."""
-    if len(rows) < len(labels):
-        index = torch.tensor(rows, device=labels.device)
-        memory, labels = memory[index], labels[index]
-        memory_mask = None if memory_mask is None else memory_mask[index]
-    labels = labels[:, :width]
+    memory, labels = _take(memory, rows), _take(labels, rows)
+    memory_mask = None if memory_mask is None else _take(memory_mask, rows)
+    labels = labels[:, : max(_lengths(labels != IGNORED_LABEL))]
     text, language = model.config.text, model.language_model
     shifted = F.pad(labels[:, :-1], (1, 0), value=text.decoder_start_token_id)
     shifted = shifted.masked_fill(shifted == IGNORED_LABEL, text.pad_token_id)

@@ -15,7 +15,7 @@ from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.checkpoints import STATE
 from florence2.train.data import StepData
-from florence2.train.label_loss import count_positions
+from florence2.train.grouping import count_positions
 from florence2.train.memory import BatchShape, UpdateMemory, estimate_update
 from florence2.train.samples import Samples
 from florence2.train.settings import TrainSettings

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
+from florence2.train import grouping
 from florence2.train import label_loss as module
 from florence2.train.data import Batch
-from florence2.train.label_loss import PADDING, answer_loss, count_positions, label_loss, split_rows
+from florence2.train.label_loss import answer_loss, label_loss
 from tests.train.steps import backward, batch_of, close
 
 
@@ -37,6 +38,13 @@ def plain(model: Florence2Model, batch: Batch) -> tuple[float, dict[str, Tensor]
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def count_rows(part: nn.Module) -> list[int]:
+    """The number of rows of each call of `part`, from now on."""
+    rows: list[int] = []
+    part.register_forward_hook(lambda *given: rows.append(len(given[2])))
+    return rows
+
+
 @pytest.mark.parametrize("chunk", [1, 3000, 1 << 24])
 @pytest.mark.parametrize("padding", [0.0, 1.0])
 def test_loss_and_gradients_are_those_of_the_specification(
@@ -44,12 +52,12 @@ def test_loss_and_gradients_are_those_of_the_specification(
 ) -> None:
     """In chunks of one label and more, with every length apart and with all together."""
     monkeypatch.setattr(module, "CHUNK", chunk)
-    monkeypatch.setattr(module, "PADDING", padding)
-    decoded: list[int] = []
-    exact.language_model.decoder.register_forward_hook(lambda *given: decoded.append(len(given[2])))
+    monkeypatch.setattr(grouping, "PADDING", padding)
+    encoded, decoded = count_rows(exact.language_model.encoder), count_rows(exact.language_model.decoder)
     loss, gradients = backward(exact, batch)
-    lengths = set((batch.labels != -100).sum(1).tolist())
-    assert len(decoded) == (1 if padding else len(lengths)) and sum(decoded) == 6 > len(lengths) > 3
+    prompts = batch.attention_mask.sum(1).tolist()
+    assert len(encoded) == (1 if padding else len(set(prompts))) and sum(encoded) == 6 > len(set(prompts)) > 3
+    assert decoded == ([6] if padding else [1] * 6)  # no two rows are alike in both lengths
     expected, same = plain(exact, batch)
     assert loss == pytest.approx(expected, rel=1e-12) and close(gradients, same)
 
@@ -158,35 +166,11 @@ def test_a_mask_without_padding_is_left_out(mini: Florence2Model, batch: Batch) 
     """Torch has faster attention without one."""
     masks: list[object] = []
     mini.eval().language_model.encoder.register_forward_hook(lambda *given: masks.append(given[1][1]))
-    features = mini.encode_image(batch.pixel_values[:1])
-    ones = torch.ones(1, 3, dtype=torch.long)
-    for mask in (ones, torch.tensor([[1, 1, 0]])):
-        answer_loss(mini, features, batch.input_ids[:1, :3], batch.labels[:1], mask)
-    assert masks[0] is None and isinstance(masks[1], Tensor)
-
-
-def test_rows_are_split_by_length() -> None:
-    assert split_rows([5, 5, 5]) == [[0, 1, 2]]
-    assert split_rows([50, 1000, 50, 52]) == [[1], [3, 0, 2]]
-    assert split_rows([50, 100, 60, 90], others=4000) == [[1, 3, 2, 0]]
-    assert split_rows([7]) == [[0]]
-
-
-def test_padding_stays_under_its_share() -> None:
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(50):
-        lengths = torch.randint(1, 300, (int(torch.randint(1, 70, (1,), generator=generator)),), generator=generator)
-        groups = split_rows(lengths.tolist())
-        assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
-        computed = sum(len(group) * int(lengths[group].max()) for group in groups)
-        assert computed - int(lengths.sum()) <= PADDING * computed
-        assert len(groups) < 14
-
-
-def test_positions_are_counted_as_they_are_computed() -> None:
-    """Two prompts of 3 and 5 ids with 10 image tokens; answers of 4 and 2 together, of 400 and 2 apart."""
-    assert count_positions([3, 5], [4, 2], 10) == (38, 4)
-    assert count_positions([3, 5], [400, 2], 10) == (432, 2)
+    features = mini.encode_image(batch.pixel_values[:2])
+    for ends in ([1, 1], [1, 0], [0, 0]):
+        mask = torch.tensor([[1, 1, end] for end in ends])
+        answer_loss(mini, features, batch.input_ids[:2, :3], batch.labels[:2], mask)
+    assert [getattr(mask, "shape", None) for mask in masks] == [None, (2, 68), None]
 
 
 def test_labels_that_are_ignored_at_the_end_are_not_decoded(mini: Florence2Model, batch: Batch) -> None:

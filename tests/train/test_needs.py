@@ -17,7 +17,7 @@ from florence2.generation.budget import USABLE
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train import needs
-from florence2.train.label_loss import count_positions
+from florence2.train.grouping import count_positions
 from florence2.train.needs import (
     RunMemory,
     check_disk,
