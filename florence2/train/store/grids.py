@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from florence2.checkpoints.files import cannot_write
@@ -94,7 +95,7 @@ class GridStore:
         path, name = self._places[key]
         try:
             grid = next(WeightFiles((path,), pickled=False).read_named([name])).clone()
-        except (CheckpointError, KeyError, StopIteration):
+        except (CheckpointError, SafetensorError):
             return None
         return grid if f"{_checksum(self.tower, grid):08x}" == name.partition(".")[2] else None
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from florence2.checkpoints import tensors
 from florence2.checkpoints.tensors import write_safetensors
 from florence2.errors import CheckpointError, OutputError
 from florence2.train.store import grids
@@ -40,6 +41,21 @@ def test_a_grid_comes_back_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> Non
     for number in range(3):
         assert store.read(key(number)).dtype == dtype
         assert torch.equal(store.read(key(number)), grid(number, dtype))
+
+
+def test_a_grid_is_read_without_the_headers_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of small grids has hundreds, and every image of every update is read."""
+    store = filled(tmp_path, 2)
+    monkeypatch.setattr(tensors, "_safetensors_headers", lambda path: pytest.fail(f"{path} is read as a whole"))
+    assert torch.equal(store.read(key(1)), grid(1))
+
+
+def test_a_shard_without_the_grid_is_damaged(tmp_path: Path) -> None:
+    """It was replaced since the store was opened."""
+    store = filled(tmp_path, 2)
+    path, _ = store._places[key(1)]
+    path.write_bytes(store._places[key(0)][0].read_bytes())
+    assert store.find_damaged([key(0), key(1)]) == [path]
 
 
 def test_towers_do_not_share_grids(tmp_path: Path) -> None:
