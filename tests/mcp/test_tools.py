@@ -6,11 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mcp import ClientSession, StdioServerParameters
-from mcp.client.stdio import stdio_client
 
 import florence2
 from florence2.cli.main import main
@@ -18,11 +16,17 @@ from florence2.errors import ImageError
 from florence2.mcp.roots import find_image
 from recipes.nano.scenes import make_scene
 
-Talk = Callable[[ClientSession], Coroutine[Any, Any, None]]
+if TYPE_CHECKING:  # two seconds at collection
+    from mcp import ClientSession
+
+Talk = Callable[["ClientSession"], Coroutine[Any, Any, None]]
 
 
 def talk_to(root: Path, talk: Talk) -> None:
     """Start the command with nano, initialize, and let `talk` ask."""
+    from mcp import ClientSession, StdioServerParameters
+    from mcp.client.stdio import stdio_client
+
     command = ["-m", "florence2", "mcp", "--model", "nano", "--device", "cpu", "--root", str(root)]
     process = StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ), cwd=root)
 
@@ -57,7 +61,7 @@ def test_the_three_tools_answer_as_the_library_does(root: Path) -> None:
         ("read", "regions", True): f.ocr(scene, regions=True),
     }
 
-    async def talk(session: ClientSession) -> None:
+    async def talk(session: "ClientSession") -> None:
         tools = (await session.list_tools()).tools
         assert [tool.name for tool in tools] == ["describe", "find", "read"]
         assert all(str(root) in (tool.description or "") and tool.annotations.read_only_hint for tool in tools)
@@ -83,7 +87,7 @@ def test_only_files_below_the_roots_are_read(root: Path) -> None:
     """Nothing says whether a file outside exists, and a wrong call is a sentence, after which the next is answered."""
     outside = ["../secret.png", str(root.parent / "secret.png"), "link.png", "/etc/hostname", "missing.png", "a\0b"]
 
-    async def talk(session: ClientSession) -> None:
+    async def talk(session: "ClientSession") -> None:
         for path in [*outside, "https://example.com/a.png", "x" * 5000]:
             result = await session.call_tool("find", {"image": path})
             assert result.is_error and "is not a file below the folders" in result.content[0].text, path

@@ -7,9 +7,12 @@ import pytest
 from florence2.answers.answer import parse_answer
 from florence2.inputs.tasks import TASKS, check_prompt
 from recipes.nano.scene_tasks import SCENE_TASKS, ask, caption, place
-from recipes.nano.scenes import make_scene
+from recipes.nano.scenes import Scene, make_scene
 
-SCENES = [make_scene(21, index) for index in range(40)]
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [make_scene(21, index) for index in range(40)]
 
 
 def test_every_task_is_asked() -> None:
@@ -17,9 +20,9 @@ def test_every_task_is_asked() -> None:
 
 
 @pytest.mark.parametrize("task", SCENE_TASKS)
-def test_answers_say_what_is_there(task: str) -> None:
+def test_answers_say_what_is_there(task: str, scenes: list[Scene]) -> None:
     asked = 0
-    for index, scene in enumerate(SCENES):
+    for index, scene in enumerate(scenes):
         found = ask(task, scene, random.Random(index))
         if found is None:
             assert not any(thing.text for thing in scene.things)
@@ -34,14 +37,14 @@ def test_answers_say_what_is_there(task: str) -> None:
     assert asked > 20
 
 
-def test_a_caption_names_all() -> None:
-    scene = max(SCENES, key=lambda scene: len(scene.things))
+def test_a_caption_names_all(scenes: list[Scene]) -> None:
+    scene = max(scenes, key=lambda scene: len(scene.things))
     for thing in scene.things:
         assert f"{thing.color} {thing.category}" in caption(scene.things)
 
 
-def test_places_are_thirds() -> None:
-    seen = {place(thing, scene) for scene in SCENES for thing in scene.things}
+def test_places_are_thirds(scenes: list[Scene]) -> None:
+    seen = {place(thing, scene) for scene in scenes for thing in scene.things}
     assert seen == {
         *("at the top left", "at the top", "at the top right", "on the left", "in the center", "on the right"),
         *("at the bottom left", "at the bottom", "at the bottom right"),
