@@ -42,11 +42,9 @@ def run_words(album: Path, model: Path, *more: object) -> list[object]:
 @pytest.mark.parametrize(
     ("redirections", "code", "more"),
     [
-        (">&-", 0, ["--json"]),
-        ("2>/dev/full", 0, ["--json"]),
+        (">&- 2>/dev/full", 0, ["--json"]),
         (">/dev/full", 1, ["--json"]),
-        ("| head -n 1", 0, []),
-        ("| true", 0, ["--json"]),
+        ("| true", 0, []),
     ],
 )
 def test_a_folder_is_complete_whatever_happens_to_the_streams(
@@ -61,7 +59,7 @@ def test_a_folder_is_complete_whatever_happens_to_the_streams(
 
 
 @pytest.mark.parametrize(
-    ("redirections", "code"), [("| head -n 1", 0), (">/dev/full", 2), ("2>/dev/full", 0), (">/dev/full 2>/dev/full", 2)]
+    ("redirections", "code"), [("| head -n 1", 0), (">/dev/full", 2), (">/dev/full 2>/dev/full", 2)]
 )
 def test_answers_without_a_folder(redirections: str, code: int, album: Path, small_folder: Path) -> None:
     done = shell(run_words(album, small_folder), redirections)
@@ -175,8 +173,7 @@ def test_a_signal_that_is_ignored_stays_so(album: Path, small_folder: Path) -> N
         assert process.returncode == 0 and output.count("== ") == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_a_run_keeps_its_rows(number: signal.Signals, small_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_during_a_run_keeps_its_rows(small_folder: Path, tmp_path: Path) -> None:
     album, results = tmp_path / "album", tmp_path / "out" / "results.jsonl"
     album.mkdir()
     for i in range(150):
@@ -186,7 +183,7 @@ def test_a_signal_during_a_run_keeps_its_rows(number: signal.Signals, small_fold
         deadline = time.monotonic() + 100
         while not (results.exists() and results.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
     assert f"images; the rows written so far are kept in {results.parent}." in errors

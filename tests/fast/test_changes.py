@@ -24,7 +24,7 @@ from florence2.model.bart import Attention, DecoderLayer
 from florence2.model.davit import ChannelAttention, Mlp
 from florence2.model.florence2 import Florence2Model
 
-PROMPT, TOKENS = "<OD>", 5
+PROMPT, TOKENS = "<OD>", 3
 
 
 @dataclass
