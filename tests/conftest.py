@@ -1,11 +1,13 @@
 """Checkpoints that the tests share: made here, small, with every size different from the next."""
 
+import importlib
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,13 @@ if not torch.cuda.is_available():  # read when Triton is imported, which importi
 NANO = Path(__file__).parents[1] / "weights" / "nano"
 
 pytest_plugins = ["tests.traced"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a file to one worker, so that what its tests share, such as a server, is made once."""
+    scheduler = importlib.import_module("xdist.scheduler")
+    return scheduler.LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(scope="session")
