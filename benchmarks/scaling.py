@@ -87,7 +87,7 @@ def _measure(f: Florence2, options: argparse.Namespace) -> Iterator[Point]:
     yield from _line("tokens", options.tokens, generate, options)
     yield from _line("pixels a side", options.sides, lambda side: _vision(f, side), options, unit=lambda n: n * n)
     before = torch.get_num_threads()
-    for line, work in (("threads, vision", _vision(f, 768)), ("threads, answer", answer())):
+    for line, work in (("threads, vision", lambda: f.encode_image(default_image())), ("threads, answer", answer())):
         yield from _line(line, options.threads, partial(_with_threads, work), options, unit=_one)
     torch.set_num_threads(before)
 

@@ -20,6 +20,7 @@ HEADINGS = [re.findall(r"^## (.*)$", TEXT[: TEXT.index(block)], re.M)[-1:] for b
 NAMES = [f"{number} {(heading or ['explain_path'])[0]}" for number, heading in enumerate(HEADINGS)]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
 def test_recipe(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "docs").symlink_to(ROOT / "docs")

@@ -22,6 +22,7 @@ from parity.records import compare_model, compare_pixels, compare_records, make_
 from parity.report import load_tolerances
 
 
+@pytest.mark.release
 def test_everything_recorded() -> None:
     rows, tolerances = list(compare_records()), load_tolerances()
     assert len(rows) == 13

@@ -44,6 +44,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, list[d
     return code, table.getvalue(), results
 
 
+@pytest.mark.release
 def test_other_tokens_are_noticed(compared: tuple[int, str, list[dict[str, Any]]]) -> None:
     code, table, _ = compared
     assert code == 1 and "**Tokens differ; the times do not count.**" in table
@@ -54,6 +55,7 @@ def test_other_tokens_are_noticed(compared: tuple[int, str, list[dict[str, Any]]
     assert rows[2:] == clocks.split("|")
 
 
+@pytest.mark.release
 def test_the_same_tokens_let_the_times_count(
     compared: tuple[int, str, list[dict[str, Any]]],
     tmp_path: Path,

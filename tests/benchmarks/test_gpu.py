@@ -22,6 +22,7 @@ from parity.report import Comparison
 SMALL = "--images 2 --jpegs 5 --lengths 3 --scenes 1 --runs 1 --repeats 1".split()
 
 
+@pytest.mark.release
 def test_everything_on_a_cpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from benchmarks.__main__ import main
 from benchmarks.train import Contest, Training, _rows, _without_dropout, format_contests
 
 
+@pytest.mark.release
 def test_this_trainer_alone_and_its_peer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two updates of one image by each: the losses are equal, and the table has a row."""
     pytest.importorskip("transformers")
