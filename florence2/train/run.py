@@ -38,7 +38,7 @@ from florence2.train.entries import DataError
 from florence2.train.evaluate import evaluate
 from florence2.train.freeze import count_trainable, freeze
 from florence2.train.lora import LoraSettings, add_lora, save_adapter
-from florence2.train.needs import check_disk, describe_memory, describe_padding, expect_memory
+from florence2.train.needs import RunMemory, check_disk, describe_memory, describe_padding, expect_memory
 from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
 from florence2.train.sources import find_new_tasks, read_samples
@@ -192,7 +192,7 @@ def _train(
         return None if store is None else StoredImages(f, store)
 
     _say(_describe(f.model, settings))
-    _say_needs(options, path, settings, f, samples)
+    need = _say_needs(options, path, settings, f, samples)
     notes = _notes(options, lora, samples)
     encoded = Progress(things="images encoded")
 
@@ -211,6 +211,7 @@ def _train(
         after_save,
         finish=finish,
         store=store,
+        need=need,
         say=_say,
         progress=show,
     )
@@ -225,8 +226,8 @@ def _describe(model: Florence2Model, settings: TrainSettings) -> str:
 
 def _say_needs(
     options: argparse.Namespace, path: Path, settings: TrainSettings, f: Florence2, samples: list[Sample]
-) -> None:
-    """Say how much memory and disk the run needs. Raises OptionError when the disk has less."""
+) -> RunMemory:
+    """Say how much memory and disk the run needs, and return it. Raises OptionError when the disk has less."""
     need = expect_memory(f.model, f.processor, samples, settings, int(os.environ.get("WORLD_SIZE", "1")))
     memory = describe_memory(need)
     if memory is not None:
@@ -236,6 +237,7 @@ def _say_needs(
     result = need.trained if options.lora is not None else stored
     _say(check_disk(options.out, need.trained, result))
     _say(describe_padding(f.processor, samples, settings, need))
+    return need
 
 
 def _notes(options: argparse.Namespace, lora: LoraSettings | None, samples: list[Sample]) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 Hugging Face accelerate runs it on several processes or GPUs: start the same command with `accelerate launch`.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from torch import nn
 
-from florence2.bulk.lock import FolderLock
-from florence2.checkpoints.files import describe_changes, read_json, write_json
-from florence2.errors import ConfigError, OptionError
+from florence2.errors import ConfigError
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.checkpoints import TrainState, capture_state, load_state, restore_state, save_state
@@ -29,6 +26,7 @@ from florence2.train.gradient_checkpointing import gradient_checkpointing
 from florence2.train.loader import load_steps
 from florence2.train.loss import LossModule
 from florence2.train.needs import RunMemory, expect_memory, free_memory, update_or_explain
+from florence2.train.run_folder import any_process, be_quiet, check_same_step, keep_settings, lock_folder
 from florence2.train.run_log import LOG as LOG
 from florence2.train.run_log import RunLog
 from florence2.train.samples import Samples
@@ -39,19 +37,11 @@ from florence2.train.store.filling import StoreOptions
 from florence2.train.store.running import fill_for_run
 from florence2.train.store.tower import is_frozen
 
-SETTINGS = "settings.json"
-_MAY_CHANGE = ("save_every", "log_every", "workers", "gradient_checkpointing", "micro_batch")
-"""Settings that a resumed run may change: none but the last affects the weights, and that one by rounding and by what
-dropout draws. A run that ran out of memory must be able to resume."""
 _PATIENCE = timedelta(days=1)
 """The longest time that the other processes wait while one evaluates."""
 
 AfterSave = Callable[[int], dict[str, Any]]
 AfterUpdate = Callable[[int, float], None]
-
-
-def be_quiet(line: str) -> None:
-    """Say nothing."""
 
 
 def train(
@@ -67,6 +57,7 @@ def train(
     finish: Callable[[], None] | None = None,
     after_update: AfterUpdate | None = None,
     store: StoreOptions | None = None,
+    need: RunMemory | None = None,
     say: Callable[[str], None] = be_quiet,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -91,6 +82,7 @@ def train(
         store: Where the outputs of a frozen vision tower are kept: every image is encoded once, before the first
             update. None encodes it in every epoch. It needs `samples` whose images stay the same, and the default
             loss and batches.
+        need: What `expect_memory` gave for this run; None estimates it where it is wanted.
         say: Called with lines for people, in the process that writes: the loss, the time left, what was found.
         progress: Called as `progress(done, total)` while images are encoded for the store.
 
@@ -117,14 +109,14 @@ def train(
             "and images that do not vary. Freeze it, or leave the store out."
         )
     run = _Run(model, objective, settings, folder, accelerator, after_save, say)
-    with _lock(folder, accelerator, say):
+    with lock_folder(folder, accelerator, say):
         run.open({**asdict(settings), **(notes or {}), **({} if store is None else {"store": True})})
         try:
             if store is not None and run.first < settings.steps:
-                with _lock(store.folder, accelerator, say):
+                with lock_folder(store.folder, accelerator, say):
                     data.collate = fill_for_run(model, data, run.first, store, accelerator, say, progress)
                 run.log.restart_clock()
-            _train_steps(run, data, after_update)
+            _train_steps(run, data, after_update, need)
         finally:
             run.log.close()
         model.eval()
@@ -132,12 +124,13 @@ def train(
             finish()
 
 
-def _train_steps(run: "_Run", data: StepData, after_update: AfterUpdate | None) -> None:
+def _train_steps(run: "_Run", data: StepData, after_update: AfterUpdate | None, need: RunMemory | None) -> None:
     """Make the updates that are left."""
     settings, free = run.settings, free_memory(run.model.device)
 
+    @cache
     def memory() -> RunMemory:
-        return expect_memory(run.model, data.processor, data.samples, settings, data.processes)
+        return need or expect_memory(run.model, data.processor, data.samples, settings, data.processes)
 
     recomputed = memory().recomputed() if settings.gradient_checkpointing else None
     with (
@@ -198,11 +191,11 @@ class _Run:
     def open(self, values: dict[str, Any]) -> None:
         """Resume the run that the folder holds, or begin one; `values` are all its settings."""
         state = load_state(self.folder)
-        _keep_settings(self.folder, values, state is not None, self.accelerator)
+        keep_settings(self.folder, values, state is not None, self.accelerator)
         if state is not None:
             self._resume(state)
         self.module, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
-        _check_same_step(self.first, self.folder, self.accelerator)
+        check_same_step(self.first, self.folder, self.accelerator)
         self.log = RunLog(self.folder, self.settings, self.first, self.accelerator.is_main_process, self.say)
         self._announce()
 
@@ -275,7 +268,7 @@ class _Run:
 
     def save_and_evaluate(self, step: int, stop: StopRequest) -> None:
         """After `step` updates, save and evaluate if they are due; save and stop if any process was asked to stop."""
-        stopping, due = _any_process(stop.received, self.accelerator), self._is_due(step)
+        stopping, due = any_process(stop.received, self.accelerator), self._is_due(step)
         if stopping or due:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
@@ -300,54 +293,3 @@ class _Run:
             if row:
                 self.log.write({"step": step, **row})
             set_training(self.model)
-
-
-def _lock(
-    folder: Path, accelerator: Accelerator, say: Callable[[str], None] = be_quiet
-) -> AbstractContextManager[object]:
-    """Make the folder and lock it for this run. Raises OptionError in every process when one of them cannot do so."""
-    lock: FolderLock | None = None
-    problem: OptionError | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder) if accelerator.is_main_process else None
-    except OptionError as error:
-        problem = error
-    except OSError as error:
-        problem = OptionError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder.")
-    if _any_process(problem is not None, accelerator):
-        if lock is not None:
-            lock.release()
-        raise problem or OptionError(f"Another process of this run cannot use {folder}; see its message.")
-    if lock is not None and lock.note:
-        say(lock.note)
-    return lock or nullcontext()
-
-
-def _keep_settings(folder: Path, values: dict[str, Any], resumed: bool, accelerator: Accelerator) -> None:
-    """Write the run's settings. A resumed run may change only settings that do not affect its weights."""
-    path = folder / SETTINGS
-    values = json.loads(json.dumps(values))  # as they will be read back: lists for tuples
-    if resumed and path.is_file():
-        changes = describe_changes(read_json(path), values, ignored=_MAY_CHANGE)
-        if changes:
-            raise ConfigError(
-                f"{folder} holds a run with other settings ({changes}). Restore them or use another folder."
-            )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(path, values)
-
-
-def _any_process(flag: bool, accelerator: Accelerator) -> bool:
-    """Return whether any process has the flag set; the answer is the same in all of them."""
-    return bool(accelerator.reduce(torch.tensor(int(flag), device=accelerator.device), reduction="sum"))
-
-
-def _check_same_step(first: int, folder: Path, accelerator: Accelerator) -> None:
-    """Check that all processes have read the same state: each reads the folder itself."""
-    steps = accelerator.gather(torch.tensor([first], device=accelerator.device)).tolist()
-    if len(set(steps)) > 1:
-        raise ConfigError(
-            f"The processes would resume from different steps, {steps}: all machines must share the folder {folder}."
-        )

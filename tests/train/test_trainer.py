@@ -17,9 +17,10 @@ from florence2.errors import CheckpointError, ConfigError, ImageError, OptionErr
 from florence2.train.checkpoints import TrainState, load_state, restore_state, save_state
 from florence2.train.loader import _start_worker
 from florence2.train.loss import LossModule
+from florence2.train.run_folder import check_same_step, lock_folder
 from florence2.train.samples import Sample
 from florence2.train.settings import TrainSettings
-from florence2.train.trainer import _check_same_step, _lock, make_optimizer, train
+from florence2.train.trainer import make_optimizer, train
 from recipes.nano.places import SceneSample
 from recipes.nano.train import SceneSamples, make_model
 from tests.train import shared_run
@@ -285,9 +286,9 @@ def test_processes_that_found_different_states_do_not_start(tmp_path) -> None:
         def gather(self, step: torch.Tensor) -> torch.Tensor:
             return torch.cat([step, torch.tensor([0])])
 
-    _check_same_step(0, tmp_path, Two())
+    check_same_step(0, tmp_path, Two())
     with pytest.raises(ConfigError, match=r"steps, \[4, 0\]: all machines must share"):
-        _check_same_step(4, tmp_path, Two())
+        check_same_step(4, tmp_path, Two())
 
 
 def test_two_runs_do_not_mix_in_a_folder(mini, processor, tmp_path) -> None:
@@ -316,12 +317,15 @@ def test_no_process_starts_where_one_cannot_use_the_folder(tmp_path) -> None:
 
     for first in (False, True):
         with pytest.raises(OptionError, match="Another process of this run cannot use"):
-            _lock(tmp_path / "run", Process(first, failed=1))
-    with _lock(tmp_path / "run", Process(True, failed=0)), _lock(tmp_path / "run", Process(False, failed=0)):
+            lock_folder(tmp_path / "run", Process(first, failed=1))
+    with (
+        lock_folder(tmp_path / "run", Process(True, failed=0)),
+        lock_folder(tmp_path / "run", Process(False, failed=0)),
+    ):
         pass
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match="file cannot be written: File exists. Choose another folder"):
-        _lock(tmp_path / "file", Process(False, failed=0))
+        lock_folder(tmp_path / "file", Process(False, failed=0))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(mini, processor, tmp_path) -> None:
