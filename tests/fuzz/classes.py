@@ -15,6 +15,7 @@ CLASSES = {
     "pages": 15,
     "sources": 100,
     "journals": 60,
+    "shards": 60,
     "datasets": 60,
     "tables": 60,
     "runs": 5,

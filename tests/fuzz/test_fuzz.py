@@ -27,6 +27,7 @@ CASES = {
     "pages": 10,
     "sources": 60,
     "journals": 12,
+    "shards": 12,
     "datasets": 40,
     "tables": 40,
     "runs": 2,
