@@ -156,6 +156,9 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
         "--gradient-checkpointing", action="store_true", help="use less memory, for up to a third more time"
     )
     parser.add_argument(
+        "--compile", action="store_true", help="compile the language model's layers, for GPUs; on a CPU no faster"
+    )
+    parser.add_argument(
         "--save-every", type=int, default=500, help="updates between saves; the end is saved too (default: 500)"
     )
     parser.add_argument("--log-every", type=int, default=10, help="updates between lines of the log (default: 10)")
@@ -195,7 +198,7 @@ def training_settings(options: argparse.Namespace, count: int) -> TrainSettings:
     warmup = options.warmup if options.warmup is not None else min(100, steps // 10)
     names = """
         batch micro_batch learning_rate weight_decay clip seed flip shrink colour precision gradient_checkpointing
-        log_every workers
+        compile log_every workers
     """
     given = {name: getattr(options, name) for name in names.split()}
     given |= {"steps": steps, "warmup": warmup, "save_every": options.save_every}

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from florence2.model.bart import DecoderLayer, EncoderLayer
 from florence2.model.davit import ChannelBlock, SpatialBlock
 from florence2.model.florence2 import Florence2Model
+from florence2.train.wrapping import wrapped_forward
 
 LAYERS = (SpatialBlock, ChannelBlock, EncoderLayer, DecoderLayer)
 
@@ -29,10 +30,5 @@ def gradient_checkpointing(
         for path, module in model.named_modules()
         if active and isinstance(module, LAYERS) and (paths is None or path in paths)
     ]
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    try:
+    with wrapped_forward(layers, lambda forward: partial(checkpoint, forward, use_reentrant=False)):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward  # uncovers the method of the class

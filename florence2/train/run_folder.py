@@ -14,8 +14,8 @@ from florence2.checkpoints.files import describe_changes, read_json, write_json
 from florence2.errors import ConfigError, OptionError
 
 SETTINGS = "settings.json"
-_MAY_CHANGE = ("save_every", "log_every", "workers", "gradient_checkpointing", "micro_batch")
-"""Settings that a resumed run may change: none but the last affects the weights, and that one by rounding and by what
+_MAY_CHANGE = ("save_every", "log_every", "workers", "gradient_checkpointing", "compile", "micro_batch")
+"""Settings that a resumed run may change: none but the last two affects the weights, and those by rounding and by what
 dropout draws. A run that ran out of memory must be able to resume."""
 
 

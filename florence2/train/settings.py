@@ -28,6 +28,7 @@ class TrainSettings:
         freeze: Parts that do not train, see `freeze.PARTS`.
         precision: "bfloat16" is autocast; the weights stay float32.
         gradient_checkpointing: Save memory for up to a third more time.
+        compile: Compile the layers of the language model with `torch.compile`, see `compiling`.
         flip: The share of samples that are mirrored, where their answers allow it; see `augmentation.can_flip`.
         shrink: The least size of an image within its frame, at a random place, as a share; 1 leaves images alone.
         colour: How far brightness, contrast and saturation vary: factors from 1 - `colour` to 1 + `colour`.
@@ -52,6 +53,7 @@ class TrainSettings:
     freeze: tuple[str, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    compile: bool = False
     flip: float = 0.0
     shrink: float = 1.0
     colour: float = 0.0

@@ -20,6 +20,7 @@ from florence2.errors import ConfigError
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.checkpoints import TrainState, capture_state, load_state, restore_state, save_state
+from florence2.train.compiling import compiled_layers
 from florence2.train.data import Batch, Collate, StepData, make_batch
 from florence2.train.freeze import freeze, set_training
 from florence2.train.gradient_checkpointing import gradient_checkpointing
@@ -134,6 +135,7 @@ def _train_steps(run: "_Run", data: StepData, after_update: AfterUpdate | None, 
 
     recomputed = memory().recomputed() if settings.gradient_checkpointing else None
     with (
+        compiled_layers(run.model, settings.compile),
         gradient_checkpointing(run.model, settings.gradient_checkpointing, recomputed),
         catch_stop_signals(announce=run.accelerator.is_main_process and run.say is not be_quiet) as stop,
     ):
