@@ -1,8 +1,10 @@
 """`--compile`: the same losses and gradients up to rounding, and a sentence where it cannot work."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +31,12 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
 
+def compiles(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that compiles for tens of seconds, where there is a compiler."""
+    missing = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed, and --compile needs it")
+    return pytest.mark.release(missing(test))
+
+
 @pytest.fixture(autouse=True)
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of all lengths in one group: a group of one row, and one without a mask, is compiled apart."""
@@ -41,6 +49,7 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
+@compiles
 def test_losses_and_gradients_stay_the_same(mini: Florence2Model, processor: Processor) -> None:
     """Also of an adapter, whose layers have frozen weights, and where layers are recomputed."""
     add_lora(mini, LoraSettings(2, 4))
@@ -61,6 +70,7 @@ def test_losses_and_gradients_stay_the_same(mini: Florence2Model, processor: Pro
     assert not [layer for layer in mini.modules() if "forward" in vars(layer)]
 
 
+@compiles
 def test_layers_of_one_kind_share_what_was_compiled(mini_config: Florence2Config, processor: Processor) -> None:
     deep = replace(mini_config, text=replace(mini_config.text, encoder_layers=4, decoder_layers=4))
     model, batch = make_model(deep, processor, seed=3).eval(), batch_of(processor)
@@ -71,6 +81,7 @@ def test_layers_of_one_kind_share_what_was_compiled(mini_config: Florence2Config
     assert len(layers) == 8 and 2 <= graphs() - before <= 4
 
 
+@compiles
 def test_a_run_resumes_with_it(mini_config: Florence2Config, processor: Processor, tmp_path: Path) -> None:
     """A run that is compiled for its second half ends where a plain one does, but for rounding."""
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}  # they would draw other numbers
