@@ -61,6 +61,7 @@ def test_rows_that_need_no_padding_stay_together() -> None:
 
 def test_rows_are_split_by_length() -> None:
     assert split_rows([5, 5, 5]) == [[0, 1, 2]]
+    assert split_rows([3, 3, 2]) == [[0, 1], [2]]  # a ninth is padding
     assert split_rows([50, 1000, 50, 52]) == [[1], [3, 0, 2]]
     assert split_rows([50, 100, 60, 90], others=4000) == [[1, 3, 2, 0]]
     assert split_rows([50, 100, 60, 90], others=4000, padding=400) == [[1, 3], [2, 0]]
