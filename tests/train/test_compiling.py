@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +29,7 @@ ROOT = Path(__file__).parents[2]
 # torch's own compiler reads it, and hides the warning where warnings are not errors
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
-
-def compiles(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that compiles for tens of seconds, where there is a compiler."""
-    missing = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed, and --compile needs it")
-    return pytest.mark.release(missing(test))
+has_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed, and --compile needs it")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +44,8 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-@compiles
+@pytest.mark.release  # it compiles for tens of seconds
+@has_compiler
 def test_losses_and_gradients_stay_the_same(mini: Florence2Model, processor: Processor) -> None:
     """Also of an adapter, whose layers have frozen weights, and where layers are recomputed."""
     add_lora(mini, LoraSettings(2, 4))
@@ -70,7 +66,8 @@ def test_losses_and_gradients_stay_the_same(mini: Florence2Model, processor: Pro
     assert not [layer for layer in mini.modules() if "forward" in vars(layer)]
 
 
-@compiles
+@pytest.mark.release  # it compiles for tens of seconds
+@has_compiler
 def test_layers_of_one_kind_share_what_was_compiled(mini_config: Florence2Config, processor: Processor) -> None:
     deep = replace(mini_config, text=replace(mini_config.text, encoder_layers=4, decoder_layers=4))
     model, batch = make_model(deep, processor, seed=3).eval(), batch_of(processor)
@@ -81,7 +78,8 @@ def test_layers_of_one_kind_share_what_was_compiled(mini_config: Florence2Config
     assert len(layers) == 8 and 2 <= graphs() - before <= 4
 
 
-@compiles
+@pytest.mark.release  # it compiles for tens of seconds
+@has_compiler
 def test_a_run_resumes_with_it(mini_config: Florence2Config, processor: Processor, tmp_path: Path) -> None:
     """A run that is compiled for its second half ends where a plain one does, but for rounding."""
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}  # they would draw other numbers
