@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -126,6 +125,8 @@ def test_merged_equals_unmerged_and_both_peft(
     save_adapter(mini, tmp_path / "adapter")
     merge_adapter(merged, tmp_path / "adapter")
     torch.testing.assert_close(logits(merged, batch), expected, atol=1e-5, rtol=1e-5)
+    import peft
+
     theirs = peft.PeftModel.from_pretrained(taken_up, tmp_path / "adapter")
     assert torch.equal(logits(taken_up, batch), expected)
     peft_merged = theirs.merge_and_unload()
@@ -172,6 +173,8 @@ def test_a_module_that_the_reference_does_not_have(mini: Florence2Model, tmp_pat
 
 def test_what_peft_saves_itself_is_merged_too(mini: Florence2Model, batch: Batch, tmp_path: Path) -> None:
     base = copy.deepcopy(mini)
+    import peft
+
     config = peft.LoraConfig(
         r=4, target_modules=["q_proj", "fc1", "image_projection"], rank_pattern={"fc1": 2}, alpha_pattern={"fc1": 32}
     )

@@ -15,9 +15,6 @@ from florence2.errors import CheckpointError, ConfigError
 from florence2.model.config import Layout
 from tests.conftest import copy_native
 
-peft = importlib.import_module("peft")
-transformers = importlib.import_module("transformers")
-
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft and transformers warn of each other
 
 PROMPT, ANSWER = torch.tensor([[0, 100, 200, 2]]), torch.tensor([[2, 0, 300, 1500, 17]])
@@ -58,11 +55,17 @@ def expected_logits(model: Any, pixels: Tensor) -> Tensor:
         return logits
 
 
-def make_adapter(base: Path, folder: Path, pixels: Tensor, **settings: Any) -> Tensor:
-    """Write an adapter with random values; return the logits that peft gives with it."""
+def adapt(base: Path, **settings: Any) -> Any:
+    """The native model with an adapter. Its packages take seconds to import: not while tests are collected."""
+    peft, transformers = importlib.import_module("peft"), importlib.import_module("transformers")
     model = transformers.Florence2ForConditionalGeneration.from_pretrained(base).eval()
     torch.manual_seed(5)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=6, **settings)).eval()
+    return peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=6, **settings)).eval()
+
+
+def make_adapter(base: Path, folder: Path, pixels: Tensor, **settings: Any) -> Tensor:
+    """Write an adapter with random values; return the logits that peft gives with it."""
+    adapted = adapt(base, **settings)
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
@@ -113,8 +116,7 @@ def test_the_logits_are_those_of_peft(kind: str, base: Path, tmp_path: Path, pix
 def test_what_is_not_implemented_is_refused_by_name(
     settings: dict[str, Any], words: str, base: Path, tmp_path: Path
 ) -> None:
-    model = transformers.Florence2ForConditionalGeneration.from_pretrained(base)
-    peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["q_proj"], **settings)).save_pretrained(tmp_path)
+    adapt(base, target_modules=["q_proj"], **settings).save_pretrained(tmp_path)
     with pytest.raises((ConfigError, CheckpointError), match=words):
         florence2.load(base, adapter=tmp_path)
 
