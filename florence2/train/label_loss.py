@@ -6,7 +6,7 @@ of very different lengths are computed apart (`grouping`), so that short ones ar
 answers of 100 ids and base's 51,289 tokens the plain line holds 1.3 GB of logits and their gradients, this one 0.13 GB.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from florence2.fast.install import FastFlorence2Model
 from florence2.fast.unchanged import find_replaced_method, remember
 from florence2.model.florence2 import IGNORED_LABEL, Florence2Model
-from florence2.train.grouping import RowGroup, group_rows
+from florence2.train.grouping import group_rows
 
 CHUNK = 1 << 24
 """Logits computed at once: 64 MiB in float32, enough rows for matrix products to run at full speed."""
@@ -33,8 +33,16 @@ def answer_loss(
     """
     if not _is_plain(model):
         return model.answer_loss(features, input_ids, labels, attention_mask, reduction="sum")
-    groups = group_rows(_lengths(attention_mask != 0), _lengths(labels != IGNORED_LABEL), features.shape[1])
-    parts = [part for group in groups for part in _hidden(model, group, features, input_ids, labels, attention_mask)]
+    prompts, answers = _lengths(attention_mask != 0), _lengths(labels != IGNORED_LABEL)
+    parts = []
+    for group in group_rows(prompts, answers, features.shape[1]):
+        width = max(prompts[row] for row in group.rows)
+        memory, mask = _encode(model, features, input_ids[:, :width], attention_mask[:, :width], group.rows)
+        places = {row: place for place, row in enumerate(group.rows)}
+        for rows in map(sorted, group.answers):
+            chosen = [places[row] for row in rows]
+            own = _take(labels, rows)[:, : max(answers[row] for row in rows)]
+            parts.append(_decode(model, _take(memory, chosen), own, None if mask is None else _take(mask, chosen)))
     hidden, kept = (torch.cat(part) for part in zip(*parts, strict=True))  # (L, D), (L,)
     return label_loss(hidden, model.output_weight, model.final_logits_bias[0], kept)
 
@@ -51,36 +59,23 @@ def _lengths(counted: Tensor) -> list[int]:
     return lengths
 
 
-def _hidden(
-    model: Florence2Model, group: RowGroup, features: Tensor, input_ids: Tensor, labels: Tensor, attention_mask: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Encode the rows of a group; yield its hidden states (L, D) where a label counts, and these labels (L,)."""
-    rows = group.rows
-    features, input_ids, labels, attention_mask = (
-        _take(each, rows) for each in (features, input_ids, labels, attention_mask)
-    )
-    width = max(_lengths(attention_mask != 0))
-    input_ids, attention_mask = input_ids[:, :width], attention_mask[:, :width]
+def _encode(
+    model: Florence2Model, features: Tensor, input_ids: Tensor, attention_mask: Tensor, rows: Sequence[int]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the memory (G, N + S, D) of some rows and its mask, None where nothing is padding."""
+    features, input_ids, attention_mask = (_take(each, rows) for each in (features, input_ids, attention_mask))
     mask = None if attention_mask.all() else attention_mask  # without a mask torch has faster attention
-    memory = model.encode(features, input_ids, mask)  # (G, N + S, D)
-    memory_mask = None if mask is None else model.memory_mask(features, mask)
-    places = {row: place for place, row in enumerate(rows)}
-    for chosen in group.answers:
-        yield _decode(model, memory, labels, memory_mask, [places[row] for row in chosen])
+    memory = model.encode(features, input_ids, mask)
+    return memory, None if mask is None else model.memory_mask(features, mask)
 
 
 def _take(value: Tensor, rows: Sequence[int]) -> Tensor:
-    """Return some rows in the order given; all of them are not copied."""
+    """Return some rows, in ascending order; all of them are not copied."""
     return value if len(rows) == len(value) else value[torch.tensor(rows, device=value.device)]
 
 
-def _decode(
-    model: Florence2Model, memory: Tensor, labels: Tensor, memory_mask: Tensor | None, rows: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Return the hidden states (L, D) of some rows where a label counts, and these labels (L,)."""
-    memory, labels = _take(memory, rows), _take(labels, rows)
-    memory_mask = None if memory_mask is None else _take(memory_mask, rows)
-    labels = labels[:, : max(_lengths(labels != IGNORED_LABEL))]
+def _decode(model: Florence2Model, memory: Tensor, labels: Tensor, memory_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the hidden states (L, D) where a label counts, and these labels (L,)."""
     text, language = model.config.text, model.language_model
     shifted = F.pad(labels[:, :-1], (1, 0), value=text.decoder_start_token_id)
     shifted = shifted.masked_fill(shifted == IGNORED_LABEL, text.pad_token_id)
