@@ -95,10 +95,11 @@ class WeightFiles:
             held = {name: tensor for path in self.paths for name, tensor in _load_pickle(path).items()}
             yield from (held[name] for name in names)
             return
-        if len(self.paths) == 1:  # a shard has hundreds of headers, and they would take longer than one tensor
-            yield from (tensor for _, tensor in _read_in_order(self.paths[0], list(names)))
-            return
-        files = {name: path for path in self.paths for name in _safetensors_headers(path)}
+        names = list(names)
+        if len(self.paths) == 1:  # headers take longer to read than one tensor, and a shard has hundreds
+            files = dict.fromkeys(names, self.paths[0])
+        else:
+            files = {name: path for path in self.paths for name in _safetensors_headers(path)}
         for path, group in groupby(names, files.__getitem__):
             yield from (tensor for _, tensor in _read_in_order(path, list(group)))
 

@@ -156,7 +156,7 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
         "--gradient-checkpointing", action="store_true", help="use less memory, for up to a third more time"
     )
     parser.add_argument(
-        "--compile", action="store_true", help="compile the language model's layers, for GPUs; on a CPU no faster"
+        "--compile", action="store_true", help="compile the language model's layers, for GPUs; no faster on a CPU"
     )
     parser.add_argument(
         "--save-every", type=int, default=500, help="updates between saves; the end is saved too (default: 500)"
