@@ -112,6 +112,7 @@ def through_no_picture(model: Florence2Model, batch: TrainingBatch) -> Tensor:
     return model.answer_loss(features, *batch[1:])
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("change", [on_padding, without_mask, mean_of_means, without_shift, through_no_picture])
 def test_what_goes_wrong_in_training_is_noticed(
     pair: Pair, batch: TrainingBatch, change: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
@@ -186,6 +187,7 @@ def drop_together(self: _Block, branch: Tensor) -> Tensor:
     return branch * (torch.rand(()) >= self.drop_path_rate) / (1.0 - self.drop_path_rate)
 
 
+@pytest.mark.release  # 450 losses
 def test_another_distribution_is_noticed(config: Florence2Config, monkeypatch: pytest.MonkeyPatch) -> None:
     right = losses(config, range(150))
     assert max(standard_errors_apart(right, losses(config, range(150, 300)))) < LIMIT

@@ -47,6 +47,7 @@ print(sorted(new & set({[*FOREIGN, "huggingface_hub", "sympy", "requests", "http
     assert python(code, str(small_folder)).strip() == "[]"
 
 
+@pytest.mark.release
 def test_importing_changes_no_setting_and_writes_no_file(tmp_path: Path) -> None:
     code = """
 import json, os, sys, threading, warnings, logging

@@ -21,6 +21,7 @@ from florence2.cli.main import main
 from florence2.errors import CheckpointError, ConfigError, Florence2Error, PromptError
 from florence2.model.config import Layout
 from recipes.nano.scenes import make_scene
+from tests.release import keep
 
 DEPTHS = [f"<depth_{i}>" for i in range(100)]
 DEPTH = Task("<DEPTH>", "How far away is each thing?")
@@ -53,7 +54,7 @@ def save(f: Florence2, folder: Path, layout: Layout) -> None:
     shutil.copyfile(resolve("nano") / "preprocessor_config.json", folder / "preprocessor_config.json")
 
 
-@pytest.mark.parametrize("layout", ["microsoft", "native"])
+@pytest.mark.parametrize("layout", keep(["microsoft"], ["microsoft", "native"]))
 def test_depth_tokens_and_their_task_come_back_in_a_fresh_process(
     layout: Layout, deep: Florence2, tmp_path: Path
 ) -> None:
@@ -224,6 +225,7 @@ def test_tasks_of_the_model_mix_with_others(deep_folder: Path, capsys: pytest.Ca
     assert [row["task"] for row in rows] == ["<OD>", "<DEPTH>"]
 
 
+@pytest.mark.release
 def test_train_and_evaluate_know_the_tasks(
     deep_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_change_touches_nothing_else() -> None:
     assert (mutant.line, mutant.within, mutant.source) == (2, "", "y = é +  b  # kept")
 
 
+@pytest.mark.release
 def test_every_mutant_of_the_core_can_be_compiled() -> None:
     """One in fifty of them: the text that is put in place is whole wherever it stands."""
     for path in sources(ROOT, []):
@@ -161,12 +162,13 @@ def test_killed_and_alive(project: Path) -> None:
     assert (project / PATH).read_text() == STEPS
 
 
+@pytest.mark.release
 def test_a_mutant_that_hangs_is_killed_and_the_file_is_as_before(project: Path, tmp_path: Path) -> None:
     copy, clock = Checkout(project, tmp_path / "copy"), Clock(seconds={"tests/room/test_steps.py": 0.0})
     start = STEPS.index("return max")
     endless = Mutant(PATH, 9, start, start + len("return max(value, least)"), "", "while True: pass", "clip", "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.mutate.running.LEAST", 3.0)
+        patch.setattr("tests.mutate.running.LEAST", 1.0)
         assert is_killed(endless, ["tests/room/test_steps.py"], copy, clock)
     assert (copy.folder / PATH).read_text() == STEPS
 
@@ -179,6 +181,7 @@ def test_tests_that_fail_without_mutants_are_an_error(project: Path) -> None:
         )
 
 
+@pytest.mark.release
 def test_tests_that_have_just_passed_are_run_on_the_mutants_alone(project: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     test = project / "tests/room/test_steps.py"

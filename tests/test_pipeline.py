@@ -29,6 +29,7 @@ from florence2.model.florence2 import Florence2Model
 from parity.cases import shapes
 from parity.recipe import make_model, make_picture
 from tests.conftest import count_encodings, random_box
+from tests.release import keep
 
 SHORT = {"max_new_tokens": 24}
 INPUTS: dict[str, Any] = {"nothing": None, "text": "a green car", "region": (20.0, 30.0, 200.0, 150.0)}
@@ -49,7 +50,7 @@ def requests_of_all_tasks() -> list[tuple[Any, ...]]:
     return [*requests, ("What is in the picture, exactly?", make_picture(80, 99, 60), None)]
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", keep([1], [1, 3]))
 def test_batches_equal_singles_over_all_tasks(small: florence2.Florence2, beams: int) -> None:
     options = small.options(**SHORT, num_beams=beams)
     requests = requests_of_all_tasks()
@@ -78,7 +79,7 @@ def test_without_the_mask_a_batch_would_differ(small: florence2.Florence2) -> No
     assert rows != singles
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", keep([1], [1, 3]))
 def test_batch_size_does_not_matter(small: florence2.Florence2, batch_size: int) -> None:
     options = small.options(**SHORT)
     requests = requests_of_all_tasks()[:7]
@@ -163,7 +164,9 @@ def test_alternatives(small: florence2.Florence2, picture: Image.Image) -> None:
 
 def test_an_answer_cut_short_says_so(small: florence2.Florence2, picture: Image.Image) -> None:
     assert small.run("<CAPTION>", picture, options=small.options(max_new_tokens=3)).finish_reason == "length"
-    long = small.run("<CAPTION>", picture, options=small.options(max_new_tokens=10_000, min_new_tokens=690))
+    long = small.run(
+        "<CAPTION>", picture, options=small.options(max_new_tokens=10_000, min_new_tokens=690, num_beams=1)
+    )
     assert (
         long.finish_reason == "length" and len(long.token_logprobs) == small.model.config.text.max_position_embeddings
     )

@@ -36,6 +36,7 @@ def test_images_and_prompts(f: Florence2) -> None:
                 assert (equal == total) == right
 
 
+@pytest.mark.release
 @torch.no_grad()
 def test_changes(f: Florence2) -> None:
     with record_with(TapeRecorder()):

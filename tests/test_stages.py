@@ -46,6 +46,7 @@ def test_a_rounded_convolution_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert max(found[kind] for kind in ("Conv2d", "Linear", "LayerNorm", "attention", "ChannelAttention")) < LIMIT / 5
 
 
+@pytest.mark.release
 def test_a_rounded_product_ends_with_1_and_its_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

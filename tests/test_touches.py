@@ -185,6 +185,7 @@ loading.load_model = lambda path, **k: load_model(path, **k | {{"allow_pickle": 
 {ANSWER}"""
 
 
+@pytest.mark.release
 def test_the_watch_sees_what_it_must(folder: Path, small_folder: Path, picture_file: Path, tmp_path: Path) -> None:
     given = [picture_file, small_folder / "model.safetensors", small_folder / "tokenizer.json"]
     done, opened, loaded = watch(

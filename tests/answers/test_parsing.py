@@ -131,14 +131,14 @@ PIECES = (*TAGS, ">", "<", "<>", "<loc_", "<s> ", " ", "a", "\n", "od>", "loc_5>
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_any_text_takes_linear_time(piece: str) -> None:
-    """100,000 characters of one piece, alone and around regions; where a pattern is quadratic: 5 s to minutes."""
-    text = piece * (100_000 // len(piece))
+    """50,000 characters of one piece, alone and around regions; where a pattern is quadratic: 2 s to a minute."""
+    text = piece * (50_000 // len(piece))
     start = time.process_time()
     for kind in get_args(AnswerKind):
         for whole in (text, f"{text}{BOX}{BOX}", f"a{BOX}{BOX}{text}", f"{text}\nx{BOX}{BOX}"):
             for region in find_regions(kind, whole):
                 clean_label(region.label)
-    assert time.process_time() - start < 10  # 28 texts, each under half a second
+    assert time.process_time() - start < 2.5  # 28 texts, each under a tenth of a second
 
 
 def test_long_rings_and_labels_take_linear_time() -> None:

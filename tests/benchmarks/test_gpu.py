@@ -79,6 +79,7 @@ def test_a_recorded_answer_that_differs_fails(
     assert main(["gpu", "--presets", "tiny"]) == code
 
 
+@pytest.mark.release
 def test_agreement_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = Scenes(florence2.load("nano", device="cpu", dtype="float32"), 1)
     exact = scenes.answers(scenes.exact)

@@ -38,6 +38,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert line.ratio("native") == 3.0
 
 
+@pytest.mark.release
 def test_counted_work_is_that_of_the_formulas() -> None:
     """380 GFLOP for the vision tower of base at 768 pixels, 378 MB read for a step over 590 positions."""
     config = preset("base")

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.__main__ import main
 
 
+@pytest.mark.release
 def test_the_cost_of_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "traces --preset tiny --tokens 6 --rounds 1".split()
     assert main([*words, "--output", str(tmp_path / "c.md")]) == 0

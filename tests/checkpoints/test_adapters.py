@@ -237,6 +237,7 @@ def head_adapter(folder: Path, model: Florence2Model, base: Tensor) -> Path:
     return write(folder, named, r=2, lora_alpha=2, use_rslora=True, init_lora_weights="gaussian")
 
 
+@pytest.mark.release
 def test_an_adapter_of_the_output_projection_leaves_the_embedding(small_folder: Path, tmp_path: Path) -> None:
     f, before = florence2.load(small_folder), load_model(small_folder)
     embedding = before.language_model.shared.weight.detach()

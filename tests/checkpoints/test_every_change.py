@@ -189,6 +189,7 @@ def test_convert_keeps_what_was_added(changed: tuple[Path, dict[str, list[Any]]]
     assert answer(f)[0] == ids and answer(f)[1] == pytest.approx(logprobs, abs=1e-4)
 
 
+@pytest.mark.release
 def test_train_evaluate_and_inspect_with_a_function(
     changed: tuple[Path, dict[str, list[Any]]], picture_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +210,7 @@ def test_train_evaluate_and_inspect_with_a_function(
     assert "saved with the prepare function" in capsys.readouterr().err
 
 
+@pytest.mark.release
 def test_a_module_in_the_current_folder_in_a_new_process(
     changed: tuple[Path, dict[str, list[Any]]], picture_file: Path, tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_folder_goes_after_the_short_name_of_its_name(
     assert resolve("./base") == Path("base")
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("absent", ["tokenizer.json", "preprocessor_config.json"])
 def test_a_cache_without_tokenizer_or_image_settings_is_not_whole(
     absent: str, user: User, hub: Hub, picture_file: Path
@@ -162,6 +163,7 @@ def test_the_announced_size_is_that_of_the_files(repository: Path, user: User) -
     assert f"4 of 4 files to fetch, {size:,.0f} MB, to " in done.stderr
 
 
+@pytest.mark.release  # several commands
 def test_revisions(user: User, hub: Hub) -> None:
     for revision in ("v1", COMMIT):
         assert user.types("download", "someone/fine-tune", "--revision", revision).returncode == 0
@@ -170,6 +172,7 @@ def test_revisions(user: User, hub: Hub) -> None:
     assert any("/revision/v1" in request for request in hub.requests)
 
 
+@pytest.mark.release  # several commands
 def test_a_token_opens_private_and_gated_repositories(user: User) -> None:
     private = user.types("download", "someone/private")
     assert private.returncode == 2 and "for a private repository set HF_TOKEN" in private.stderr
@@ -206,6 +209,7 @@ def test_a_connection_that_breaks_is_resumed_or_reported(user: User, hub: Hub) -
     ).stat().st_size
 
 
+@pytest.mark.release
 def test_a_half_filled_cache_is_not_taken_for_a_checkpoint(user: User, hub: Hub, picture_file: Path) -> None:
     folder = Path(user.types("download", "base").stdout.strip())
     (folder / "model.safetensors").unlink()
@@ -213,6 +217,7 @@ def test_a_half_filled_cache_is_not_taken_for_a_checkpoint(user: User, hub: Hub,
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.release
 def test_repositories_with_only_a_pickle(user: User, hub: Hub, repository: Path, picture_file: Path) -> None:
     torch.save(load_file(repository / "model.safetensors"), repository / "pytorch_model.bin")
     (repository / "model.safetensors").unlink()
@@ -230,6 +235,7 @@ def test_repositories_without_weights(user: User, repository: Path) -> None:
     assert done.returncode == 2 and "holds no weights" in done.stderr
 
 
+@pytest.mark.release  # several commands
 def test_sharded_repositories(user: User, hub: Hub, repository: Path, picture_file: Path) -> None:
     from tests.checkpoints.test_checkpoint import split_into_shards
 
@@ -243,6 +249,7 @@ def test_sharded_repositories(user: User, hub: Hub, repository: Path, picture_fi
     ]
 
 
+@pytest.mark.release  # several commands
 def test_the_library_prints_nothing_of_its_own(user: User) -> None:
     """What is about to be fetched is reported to whoever asks for it; the bars are the Hub client's."""
     code = "from florence2.checkpoints.hub import resolve; lines = []; {}; print(lines)"

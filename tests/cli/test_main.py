@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,7 @@ def program(*arguments: object, **options: object) -> "subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
+@pytest.mark.release
 def test_an_image_on_stdin_and_a_narrow_encoding(small_folder: Path, picture_file: Path) -> None:
     command = [sys.executable, "-m", "florence2", "run", "<CAPTION>", "-", "--model", str(small_folder), *FEW]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -172,7 +174,8 @@ def test_an_image_on_stdin_and_a_narrow_encoding(small_folder: Path, picture_fil
 
 
 def test_a_reader_that_has_seen_enough(small_folder: Path, picture_file: Path) -> None:
-    command = f"{sys.executable} -m florence2 run od caption ocr {picture_file} --model {small_folder} | head -n 1"
+    words = ["run", "od", "caption", "ocr", str(picture_file), "--model", str(small_folder), *FEW]
+    command = f"{sys.executable} -m florence2 {shlex.join(words)} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.startswith("== ") and done.stderr == ""
 

@@ -62,6 +62,7 @@ def test_what_the_code_writes_is_up_to_date(page: str, nano: Florence2) -> None:
     assert fill(PAGES[page], nano) == PAGES[page], "python -m recipes.book writes it again"
 
 
+@pytest.mark.release
 def test_a_stale_page_would_be_noticed(nano: Florence2) -> None:
     page = PAGES["beam-search"]
     assert fill(page.replace("`row`", "`raw`"), nano) == page

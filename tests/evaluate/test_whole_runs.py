@@ -66,6 +66,7 @@ def undisturbed(whole: Path) -> list[dict[str, Any]]:
     return results(whole)
 
 
+@pytest.mark.release
 def test_map_is_that_of_a_script(scenes: Path, undisturbed: list[dict[str, Any]], whole: Path) -> None:
     """pycocotools reads the owners' file; labels are categories by name, which is all that nano needs."""
     file = scenes / "coco" / "annotations" / "instances_val2017.json"
@@ -93,6 +94,7 @@ def test_detection_reaches_what_it_did(undisturbed: list[dict[str, Any]]) -> Non
         assert 1 < row["value"] - low < 8 and 1 < high - row["value"] < 8
 
 
+@pytest.mark.release
 def test_a_killed_run_is_resumed(scenes: Path, tmp_path: Path, undisturbed: list[dict[str, Any]]) -> None:
     """After SIGKILL no answer is asked for again, and the report is that of an undisturbed run."""
     common = ["coco-detection", "--data", scenes, "--out", tmp_path, *NANO]
@@ -127,6 +129,7 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"value": round(row["value"], 3), "interval": [round(each, 3) for each in row["interval"]]}
 
 
+@pytest.mark.release
 def test_two_processes(scenes: Path, tmp_path: Path, undisturbed: list[dict[str, Any]]) -> None:
     common = ["coco-detection", "--data", scenes, "--out", tmp_path, "--model", "nano", "--beams", "1"]
     assert evaluate(*common, "--workers", "0", "--devices", "cpu,cpu") == 0

@@ -214,6 +214,7 @@ def test_values_that_float16_would_round_are_counted(small_folder: Path, tmp_pat
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.release
 def test_ctrl_c_ends_the_command_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "florence2", "export", "nano", str(tmp_path / "out")]
 
@@ -239,6 +240,7 @@ def test_the_command_refuses_a_folder_that_holds_something(tmp_path: Path, capsy
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.release
 def test_the_command_merges_an_adapter_and_measures_8_bits(
     small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,7 @@ def test_new_tokens_follow_all_others(tokenizer: FlorenceTokenizer, tmp_path: Pa
     assert FlorenceTokenizer(tmp_path / "tokenizer.json").own_tokens == ("<near>", "<far>", "<between>")
 
 
+@pytest.mark.release
 def test_an_image_token_between_others_keeps_its_id(tmp_path: Path) -> None:
     """As transformers numbers tokens that are added to the native layout."""
     first = FlorenceTokenizer(GOLDEN / "tokenizer.json").token_id(ADDED_TOKENS[-1])

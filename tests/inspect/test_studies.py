@@ -217,6 +217,7 @@ def test_which_layers_moved(mini_folder: Path, tuned: tuple) -> None:
     assert by["vision_tower.blocks.0.0"] == 0 < by["language_model.encoder.layers.1"]
 
 
+@pytest.mark.release
 def test_which_answers_moved(mini: Florence2, tuned: tuple) -> None:
     out, _, (circles, others) = tuned
     after = load(out)
@@ -267,6 +268,7 @@ def test_the_lesson(mini_folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
 # ---- as commands --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.release
 def test_commands_print_tables(
     mini_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, seeing: Florence2
 ) -> None:

@@ -166,6 +166,7 @@ def patched_answers(
     return answers
 
 
+@pytest.mark.release  # answers without each of twelve heads
 def test_on_the_specimen_boxes_move_as_the_sweep_predicts(
     located: list[ForcedAnswer], predicted: tuple[Ablation, ...], patched_answers: list[list[Answer]]
 ) -> None:

@@ -53,6 +53,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.release  # two stops, each of a process
 def test_rows_are_the_same_after_any_stop(tmp_path: Path) -> None:
     """A kill and a SIGTERM, at different stages."""
     photos, results = tmp_path / "photos", tmp_path / "stopped" / "results.jsonl"

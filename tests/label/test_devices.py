@@ -38,6 +38,7 @@ def test_the_worst_exit_code_counts(codes: list[int], worst: int) -> None:
     assert _worst(codes) == worst
 
 
+@pytest.mark.release
 def test_each_device_has_a_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = argparse.Namespace(devices=["cpu", "cpu"], shard=None, workers=0, out=tmp_path, refuse=False)
     assert label_on_devices(options, note_shard) == 1

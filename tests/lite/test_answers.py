@@ -23,6 +23,7 @@ from florence2.lite.layout import CROSS, EMBED, ENCODER, EXPORT, STEP, VISION, g
 from parity.lite import parts
 from parity.recipe import make_picture
 from recipes.nano.exam import Exam
+from tests.release import keep
 
 
 def assert_same(ours: Answer, theirs: Answer) -> None:
@@ -42,7 +43,7 @@ def rated(answer: Answer) -> list[Any]:
     return [answer, *answer.boxes, *answer.quads, *answer.polygons]
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", keep([1], [1, 3]))
 def test_all_tasks(nano: Florence2, lite: Florence2Lite, scenes: Exam, beams: int) -> None:
     seen = set()
     for sample in (scenes[0], scenes[5]):
@@ -68,7 +69,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", keep(range(0, len(SETTINGS), 3), SETTINGS), ids=str)
 def test_settings(nano: Florence2, lite: Florence2Lite, scenes: Exam, settings: dict[str, Any]) -> None:
     """Samples too: a seed draws torch's own numbers."""
     image = scenes[3].image
@@ -133,14 +134,16 @@ def requests(lite: Florence2Lite, scenes: Exam) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("merged", [False, True])
+TOGETHER: list[dict[str, Any]] = [
+    {"num_beams": 1},
+    {"num_beams": 3, "num_return_sequences": 2},
+    {"sample": True, "seed": 4, "num_return_sequences": 3},
+]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_beams": 1},
-        {"num_beams": 3, "num_return_sequences": 2},
-        {"sample": True, "seed": 4, "num_return_sequences": 3},
-    ],
+    ("settings", "merged"),
+    keep([2, 5], [(settings, merged) for settings in TOGETHER for merged in (False, True)]),
     ids=str,
 )
 def test_a_batch_answers_as_each_question_alone(

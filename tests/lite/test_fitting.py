@@ -14,6 +14,7 @@ from onnx import ModelProto, numpy_helper
 from florence2.errors import CheckpointError, ConfigError, Florence2Error
 from florence2.lite import load
 from florence2.lite.layout import CONFIG, CROSS, EMBED, ENCODER, EXPORT, MERGED, STEP, VISION, graph_file
+from tests.release import keep
 
 
 @pytest.fixture(params=["nano_folder", "published"])
@@ -27,11 +28,14 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("graph", "other", "words"),
-    [
-        (VISION, EMBED, "it has no input pixel_values"),
-        (EMBED, ENCODER, "it has no input input_ids"),
-        (ENCODER, VISION, "it has no input attention_mask"),
-    ],
+    keep(
+        [0],
+        [
+            (VISION, EMBED, "it has no input pixel_values"),
+            (EMBED, ENCODER, "it has no input input_ids"),
+            (ENCODER, VISION, "it has no input attention_mask"),
+        ],
+    ),
 )
 def test_a_graph_in_the_place_of_another(folder: Path, graph: str, other: str, words: str) -> None:
     shutil.copyfile(folder / graph_file(other), folder / graph_file(graph))
@@ -51,12 +55,15 @@ def test_a_decoder_in_the_place_of_another(nano_folder: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({"decoder_layers": 4}, r"it has no input past_key_values\.3\.decoder\.key"),
-        ({"decoder_layers": 2}, r"it needs an input past_key_values\.2\.decoder\.key"),
-        ({"decoder_attention_heads": 10}, r"has the shape \[any, 5, any, 32\], not \[any, 10, any, 16\]"),
-        ({"vocab_size": 1630}, r"logits has the shape \[any, any, 1631\], not \[any, any, 1630\]"),
-    ],
+    keep(
+        [0, 3],
+        [
+            ({"decoder_layers": 4}, r"it has no input past_key_values\.3\.decoder\.key"),
+            ({"decoder_layers": 2}, r"it needs an input past_key_values\.2\.decoder\.key"),
+            ({"decoder_attention_heads": 10}, r"has the shape \[any, 5, any, 32\], not \[any, 10, any, 16\]"),
+            ({"vocab_size": 1630}, r"logits has the shape \[any, any, 1631\], not \[any, any, 1630\]"),
+        ],
+    ),
 )
 def test_settings_of_another_model(folder: Path, changes: dict[str, Any], words: str) -> None:
     values = json.loads((folder / CONFIG).read_text())

@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_the_three_tools_answer_as_the_library_does(root: Path) -> None:
+def test_the_three_tools_answer_as_the_library_does_and_read_below_the_roots_alone(root: Path) -> None:
     f, scene = florence2.load("nano", device="cpu"), root / "scene.png"
     box = f.detect(scene).boxes[0]
     expected: dict[tuple[Any, ...], florence2.Answer] = {
@@ -80,32 +80,30 @@ def test_the_three_tools_answer_as_the_library_does(root: Path) -> None:
                     assert one["label"] == other["label"]
                     assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
 
+        await read_elsewhere(session, root)
+
     talk_to(root, talk)
 
 
-def test_only_files_below_the_roots_are_read(root: Path) -> None:
+async def read_elsewhere(session: "ClientSession", root: Path) -> None:
     """Nothing says whether a file outside exists, and a wrong call is a sentence, after which the next is answered."""
     outside = ["../secret.png", str(root.parent / "secret.png"), "link.png", "/etc/hostname", "missing.png", "a\0b"]
-
-    async def talk(session: "ClientSession") -> None:
-        for path in [*outside, "https://example.com/a.png", "x" * 5000]:
-            result = await session.call_tool("find", {"image": path})
-            assert result.is_error and "is not a file below the folders" in result.content[0].text, path
-            assert len(result.content[0].text) < 1000
-        for arguments, sentence in [
-            ({"image": "text.png"}, "text.png"),
-            ({"image": "."}, "is a folder"),
-            ({"image": "scene.png", "things": ""}, "needs a text"),
-            ({"image": "scene.png", "things": "word " * 2000}, "positions"),
-        ]:
-            result = await session.call_tool("find", arguments)
-            assert result.is_error and "Traceback" not in result.content[0].text
-            assert sentence in result.content[0].text, result.content[0].text
-        wrong = await session.call_tool("read", {"image": "scene.png", "box": [30, 20, 10, 5], "regions": True})
-        assert wrong.is_error
-        assert not (await session.call_tool("read", {"image": str(root / "scene.png")})).is_error
-
-    talk_to(root, talk)
+    for path in [*outside, "https://example.com/a.png", "x" * 5000]:
+        result = await session.call_tool("find", {"image": path})
+        assert result.is_error and "is not a file below the folders" in result.content[0].text, path
+        assert len(result.content[0].text) < 1000
+    for arguments, sentence in [
+        ({"image": "text.png"}, "text.png"),
+        ({"image": "."}, "is a folder"),
+        ({"image": "scene.png", "things": ""}, "needs a text"),
+        ({"image": "scene.png", "things": "word " * 2000}, "positions"),
+    ]:
+        result = await session.call_tool("find", arguments)
+        assert result.is_error and "Traceback" not in result.content[0].text
+        assert sentence in result.content[0].text, result.content[0].text
+    wrong = await session.call_tool("read", {"image": "scene.png", "box": [30, 20, 10, 5], "regions": True})
+    assert wrong.is_error
+    assert not (await session.call_tool("read", {"image": str(root / "scene.png")})).is_error
 
 
 def test_a_root_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

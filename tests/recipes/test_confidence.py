@@ -28,6 +28,7 @@ def test_scenes_are_spoilt_the_same_way_every_time() -> None:
     assert {random.Random(seed).choice(SPOILT) for seed in range(12)} == {*SPOILT}
 
 
+@pytest.mark.release
 def test_the_formula_of_the_package_is_the_one_by_hand() -> None:
     """The table's own computation, by `decode` and other code, gives the confidence of each box and quad."""
     f = florence2.load("nano", device="cpu")
@@ -87,6 +88,7 @@ def test_regions_of_spoilt_scenes_count_no_more_than_those_of_clean_ones() -> No
     assert len(joined["text"]) == 3 and joined["quads"] == [(0.7, True)] and joined["<OCR>"] == [(0.3, True)]
 
 
+@pytest.mark.release  # a whole fit
 def test_a_calibration_is_fitted_to_half_spoilt_scenes_and_measured_on_every_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

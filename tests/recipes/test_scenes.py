@@ -19,6 +19,7 @@ def test_a_seed_gives_the_same_images(scenes: list[Scene]) -> None:
     assert make_scene(12, 7).things != scenes[7].things
 
 
+@pytest.mark.release
 def test_everything_is_drawn_somewhere() -> None:
     things = [thing for index in range(150) for thing in make_scene(5, index).things]
     assert {thing.color for thing in things} == set(COLORS)

@@ -95,6 +95,7 @@ def test_every_task_answers_in_its_own_form(singles) -> None:
         assert filled.get(answer.kind, answer.boxes), answer.task
 
 
+@pytest.mark.release
 def test_the_command_line_needs_no_network(tmp_path: Path, drawing) -> None:
     drawing.save(tmp_path / "drawing.png")
     command = [sys.executable, "-m", "florence2", "run", "<OD>", str(tmp_path / "drawing.png"), "--model", "nano"]
@@ -106,6 +107,7 @@ def test_the_command_line_needs_no_network(tmp_path: Path, drawing) -> None:
     assert len(list((tmp_path / "out").glob("*.png"))) + len(list((tmp_path / "out").glob("*.jpg"))) == 1
 
 
+@pytest.mark.release  # it trains a tokenizer
 def test_its_tokenizer_and_settings_are_those_of_the_recipe(tmp_path: Path) -> None:
     write_processor(tmp_path)
     shipped, made = (

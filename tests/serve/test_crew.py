@@ -126,6 +126,7 @@ def service() -> Iterator[Service]:
     service.worker.stop()
 
 
+@pytest.mark.release  # a process that dies twice
 def test_a_request_that_kills_two_processes_fails(service: Service, capfd: pytest.CaptureFixture[str]) -> None:
     assert answer(service, png(1)).image_tokens > 0
     with pytest.raises(RequestError, match="died twice") as error:
@@ -161,6 +162,7 @@ def test_devices_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'cpu,' is not a list of devices" in capsys.readouterr().err
 
 
+@pytest.mark.release
 def test_a_device_that_does_not_exist_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever the other device is doing."""
     assert main(["serve", "--model", "nano", "--port", "0", "--devices", "cpu,cuda:9"]) == 2

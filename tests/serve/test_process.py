@@ -119,6 +119,7 @@ def test_sigterm_answers_what_was_accepted_and_refuses_the_rest(tmp_path: Path) 
         assert server.process.wait(timeout=30) == 0 and time.monotonic() - started < 32
 
 
+@pytest.mark.release  # a server of its own, to its end
 def test_what_is_left_after_the_drain_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path, "--drain", "0.2", "--max-batch", "1") as server:
         bodies = [json.dumps(chat_body("<OD>", png(2700 + i))).encode() for i in range(12)]
@@ -130,6 +131,7 @@ def test_what_is_left_after_the_drain_is_refused(tmp_path: Path) -> None:
         assert any(b'"draining"' in reply for reply in replies) and server.process.wait(timeout=20) == 0
 
 
+@pytest.mark.release
 def test_threads_and_files_do_not_grow(server: RunningServer) -> None:
     """Clients come, leave and send nonsense; the process has no more threads and open files after than before."""
 

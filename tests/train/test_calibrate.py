@@ -200,6 +200,7 @@ def test_a_damaged_calibration_is_read_only_where_it_is_used(own_nano: Path, tmp
     assert not (tmp_path / "converted").exists()
 
 
+@pytest.mark.release
 def test_a_damaged_calibration_is_replaced(own_nano: Path, tmp_path: Path) -> None:
     write_scenes(tmp_path, 5, 24, ["<OD>"], spoilt=0.5)
     (own_nano / "confidence.json").write_text("{")

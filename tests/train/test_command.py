@@ -14,6 +14,7 @@ from florence2.evaluate.command import main as evaluate_main
 from florence2.pipeline import Florence2
 from florence2.train.command import main
 from florence2.train.samples import Sample
+from tests.release import keep
 
 Capture = pytest.CaptureFixture[str]
 
@@ -203,6 +204,7 @@ def test_of_several_processes_one_writes(
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
+@pytest.mark.release
 def test_the_seed_draws_the_adapter(given: list[str], tmp_path: Path) -> None:
     weights = []
     for seed in ("0", "1"):
@@ -229,7 +231,7 @@ def shards(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("part", ["--freeze vision", "--lora 2"])
+@pytest.mark.parametrize("part", keep(["--freeze vision"], ["--freeze vision", "--lora 2"]))
 def test_a_frozen_tower_is_stored_with_the_run(given: list[str], part: str, tmp_path: Path, capsys: Capture) -> None:
     """Where an image is seen twice. The next run and an evaluation of its result read the same features."""
     run, words = tmp_path / "run", [*given, *part.split()]
@@ -257,8 +259,11 @@ def test_a_frozen_tower_is_stored_with_the_run(given: list[str], part: str, tmp_
 
 def test_validation_reads_what_training_stored(given: list[str], data: Path, tmp_path: Path) -> None:
     """Its other images are added once, whatever the number of evaluations."""
-    words = [*given, "--freeze", "vision", "--steps", "3", "--save-every", "1", "--validation", str(data)]
-    assert main(words) == 0
+    last = (data / "data.jsonl").read_text().splitlines()[-1]
+    (tmp_path / "last.jsonl").write_text(last.replace("000003", f"{data}/000003"))
+    words = [*given, "--freeze", "vision", "--steps", "3", "--save-every", "2"]
+    assert main([*words, "--validation", str(tmp_path / "last.jsonl")]) == 0
+    assert sum("evaluation" in line for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
     assert len(shards(tmp_path / "run" / "features")) == 1
 
 

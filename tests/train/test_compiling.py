@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from florence2.errors import OptionError
 from florence2.model.bart import DecoderLayer, EncoderLayer
 from florence2.model.config import Florence2Config
 from florence2.model.florence2 import Florence2Model
@@ -104,6 +106,45 @@ def test_a_run_resumes_with_it(mini_config: Florence2Config, processor: Processo
         torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_layers_are_compiled_for_gradients_alone(
+    mini: Florence2Model, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a compiler that notes its calls."""
+    calls: list[Any] = []
+
+    def note(function: Any, **given: Any) -> Any:
+        def compiled(*values: Any, **named: Any) -> Any:
+            calls.append(function)
+            return function(*values, **named)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", note)
+    batch = batch_of(processor)
+    loss, gradients = backward(mini.eval(), batch)
+    with compiled_layers(mini):
+        found, same = backward(mini, batch)
+        assert found == pytest.approx(loss, rel=1e-6) and close(same, gradients, within=1e-6)
+        assert len(calls) == 1 + 2  # to see whether there is a compiler, and in a layer of each kind
+        with torch.no_grad():
+            mini.encode(mini.encode_image(batch.pixel_values), batch.input_ids[:3])
+    backward(mini, batch)
+    assert len(calls) == 1 + 2
+
+
+def test_a_compiler_that_is_missing_is_one_sentence(mini: Florence2Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(function: Any, **given: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found\nTraceback")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    needs = r"cannot compile here \(No working C\+\+ compiler found\)\. --compile needs a C\+\+ compiler such as g"
+    with pytest.raises(OptionError, match=needs), compiled_layers(mini):
+        pytest.fail("nothing may run")
+    with compiled_layers(mini, active=False):
+        mini.train()
+
+
+@pytest.mark.release  # a command that looks for a compiler
 def test_without_a_compiler_the_command_says_so(data: Path, mini_folder: Path, tmp_path: Path) -> None:
     """And what it had compiled for other runs does not hide it."""
     words = f"train {data} --model {mini_folder} --out {tmp_path / 'run'} --steps 1 --batch 2 --workers 0 --device cpu"

@@ -1,6 +1,7 @@
 """A run's own files, damaged by an editor, a disk or a copy: each is one sentence with the remedy."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,18 @@ SETTINGS = TrainSettings(
 )
 
 
+@pytest.fixture(scope="module")
+def two_steps(mini_config: Any, processor: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps. Do not write to it."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    train(make_model(mini_config, processor, seed=3), processor, SceneSamples(1, 4), SETTINGS, folder)
+    return folder
+
+
 @pytest.fixture
-def finished(mini: Any, processor: Any, tmp_path: Path) -> Path:
-    """A run of two steps."""
-    train(mini, processor, SceneSamples(1, 4), SETTINGS, tmp_path)
-    return tmp_path
+def finished(two_steps: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copytree(two_steps, tmp_path / "run"))
 
 
 def resume(folder: Path, mini_config, processor) -> None:

@@ -34,6 +34,7 @@ def fewer(words: list[str], model: Path) -> list[str]:
     return [str(model) if word == "nano" else word for word in replaced] + short
 
 
+@pytest.mark.release  # nine commands
 def test_every_command_runs(
     mini_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

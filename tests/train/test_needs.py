@@ -161,6 +161,7 @@ def test_other_errors_are_what_they_are(mini: Florence2Model, processor: Process
     assert update_or_explain(lambda: 2.5, 1, None, lambda: pytest.fail("no advice is wanted")) == 2.5
 
 
+@pytest.mark.release  # processes under a limit of memory
 def test_a_real_limit(data: Path, mini_folder: Path, tmp_path: Path) -> None:
     """Under 330 MB in addition, 240 images at once are too many, and 12 are not."""
     lines = (data / "data.jsonl").read_text().splitlines()

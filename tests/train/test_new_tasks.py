@@ -43,6 +43,7 @@ def train(rows: Path, model: Path, *words: object) -> int:
     return florence("train", rows, "--model", model, "--out", rows.parent / "run", *schedule.split(), *words)
 
 
+@pytest.mark.release  # it learns four answers
 def test_a_fine_tune_from_its_data_to_its_answers(
     rows: Path, mini_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -103,10 +104,11 @@ def test_inspect_takes_a_declared_task(rows: Path, mini_folder: Path, tmp_path: 
     assert values["task"] == "<VQA>" and "".join(part["text"] for part in values["prompt"]) == f"<s>{VQA}</s>"
 
 
+@pytest.mark.release
 def test_an_adapter_and_a_conversion_carry_the_tasks(
     rows: Path, mini_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert train(rows, mini_folder, "--lora", 2, "--task-kind", "GENERATE_TAGS=text") == 0
+    assert train(rows, mini_folder, "--steps", 4, "--lora", 2, "--task-kind", "GENERATE_TAGS=text") == 0
     adapter = tmp_path / "run" / "adapter"
     own = (token_task("<GENERATE_TAGS>"), token_task("<VQA>"))
     assert read_tasks(adapter) == own

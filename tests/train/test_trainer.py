@@ -23,6 +23,7 @@ from florence2.train.settings import TrainSettings
 from florence2.train.trainer import make_optimizer, train
 from recipes.nano.places import SceneSample
 from recipes.nano.train import SceneSamples, make_model
+from tests.release import keep
 from tests.train import shared_run
 from tests.train.disturbed import DisturbedSamples, interrupt, send
 
@@ -48,6 +49,7 @@ def test_it_learns(mini, processor, tmp_path) -> None:
     assert not mini.training
 
 
+@pytest.mark.release
 def test_a_broken_run_comes_to_the_same_bits(mini, mini_config, processor, tmp_path) -> None:
     """With dropout on, and in another order of events: stopped in update 5 after the state of update 4."""
     train(mini, processor, SceneSamples(1, 10), SETTINGS, tmp_path / "whole")
@@ -73,7 +75,7 @@ def test_a_finished_run_is_left_alone(mini, mini_config, processor, tmp_path) ->
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in weights(mini).items())
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", keep([1], [1, 3]))
 def test_micro_batches_add_up(mini, mini_config, processor, tmp_path, size) -> None:
     """Answers of a batch differ in length, so that a mean of means would not do. Without dropout."""
     plain = replace(
@@ -90,6 +92,7 @@ def test_micro_batches_add_up(mini, mini_config, processor, tmp_path, size) -> N
     assert [row["norm"] for row in cut] == pytest.approx([row["norm"] for row in one], rel=1e-4)
 
 
+@pytest.mark.release  # torch's launcher and two processes
 def test_two_processes_come_to_the_weights_of_one(processor_folder, tmp_path, capfd) -> None:
     """The same global batch, by this process, and shared by two as torch's launcher starts them.
 
@@ -183,7 +186,7 @@ def test_what_a_worker_cannot_read_is_one_sentence(mini, processor, tmp_path) ->
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("number", "save_every"), [(signal.SIGINT, 100), (signal.SIGTERM, 3)])
+@pytest.mark.parametrize(("number", "save_every"), keep([1], [(signal.SIGINT, 100), (signal.SIGTERM, 3)]))
 def test_a_stopped_run_saves_its_state(mini, mini_config, processor, tmp_path, number, save_every) -> None:
     """The signal comes in update 3. An evaluation that is due then is skipped, and made up for later."""
     settings = replace(SETTINGS, save_every=save_every)
@@ -234,6 +237,7 @@ def test_an_evaluation_is_broken_off_at_once_and_made_up_for(mini, mini_config, 
     assert done == [0, 2, 4, 6]
 
 
+@pytest.mark.release  # a command and its worker, ended
 def test_a_group_that_is_ended_saves_what_it_has(data, mini_folder, tmp_path) -> None:
     """As a launcher, `timeout` or a scheduler ends a command: SIGTERM to its worker processes as well."""
     words = f"train {data} --model {mini_folder} --out {tmp_path} --steps 10000 --batch 2 --log-every 1"
@@ -396,6 +400,7 @@ def test_after_ten_updates_the_time_of_an_epoch_is_said(mini, processor, tmp_pat
     assert updates == [(row["step"], row["loss"]) for row in rows(tmp_path)]
 
 
+@pytest.mark.release
 def test_what_memory_needs_may_change_when_a_run_resumes(mini, mini_config, processor, tmp_path) -> None:
     """A run that ran out of memory must be able to resume with less at once."""
     train(mini, processor, SceneSamples(1, 8), replace(SETTINGS, steps=2), tmp_path)

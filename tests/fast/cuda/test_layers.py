@@ -21,6 +21,7 @@ from florence2.model.davit import ChannelBlock, SpatialBlock
 from florence2.model.florence2 import Florence2Model
 from florence2.model.trace import NO_TRACE, Trace
 from tests.fast.test_changes import CHANGES, Parts
+from tests.release import keep
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # how far from the formula in double, by how far the plain one is; the interpreter cuts bfloat16 off
@@ -89,7 +90,7 @@ def differences(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, f
     return {name: (value.double() - other[name].double()).abs().max().item() for name, value in one.items()}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", keep([list(TOLERANCES).index(torch.float16)], TOLERANCES), ids=str)
 def test_every_stage_is_the_plain_formula(plain: Florence2Model, dtype: torch.dtype, counted: list[str]) -> None:
     exact = copy.deepcopy(plain).double()
     plain.to(dtype)
@@ -112,7 +113,7 @@ def test_grids_that_windows_do_not_divide(plain: Florence2Model, size: tuple[int
     assert difference < 5e-5 and torch.equal(image, before)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu_new"])
+@pytest.mark.parametrize("activation", keep(["relu"], ["relu", "gelu_new"]))
 def test_other_activations(plain: Florence2Model, activation: str) -> None:
     for part in plain.modules():
         if hasattr(part, "activation"):
@@ -122,13 +123,12 @@ def test_other_activations(plain: Florence2Model, activation: str) -> None:
 
 
 SOME = """
-    fc2 reversed by .data, self-attention heads rolled, another activation by class, a norm replaced,
-    hook on the key projection, hook in the tower
+    fc2 reversed by .data, another activation by class, hook on the key projection, hook in the tower
 """
 MORE = """
     fc1 new parameter, embedding rows exchanged by .data, output bias replaced, a layer twice,
     cross-attention heads pruned, eps of a norm, pre-hook on fc2, keys_values of attention, window of the tower,
-    untied head
+    untied head, self-attention heads rolled, a norm replaced
 """
 """Of the changes that touch what is read by address here, or what is not called, one of each kind; most of a minute."""
 CHANGED = [" ".join(name.split()) for name in SOME.split(",")]

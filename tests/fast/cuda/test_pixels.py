@@ -58,7 +58,8 @@ def test_random_sizes(resample: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [(640, 480), (480, 640), (123, 457), (1920, 1080), (768, 300), (900, 768), (3000, 50), (720, 1280)]
+    "size",
+    [(480, 640), (1920, 1080), (768, 300), (3000, 50)],
 )
 def test_the_published_size(size: tuple[int, int]) -> None:
     check(noise(np.random.default_rng(0), *size), config(768, 768))
@@ -151,12 +152,12 @@ def test_the_device_is_chosen_by_the_model(nano: florence2.Florence2, forced: fl
 
 def test_answers_are_the_same(nano: florence2.Florence2, forced: florence2.Florence2, folder: Path) -> None:
     paths = [path for path in sorted(folder.iterdir()) if path.stem != "4"]
-    for path in paths[:3]:
+    for path in paths[:2]:
         assert forced.prepare_image(path).pixels.shape[1::-1] == forced.prepare_image(path).size
         assert torch.equal(forced.encode_image(path).features, nano.encode_image(path).features)
         assert forced.run("<OD>", path).token_ids == nano.run("<OD>", path).token_ids
     requests = [(task, path) for path in paths for task in ("<CAPTION>", "<OCR_WITH_REGION>")]
-    few = nano.options(max_new_tokens=20)
+    few = nano.options(max_new_tokens=5)
     expected = [answer.token_ids for answer in nano.run_batch(requests, options=few)]
     assert [answer.token_ids for answer in forced.run_batch(requests, options=few)] == expected
     assert [answer.token_ids for answer in forced.stream(requests, options=few)] == expected  # type: ignore[union-attr]
@@ -193,6 +194,7 @@ def test_a_batch_reads_ahead_but_in_its_own_thread_what_is_a_file_object(
         forced.run_batch([("<CAPTION>", folder / f"{seed}.jpg") for seed in range(9)], options=few)
 
 
+@pytest.mark.release
 def test_folder_runs(nano: florence2.Florence2, forced: florence2.Florence2, folder: Path) -> None:
     def rows(model: florence2.Florence2) -> list[object]:
         ask = lambda pairs, arrived: model.stream(  # noqa: E731

@@ -17,6 +17,7 @@ from florence2.generation.generate import generate
 from florence2.pipeline import Florence2
 from parity.schedules import SETTINGS, Question, make_questions, run_schedule
 from parity.ties import TokenCount
+from tests.release import keep
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def caption(f: Florence2, image: Tensor | None = None, **settings: Any) -> Work:
     return Work(f.processor.prompt("<CAPTION>"), f.options(**settings), pixel_values=image)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", keep([0, 1], range(6)))
 def test_random_schedules(f: Florence2, questions: list[Question], seed: int) -> None:
     """`python -m parity` runs many more."""
     count = TokenCount()
@@ -257,7 +258,7 @@ def test_steps_are_prepared_for_rounded_numbers_of_rows_and_again_after_a_pause(
     assert prepared == [4, 16, 4]
 
 
-@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}, {"sample": True, "seed": 3}])
+@pytest.mark.parametrize("settings", keep([0], [{"num_beams": 3}, {"num_beams": 1}, {"sample": True, "seed": 3}]))
 def test_answers_longer_than_the_first_room_of_a_search(f: Florence2, image: Tensor, settings: dict[str, Any]) -> None:
     """A later answer of the same options joins when the first has more room already."""
     work = caption(f, image, max_new_tokens=140, min_new_tokens=135, no_repeat_ngram_size=3, **settings)

@@ -47,6 +47,7 @@ def test_they_are_those_of_decode(nano: florence2.Florence2, scene: Image.Image)
     assert torch.allclose(again.location_probabilities, scores[:, :, list(ids)].exp(), atol=1e-6)
 
 
+@pytest.mark.release
 def test_every_way_gives_the_same(nano: florence2.Florence2, scene: Image.Image) -> None:
     """Alone, in a batch of the engine, in a padded one, traced, and by the plain model without packed weights."""
     alone = [nano.run(task, scene, *text) for task, *text in QUESTIONS]

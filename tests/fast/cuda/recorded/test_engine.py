@@ -25,6 +25,7 @@ from parity.schedules import SETTINGS, Question, make_questions, run_schedule
 from parity.schedules import answer_alone as answer_as_now
 from parity.tape import TapeRecorder
 from parity.ties import TokenCount
+from tests.release import keep
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def work(f: Florence2, length: int, number: int = 0, **settings: Any) -> Work:
     return Work(prompt, f.options(**settings), features=features)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", keep([2], range(4)))
 def test_random_schedules(
     f: Florence2, questions: list[Question], seed: int, recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_random_schedules(
     assert recorder.replayed > 0
 
 
+@pytest.mark.release
 def test_no_prompt_length_records_again(f: Florence2, recorder: TapeRecorder) -> None:
     engine = Engine(f.model)
     settings = {"max_new_tokens": 3, "min_new_tokens": 2, "num_beams": 2}
@@ -204,6 +206,7 @@ def test_cancelling_and_errors(f: Florence2, recorder: TapeRecorder) -> None:
         assert generation is not None and generation.sequences.tolist() == answer_alone(f, works[i])
 
 
+@pytest.mark.release
 def test_a_batch_of_the_pipeline(f: Florence2, recorder: TapeRecorder) -> None:
     images = [make_picture(seed, 64, 48) for seed in range(5)]
     requests = [(task, images[i]) for i, task in enumerate(("<OD>", "<CAPTION>", "<OCR>", "<CAPTION>", "<OD>"))]
