@@ -26,6 +26,7 @@ from parity.gradients import (
 )
 from parity.recipe import make_model
 from parity.report import HEADROOM, load_tolerances
+from tests.release import keep
 
 PROMPTS = [[0, 11, 2], [0, 9, 7, 8, 12, 2]]
 
@@ -131,12 +132,15 @@ def test_a_frozen_part_is_noticed(pair: Pair, batch: TrainingBatch, part: str) -
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "vision_tower.blocks.0.0.channel_block.norm2.bias",
-        "multi_modal_projector.image_position_embed.row_embeddings.weight",
-        "language_model.encoder.layers.0.self_attn.k_proj.bias",
-        "language_model.shared.weight",
-    ],
+    keep(
+        [0, 2],
+        [
+            "vision_tower.blocks.0.0.channel_block.norm2.bias",
+            "multi_modal_projector.image_position_embed.row_embeddings.weight",
+            "language_model.encoder.layers.0.self_attn.k_proj.bias",
+            "language_model.shared.weight",
+        ],
+    ),
 )
 def test_one_gradient_that_is_off_by_a_thousandth_is_noticed(pair: Pair, batch: TrainingBatch, name: str) -> None:
     """The gradient of a key's bias is zero; there a thousandth of its weight's is added."""

@@ -125,6 +125,10 @@ def test_the_mirror_is_asked_first_then_who_imports_it() -> None:
     # which imports the public name alone
     assert selection.tests_of(ROOT, "florence2/generation/generate.py")[1] == "tests/generation/test_stepper.py"
     assert "tests/fast/cuda/recorded/test_lane.py" in selection.tests_of(ROOT, "florence2/generation/state.py")
+
+
+@pytest.mark.release
+def test_every_file_has_tests() -> None:
     for path in sources(ROOT, []):
         chosen = selection.tests_of(ROOT, path)
         assert chosen and all((ROOT / test).exists() for test in chosen) and len(set(chosen)) == len(chosen), path

@@ -74,6 +74,7 @@ def fresh(changed: tuple[Path, dict[str, list[Any]]]) -> dict[str, list[Any]]:
     return answers
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_new_process_gives_the_same_answer(
     mini: Florence2, changed: tuple[Path, dict[str, list[Any]]], fresh: dict[str, list[Any]], name: str

@@ -197,6 +197,7 @@ def test_offline_and_absent_is_one_sentence_with_the_remedy(
     assert "microsoft/Florence-2-base is not in the local cache" in last and "florence2 download base" in last
 
 
+@pytest.mark.release
 def test_a_connection_that_breaks_is_resumed_or_reported(user: User, hub: Hub) -> None:
     hub.fail_after_bytes = 50_000
     first = user.types("download", "base")

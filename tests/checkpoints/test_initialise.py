@@ -36,6 +36,7 @@ def test_init_refuses_to_overwrite_and_needs_a_tokenizer(small_folder: Path, tmp
         init_checkpoint(tmp_path / "new", preset("tiny"), tmp_path)
 
 
+@pytest.mark.release
 def test_the_vocabulary_follows_the_tokenizer(native_folder: Path, tmp_path: Path) -> None:
     """nano's has 1,631 tokens; the native layout's has a placeholder that Microsoft's layout does not know."""
     for name, source, tokens in (("nano", resolve("nano"), 1631), ("native", native_folder, 51289)):

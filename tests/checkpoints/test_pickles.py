@@ -92,6 +92,7 @@ def test_refused_before_memory_or_time_is_taken(case: str, tmp_path: Path) -> No
     assert time.process_time() - start < 5
 
 
+@pytest.mark.release
 def test_a_compressed_file_is_refused_unopened(tmp_path: Path) -> None:
     path = put(tmp_path / "a.bin", bytes(1 << 28), zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 1 << 20

@@ -110,6 +110,7 @@ def test_samples_are_those_of_pycocotools(tmp_path: Path) -> None:
         assert 0.1 < expected < 0.9
 
 
+@pytest.mark.release
 def test_the_interval_is_around_the_result() -> None:
     images = synthetic_images(40)
     answers = [answer(image, random.Random(image.image_id)) for image in images]

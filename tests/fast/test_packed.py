@@ -256,7 +256,8 @@ def test_the_clock_is_read_on_real_weights(monkeypatch: pytest.MonkeyPatch) -> N
         )
 
 
-@pytest.mark.parametrize("limit", keep(["1"], ["1", "8"]))
+@pytest.mark.release
+@pytest.mark.parametrize("limit", ["1", "8"])
 def test_fewer_threads_than_promised_get_the_plain_step(limit: str) -> None:
     """OpenMP's limit holds from the start of the process; some versions of oneDNN then leave a part undone.
 

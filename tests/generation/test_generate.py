@@ -131,12 +131,15 @@ def test_answers_end_and_are_padded_by_the_ids_of_the_model(beams: int) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"num_beams": 1},
-        {"num_beams": 3, "num_return_sequences": 3, "early_stopping": False},
-        {"num_beams": 4, "num_return_sequences": 4, "early_stopping": "never", "length_penalty": -0.5},
-        {"num_beams": 2, "num_return_sequences": 2, "early_stopping": "never", "length_penalty": 1.5},
-    ],
+    keep(
+        [0, 2],
+        [
+            {"num_beams": 1},
+            {"num_beams": 3, "num_return_sequences": 3, "early_stopping": False},
+            {"num_beams": 4, "num_return_sequences": 4, "early_stopping": "never", "length_penalty": -0.5},
+            {"num_beams": 2, "num_return_sequences": 2, "early_stopping": "never", "length_penalty": 1.5},
+        ],
+    ),
     ids=str,
 )
 def test_equals_an_independent_search(changes: dict[str, Any]) -> None:

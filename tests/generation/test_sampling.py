@@ -162,7 +162,7 @@ def test_samples_that_end_early_leave_the_rest_alone() -> None:
         assert {*ids[1 + length :]} <= {1} and not kept.token_logprobs[row, length:].any()
 
 
-@pytest.mark.parametrize("changes", [{"temperature": 0.01}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
+@pytest.mark.parametrize("changes", keep([1], [{"temperature": 0.01}, {"top_k": 1}, {"top_p": 1e-6}]), ids=str)
 def test_what_leaves_no_choice_is_greedy(small: Florence2, changes: dict[str, Any]) -> None:
     greedy = small.run_batch(REQUESTS, num_beams=1, max_new_tokens=12)
     sure = small.run_batch(REQUESTS, options=sampled(small, **changes))

@@ -203,7 +203,7 @@ def random_table(seed: int, ids: int = 12, end_bonus: float = 0.8) -> Table:
 def test_equals_the_slow_search(run: Run, changes: dict[str, Any], start: int, limit: int, end_bonus: float) -> None:
     """Short answers that start with the id 0, long ones that start with another."""
     options = replace(PLAIN, max_new_tokens=limit).changed(**changes)
-    for seed in range(6):
+    for seed in range(5):
         table = random_table(seed, end_bonus=end_bonus)
         found = run([table], options, replace(IDS, start=start))
         rows = [strip(found.sequences[r], int(found.lengths[r])) for r in range(len(found.sequences))]

@@ -12,6 +12,7 @@ from florence2.inputs.tokenizer import ADDED_TOKENS, FlorenceTokenizer
 from florence2.inputs.tokenizer_file import MAX_FILE_BYTES
 from parity.recipe import GOLDEN
 from parity.records import read_record
+from tests.release import keep
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +146,18 @@ def test_own_tokens_of_a_file_without_the_published_ones(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("added", "words"),
-    [
-        ([(50265, "<near>")], "gives '<near>' the id 50265, but its place is 51289: a model's own tokens come after"),
-        ([(51290, "<near>")], "gives '<near>' the id 51290, but its place is 51289"),
-        ([(51289, "<near>"), (51290, "<near>")], "adds the token '<near>' twice"),
-        ([(50265, "<loc_1>"), (50266, "<loc_0>")], "lacks the token '<od>' and 1021 more"),
-    ],
+    keep(
+        [0, 3],
+        [
+            (
+                [(50265, "<near>")],
+                "gives '<near>' the id 50265, but its place is 51289: a model's own tokens come after",
+            ),
+            ([(51290, "<near>")], "gives '<near>' the id 51290, but its place is 51289"),
+            ([(51289, "<near>"), (51290, "<near>")], "adds the token '<near>' twice"),
+            ([(50265, "<loc_1>"), (50266, "<loc_0>")], "lacks the token '<od>' and 1021 more"),
+        ],
+    ),
 )
 def test_ids_that_a_model_was_not_trained_with_are_refused(
     added: list[tuple[int, str]], words: str, tmp_path: Path

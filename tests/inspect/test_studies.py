@@ -204,6 +204,7 @@ def tuned(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     return out, *moved.study(str(mini_folder), out, settings, 2)
 
 
+@pytest.mark.release
 def test_which_layers_moved(mini_folder: Path, tuned: tuple) -> None:
     out, found, _ = tuned
     before, after = (load_model(path).state_dict() for path in (mini_folder, out))

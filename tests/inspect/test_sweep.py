@@ -183,6 +183,7 @@ def test_on_the_specimen_boxes_move_as_the_sweep_predicts(
     assert float(torch.corrcoef(torch.tensor([[row.shift for row in predicted], moved]))[0, 1]) > 0.5
 
 
+@pytest.mark.release
 def test_on_the_specimen_words_are_those_predicted(
     nano: Florence2, located: list[ForcedAnswer], predicted: tuple[Ablation, ...], patched_answers: list[list[Answer]]
 ) -> None:
@@ -200,6 +201,7 @@ def test_on_the_specimen_words_are_those_predicted(
     assert 0 < changed < len(predicted) * len(located)
 
 
+@pytest.mark.release
 def test_on_the_specimen_a_patch_is_a_model_without_the_head(
     nano: Florence2, located: list[ForcedAnswer], predicted: tuple[Ablation, ...], patched_answers: list[list[Answer]]
 ) -> None:

@@ -120,6 +120,7 @@ def test_errors_are_tried_again_and_order_is_kept(photos: Path, tmp_path: Path, 
     assert label(*common, "--model", "nano") == 0 and (tmp_path / "out" / "results.jsonl").read_bytes() == stored
 
 
+@pytest.mark.release
 def test_hostile_files_cost_their_own_rows(photos: Path, tmp_path: Path) -> None:
     """The rest is as without them."""
     sound = [photos / f"{number:02}.png" for number in (0, 1, 2)]

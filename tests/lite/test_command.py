@@ -10,6 +10,7 @@ import pytest
 from florence2.cli.main import main as torch_main
 from florence2.lite.command import main
 from recipes.nano.exam import Exam
+from tests.release import keep
 
 
 @pytest.fixture
@@ -36,12 +37,26 @@ def rows(text: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ["run", "od", "caption", "{images}", "--json"],
-        ["run", "region_to_ocr", "{images}", "--box", "1,2,60,70", "--json", "--beams", "1", "--min-confidence", "0.2"],
-        ["cascade", "{images}", "--json", "--detail", "detailed", "--max-new-tokens", "40"],
-        ["run", "od", "{images}", "--json", "--no-confidence", "--beams", "1", "--max-new-tokens", "20"],
-    ],
+    keep(
+        [0, 1],
+        [
+            ["run", "od", "caption", "{images}", "--json"],
+            [
+                "run",
+                "region_to_ocr",
+                "{images}",
+                "--box",
+                "1,2,60,70",
+                "--json",
+                "--beams",
+                "1",
+                "--min-confidence",
+                "0.2",
+            ],
+            ["cascade", "{images}", "--json", "--detail", "detailed", "--max-new-tokens", "40"],
+            ["run", "od", "{images}", "--json", "--no-confidence", "--beams", "1", "--max-new-tokens", "20"],
+        ],
+    ),
     ids=" ".join,
 )
 def test_the_rows_are_those_of_torch(

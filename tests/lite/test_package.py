@@ -35,6 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.release
 def test_it_runs_where_neither_torch_nor_florence2_is(
     source: Path, nano_folder: Path, scenes: Exam, tmp_path: Path
 ) -> None:

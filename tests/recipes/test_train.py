@@ -81,6 +81,7 @@ def singles(nano) -> list[Answer]:
     return [nano.run(prompt, image) for prompt, image in questions()]
 
 
+@pytest.mark.release
 def test_a_batch_equals_singles_over_all_tasks(nano, singles) -> None:
     wanted = questions()
     assert {prompt[: prompt.index(">") + 1] for prompt, _ in wanted} == set(TASKS)
@@ -89,6 +90,7 @@ def test_a_batch_equals_singles_over_all_tasks(nano, singles) -> None:
     assert all(answer.finish_reason == "stop" for answer in singles)
 
 
+@pytest.mark.release
 def test_every_task_answers_in_its_own_form(singles) -> None:
     for answer in singles:
         filled = {"text": answer.text, "quads": answer.quads, "polygons": answer.polygons}

@@ -64,14 +64,14 @@ _JSON = {"content-type": "application/json"}
 
 
 def test_no_request_is_lost_when_a_process_dies(pair: RunningServer) -> None:
-    bodies = [chat_body("<CAPTION>", png(7200 + i), florence2={"num_beams": 1}) for i in range(30)]
+    bodies = [chat_body("<CAPTION>", png(7200 + i), florence2={"num_beams": 1}) for i in range(16)]
     restarts, queries = pair.metric("worker_restarts_total"), pair.metric("picture_cache_queries_total")
-    with ThreadPoolExecutor(10) as threads:
+    with ThreadPoolExecutor(8) as threads:
         replies = [threads.submit(pair.post, "/v1/chat/completions", body) for body in bodies]
-        while pair.metric("picture_cache_queries_total") < queries + 12:
+        while pair.metric("picture_cache_queries_total") < queries + 5:
             time.sleep(0.01)
         os.kill(processes_of(pair)[0], signal.SIGKILL)
-        assert [reply.result().status for reply in replies] == [200] * 30
+        assert [reply.result().status for reply in replies] == [200] * 16
     pair.wait_for("worker_restarts_total", restarts + 1)
     pair.wait_for("workers", 2, seconds=30)
     pair.wait_for("requests_running", 0)
@@ -139,6 +139,7 @@ def test_a_request_that_kills_two_processes_fails(service: Service, capfd: pytes
     assert "the process of a died (exit code 3)" in capfd.readouterr().err
 
 
+@pytest.mark.release
 def test_jobs_fail_when_the_drain_is_over(service: Service) -> None:
     options = florence2.GenerationOptions(max_new_tokens=1000, min_new_tokens=1000, num_beams=1)
     held = service.hold(png(3), "3", "me")

@@ -160,6 +160,7 @@ def test_threads_and_files_do_not_grow(server: RunningServer) -> None:
     assert after[0] <= before[0] + 1 and after[1] <= before[1] + 2
 
 
+@pytest.mark.release
 def test_a_second_signal_ends_at_once(narrow: RunningServer) -> None:
     """The last test of this server."""
     key = f"Authorization: {KEY['authorization']}"

@@ -16,6 +16,7 @@ from florence2.errors import OptionError
 from florence2.inspect import answer_logprobs, teacher_force
 from florence2.tracing.names import names_of
 from florence2.tracing.patches import at, from_run, replace, scale, scale_heads, zero, zero_heads
+from tests.release import keep
 from tests.traced import PROMPTS
 
 LAYER = "decoder.layers.0"
@@ -79,17 +80,20 @@ def test_one_head_alone(small: Florence2, ask: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "encoder.layers.0.self_attention.weights",
-        "encoder.layers.0.mlp.hidden",
-        f"{LAYER}.cross_attention.keys",
-        f"{LAYER}.cross_attention.weights",
-        f"{LAYER}.self_attention.weights",
-        f"{LAYER}.after_self_attention",
-        "scores.no_repeat_ngram",
-        "logits",
-        "prompt",
-    ],
+    keep(
+        [0, 3, 6, 8],
+        [
+            "encoder.layers.0.self_attention.weights",
+            "encoder.layers.0.mlp.hidden",
+            f"{LAYER}.cross_attention.keys",
+            f"{LAYER}.cross_attention.weights",
+            f"{LAYER}.self_attention.weights",
+            f"{LAYER}.after_self_attention",
+            "scores.no_repeat_ngram",
+            "logits",
+            "prompt",
+        ],
+    ),
 )
 def test_its_own_value_changes_nothing(small: Florence2, ask: Any, name: str) -> None:
     plain = ask(0, "**")

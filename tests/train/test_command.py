@@ -20,10 +20,18 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def given(data: Path, mini_folder: Path, tmp_path: Path) -> list[str]:
+def whole(data: Path, mini_folder: Path, tmp_path: Path) -> list[str]:
     """A run of one update of two images."""
     words = f"{data} --model {mini_folder} --out {tmp_path / 'run'} --steps 1 --batch 2 --workers 0 --device cpu"
     return [*words.split(), "--learning-rate", "1e-2", "--warmup", "0"]
+
+
+@pytest.fixture
+def given(whole: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The same without an estimate of the memory and a drawing of the losses, which take longer than the update."""
+    monkeypatch.setattr("florence2.train.run.describe_memory", lambda need: None)
+    monkeypatch.setattr("florence2.train.plot.plot_log", lambda log, path: None)
+    return whole
 
 
 @pytest.fixture
@@ -55,8 +63,8 @@ def test_images_of_a_run_may_vary(given: list[str], tmp_path: Path) -> None:
     assert {"flip": 1.0, "shrink": 0.5, "colour": 0.2}.items() <= settings(tmp_path / "varied").items()
 
 
-def test_a_run(given: list[str], data: Path, mini_folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert main(given) == 0
+def test_a_run(whole: list[str], data: Path, mini_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(whole) == 0
     run = tmp_path / "run"
     assert capsys.readouterr().out == f"{run / 'checkpoint'}\n"
     files = {path.name for path in run.iterdir()}

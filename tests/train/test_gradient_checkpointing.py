@@ -16,6 +16,7 @@ from florence2.train.data import Batch
 from florence2.train.freeze import freeze
 from florence2.train.gradient_checkpointing import LAYERS, gradient_checkpointing
 from florence2.train.loss import LossModule
+from tests.release import keep
 from tests.train.steps import backward, batch_of
 
 
@@ -30,7 +31,7 @@ def step(model: Florence2Model, batch: Batch, active: bool, autocast: bool = Fal
         return backward(model, batch, autocast)
 
 
-@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("dropout", keep([1], [False, True]))
 @pytest.mark.parametrize("autocast", [False, True])
 def test_loss_and_gradients_are_the_same_bits(
     mini: Florence2Model, batch: Batch, dropout: bool, autocast: bool

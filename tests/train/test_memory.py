@@ -9,6 +9,7 @@ from florence2.train.freeze import freeze
 from florence2.train.gradient_checkpointing import LAYERS
 from florence2.train.lora import LoraSettings, add_lora
 from florence2.train.memory import BatchShape, LayerMemory, UpdateMemory, estimate_update
+from tests.release import keep
 
 SHAPE = BatchShape(images=2, pairs=3, prompt=7, answer=9, height=64, width=64)
 
@@ -46,7 +47,7 @@ def total(update: UpdateMemory) -> int:
 
 
 @pytest.mark.parametrize("parts", [[], ["vision"], ["vision", "projection", "encoder", "embeddings"]])
-@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("dropout", keep([1], [False, True]))
 def test_the_estimate_counts_what_autograd_keeps(mini: Florence2Model, parts: list[str], dropout: bool) -> None:
     freeze(mini, parts)
     if not dropout:

@@ -160,6 +160,7 @@ def test_two_questions_in_one_folder_have_two_answers(
     assert kept == ["why?", "how?"]
 
 
+@pytest.mark.release
 def test_a_fresh_process_finds_the_tasks_of_a_folder(rows: Path, mini_folder: Path, tmp_path: Path) -> None:
     """The file is data: a task in it that names code is refused, and nothing is imported."""
     import shutil

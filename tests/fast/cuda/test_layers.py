@@ -123,12 +123,12 @@ def test_other_activations(plain: Florence2Model, activation: str) -> None:
 
 
 SOME = """
-    fc2 reversed by .data, another activation by class, hook on the key projection, hook in the tower
+    fc2 reversed by .data, another activation by class, hook on the key projection
 """
 MORE = """
     fc1 new parameter, embedding rows exchanged by .data, output bias replaced, a layer twice,
     cross-attention heads pruned, eps of a norm, pre-hook on fc2, keys_values of attention, window of the tower,
-    untied head, self-attention heads rolled, a norm replaced
+    untied head, self-attention heads rolled, a norm replaced, hook in the tower
 """
 """Of the changes that touch what is read by address here, or what is not called, one of each kind; most of a minute."""
 CHANGED = [" ".join(name.split()) for name in SOME.split(",")]

@@ -46,7 +46,7 @@ def caption(f: Florence2, image: Tensor | None = None, **settings: Any) -> Work:
     return Work(f.processor.prompt("<CAPTION>"), f.options(**settings), pixel_values=image)
 
 
-@pytest.mark.parametrize("seed", keep([0, 1], range(6)))
+@pytest.mark.parametrize("seed", keep([1], range(6)))
 def test_random_schedules(f: Florence2, questions: list[Question], seed: int) -> None:
     """`python -m parity` runs many more."""
     count = TokenCount()

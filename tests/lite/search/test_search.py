@@ -13,6 +13,7 @@ from florence2.generation.state import SpecialIds
 from florence2.lite.search.arrays import NEVER, largest, log_softmax
 from florence2.lite.search.search import draw, drawable, search
 from tests.generation.tables import as_generation
+from tests.release import keep
 
 V = 3000
 IDS = SpecialIds(start=0, end=1, pad=2)
@@ -21,14 +22,17 @@ PLAIN = GenerationOptions.from_settings({"max_new_tokens": 70})
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 3},
-        {"num_beams": 5, "num_return_sequences": 5, "repetition_penalty": 1.2, "forced_eos_token_id": 1},
-        {"sample": True, "seed": 5, "num_return_sequences": 3},
-        {"sample": True, "seed": 6, "top_k": 40, "top_p": 0.8, "temperature": 1.5},
-        {"sample": True, "seed": 7, "top_p": 0.95},
-    ],
+    keep(
+        [2, 4],
+        [
+            {},
+            {"num_beams": 3, "early_stopping": True, "no_repeat_ngram_size": 3},
+            {"num_beams": 5, "num_return_sequences": 5, "repetition_penalty": 1.2, "forced_eos_token_id": 1},
+            {"sample": True, "seed": 5, "num_return_sequences": 3},
+            {"sample": True, "seed": 6, "top_k": 40, "top_p": 0.8, "temperature": 1.5},
+            {"sample": True, "seed": 7, "top_p": 0.95},
+        ],
+    ),
     ids=str,
 )
 def test_a_large_vocabulary_and_long_answers(changes: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def test_metrics_pass_through_it(f, samples, tmp_path) -> None:
 
 
 def test_changed_code_is_noticed(f, samples, tmp_path) -> None:
-    list(answer_samples(f, samples[:1], stored=StoredImages(f, StoreOptions(tmp_path / "s"))))
+    answers(f, samples[:1], StoredImages(f, StoreOptions(tmp_path / "s")))
     f.model.vision_tower.register_forward_hook(lambda *values: torch.zeros_like(values[2]))
     with pytest.raises(ConfigError, match="code has changed"):
         evaluate(f, samples[:1], stored=StoredImages(f, StoreOptions(tmp_path / "s")))
@@ -84,7 +84,7 @@ def test_changed_code_is_noticed(f, samples, tmp_path) -> None:
 def test_its_folder_is_bounded(f, samples, tmp_path) -> None:
     """What is stored already counts, and needs no room again."""
     folder = tmp_path / "new" / "s"
-    list(answer_samples(f, samples[:1], stored=StoredImages(f, StoreOptions(folder))))
+    answers(f, samples[:1], StoredImages(f, StoreOptions(folder)))
     with pytest.raises(OptionError, match="of 2 of 3 images need"):
         evaluate(f, samples[:3], stored=StoredImages(f, StoreOptions(folder, limit=1e-5)))
     (tmp_path / "file").touch()

@@ -129,7 +129,7 @@ def split_heads(B: int, S: int, heads: int, d: int, dtype: torch.dtype, seed: in
 @DTYPES
 @pytest.mark.parametrize(
     ("B", "heads", "K", "S", "d"),
-    keep([0, 1, 3], [(1, 1, 1, 1, 8), (2, 3, 3, 37, 16), (2, 2, 5, 150, 24), (1, 2, 16, 70, 64)]),
+    keep([1, 3], [(1, 1, 1, 1, 8), (2, 3, 3, 37, 16), (2, 2, 5, 150, 24), (1, 2, 16, 70, 64)]),
 )
 @pytest.mark.parametrize("masked", ["no", "keys", "queries"])
 def test_decode_attention(B: int, heads: int, K: int, S: int, d: int, masked: str, dtype: torch.dtype) -> None:

@@ -99,6 +99,7 @@ def test_no_prompt_length_records_again(f: Florence2, recorder: TapeRecorder) ->
     assert recorder.recorded == recorded
 
 
+@pytest.mark.release
 def test_mixed_lengths_together_are_answered_from_few_recordings(f: Florence2, recorder: TapeRecorder) -> None:
     """The same schedule, with other prompts each time: only buckets that did not occur are recorded."""
     settings, counts = {"max_new_tokens": 12, "min_new_tokens": 11}, []

@@ -100,6 +100,7 @@ def test_an_untied_model_is_replayed(model: Florence2Model, memory: Tensor) -> N
         assert same(found, expected) and not same(found, tied)
 
 
+@pytest.mark.release
 def test_nothing_of_one_call_is_left_in_the_next(model: Florence2Model, memory: Tensor) -> None:
     """Whatever its mask, its length and its number of rows."""
     options = GenerationOptions(max_new_tokens=12)
@@ -128,6 +129,7 @@ def test_generate_replays_where_that_is_possible(model: Florence2Model, memory: 
     assert recorder.replayed > 0
 
 
+@pytest.mark.release
 def test_more_rows_than_the_largest_bucket(
     model: Florence2Model, memory: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
