@@ -133,6 +133,7 @@ def test_torch_is_not_imported(images: Path, nano_folder: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0 True True"
 
 
+@pytest.mark.release
 def test_the_program(images: Path, nano_folder: Path) -> None:
     command = [sys.executable, "-m", "florence2.lite", "run", "od", str(images / "0.png"), "--model", str(nano_folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -380,6 +380,7 @@ def test_a_state_of_plain_adamw_is_resumed_by_the_fused_one(mini, processor, tmp
     assert int(moments["step"]) == 2 and moments["exp_avg"].any()
 
 
+@pytest.mark.release
 def test_after_ten_updates_the_time_of_an_epoch_is_said(mini, processor, tmp_path, capsys) -> None:
     updates: list[tuple[int, float]] = []
     lines: list[str] = []

@@ -184,6 +184,7 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path: Path, png: Png) -> None:
         assert second.source.content() == png(2)
 
 
+@pytest.mark.release
 def test_a_million_members_do_not_fill_the_memory(tmp_path: Path) -> None:
     """Here 3,000, the same for each: their ids are all that stays."""
     path, total = tmp_path / "x.tar", 3_000
