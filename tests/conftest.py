@@ -30,14 +30,21 @@ if not torch.cuda.is_available():  # read when Triton is imported, which importi
 
 NANO = Path(__file__).parents[1] / "weights" / "nano"
 
+SHARED_FOLDERS = ("tests/export/", "tests/lite/", "tests/serve/")
+"""Folders whose files share an export or a server, which take seconds to make."""
+
 pytest_plugins = ["tests.traced"]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give a file to one worker, so that what its tests share, such as a server, is made once."""
-    scheduler = importlib.import_module("xdist.scheduler")
-    return scheduler.LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
+    """Give a file to one worker, so that what its tests share, such as a server, is made once; some folders too."""
+    if config.getoption("dist") != "load":
+        return None
+    scheduler = importlib.import_module("xdist.scheduler").LoadFileScheduling(config, log)
+    file_of = scheduler._split_scope
+    scheduler._split_scope = lambda name: next(filter(name.startswith, SHARED_FOLDERS), file_of(name))
+    return scheduler
 
 
 @pytest.fixture(scope="session")

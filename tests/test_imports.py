@@ -22,6 +22,7 @@ def python(code: str, *arguments: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.release  # a process that answers
 def test_it_works_where_nothing_else_can_be_imported(small_folder: Path, picture_file: Path) -> None:
     """With every foreign package blocked, a checkpoint is loaded and answers."""
     code = f"""

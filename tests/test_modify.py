@@ -21,7 +21,6 @@ from florence2.cli.main import main
 from florence2.errors import CheckpointError, ConfigError, Florence2Error, PromptError
 from florence2.model.config import Layout
 from recipes.nano.scenes import make_scene
-from tests.release import keep
 
 DEPTHS = [f"<depth_{i}>" for i in range(100)]
 DEPTH = Task("<DEPTH>", "How far away is each thing?")
@@ -54,7 +53,8 @@ def save(f: Florence2, folder: Path, layout: Layout) -> None:
     shutil.copyfile(resolve("nano") / "preprocessor_config.json", folder / "preprocessor_config.json")
 
 
-@pytest.mark.parametrize("layout", keep(["microsoft"], ["microsoft", "native"]))
+@pytest.mark.release
+@pytest.mark.parametrize("layout", ["microsoft", "native"])
 def test_depth_tokens_and_their_task_come_back_in_a_fresh_process(
     layout: Layout, deep: Florence2, tmp_path: Path
 ) -> None:

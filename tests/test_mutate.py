@@ -113,6 +113,7 @@ def test_a_known_equivalent_is_found_by_its_text_and_not_by_its_place() -> None:
     assert all(entry.reason and (entry.source or entry.within) for entry in EQUIVALENT)
 
 
+@pytest.mark.release
 def test_the_mirror_is_asked_first_then_who_imports_it() -> None:
     assert selection.tests_of(ROOT, "florence2/generation/rules.py")[0] == "tests/generation/test_rules.py"
     runner = selection.tests_of(ROOT, "florence2/runner.py")
@@ -147,6 +148,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.release
 def test_killed_and_alive(project: Path) -> None:
     """The test has no value of exactly the limit, so the comparison may change; all else is seen."""
     mutants = find_mutants(PATH, STEPS)

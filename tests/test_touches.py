@@ -135,6 +135,7 @@ def assert_touches_only(report: Report, files: Sequence[Path]) -> None:
 NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 
 
+@pytest.mark.release  # a process that is watched
 def test_only_what_is_given_is_touched(folder: Path, picture_file: Path) -> None:
     """By an answer and its drawing, and by the commands that run, audit and inspect."""
     few = ["--model", folder, "--max-new-tokens", 2]

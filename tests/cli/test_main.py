@@ -173,6 +173,7 @@ def test_an_image_on_stdin_and_a_narrow_encoding(small_folder: Path, picture_fil
     assert done.returncode == 0 and done.stdout and done.stderr == b""
 
 
+@pytest.mark.release  # a process that prints
 def test_a_reader_that_has_seen_enough(small_folder: Path, picture_file: Path) -> None:
     words = ["run", "od", "caption", "ocr", str(picture_file), "--model", str(small_folder), *FEW]
     command = f"{sys.executable} -m florence2 {shlex.join(words)} | head -n 1"

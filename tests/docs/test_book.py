@@ -87,6 +87,7 @@ def test_the_drawings_show_the_model(nano: Florence2) -> None:
             assert stored[chapter][name] == value, (chapter, name)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_the_drawings_are_those_of_the_script(chapter: str, nano: Florence2, tmp_path: Path) -> None:
     """Up to the shapes of letters, which other versions of matplotlib draw otherwise."""

@@ -84,6 +84,7 @@ def test_map_is_that_of_a_script(scenes: Path, undisturbed: list[dict[str, Any]]
     assert undisturbed[0]["value"] == pytest.approx(100 * official(file, found, whole), abs=1e-10)
 
 
+@pytest.mark.release
 def test_detection_reaches_what_it_did(undisturbed: list[dict[str, Any]]) -> None:
     found = {row["protocol"].removeprefix("od, "): row for row in undisturbed}
     assert {name: row["value"] for name, row in found.items()} == {

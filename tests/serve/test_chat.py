@@ -219,6 +219,7 @@ def test_texts_that_the_schema_accepts_and_no_model_was_trained_on(
     assert ("note" in about) == (tag.startswith("REGION") or text == "<{tag}>")
 
 
+@pytest.mark.release
 def test_sixteen_clients_get_the_librarys_tokens(server: RunningServer, nano: florence2.Florence2) -> None:
     """All tasks at random, with waits, on few images: each answer is the one of the library alone."""
     from tests.serve.agreement import disagreements

@@ -29,6 +29,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         assert running.stop() == 0
 
 
+@pytest.mark.release  # two processes
 def test_answers_are_those_of_the_library(pair: RunningServer, nano: florence2.Florence2) -> None:
     assert disagreements(pair, nano, 12, 6, 2, 3) == []
     assert pair.metric("workers") == 2 and pair.metric("batch_rows_count") > 0

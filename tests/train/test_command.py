@@ -265,6 +265,7 @@ def test_a_frozen_tower_is_stored_with_the_run(given: list[str], part: str, tmp_
     assert not (tmp_path / "second" / "features").exists()
 
 
+@pytest.mark.release
 def test_validation_reads_what_training_stored(given: list[str], data: Path, tmp_path: Path) -> None:
     """Its other images are added once, whatever the number of evaluations."""
     last = (data / "data.jsonl").read_text().splitlines()[-1]

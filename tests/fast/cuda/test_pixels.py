@@ -150,6 +150,7 @@ def test_the_device_is_chosen_by_the_model(nano: florence2.Florence2, forced: fl
     assert forced.choose_pixels() is forced.pixels
 
 
+@pytest.mark.release
 def test_answers_are_the_same(nano: florence2.Florence2, forced: florence2.Florence2, folder: Path) -> None:
     paths = [path for path in sorted(folder.iterdir()) if path.stem != "4"]
     for path in paths[:2]:
