@@ -9,7 +9,7 @@ from florence2.errors import CheckpointError, ImageError, OptionError
 from florence2.model.florence2 import Florence2Model
 from florence2.processor import Processor
 from florence2.train.samples import Sample
-from florence2.train.store.filling import StoredGrids, StoreOptions, fill_store
+from florence2.train.store.filling import StoredGrids, StoreOptions, check_room, fill_store
 from florence2.train.store.grids import GridStore
 from florence2.train.store.keys import ImageKeys
 from florence2.train.store.tower import FrozenTower
@@ -24,6 +24,20 @@ def tower(mini: Florence2Model, processor: Processor) -> FrozenTower:
 @pytest.fixture
 def stored(tower: FrozenTower, processor: Processor, tmp_path: Path) -> StoredGrids:
     return StoredGrids(GridStore(tmp_path, tower.digest), ImageKeys(processor))
+
+
+def test_what_fits_exactly_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the disk and by the limit; one byte more is refused, with sizes in their units."""
+    monkeypatch.setattr("florence2.train.store.filling.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
+    check_room(4, 4, 250_000_000, StoreOptions(tmp_path, limit=1))
+    check_room(4, 0, 10**12, StoreOptions(tmp_path, limit=1))
+    with pytest.raises(OptionError, match=r"^The features of 1 of 4 images need 1\.0 GB .* the disk has 1\.0 GB free"):
+        check_room(4, 1, 10**9 + 1, StoreOptions(tmp_path))
+    (tmp_path / "a.safetensors").write_bytes(b"1")
+    with pytest.raises(
+        OptionError, match=r"images need 1\.0 GB in .* with 0\.0 MB already there more than the limit of 1 GB"
+    ):
+        check_room(4, 4, 250_000_000, StoreOptions(tmp_path, limit=1))
 
 
 def test_grids_are_those_of_the_images(stored, tower, processor, tmp_path) -> None:
