@@ -7,7 +7,10 @@ import pytest
 
 
 def keep(kept: Collection[int | str], cases: Iterable[Any]) -> list[Any]:
-    """Return the cases of a parametrisation, marked `release` unless their place or their name is kept."""
+    """Return the cases of a parametrisation, marked `release` unless their place or their name is kept.
+
+    A tuple is a case of several arguments, as pytest has it.
+    """
     every = list(cases)
     unknown = [each for each in kept if each not in every and each not in range(len(every))]
     assert not unknown, f"{unknown} are no cases"

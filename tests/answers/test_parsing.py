@@ -138,7 +138,7 @@ def test_any_text_takes_linear_time(piece: str) -> None:
         for whole in (text, f"{text}{BOX}{BOX}", f"a{BOX}{BOX}{text}", f"{text}\nx{BOX}{BOX}"):
             for region in find_regions(kind, whole):
                 clean_label(region.label)
-    assert time.process_time() - start < 2.5  # 28 texts, each under a tenth of a second
+    assert time.process_time() - start < 1  # 28 texts, which take 0.13 s together
 
 
 def test_long_rings_and_labels_take_linear_time() -> None:

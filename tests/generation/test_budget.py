@@ -48,7 +48,7 @@ def test_the_limit_of_positions_counts() -> None:
 
 @pytest.mark.release  # a process whose memory is measured
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nothing here says what a process has taken")
-@pytest.mark.parametrize(("batch", "length", "beams", "ids"), [(6, 600, 4, 12), (2, 100, 10, 100)])
+@pytest.mark.parametrize(("batch", "length", "beams", "ids"), [(6, 600, 4, 24), (2, 100, 10, 100)])
 def test_it_is_what_is_taken(batch: int, length: int, beams: int, ids: int) -> None:
     """The growth of a process while it answers: most of it is the memory's keys and values, then the answer's."""
     code = r"""
@@ -181,7 +181,7 @@ def test_an_image_by_hand() -> None:
 
 @pytest.mark.release  # a process whose memory is measured
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nothing here says what a process has taken")
-@pytest.mark.parametrize(("attention", "size"), [("sdpa", 384), ("eager", 384)])
+@pytest.mark.parametrize(("attention", "size"), [("sdpa", 512), ("eager", 384)])
 def test_images_take_what_was_planned(attention: str, size: int) -> None:
     code = r"""
 import re, sys, torch

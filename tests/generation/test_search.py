@@ -15,6 +15,7 @@ from florence2.generation.rules import ForcedId, MinNewTokens, NoRepeatNgram, Re
 from florence2.generation.search import search, start_search
 from florence2.generation.state import Generation, SpecialIds, logit_rules
 from tests.generation.tables import END, IDS, PAD, START, Run, run_on_arrays, run_on_tensors
+from tests.release import keep
 from tests.slow_search import Table, beam_search, greedy, log_softmax
 
 PLAIN = GenerationOptions(
@@ -198,12 +199,15 @@ def random_table(seed: int, ids: int = 12, end_bonus: float = 0.8) -> Table:
     return table
 
 
+@pytest.mark.parametrize("seeds", keep([0], [range(5), range(5, 12)]), ids=str)
 @pytest.mark.parametrize(("start", "limit", "end_bonus"), [(START, 10, 0.8), (7, 30, -1.5)], ids=["short", "long"])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_equals_the_slow_search(run: Run, changes: dict[str, Any], start: int, limit: int, end_bonus: float) -> None:
+def test_equals_the_slow_search(
+    run: Run, changes: dict[str, Any], start: int, limit: int, end_bonus: float, seeds: range
+) -> None:
     """Short answers that start with the id 0, long ones that start with another."""
     options = replace(PLAIN, max_new_tokens=limit).changed(**changes)
-    for seed in range(5):
+    for seed in seeds:
         table = random_table(seed, end_bonus=end_bonus)
         found = run([table], options, replace(IDS, start=start))
         rows = [strip(found.sequences[r], int(found.lengths[r])) for r in range(len(found.sequences))]

@@ -225,5 +225,5 @@ def test_sixteen_clients_get_the_librarys_tokens(server: RunningServer, nano: fl
     from tests.serve.agreement import disagreements
 
     started = time.monotonic()
-    assert disagreements(server, nano, requests=16, clients=16, images=2, seed=1) == []
+    assert disagreements(server, nano, requests=24, clients=16, images=2, seed=1) == []
     assert time.monotonic() - started < 60
